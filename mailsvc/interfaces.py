@@ -1,0 +1,157 @@
+"""The contracts between the protocol servers and what stands behind them.
+
+``tests/test_store_contract.py`` is the executable form of the store's half: whatever passes it can be
+given to ``service.build``.  One Deferred per operation, none per block and none per message, so that
+a store on a database or on another host can keep the same contract.
+"""
+
+from __future__ import annotations
+
+from zope.interface import Attribute, Interface
+
+
+class IMailboxStore(Interface):
+    """Where delivered mail lies."""
+
+    def begin(accounts, id, size_hint=0):
+        """Open a delivery of one message; synchronous, and does no I/O.
+
+        :param accounts: a non-empty tuple of distinct :class:`mailsvc.mail.Account`.
+        :param id: the message's id (:func:`mailsvc.mail.new_id`), ASCII letters and digits, used
+            for one message only; the store may build its unique-ids from it.
+        :param size_hint: octets expected, 0 when unknown; not a promise.
+        :returns: an :class:`IDelivery`.
+        """
+
+    def room(account, octets):
+        """Whether *account* may take one more message of *octets* (0 when unknown).
+
+        :returns: None, or a Deferred that fires with None.
+        :raises mailsvc.errors.MailboxFull: (or the Deferred fails with it) when its quota would be
+            exceeded.  A quota is checked here, at RCPT, and not again at commit.
+        """
+
+    def open_maildrop(account):
+        """Take the exclusive lock of *account*'s maildrop and its whole listing, in one go.
+
+        :returns: a Deferred of an :class:`IMaildrop`.  It fails with
+            :class:`mailsvc.errors.MaildropInUse` when another session, of whatever process, holds
+            the lock, and with :class:`mailsvc.errors.TemporaryFailure` when the store cannot be
+            read.  An account that never got mail has an empty maildrop.
+        """
+
+    def sweep():
+        """Remove what abandoned deliveries left behind (36 hours old, say).
+
+        :returns: a Deferred of the number of things removed; never fails.
+        """
+
+
+class IDelivery(Interface):
+    """One message on its way to one or more accounts.
+
+    ``write`` any number of times, then exactly one of ``commit`` and ``abort``; ``abort`` may follow
+    anything.  Nothing is visible in any maildrop before commit.
+    """
+
+    def write(block):
+        """Append *block* (bytes; lines end in CRLF, dots unstuffed; cut anywhere).
+
+        :returns: None to go on, or a Deferred: pause the sender until it fires.  A failure, raised
+            or through the Deferred, is repeated by ``commit``; the caller may go on or abort.
+        """
+
+    def commit():
+        """Make the message durable in every account's maildrop.
+
+        :returns: a Deferred that fires with None when every copy would survive a power loss, or
+            fails with a :class:`mailsvc.errors.MailFailure`; then what could be withdrawn has been.
+            A retry may duplicate, never lose (RFC 1047).
+        """
+
+    def abort():
+        """Forget the message; synchronous, idempotent, never raises.  Does nothing after commit."""
+
+
+class IMaildrop(Interface):
+    """An open, exclusively locked maildrop: the avatar of a POP3 login.
+
+    Messages are numbered from 1, fixed at opening; mail that arrives later is not seen.  Deletion
+    marks are the session's (RFC 1939 §5), not the store's.
+    """
+
+    sizes = Attribute("``array('Q')`` of sizes in octets as RETR sends them, CRLF counted, without "
+                      "dot-stuffing and terminator; message n is ``sizes[n - 1]``.")
+    octets = Attribute("The sum of ``sizes``.")
+    lost = Attribute("A Deferred that fires when the lock is known to be lost; often never.")
+
+    def uidl(number):
+        """The unique-id of a message: bytes, 1 to 70 of 0x21–0x7E (RFC 1939 §7).
+
+        Permanent, never reused in this maildrop, and distinct from all others in it.
+        """
+
+    def read(number, consumer, lines=None):
+        """Write a message to *consumer* (``IConsumer``), all lines ending in CRLF, the last too.
+
+        Not dot-stuffed, without the terminator.  With *lines*, only the header, the empty line and
+        that many lines of the body (TOP).  Small messages are written at once; larger ones through
+        a registered producer, as the consumer asks for them.
+
+        :returns: a Deferred that fires with None when the last block was written.  It fails with
+            :class:`mailsvc.errors.MessageVanished` if the file is gone (then nothing was written),
+            or :class:`mailsvc.errors.TemporaryFailure` when it cannot be read (and something may
+            have been).  Cancelling it stops the producer.
+        """
+
+    def update(deleted):
+        """Remove the messages numbered in *deleted* (a collection of ints), then release.
+
+        :returns: a Deferred of None when all are gone for good (a power loss would not bring them
+            back); fails with :class:`mailsvc.errors.SomeNotRemoved`.  The lock is released in
+            either case.
+        """
+
+    def release():
+        """Give the lock back, deleting nothing; synchronous, idempotent, never raises."""
+
+
+class IDirectory(Interface):
+    """Which domains, accounts and aliases there are.  Look-ups are local and quick: no Deferreds.
+
+    Names arrive as in :class:`mailsvc.mail.Address`; the directory folds them by its own case rule.
+    Each method raises :class:`mailsvc.errors.TemporaryFailure` when the directory cannot be read.
+    """
+
+    def domain(name):
+        """The :class:`mailsvc.directory.Domain` of that name, or None when it is not ours."""
+
+    def account(local_part, domain):
+        """The :class:`mailsvc.mail.Account`, or None."""
+
+    def alias(local_part, domain):
+        """The :class:`mailsvc.directory.Alias`, or None."""
+
+    def credentials(name):
+        """What a login as *name* (``local-part@domain``) is checked against.
+
+        :returns: a :class:`mailsvc.directory.Credentials`, or None when there is no such account.
+        """
+
+
+class IRouter(Interface):
+    """Where a forward-path leads."""
+
+    def route(forward_path):
+        """The accounts that mail to *forward_path* is delivered to.
+
+        :returns: a non-empty tuple of :class:`mailsvc.mail.Account`, or a Deferred of it.
+        :raises mailsvc.errors.MailFailure: ``UnknownMailbox``, ``MailboxMoved``, ``RelayDenied``,
+            ``RoutingLoop`` or ``TemporaryFailure``.
+        """
+
+    def verify(name):
+        """What VRFY may say of *name*: the :class:`mailsvc.mail.Address` it means, or raises."""
+
+    def expand(name):
+        """What EXPN may say of *name*: the addresses a list or alias leads to, or raises."""

@@ -1,0 +1,124 @@
+"""The values that mail is made of: addresses, accounts, envelopes, ids.
+
+All are immutable except :class:`Envelope`, which one SMTP transaction fills.  Nothing here does I/O
+or knows a protocol's wire form beyond the address syntax of RFC 5321 §4.1.2.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+#: dot-string of RFC 5321 §4.1.2, with the UTF-8 of RFC 6531 §3.3.
+_DOT_STRING = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u0080-\U0010ffff-]+"
+                         r"(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u0080-\U0010ffff-]+)*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A Mailbox of RFC 5321 §4.1.2, or one of the two paths that have no domain.
+
+    :ivar local_part: as meant, not as quoted: ``"a b"@c`` has the local-part ``a b``.  NFC.
+    :ivar domain: lower case, NFC, without a final dot; an address literal keeps its brackets.
+        Empty for the null reverse-path and for ``<postmaster>``.
+    """
+
+    local_part: str
+    domain: str
+
+    def __str__(self) -> str:
+        local = self.local_part
+        if local and not _DOT_STRING.match(local):
+            local = '"' + re.sub(r'(["\\])', r"\\\1", local) + '"'
+        return f"{local}@{self.domain}" if self.domain else local
+
+    @property
+    def is_ascii(self) -> bool:
+        """Whether it can be written without SMTPUTF8."""
+        return self.local_part.isascii() and self.domain.isascii()
+
+
+#: The null reverse-path ``<>`` (RFC 5321 §4.5.5).
+NULL_PATH = Address("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A mailbox that mail is delivered to and fetched from.
+
+    :ivar local_part: its name in its domain, in the directory's own spelling.
+    :ivar domain: A-label form, lower case.
+    :ivar quota_octets: most octets its maildrop may hold; 0 for no limit.
+    :ivar quota_messages: most messages its maildrop may hold; 0 for no limit.
+    """
+
+    local_part: str
+    domain: str
+    quota_octets: int = 0
+    quota_messages: int = 0
+
+    @property
+    def name(self) -> str:
+        """The login and display name, ``local-part@domain``."""
+        return f"{self.local_part}@{self.domain}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One accepted RCPT: the forward-path as given, and the accounts it led to."""
+
+    forward_path: Address
+    accounts: tuple[Account, ...]
+
+
+@dataclass(slots=True)
+class Envelope:
+    """One mail transaction (RFC 5321 §2.3.1): what MAIL and RCPT said.
+
+    :ivar id: names the message in the 250 reply, in Received, in logs and in the store.
+    :ivar size: octets declared by SIZE=, or 0 when not declared.
+    :ivar body: BODY=, "7BIT" or "8BITMIME".
+    :ivar smtputf8: whether SMTPUTF8 was given.
+    """
+
+    id: str
+    reverse_path: Address
+    size: int = 0
+    body: str = "7BIT"
+    smtputf8: bool = False
+    recipients: list[Recipient] = field(default_factory=list)
+
+    def accounts(self) -> tuple[Account, ...]:
+        """Every account to deliver to, each once, in the order first named."""
+        return tuple(dict.fromkeys(a for r in self.recipients for a in r.accounts))
+
+
+#: Crockford's base 32: no I, L, O, U, so that an id can be read aloud.
+_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def _base32(number: int, width: int) -> str:
+    return "".join(_DIGITS[number >> shift & 31] for shift in range(5 * (width - 1), -1, -5))
+
+
+def _ids() -> Iterator[str]:
+    last = 0
+    for _ in itertools.count():
+        last = max(last + 1, time.time_ns() // 1000)
+        # 55 bits of microseconds reach the year 3111; Linux pids have at most 22 bits.
+        yield _base32(last, 11) + _base32(os.getpid(), 5)
+
+
+_next_id = _ids()
+
+
+def new_id() -> str:
+    """A 16-character id, unique on this host: microseconds (strictly rising here) and pid.
+
+    Ids of one process sort by time.
+    """
+    return next(_next_id)

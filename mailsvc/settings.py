@@ -1,0 +1,41 @@
+"""How one setting is declared: its default, type, unit and sentence, in the class that uses it.
+
+A *section* is a frozen dataclass whose fields are made by :func:`setting`.  It stands in the module
+that obeys it (``SMTPSettings`` in ``smtp/session.py``), and ``config.py`` gathers the sections into
+the configuration file, its commented example, its documentation and its error messages.  So a
+setting is one line in one place.
+
+This module reads no file and knows no section.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+#: A check takes the value and returns what was expected instead, or None when the value will do.
+Check = Callable[[Any], str | None]
+
+
+def setting(default: Any, sentence: str, *, unit: str = "", check: Check | None = None) -> Any:
+    """Declare one field of a section.
+
+    *default* may be an immutable value or a ``list``/``dict`` (copied per instance).  *sentence*
+    says what the setting does, for an operator.  *unit* is "octets", "seconds", … or empty.
+    """
+    metadata = {"sentence": sentence, "unit": unit, "check": check}
+    if isinstance(default, list | dict):
+        kind = type(default)
+        return dataclasses.field(default_factory=lambda: kind(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def at_least(minimum: int | float) -> Check:
+    """A check for numbers: *minimum* or more."""
+    return lambda value: None if value >= minimum else f"{minimum} or more"
+
+
+def one_of(*choices: str) -> Check:
+    """A check for names: one of *choices*."""
+    return lambda value: None if value in choices else "one of " + ", ".join(choices)
