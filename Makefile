@@ -1,0 +1,79 @@
+# Needs Python 3.11 or newer (with its venv module), git and make; nothing else.
+#
+#   make run        install into .venv and serve mail on loopback, with data in ./run
+#   make test       install the test extras and run every test
+#   make check      ruff, mypy, documentation, packaging and news fragments
+#   make coverage   branch coverage of the protocol cores and the store, 98 % at least
+#   make bench      measure against the mail servers installed here
+#   make clean      remove .venv and everything built; ./run, with its mail, stays
+#
+# make PYTHON=python3.12 … picks an interpreter, make RUN="--smtp 2026" … adds options to
+# `mailsvc dev`, make TEST="tests/test_wire.py -x" … narrows the tests.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?=
+TEST ?=
+
+BIN := $(VENV)/bin
+# The stamps depend on setup.cfg and pyproject.toml: an edit there installs anew, none installs twice.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: run test check coverage bench docs nodemailer clean
+
+run: $(VENV)/.installed
+	@exec $(BIN)/mailsvc dev --dir run --hints $(RUN)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(TEST)
+
+check: $(VENV)/.installed-test $(VENV)/.installed-check docs
+	$(BIN)/ruff check .
+	$(BIN)/mypy mailsvc
+	$(BIN)/python -m pytest -q tests/test_packaging.py
+	$(BIN)/towncrier build --draft --version next
+
+docs: $(VENV)/.installed-check
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+coverage: $(VENV)/.installed-test
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q --ignore-glob='tests/test_interop_*' \
+	    --ignore=tests/test_kill.py --ignore=tests/test_memory.py --ignore=tests/test_packaging.py
+	$(BIN)/coverage report
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m tests.bench
+
+# The Node.js mail client that tests/test_interop_smtp.py drives.
+nodemailer: $(VENV)/.nodemailer
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "mailsvc needs Python 3.11 or newer; $(PYTHON) is older or missing." >&2; \
+	    echo "Install one and name it: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "$(PYTHON) could not make a virtual environment." >&2; \
+	    echo "On Debian and Ubuntu its venv module is a package of its own:" >&2; \
+	    echo "    sudo apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-check: $(VENV)/.installed
+	$(INSTALL) -e '.[check]'
+	@touch $@
+
+$(VENV)/.nodemailer: $(VENV)/.created Makefile
+	npm install --silent --no-package-lock --prefix $(VENV) nodemailer@7
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist docs/_build htmlcov .coverage mailsvc.egg-info \
+	    .pytest_cache .mypy_cache .ruff_cache .hypothesis

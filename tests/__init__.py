@@ -1,0 +1,1 @@
+"""The tests of mailsvc; docs/testing.rst tells what is where."""
