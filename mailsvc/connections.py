@@ -1,0 +1,133 @@
+"""The open connections of one protocol: how many there may be, and how they end together.
+
+Each protocol's factory owns one :class:`Connections`.  It counts connections in all and by client
+address, refuses those over the limit, and at the end of the service lets the transactions in flight
+finish within a time limit.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Iterable
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IReactorTime
+
+from mailsvc.errors import EnhancedStatus, TemporaryFailure
+
+
+class Connection(Protocol):
+    """What is asked of a connection."""
+
+    def finish(self) -> None:
+        """Take no new transaction, and end when the present one has."""
+
+    def abort(self) -> None:
+        """End now."""
+
+
+def client_address(peer: IAddress) -> str:
+    """The IP address of *peer* as text, or "" when it has none (a Unix socket).
+
+    An IPv4 client of an IPv6 socket gets its IPv4 address; a zone (``%eth0``) is left out.
+    """
+    host = getattr(peer, "host", "")
+    if not isinstance(host, str):
+        return ""
+    host = host.partition("%")[0]
+    if host.lower().startswith("::ffff:") and "." in host:
+        return host[7:]
+    return host
+
+
+class Connections:
+    """The open connections of one protocol.
+
+    :param most: how many there may be at once.
+    :param most_per_address: how many from one IPv4 address or one IPv6 /64.
+    :param exempt: networks in CIDR form that *most_per_address* does not bind.
+    """
+
+    def __init__(
+        self, most: int, most_per_address: int, exempt: Iterable[str], clock: IReactorTime
+    ) -> None:
+        self._most = most
+        self._most_per_address = most_per_address
+        self._exempt = [ipaddress.ip_network(network, strict=False) for network in exempt]
+        self._clock = clock
+        self._open: dict[Connection, str] = {}
+        self._sources: Counter[str] = Counter()
+        self._emptied: Deferred[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: Connection, client: str) -> None:
+        """Count a new connection from *client*, an IP address or "".
+
+        It is counted, and to be removed, even if this fails.
+
+        :raises TemporaryFailure: there are too many, or too many from its address.
+        """
+        source = self._source(client)
+        self._open[connection] = source
+        if source:
+            self._sources[source] += 1
+        if len(self._open) > self._most:
+            raise TemporaryFailure(
+                "Too many connections; try again later", EnhancedStatus(4, 3, 2)
+            )
+        if self._sources[source] > self._most_per_address:
+            raise TemporaryFailure(
+                "Too many connections from your address; try again later", EnhancedStatus(4, 7, 0)
+            )
+
+    def remove(self, connection: Connection) -> None:
+        """The connection is lost.  Harmless when it was removed already."""
+        source = self._open.pop(connection, "")
+        if source:
+            self._sources[source] -= 1
+            if not self._sources[source]:
+                del self._sources[source]
+        if not self._open and self._emptied is not None:
+            emptied, self._emptied = self._emptied, None
+            emptied.callback(None)
+
+    def shut_down(self, seconds: float) -> Deferred[None]:
+        """Let every connection finish; abort what is left after *seconds*.
+
+        :returns: a Deferred that fires when none is left.
+        """
+        emptied: Deferred[None] = Deferred()
+        if not self._open:
+            emptied.callback(None)
+            return emptied
+        self._emptied = emptied
+        deadline = self._clock.callLater(seconds, self._abort)
+
+        def done(_: object) -> None:
+            if deadline.active():
+                deadline.cancel()
+
+        emptied.addCallback(done)
+        for connection in list(self._open):
+            connection.finish()
+        return emptied
+
+    def _abort(self) -> None:
+        for connection in list(self._open):
+            connection.abort()
+
+    def _source(self, client: str) -> str:
+        """What connections are counted by: an IPv4 address, an IPv6 /64, or "" for no count."""
+        if not client:
+            return ""
+        address = ipaddress.ip_address(client)
+        if any(address in network for network in self._exempt):
+            return ""
+        if address.version == 6:
+            # One host is given a whole /64 (RFC 6177), so counting addresses would count nothing.
+            return str(ipaddress.ip_network((address, 64), strict=False))
+        return client

@@ -1,0 +1,285 @@
+"""The command table of a receiving SMTP session (RFC 5321 §4.1.1), and what each command does.
+
+One command is one row of ``COMMANDS`` and one function; one extension is one row of ``EXTENSIONS``.
+"Bad sequence", HELP, the limits on chatter and the exhaustive tests all follow from the rows.
+
+A function of a row is given the session and the argument, without surrounding white space.  It asks
+the session's owner (``Session.ask``), answers (``say``, ``refuse``), or raises ``SyntaxFault``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mailsvc.mail import Address, Envelope, new_id
+from mailsvc.smtp import grammar, replies
+from mailsvc.smtp.events import (
+    DataBegins,
+    Expand,
+    Hello,
+    MailFrom,
+    RcptTo,
+    TLSBegins,
+    Verify,
+)
+from mailsvc.smtp.grammar import SyntaxFault
+from mailsvc.smtp.intake import Intake
+from mailsvc.smtp.replies import Reply, printable, reply
+
+if TYPE_CHECKING:
+    from mailsvc.smtp.session import Session
+
+# Where a session is, by what it has been told (RFC 5321 §4.1.4).  A phase says which commands are
+# legal and nothing else: whether a message is arriving, or an answer awaited, is kept apart.  RSET,
+# HELO and EHLO lead from READY and all behind it to READY; QUIT leads to CLOSED from anywhere.
+GREETING = "greeting"  # the 220 is not out yet
+START = "start"  # no HELO or EHLO yet
+READY = "ready"  # no transaction
+MAIL = "mail"  # a sender, no recipient
+RCPT = "rcpt"  # a sender and one recipient or more
+CHUNKS = "chunks"  # one BDAT or more, none of them LAST
+CLOSED = "closed"
+
+PHASES = (GREETING, START, READY, MAIL, RCPT, CHUNKS, CLOSED)
+_ANY = frozenset((START, READY, MAIL, RCPT, CHUNKS))
+_BETWEEN_MESSAGES = _ANY - {CHUNKS}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One row of the command table.
+
+    :ivar legal: the phases in which it may come.
+    :ivar usage: what HELP says of it; empty for a command that is not implemented.
+    :ivar fault: the enhanced status of a syntax error in its argument.
+    :ivar idle: whether it counts as a command that brings no mail along.
+    """
+
+    verb: str
+    act: Callable[[Session, bytes], None]
+    legal: frozenset[str]
+    usage: str = ""
+    fault: str = "5.5.4"
+    idle: bool = False
+
+
+def out_of_order(verb: str, session: Session) -> Reply:
+    """Why *verb* is not legal in the session's phase (RFC 5321 §4.1.4)."""
+    if session.phase is CHUNKS:
+        return replies.MID_CHUNKS
+    if session.phase is START:
+        return replies.HELLO_FIRST
+    if verb == "MAIL":
+        return replies.NESTED_MAIL
+    if verb in ("DATA", "BDAT") and session.phase is MAIL:
+        # RFC 5321 §3.3: 554 when recipients were named and none of them would do.
+        none_valid = session.refused_recipient
+        return replies.NO_VALID_RECIPIENTS if none_valid else replies.RECIPIENT_FIRST
+    return replies.MAIL_FIRST
+
+
+def _no_argument(argument: bytes) -> None:
+    if argument:
+        raise SyntaxFault("No argument is allowed here")
+
+
+def _helo(session: Session, argument: bytes) -> None:
+    session.ask(Hello(grammar.hello(argument), extended=False))
+
+
+def _ehlo(session: Session, argument: bytes) -> None:
+    session.ask(Hello(grammar.hello(argument), extended=True))
+
+
+def _mail(session: Session, argument: bytes) -> None:
+    parsed = grammar.reverse_path(argument)
+    if session.exhausted:
+        session.close(replies.TOO_MANY_MESSAGES)
+        return
+    envelope = Envelope(new_id(), parsed.path)
+    for keyword, value in parsed.parameters.items():
+        parameter = _MAIL_PARAMETERS.get(keyword)
+        if parameter is None:
+            session.refuse(_unknown_parameter(keyword, "MAIL"))
+            return
+        attribute, parse = parameter
+        setattr(envelope, attribute, parse(value))
+    most = session.limits.message_octets
+    if not envelope.smtputf8 and not parsed.path.is_ascii:
+        session.refuse(replies.NEEDS_SMTPUTF8)
+    elif most and envelope.size > most:
+        session.refuse(replies.MESSAGE_TOO_BIG)
+    else:
+        session.ask(MailFrom(envelope))
+
+
+#: MAIL parameters: the Envelope attribute each one sets, and the parser of its value.
+_MAIL_PARAMETERS: dict[str, tuple[str, Callable[[str | None], object]]] = {
+    "SIZE": ("size", grammar.size),
+    "BODY": ("body", grammar.body),
+    "SMTPUTF8": ("smtputf8", grammar.flag),
+}
+
+
+def _rcpt(session: Session, argument: bytes) -> None:
+    parsed = grammar.forward_path(argument)
+    envelope = session.envelope
+    assert envelope is not None
+    if parsed.parameters:
+        session.refuse(_unknown_parameter(next(iter(parsed.parameters)), "RCPT"))
+    elif not envelope.smtputf8 and not parsed.path.is_ascii:
+        session.refuse(replies.NEEDS_SMTPUTF8)
+    elif len(envelope.recipients) >= session.limits.recipients:
+        # Not an error of the client: it may go on with those it has (RFC 5321 §4.5.3.1.10).
+        session.say(replies.TOO_MANY_RECIPIENTS)
+    else:
+        session.ask(RcptTo(parsed.path))
+
+
+def _unknown_parameter(keyword: str, verb: str) -> Reply:
+    return reply(555, "5.5.4", f"{verb} parameter {printable(keyword)} not recognized")
+
+
+def _data(session: Session, argument: bytes) -> None:
+    _no_argument(argument)
+    session.ask(DataBegins())
+
+
+def _bdat(session: Session, argument: bytes) -> None:
+    octets, last = grammar.chunk(argument)
+    intake = session.intake
+    if intake is None:
+        intake = session.intake = Intake(session.limits, chunked=True)
+        if session.phase is RCPT:
+            session.ask(DataBegins())
+        else:
+            # RFC 3030 §2: the octets follow in any case, and must not be taken for commands.
+            intake.refusal = out_of_order("BDAT", session)
+    session.chunk_begins(octets, last)
+
+
+def _rset(session: Session, argument: bytes) -> None:
+    _no_argument(argument)
+    session.end_transaction("RSET")
+    session.say(replies.RESET_OK)
+
+
+def _noop(session: Session, argument: bytes) -> None:
+    session.say(replies.NOOP_OK)
+
+
+def _quit(session: Session, argument: bytes) -> None:
+    _no_argument(argument)
+    session.close(replies.BYE)
+
+
+def _vrfy(session: Session, argument: bytes) -> None:
+    mailbox = _mailbox(argument, "VRFY user@domain")
+    if session.limits.disclose_mailboxes:
+        session.ask(Verify(mailbox))
+    else:
+        # RFC 5321 §7.3: 252, so that refusing to say looks the same for every address.
+        session.say(replies.CANNOT_VERIFY)
+
+
+def _expn(session: Session, argument: bytes) -> None:
+    mailbox = _mailbox(argument, "EXPN list@domain")
+    if session.limits.disclose_mailboxes:
+        session.ask(Expand(mailbox))
+    else:
+        session.refuse(replies.EXPN_DISABLED)
+
+
+def _mailbox(argument: bytes, usage: str) -> Address:
+    # RFC 6531 §3.7.4.2: VRFY and EXPN take SMTPUTF8 as a parameter.
+    if argument.upper().endswith(b" SMTPUTF8"):
+        argument = argument[:-9].rstrip(b" ")
+    if not argument:
+        raise SyntaxFault(f"Syntax: {usage}")
+    return grammar.mailbox(argument)
+
+
+def _help(session: Session, argument: bytes) -> None:
+    topic = argument.upper()
+    command = COMMANDS.get(topic)
+    if not topic:
+        verbs = sorted(row.verb for row in COMMANDS.values() if row.usage)
+        session.say(reply(214, "2.0.0", "Commands: " + " ".join(verbs), "HELP verb says more"))
+    elif topic == b"STATUS":
+        size = session.limits.message_octets or "any number of"
+        most = session.limits.recipients
+        session.say(reply(211, "2.0.0", f"Messages of {size} octets to {most} recipients each"))
+    elif command is None or not command.usage:
+        session.refuse(replies.UNKNOWN_TOPIC)
+    else:
+        session.say(reply(214, "2.0.0", command.usage))
+
+
+def _starttls(session: Session, argument: bytes) -> None:
+    _no_argument(argument)
+    if session.tls_active:
+        session.refuse(replies.TLS_ACTIVE)
+    elif not session.tls_available:
+        session.refuse(replies.NOT_IMPLEMENTED)
+    else:
+        session.end_transaction("STARTTLS")
+        session.say(replies.START_TLS)
+        session.ask(TLSBegins())
+
+
+def _not_implemented(session: Session, argument: bytes) -> None:
+    session.refuse(replies.NOT_IMPLEMENTED)
+
+
+_ROWS = (
+    Command("HELO", _helo, _ANY, "HELO your.host.name", idle=True),
+    Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True),
+    Command("MAIL", _mail, frozenset({READY}),
+            "MAIL FROM:<address> [SIZE=octets] [BODY=8BITMIME] [SMTPUTF8]", fault="5.1.7"),
+    Command("RCPT", _rcpt, frozenset({MAIL, RCPT}), "RCPT TO:<address>", fault="5.1.3"),
+    Command("DATA", _data, frozenset({RCPT}), "DATA, then the message, then CRLF.CRLF"),
+    # BDAT looks at the phase itself: its octets must be swallowed in any.
+    Command("BDAT", _bdat, _ANY, "BDAT octets [LAST], then the octets"),
+    Command("RSET", _rset, _ANY, "RSET forgets the transaction", idle=True),
+    Command("NOOP", _noop, _ANY, "NOOP does nothing", idle=True),
+    Command("QUIT", _quit, _ANY, "QUIT ends the session"),
+    # RFC 5321 §4.1.4: NOOP, HELP, EXPN, VRFY and RSET need no introduction.
+    Command("HELP", _help, _ANY, "HELP [verb | STATUS]", idle=True),
+    Command("VRFY", _vrfy, _BETWEEN_MESSAGES, "VRFY user@domain", idle=True),
+    Command("EXPN", _expn, _BETWEEN_MESSAGES, "EXPN list@domain", idle=True),
+    Command("STARTTLS", _starttls, _BETWEEN_MESSAGES, idle=True),
+    Command("AUTH", _not_implemented, _ANY, idle=True),
+    Command("TURN", _not_implemented, _ANY, idle=True),
+    Command("ATRN", _not_implemented, _ANY, idle=True),
+    Command("ETRN", _not_implemented, _ANY, idle=True),
+    Command("XEXCH50", _not_implemented, _ANY, idle=True),
+)
+
+#: Every verb that is recognized, in upper case.
+COMMANDS: dict[bytes, Command] = {row.verb.encode(): row for row in _ROWS}
+
+
+def _limits(session: Session) -> str:
+    """The LIMITS keyword (RFC 9422 §4)."""
+    limits = session.limits
+    most = f" MAILMAX={limits.messages}" if limits.messages else ""
+    return f"LIMITS{most} RCPTMAX={limits.recipients}"
+
+
+#: The lines of the reply to EHLO, after the first; an empty one is not offered.
+EXTENSIONS: tuple[Callable[[Session], str], ...] = (
+    lambda session: "PIPELINING",
+    # RFC 1870 §4: 0 says that no fixed limit is in force.
+    lambda session: f"SIZE {session.limits.message_octets}",
+    lambda session: "8BITMIME",
+    lambda session: "SMTPUTF8",
+    lambda session: "CHUNKING",
+    lambda session: "ENHANCEDSTATUSCODES",
+    _limits,
+    lambda session: "STARTTLS" if session.tls_available and not session.tls_active else "",
+    lambda session: "VRFY" if session.limits.disclose_mailboxes else "",
+    lambda session: "EXPN" if session.limits.disclose_mailboxes else "",
+    lambda session: "HELP",
+)

@@ -1,0 +1,114 @@
+"""What a receiving SMTP session tells its owner, and asks.
+
+Some events are questions, as their docstrings say: ``Session.reply`` answers them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mailsvc.mail import Address, Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """Question: the connection is new.  Answer 220 (``Session.greeting``) or refuse it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Question: HELO or EHLO, of a client that calls itself *name*.
+
+    Answer ``Session.hello_reply`` or a refusal.
+    """
+
+    name: str
+    extended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MailFrom:
+    """Question: MAIL.  A positive reply makes *envelope* the session's."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class RcptTo:
+    """Question: RCPT.  Before a positive reply, add its Recipient to the session's envelope."""
+
+    forward_path: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Question: VRFY.  An empty domain means that none was given."""
+
+    mailbox: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Expand:
+    """Question: EXPN."""
+
+    mailbox: Address
+
+
+@dataclass(frozen=True, slots=True)
+class DataBegins:
+    """Question: DATA, or the first BDAT: may the message come?  Answer 354 or a refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageBlock:
+    """A part of the message: CRLF lines, dots unstuffed, no CRLF cut in two."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MessageEnds:
+    """Question: the message is whole and well formed, *size* octets.  Take it (250) or refuse."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The message that had begun will not end: drop it.
+
+    :ivar reason: the text of the reply that ended it, or the command that did.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TLSBegins:
+    """The 220 is in ``data_to_send``: send it, start TLS, then call ``Session.tls_started``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The session is over: send what is owed and close the connection.
+
+    :ivar asked: whether the client wished it (QUIT).
+    """
+
+    asked: bool
+
+
+Event = (
+    Connected
+    | Hello
+    | MailFrom
+    | RcptTo
+    | Verify
+    | Expand
+    | DataBegins
+    | MessageBlock
+    | MessageEnds
+    | Aborted
+    | TLSBegins
+    | Closed
+)

@@ -1,0 +1,67 @@
+"""The limits of a receiving SMTP session: the [smtp] section (RFC 5321 §4.5.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mailsvc.settings import at_least, setting
+
+
+@dataclass(frozen=True, slots=True)
+class SMTPSettings:
+    """The [smtp] section.  0 means no limit where a sentence says so."""
+
+    message_octets: int = setting(
+        52_428_800, "Largest message accepted; 0 for no limit.", unit="octets", check=at_least(0)
+    )
+    recipients: int = setting(
+        1000, "Most recipients of one message (RFC 5321 asks for 100 or more).", check=at_least(1)
+    )
+    command_octets: int = setting(
+        2048,
+        "Longest command line, CRLF counted (RFC 5321 asks for 512 or more).",
+        unit="octets",
+        check=at_least(512),
+    )
+    text_line_octets: int = setting(
+        0,
+        "Longest line of a message, CRLF counted; 0 for no limit.",
+        unit="octets",
+        check=at_least(0),
+    )
+    hops: int = setting(
+        100, "Received fields that make a message a loop (RFC 5321 §6.3).", check=at_least(1)
+    )
+    errors: int = setting(
+        50, "Commands refused, since the last accepted message, that end a connection.",
+        check=at_least(1),
+    )
+    idle_commands: int = setting(
+        1000,
+        "NOOP, RSET, HELO, VRFY and such, since the last accepted message, that end a connection.",
+        check=at_least(1),
+    )
+    messages: int = setting(
+        0, "Messages accepted over one connection; 0 for no limit.", check=at_least(0)
+    )
+    disclose_mailboxes: bool = setting(
+        False, "Whether VRFY and EXPN tell strangers which mailboxes exist."
+    )
+    command_seconds: float = setting(
+        300, "Time for one command to arrive whole.", unit="seconds", check=at_least(1)
+    )
+    data_seconds: float = setting(
+        180, "Time without a single octet amid a message.", unit="seconds", check=at_least(1)
+    )
+    message_seconds: float = setting(
+        3600, "Time for one message to arrive whole.", unit="seconds", check=at_least(1)
+    )
+    connections: int = setting(
+        10_000, "Most connections at once.", check=at_least(1)
+    )
+    connections_per_address: int = setting(
+        100, "Most connections at once from one address (IPv6: one /64).", check=at_least(1)
+    )
+    exempt_networks: list[str] = setting(
+        ["127.0.0.0/8", "::1/128"], "Networks that connections_per_address does not bind."
+    )

@@ -1,0 +1,131 @@
+"""SMTP replies: the type, and each reply we give, named once.
+
+RFC 5321 §4.2 gives the codes, RFC 2034 and RFC 3463 the enhanced status codes.  A reply's bytes are
+made when it is made, so sending a constant one costs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from mailsvc.errors import EnhancedStatus, MailboxMoved, MailFailure, PermanentFailure
+
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+#: Longest text of one reply line: RFC 5321 §4.5.3.1.5 allows 512 octets with code and CRLF.
+_TEXT_OCTETS = 480
+
+
+def printable(text: str) -> str:
+    """*text* fit to be echoed: ASCII without control characters, and short."""
+    return _UNPRINTABLE.sub("?", text[:200])
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One SMTP reply.
+
+    :ivar code: the three-digit code of RFC 5321 §4.2.
+    :ivar status: the enhanced status code, or None where RFC 2034 §4 has none: the greeting, the
+        replies to HELO and EHLO, and 3yz.
+    :ivar lines: at least one line of text, printable ASCII.
+    :ivar wire: the octets to send.
+    """
+
+    code: int
+    status: EnhancedStatus | None
+    lines: tuple[str, ...]
+    wire: bytes = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        status = f"{self.status} " if self.status else ""
+        last = len(self.lines) - 1
+        wire = "".join(
+            f"{self.code}{' ' if n == last else '-'}{status}{line[:_TEXT_OCTETS]}\r\n"
+            for n, line in enumerate(self.lines)
+        )
+        object.__setattr__(self, "wire", wire.encode("ascii", "replace"))
+
+    @property
+    def positive(self) -> bool:
+        """Whether the command did what it asked for (2yz, 3yz)."""
+        return self.code < 400
+
+
+def reply(code: int, status: str, *lines: str) -> Reply:
+    """Make a Reply; *status* is like "5.5.1", or empty for none."""
+    parsed = EnhancedStatus(*map(int, status.split("."))) if status else None
+    return Reply(code, parsed, lines)
+
+
+# 2yz, 3yz
+SYSTEM_STATUS = 211
+HELLO_OK = 250
+BYE = reply(221, "2.0.0", "Bye")
+RESET_OK = reply(250, "2.0.0", "Forgotten; ready for a new transaction")
+NOOP_OK = reply(250, "2.0.0", "Nothing done")
+SENDER_OK = reply(250, "2.1.0", "Sender OK")
+RECIPIENT_OK = reply(250, "2.1.5", "Recipient OK")
+CANNOT_VERIFY = reply(252, "2.5.0", "Cannot verify; send some mail and I will try to deliver it")
+START_DATA = reply(354, "", "Send the message, end it with CRLF.CRLF")
+START_TLS = reply(220, "2.0.0", "Ready to start TLS")
+
+# 4yz
+SHUTTING_DOWN = reply(421, "4.3.2", "Service shutting down; come back soon")
+TIMED_OUT = reply(421, "4.4.2", "Timed out waiting for you; connect again when ready")
+TOO_MANY_ERRORS = reply(421, "4.7.0", "Too many errors; connect again with fewer")
+TOO_MANY_COMMANDS = reply(421, "4.7.0", "Too many commands without a message; connect again")
+TOO_MANY_MESSAGES = reply(421, "4.7.0", "Enough messages for one connection; connect again")
+LOCAL_ERROR = reply(451, "4.3.0", "Local error in processing; try again later")
+TOO_MANY_RECIPIENTS = reply(452, "4.5.3", "Too many recipients; send the rest another message")
+
+# 5yz: syntax
+BAD_CHARACTERS = reply(500, "5.5.2", "Control character in command; only CRLF ends a line")
+LINE_TOO_LONG = reply(500, "5.5.2", "Line too long")
+UNRECOGNIZED = reply(500, "5.5.1", "Command not recognized; try HELP")
+NO_ARGUMENT = reply(501, "5.5.4", "No argument is allowed here")
+NOT_IMPLEMENTED = reply(502, "5.5.1", "Command not implemented")
+EXPN_DISABLED = reply(502, "5.7.1", "EXPN is not available here")
+UNKNOWN_TOPIC = reply(504, "5.5.4", "No help on that topic; HELP alone lists the commands")
+UNKNOWN_PARAMETER = 555
+
+# 5yz: order
+HELLO_FIRST = reply(503, "5.5.1", "Say EHLO or HELO first")
+MAIL_FIRST = reply(503, "5.5.1", "MAIL first")
+NESTED_MAIL = reply(503, "5.5.1", "A transaction is open; finish it or RSET")
+RECIPIENT_FIRST = reply(503, "5.5.1", "RCPT first")
+MID_CHUNKS = reply(503, "5.5.1", "BDAT chunks under way; send the rest, or RSET")
+NO_VALID_RECIPIENTS = reply(554, "5.5.1", "No valid recipients")
+TLS_ACTIVE = reply(503, "5.5.1", "TLS is active already")
+
+# 5yz: content
+STRAY_LINE_END = reply(
+    550, "5.6.11", "Bare CR or LF in the message; end every line with CRLF (RFC 5321 2.3.8)"
+)
+TEXT_LINE_TOO_LONG = reply(554, "5.6.0", "A line of the message is too long")
+MESSAGE_TOO_BIG = reply(552, "5.3.4", "Message exceeds the size limit announced by EHLO")
+LOOP = reply(554, "5.4.6", "Too many Received fields: the message is going in circles")
+NEEDS_SMTPUTF8 = reply(553, "5.6.7", "Address is not ASCII; use the SMTPUTF8 parameter of MAIL")
+
+
+def accepted(id: str) -> Reply:
+    """The reply that takes responsibility for a message (RFC 5321 §4.2.5)."""
+    return reply(250, "2.0.0", f"Message accepted as {id}")
+
+
+def from_failure(failure: MailFailure, *, rcpt: bool = False) -> Reply:
+    """The reply for a failure of the store, the directory or the router.
+
+    The basic code follows RFC 5321 §4.3.2: mailbox trouble is 450/550 at RCPT, 451/554 after the
+    data; storage is 452 and 552, wrong routing 550 and 551.
+    """
+    status = failure.status
+    if isinstance(failure, MailboxMoved):
+        code, text = 551, f"User not local; please try <{failure.forward_path}>"
+    elif status[1:] in ((2, 2), (3, 1)):
+        code, text = (552 if isinstance(failure, PermanentFailure) else 452), failure.text
+    elif isinstance(failure, PermanentFailure):
+        code, text = (550 if rcpt else 554), failure.text
+    else:
+        code, text = (450 if rcpt and status.subject == 2 else 451), failure.text
+    return Reply(code, status, (printable(text),))

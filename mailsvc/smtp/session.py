@@ -1,0 +1,402 @@
+"""The receiving side of SMTP as a state machine without I/O (RFC 5321).
+
+Octets go in by :meth:`Session.receive`; events come out of :meth:`Session.next_event`; replies to
+send are in :meth:`Session.data_to_send`.  It knows no reactor, clock, file, directory or store.
+
+Some events are *questions* (their classes say so).  A question must be answered by
+:meth:`Session.reply` before the next event is asked for; until then nothing more is handed out, so
+pipelined commands (RFC 2920) wait in place and replies cannot come out of order, however late an
+answer is.  A positive reply makes the transition that the command asks for, a negative one none.
+
+Extensions: PIPELINING (2920), SIZE (1870), 8BITMIME (6152), SMTPUTF8 (6531), CHUNKING (3030),
+ENHANCEDSTATUSCODES (2034), LIMITS (9422), STARTTLS (3207) where the listener has a certificate.
+TURN, ETRN, ATRN, AUTH and XEXCH50 are recognized and answered 502.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from mailsvc.mail import Envelope
+from mailsvc.smtp import replies
+from mailsvc.smtp.commands import (
+    CHUNKS,
+    CLOSED,
+    COMMANDS,
+    EXTENSIONS,
+    GREETING,
+    MAIL,
+    RCPT,
+    READY,
+    START,
+    out_of_order,
+)
+from mailsvc.smtp.events import (
+    Aborted,
+    Closed,
+    Connected,
+    DataBegins,
+    Event,
+    Hello,
+    MailFrom,
+    MessageBlock,
+    MessageEnds,
+    RcptTo,
+)
+from mailsvc.smtp.grammar import SyntaxFault
+from mailsvc.smtp.intake import Intake
+from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.smtp.replies import Reply, printable, reply
+from mailsvc.wire import LineReader, LineTooLong
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class Session:
+    """One SMTP connection, seen from the server.
+
+    :param hostname: what the server calls itself.
+    :param limits: the [smtp] section.
+    :param tls_available: whether STARTTLS may be offered.
+    :param tls_active: whether TLS runs from the first octet.
+    """
+
+    __slots__ = (
+        "_errors", "_idle", "_input", "_messages", "_output", "_pending", "_question", "envelope",
+        "extended", "hello", "hostname", "intake", "limits", "phase", "refused_recipient",
+        "tls_active", "tls_available",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        hostname: str,
+        limits: SMTPSettings,
+        *,
+        tls_available: bool = False,
+        tls_active: bool = False,
+    ) -> None:
+        self.hostname: str = hostname
+        self.limits: SMTPSettings = limits
+        self.tls_available: bool = tls_available
+        self.tls_active: bool = tls_active
+        self.phase = GREETING
+        #: What the client called itself; empty before HELO or EHLO.
+        self.hello = ""
+        #: Whether it said EHLO.
+        self.extended = False
+        #: The open transaction, or None.
+        self.envelope: Envelope | None = None
+        #: Whether the open transaction had a recipient that was refused.
+        self.refused_recipient = False
+        #: The message that is arriving, or None.
+        self.intake: Intake | None = None
+        self._input = LineReader(limits.command_octets)
+        self._output: list[bytes] = []
+        self._question: Event | None = None
+        #: Events not handed out yet; the open question, if any, is the last of them.
+        self._pending: list[Event] = []
+        # Since the last accepted message, but for the number of messages.
+        self._errors = 0
+        self._idle = 0
+        self._messages = 0
+        self.ask(Connected())
+
+    # ---- for the owner: in and out ----
+
+    def receive(self, data: bytes) -> None:
+        """Take octets from the peer; after the end of the session they are ignored."""
+        if self.phase is not CLOSED:
+            self._input.feed(data)
+
+    def data_to_send(self) -> bytes:
+        """The octets owed to the peer, which are thereby forgotten here."""
+        output = b"".join(self._output)
+        self._output.clear()
+        return output
+
+    def next_event(self) -> Event | None:
+        """The next event, or None when more input is needed.
+
+        :raises RuntimeError: a question is open.
+        """
+        while not self._pending:
+            if self._question is not None:
+                raise RuntimeError(f"{self._question!r} has not been answered")
+            if self.phase is CLOSED or not len(self._input):
+                return None
+            if self.receiving:
+                self._read_message()
+            elif not self._read_command():
+                return None
+        return self._pending.pop(0)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a question was handed out and has no answer yet."""
+        return self._question is not None and not self._pending
+
+    @property
+    def receiving(self) -> bool:
+        """Whether the next octets belong to a message, not to a command."""
+        return self.intake is not None and self.intake.chunk != 0
+
+    @property
+    def buffered(self) -> int:
+        """Octets received and not yet looked at."""
+        return len(self._input)
+
+    @property
+    def transmission_type(self) -> str:
+        """How the open transaction arrives, for Received (RFC 3848; RFC 6531 §4.3)."""
+        if not self.extended:
+            return "SMTP"
+        utf8 = self.envelope is not None and self.envelope.smtputf8
+        return ("UTF8SMTP" if utf8 else "ESMTP") + ("S" if self.tls_active else "")
+
+    # ---- for the owner: answers ----
+
+    @property
+    def greeting(self) -> Reply:
+        """The 220 to answer Connected with."""
+        return reply(220, "", f"{self.hostname} ESMTP mailsvc")
+
+    def hello_reply(self, question: Hello) -> Reply:
+        """The 250 to answer Hello with: for EHLO, the extensions offered (RFC 5321 §4.1.1.1)."""
+        lines = [f"{self.hostname} greets {printable(question.name)}"]
+        if question.extended:
+            lines += filter(None, (offer(self) for offer in EXTENSIONS))
+        return reply(250, "", *lines)
+
+    def reply(self, answer: Reply) -> None:
+        """Answer the open question; a positive reply makes its transition, 421 ends the session.
+
+        :raises RuntimeError: no question is open.
+        """
+        question, self._question = self._question, None
+        if question is None:
+            raise RuntimeError("no question is open")
+        if answer.code == 421:
+            self.close(answer)
+        elif type(question) in _TRANSITIONS:
+            _TRANSITIONS[type(question)](self, question, answer)
+        elif answer.positive:
+            self.say(answer)
+        else:
+            self.refuse(answer)
+
+    def refuse_message(self, answer: Reply) -> None:
+        """Decide amid a message how it will end: the rest is swallowed, then *answer* sent."""
+        if self.intake is not None and self.intake.refusal is None:
+            self.intake.refusal = answer
+
+    def tls_started(self) -> None:
+        """Answer TLSBegins: what was said in the clear is forgotten (RFC 3207 §4.2)."""
+        self._question = None
+        # CVE-2011-0411: text sent behind STARTTLS must not run inside TLS.
+        self._input.clear()
+        self.tls_active = True
+        self.phase = START
+        self.hello, self.extended = "", False
+
+    def close(self, answer: Reply) -> None:
+        """Say *answer* (221 or 421) and end the session, dropping what is under way."""
+        if self.phase is CLOSED:
+            return
+        self.end_transaction("connection closed")
+        self.say(answer)
+        self.phase = CLOSED
+        self._question = None
+        self._input.clear()
+        self._pending.append(Closed(asked=answer is replies.BYE))
+
+    # ---- for commands ----
+
+    def ask(self, question: Event) -> None:
+        """Hand a question to the owner."""
+        self._question = question
+        self._pending.append(question)
+
+    def say(self, answer: Reply) -> None:
+        """Send a reply."""
+        self._output.append(answer.wire)
+
+    def refuse(self, answer: Reply) -> None:
+        """Send a negative reply; too many of them end the session."""
+        self.say(answer)
+        self._errors += 1
+        if self._errors >= self.limits.errors:
+            self.close(replies.TOO_MANY_ERRORS)
+
+    def end_transaction(self, reason: str) -> None:
+        """Forget the transaction; the owner of a message that has begun is told *reason*."""
+        if self.intake is not None:
+            self.intake = None
+            self._pending.append(Aborted(reason))
+        self.envelope = None
+        self.refused_recipient = False
+        if self.phase in (MAIL, RCPT, CHUNKS):
+            self.phase = READY
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the connection has brought as many messages as one may."""
+        return 0 < self.limits.messages <= self._messages
+
+    def chunk_begins(self, octets: int, last: bool) -> None:
+        """A BDAT command announces *octets*; ``intake`` is there to take them."""
+        assert self.intake is not None
+        self.intake.expect(octets, last)
+        # When the message is still to be admitted, the admission goes on from here.
+        if octets == 0 and self._question is None:
+            self._end_of_chunk()
+
+    # ---- input ----
+
+    def _read_command(self) -> bool:
+        """Act on one command line; False when none is complete."""
+        try:
+            line = self._input.line()
+        except LineTooLong:
+            self.refuse(replies.LINE_TOO_LONG)
+            return True
+        if line is None:
+            return False
+        if _CONTROL.search(line):
+            self.refuse(replies.BAD_CHARACTERS)
+            return True
+        # bytes.upper() changes ASCII letters only, so no look-alike passes for a letter.
+        word, _, argument = line.partition(b" ")
+        command = COMMANDS.get(word.upper())
+        if command is None:
+            self.refuse(replies.UNRECOGNIZED)
+            return True
+        if command.idle:
+            self._idle += 1
+            if self._idle > self.limits.idle_commands:
+                self.close(replies.TOO_MANY_COMMANDS)
+                return True
+        if self.phase not in command.legal:
+            self.refuse(out_of_order(command.verb, self))
+            return True
+        try:
+            command.act(self, argument.strip(b" \t"))
+        except SyntaxFault as fault:
+            self.refuse(reply(fault.code, command.fault, printable(str(fault))))
+        return True
+
+    def _read_message(self) -> None:
+        intake = self.intake
+        assert intake is not None
+        block, rest = intake.feed(self._input.take())
+        self._input.unread(rest)
+        if block:
+            self._pending.append(MessageBlock(block))
+        if intake.dots_ended:
+            self._end_of_message()
+        elif intake.chunk == 0:
+            self._end_of_chunk()
+
+    def _end_of_chunk(self) -> None:
+        intake = self.intake
+        assert intake is not None
+        if intake.last:
+            block = intake.finish()
+            if block:
+                self._pending.append(MessageBlock(block))
+            self._end_of_message()
+        elif intake.refusal:
+            # RFC 3030 §2: after a failed chunk the transaction is over; further ones get 503.
+            self._end_of_message()
+        else:
+            self.phase = CHUNKS
+            self.say(reply(250, "2.0.0", f"{intake.size} octets received so far"))
+
+    def _end_of_message(self) -> None:
+        intake = self.intake
+        assert intake is not None
+        if not intake.refusal:
+            self.ask(MessageEnds(intake.size))
+            return
+        if self.phase in (RCPT, CHUNKS):
+            self.end_transaction(intake.refusal.lines[0])
+        else:
+            # BDAT out of order: no message had begun, and a transaction without recipients goes on.
+            self.intake = None
+        self.refuse(intake.refusal)
+
+    # ---- transitions ----
+
+    def _connected(self, question: Connected, answer: Reply) -> None:
+        if answer.positive:
+            self.phase = START
+            self.say(answer)
+        else:
+            # RFC 5321 §3.1 lets the client of a 554 say QUIT; to close at once is as good.
+            self.close(answer)
+
+    def _greeted(self, question: Hello, answer: Reply) -> None:
+        if not answer.positive:
+            self.refuse(answer)
+            return
+        # RFC 5321 §4.1.4: EHLO within a session is RSET and a new introduction.
+        self.end_transaction("EHLO" if question.extended else "HELO")
+        self.phase = READY
+        self.hello, self.extended = question.name, question.extended
+        self.say(answer)
+
+    def _sender(self, question: MailFrom, answer: Reply) -> None:
+        if not answer.positive:
+            self.refuse(answer)
+            return
+        self.envelope = question.envelope
+        self.phase = MAIL
+        self.say(answer)
+
+    def _recipient(self, question: RcptTo, answer: Reply) -> None:
+        if answer.positive:
+            self.phase = RCPT
+            self.say(answer)
+            return
+        self.refused_recipient = True
+        if answer.code < 500:
+            # Not the client's fault, so not counted against it.
+            self.say(answer)
+        else:
+            self.refuse(answer)
+
+    def _data_begins(self, question: DataBegins, answer: Reply) -> None:
+        if self.intake is not None:
+            # BDAT: the octets come unasked; 354 has no place, and a refusal waits for their end.
+            if not answer.positive:
+                self.refuse_message(answer)
+            if self.intake.chunk == 0:
+                self._end_of_chunk()
+        elif answer.positive:
+            self.intake = Intake(self.limits, chunked=False)
+            self.say(answer)
+        else:
+            self.end_transaction(answer.lines[0])
+            self.refuse(answer)
+
+    def _message_ends(self, question: MessageEnds, answer: Reply) -> None:
+        self.intake = None
+        self.end_transaction("")
+        if not answer.positive:
+            self.refuse(answer)
+            return
+        self._messages += 1
+        self._errors = self._idle = 0
+        self.say(answer)
+
+
+_TRANSITIONS: dict[type, Callable[[Session, Any, Reply], None]] = {
+    Connected: Session._connected,
+    Hello: Session._greeted,
+    MailFrom: Session._sender,
+    RcptTo: Session._recipient,
+    DataBegins: Session._data_begins,
+    MessageEnds: Session._message_ends,
+}
+
