@@ -126,6 +126,8 @@ class SMTPProtocol(Protocol):
         progress = False
         try:
             while self._writable and not self._stalled and not at_work.waiting:
+                if self._last and at_work.phase in (START, READY):
+                    at_work.close(replies.SHUTTING_DOWN)
                 event = at_work.next_event()
                 if event is None:
                     break
@@ -216,8 +218,7 @@ class SMTPProtocol(Protocol):
     def finish(self) -> None:
         """End the session as soon as no transaction is open, answering 421."""
         self._last = True
-        if self.session.phase in (START, READY) and not self.session.waiting:
-            self._close(replies.SHUTTING_DOWN)
+        self._advance()
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -236,8 +237,6 @@ class SMTPProtocol(Protocol):
 
     def _resume(self, answer: Any) -> None:
         self.session.reply(answer)
-        if self._last and self.session.phase is READY:
-            self._close(replies.SHUTTING_DOWN)
         self._advance()
 
     def _bug(self, failure: Failure) -> Any:
