@@ -32,7 +32,8 @@ class Address:
 
     def __str__(self) -> str:
         local = self.local_part
-        if local and not _DOT_STRING.match(local):
+        # An empty local-part has to be quoted too, unless the domain is empty with it.
+        if (local or self.domain) and not _DOT_STRING.match(local):
             local = '"' + re.sub(r'(["\\])', r"\\\1", local) + '"'
         return f"{local}@{self.domain}" if self.domain else local
 

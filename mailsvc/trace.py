@@ -12,7 +12,8 @@ import time
 
 from mailsvc.mail import Envelope
 
-_RECEIVED = re.compile(rb"(?i)\r\nreceived[ \t]*:")
+# White space before the colon is obsolete (RFC 5322 §4.5); this much of it fits HopCount's carry.
+_RECEIVED = re.compile(rb"(?i)\r\nreceived[ \t]{0,50}:")
 
 
 @functools.lru_cache(maxsize=4)
@@ -53,8 +54,6 @@ def trace_header(
         f"\tby {hostname} with {protocol} id {envelope.id}{target};\r\n"
         f"\t{date(seconds)}\r\n"
     ).encode()
-
-
 
 
 class HopCount:

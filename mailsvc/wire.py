@@ -223,6 +223,6 @@ class DotStuffer:
     def finish(self) -> bytes:
         """The end: CRLF if the message lacks one, then the dot.  Call once."""
         if not self._started:
-            # Nothing but the CRLF held since the beginning, or an empty first line behind it.
+            # An empty message: the CRLF held is not its own.
             return b".\r\n"
         return (self._held if self._held == CRLF else self._held + CRLF) + b".\r\n"

@@ -54,11 +54,14 @@ _SUB_DOMAIN = rf"{_LET_DIG}(?:(?:{_LET_DIG}|-)*{_LET_DIG})?"
 _DOMAIN = rf"{_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*"
 _DOT_STRING = rf"{_ATEXT}(?:\.{_ATEXT})*"
 _QUOTED = r'"(?:[\x20\x21\x23-\x5b\x5d-\x7e\u0080-\U0010ffff]|\\[\x20-\x7e])*"'
-_LITERAL = r"\[[\x21-\x5a\x5e-\x7e]+\]"
+# Letters, digits, ":" and "." alone: RFC 5321 §4.1.3 has no zone (fe80::1%eth0), but the ipaddress
+# module takes one, with whatever stands in it.
+_LITERAL = r"\[[A-Za-z0-9:.]+\]"
 
 _MAILBOX = re.compile(rf"(?P<local>{_DOT_STRING}|{_QUOTED})@(?P<domain>{_DOMAIN}|{_LITERAL})")
 _LOCAL_PART = re.compile(rf"(?P<local>{_DOT_STRING}|{_QUOTED})")
-_SOURCE_ROUTE = re.compile(rf"@{_DOMAIN}(?:,@{_DOMAIN})*:")
+# A mailbox must follow: a route that leads nowhere is not the null path.
+_SOURCE_ROUTE = re.compile(rf"@{_DOMAIN}(?:,@{_DOMAIN})*:(?=.)")
 _DOMAIN_ONLY = re.compile(_DOMAIN)
 _PARAMETER = re.compile(
     r"(?P<keyword>[A-Za-z0-9][A-Za-z0-9-]*)(?:=(?P<value>[!-<>-~\u0080-\U0010ffff]+))?"
@@ -68,12 +71,14 @@ _BRACKETED = re.compile(rf"<(?P<path>(?:{_QUOTED}|[^\"<> ])*)>(?P<tail>(?: .*)?)
 
 
 def text(argument: bytes) -> str:
-    """Decode an argument: ASCII, or UTF-8 as RFC 6531 §3.3 allows, normalized to NFC."""
+    """Decode an argument: ASCII, or UTF-8 as RFC 6531 §3.3 allows.
+
+    Not normalized here: NFC makes the Kelvin sign a K, which no keyword may be spelt with.
+    """
     try:
-        decoded = argument.decode()
+        return argument.decode()
     except UnicodeDecodeError:
         raise SyntaxFault("Neither ASCII nor UTF-8") from None
-    return decoded if decoded.isascii() else unicodedata.normalize("NFC", decoded)
 
 
 def hello(argument: bytes) -> str:
@@ -148,7 +153,8 @@ def mailbox(argument: bytes) -> Address:
         inside = inside[1:-1]
     if len(inside.encode()) + 2 > PATH_OCTETS:
         raise SyntaxFault("Path too long")
-    if _LOCAL_PART.fullmatch(inside):
+    # An empty local-part without a domain would be the null path.
+    if inside != '""' and _LOCAL_PART.fullmatch(inside):
         return Address(_local_part(inside), "")
     return _mailbox(inside)
 
@@ -169,22 +175,21 @@ def _mailbox(inside: str) -> Address:
 def _local_part(local: str) -> str:
     if local.startswith('"'):
         local = re.sub(r"\\(.)", r"\1", local[1:-1])
+    local = unicodedata.normalize("NFC", local)
     if len(local.encode()) > LOCAL_PART_OCTETS:
         raise SyntaxFault("Local-part too long")
     return local
 
 
 def _domain(name: str) -> str:
+    try:
+        # UTS 46 folds case and width, and makes the dots of other scripts into dots.
+        name = name.lower() if name.isascii() else idna.uts46_remap(name, std3_rules=False)
+        alabels = name if name.isascii() else idna.encode(name).decode()
+    except idna.IDNAError:
+        raise SyntaxFault("Malformed domain: not a valid internationalized name") from None
     if not _DOMAIN_ONLY.fullmatch(name):
         raise SyntaxFault("Malformed domain")
-    if name.isascii():
-        alabels = name = name.lower()
-    else:
-        name = name.lower()
-        try:
-            alabels = idna.encode(name, uts46=True).decode()
-        except idna.IDNAError:
-            raise SyntaxFault("Malformed domain: not a valid internationalized name") from None
     if len(alabels) > DOMAIN_OCTETS:
         raise SyntaxFault("Domain too long")
     if any(len(label) > 63 for label in alabels.split(".")):
@@ -193,7 +198,7 @@ def _domain(name: str) -> str:
 
 
 def _address_literal(literal: str) -> str:
-    """An IPv4, IPv6 or tagged literal (RFC 5321 §4.1.3), brackets included."""
+    """An IPv4 or IPv6 literal (RFC 5321 §4.1.3), brackets included; no other tag is registered."""
     if not re.fullmatch(_LITERAL, literal):
         raise SyntaxFault("Malformed address literal")
     inside = literal[1:-1]

@@ -17,8 +17,11 @@ _TEXT_OCTETS = 480
 
 
 def printable(text: str) -> str:
-    """*text* fit to be echoed: ASCII without control characters, and short."""
-    return _UNPRINTABLE.sub("?", text[:200])
+    """*text* fit to be echoed: ASCII without control characters, and short.
+
+    A path (RFC 5321 §4.5.3.1.3: 256 octets) with some words around it still fits whole.
+    """
+    return _UNPRINTABLE.sub("?", text[:400])
 
 
 @dataclass(frozen=True, slots=True)
