@@ -1,0 +1,80 @@
+"""``mailsvc config``: check a configuration file, show what is in effect, print the example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mailsvc.cli.listing import json_option, print_json
+from mailsvc.cli.place import place_options, settings
+from mailsvc.config import ConfigurationError, Settings, load, reference
+from mailsvc.toml import literal
+
+file_argument = click.argument("file", metavar="[FILE]", required=False, default=None,
+                               type=click.Path())
+
+
+def _loaded(file: str | None) -> Settings:
+    if file is None:
+        return settings()
+    try:
+        return load(file)
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.group()
+def config() -> None:
+    """Check and show the configuration."""
+
+
+@config.command()
+@file_argument
+@place_options
+def check(file: str | None) -> None:
+    """List every mistake in FILE, or say "ok".
+
+    Exit status 1 when there is one.  Without FILE it is the file of --config, or
+    /etc/mailsvc.toml if there is one.
+    """
+    _loaded(file)
+    click.echo("ok")
+
+
+@config.command()
+@file_argument
+@json_option
+@place_options
+def show(file: str | None, as_json: bool) -> None:
+    """Show the values in effect, those that FILE does not set marked as defaults.
+
+    \b
+    With --json it is an object of sections, which are objects of keys; a key has
+      value    what is in effect, {data} and the host name filled in
+      given    whether FILE sets it
+      default  what it would be otherwise, as in `mailsvc config reference`
+      unit     octets, seconds, ... or ""
+    """
+    loaded = _loaded(file)
+    if as_json:
+        sections: dict[str, dict[str, Any]] = {}
+        for key, value in loaded.entries():
+            sections.setdefault(key.section, {})[key.name] = {
+                "value": value, "given": str(key) in loaded.given, "default": key.default,
+                "unit": key.unit}
+        print_json(sections)
+        return
+    section = ""
+    for key, value in loaded.entries():
+        if key.section != section:
+            click.echo(f"{chr(10) if section else ''}[{key.section}]")
+            section = key.section
+        mark = "" if str(key) in loaded.given else "  # default"
+        click.echo(f"{key.name} = {literal(value)}{mark}")
+
+
+@config.command("reference")
+def print_reference() -> None:
+    """Print the commented example: every key with its default, type, unit and meaning."""
+    click.echo(reference(), nl=False)

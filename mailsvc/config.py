@@ -1,0 +1,407 @@
+"""The configuration: the sections gathered, read from TOML, checked, and shown.
+
+A section is a frozen dataclass of :func:`mailsvc.settings.setting` fields in the module that obeys
+it; :class:`Settings` names them all, and everything here follows from it: what a file may hold,
+what ``--set`` may override, the error messages, and the commented example ``etc/mailsvc.toml``
+(:func:`reference`).  So every key has a default, a type, a unit and a sentence.
+
+A file is read whole before anything is refused: :class:`ConfigurationError` lists every mistake
+with file, line, key, the value found and what was expected.  Only a syntax error comes alone, with
+line and column, because nothing behind it can be understood.
+
+A :class:`Settings` holds effective values: ``{data}`` in paths is filled in, and an empty host name
+has become this machine's.  Nothing here opens a socket or a database.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import os
+import re
+import socket
+import textwrap
+import tomllib
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from mailsvc.accounts import PasswordSettings
+from mailsvc.log import LogSettings
+from mailsvc.pop3.limits import POP3Settings
+from mailsvc.routing import RoutingSettings
+from mailsvc.settings import Check, at_least, setting
+from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.store.maildir import MaildirSettings
+from mailsvc.toml import Path, assignment, literal, locate, parsed
+
+# ---- the sections that no other module owns -----------------------------------------------------
+
+
+def _host_name(value: str) -> str | None:
+    label = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    if value == "" or (len(value) <= 253 and re.fullmatch(rf"{label}(\.{label})*", value)):
+        return None
+    return "a domain name in ASCII, without a final dot"
+
+
+def _not_empty(value: str) -> str | None:
+    return None if value else "at least one character"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """``[service]``."""
+
+    hostname: str = setting(
+        "", "What this host calls itself in greetings, Received fields and message ids; empty for "
+        "its own fully qualified name.", check=_host_name)
+    data: str = setting(
+        "/var/lib/mailsvc", "The directory that {data} stands for elsewhere.", check=_not_empty)
+    store: str = setting(
+        "maildir:{data}/mail", "Where mail is kept, as scheme:argument.  maildir:DIR keeps it in "
+        "DIR/<domain>/<local-part>/{tmp,new,cur}.", check=_not_empty)
+    grace_seconds: float = setting(
+        30, "How long a stop waits for transactions and sessions in progress.", unit="seconds",
+        check=at_least(0))
+    sweep_every_hours: float = setting(
+        24, "How often what abandoned deliveries left behind is looked for.", unit="hours",
+        check=at_least(0.01))
+
+
+def _endpoints(values: list[str]) -> str | None:
+    # Not at the top: checking an endpoint is all that needs Twisted here.
+    from twisted.internet.endpoints import serverFromString  # noqa: PLC0415
+
+    for value in values:
+        # Whether systemd passed the socket is not known before the service starts.
+        if not value.startswith("systemd:"):
+            try:
+                serverFromString(None, value)
+            except Exception as error:
+                return (f'Twisted endpoint strings such as "tcp:2525" or "tcp6:2525" '
+                        f"({value!r}: {error})")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSettings:
+    """``[listeners]``."""
+
+    smtp: list[str] = setting(
+        ["tcp:25:backlog=1024"], "Where SMTP listens: Twisted endpoint strings; [] for nowhere.",
+        check=_endpoints)
+    pop3: list[str] = setting(
+        ["tcp:110:backlog=1024"], "Where POP3 listens.", check=_endpoints)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountSettings:
+    """``[accounts]``."""
+
+    database: str = setting(
+        "{data}/accounts.sqlite", "The SQLite file that holds domains, accounts and aliases.",
+        check=_not_empty)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of the configuration; a field is a section, in the order of the file."""
+
+    service: ServiceSettings = ServiceSettings()
+    listeners: ListenerSettings = field(default_factory=ListenerSettings)
+    smtp: SMTPSettings = field(default_factory=SMTPSettings)
+    pop3: POP3Settings = field(default_factory=POP3Settings)
+    maildir: MaildirSettings = field(default_factory=MaildirSettings)
+    accounts: AccountSettings = AccountSettings()
+    passwords: PasswordSettings = field(default_factory=PasswordSettings)
+    routing: RoutingSettings = field(default_factory=RoutingSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    #: The keys that were given and not left to their defaults, dotted.
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def __post_init__(self) -> None:
+        service, accounts = self.service, self.accounts
+        data = os.path.abspath(service.data)
+        resolved = {
+            "service": dataclasses.replace(
+                service, data=data, hostname=(service.hostname or _own_name()).lower(),
+                store=service.store.replace("{data}", data)),
+            "accounts": dataclasses.replace(
+                accounts, database=os.path.abspath(accounts.database.replace("{data}", data))),
+        }
+        for name, section in resolved.items():
+            object.__setattr__(self, name, section)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], overrides: Iterable[str] = ()) -> Self:
+        """The settings that *mapping* (sections of keys) and ``KEY=VALUE`` *overrides* give.
+
+        :raises ConfigurationError: with every mistake.
+        """
+        return cls(**_Reading("configuration", {}).sections(mapping, overrides))
+
+    def entries(self) -> Iterator[tuple[Key, Any]]:
+        """Each key with its effective value."""
+        for key in KEYS.values():
+            yield key, getattr(getattr(self, key.section), key.name)
+
+
+@functools.cache
+def _own_name() -> str:
+    name = socket.gethostname()
+    if "." not in name:
+        # Asking the resolver may take its time; a name with dots needs no asking.
+        full = socket.getfqdn().rstrip(".")
+        name = full if "." in full else name
+    return name if _host_name(name) is None else "localhost"
+
+
+# ---- the keys -----------------------------------------------------------------------------------
+
+_ONE = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+_MANY = {bool: "true or false", int: "integers", float: "numbers", str: "strings"}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of the configuration, as its section declares it.
+
+    :ivar kind: the annotation: bool, int, float, str, or a list or (by name) a dict of one of them.
+    """
+
+    section: str
+    name: str
+    kind: Any
+    default: Any
+    unit: str
+    sentence: str
+    check: Check | None
+
+    def __str__(self) -> str:
+        return f"{self.section}.{self.name}"
+
+    @property
+    def type(self) -> str:
+        """What a value has to be, for people: "an integer"."""
+        container, items = typing.get_origin(self.kind), typing.get_args(self.kind)
+        if container is None:
+            return _ONE[self.kind]
+        return f"{'an array' if container is list else 'a table'} of {_MANY[items[-1]]}"
+
+    def expected(self, value: object) -> str | None:
+        """What was expected instead of *value*, or None when it will do."""
+        expected: str | None = self.type
+        if _fits(self.kind, value):
+            expected = self.check(value) if self.check else None
+        return f"{expected} ({self.unit})" if expected and self.unit else expected
+
+
+def _fits(kind: Any, value: object) -> bool:
+    items = typing.get_args(kind)
+    match value:
+        case list():
+            return typing.get_origin(kind) is list and all(_fits(items[0], x) for x in value)
+        case dict():
+            return typing.get_origin(kind) is dict and all(
+                _fits(items[1], x) for x in value.values())
+        case bool():
+            return kind is bool
+        case int():
+            return kind in {int, float}
+        case float():
+            return kind is float and math.isfinite(value)
+    return kind is str and isinstance(value, str)
+
+
+def _keys(section: str, cls: type) -> Iterator[Key]:
+    kinds = typing.get_type_hints(cls)
+    for key in dataclasses.fields(cls):
+        default = (key.default if key.default_factory is dataclasses.MISSING
+                   else key.default_factory())
+        yield Key(section, key.name, kinds[key.name], default, **key.metadata)
+
+
+_SECTIONS: dict[str, type] = {
+    name: cls for name, cls in typing.get_type_hints(Settings).items()
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls)}
+
+#: Every key by its dotted name, in the order of the file.
+KEYS: dict[str, Key] = {
+    str(key): key for name, cls in _SECTIONS.items() for key in _keys(name, cls)}
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+class ConfigurationError(Exception):
+    """A configuration that cannot be used.
+
+    :ivar problems: one line each: where, key, value found, what was expected.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+#: The file that is read when none is named, if it is there.
+DEFAULT_PATH = "/etc/mailsvc.toml"
+
+
+def load(path: str | os.PathLike[str] | None = None, overrides: Iterable[str] = ()) -> Settings:
+    """The settings that the file at *path* and ``KEY=VALUE`` *overrides* give.
+
+    Without a *path*, :data:`DEFAULT_PATH` is read if it exists; otherwise defaults are used.
+
+    :raises ConfigurationError: with every mistake of both.
+    """
+    if path is None:
+        if not os.path.lexists(DEFAULT_PATH):
+            return Settings.from_mapping({}, overrides)
+        path = DEFAULT_PATH
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as stream:
+            text = stream.read().decode("utf-8-sig")
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigurationError([f"{name}: cannot be read: {error.strerror}; name a file that "
+                                  f"this user (uid {os.geteuid()}) may read"]) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError([f"{name}:{line}: not UTF-8, which TOML has to be"]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError([_syntax_error(name, text, str(error))]) from error
+    except RecursionError as error:
+        raise ConfigurationError([f"{name}: arrays or tables are nested too deep"]) from error
+    return Settings(**_Reading(name, locate(text)).sections(content, overrides))
+
+
+def _syntax_error(name: str, text: str, message: str) -> str:
+    place = re.search(r" \(at line (\d+), column (\d+)\)\Z", message)
+    if place:
+        return f"{name}:{place[1]}:{place[2]}: {message[:place.start()]}"
+    lines = text.split("\n")
+    return f"{name}:{len(lines)}:{len(lines[-1]) + 1}: {message}"
+
+
+class _Reading:
+    """Gathers the values of one configuration, and the problems with them."""
+
+    def __init__(self, name: str, lines: Mapping[Path, int]) -> None:
+        self._name = name
+        self._lines = lines
+        self._values: dict[str, Any] = {}
+        self._problems: list[tuple[int, str]] = []
+
+    def sections(self, mapping: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+        """The arguments for :class:`Settings`."""
+        for section, keys in mapping.items():
+            if section in _SECTIONS and isinstance(keys, dict):
+                for name, value in keys.items():
+                    self._take((section, name), value, self._lines.get((section, name), 0))
+            else:
+                self._take((section,), keys, self._lines.get((section,), 0))
+        for override in overrides:
+            self._override(override)
+        if self._problems:
+            raise ConfigurationError(text for _, text in sorted(self._problems, key=_line))
+        made = {}
+        for section, cls in _SECTIONS.items():
+            own = {key.name: self._values[dotted] for dotted, key in KEYS.items()
+                   if key.section == section and dotted in self._values}
+            made[section] = cls(**own)
+        return {**made, "given": frozenset(self._values)}
+
+    def _override(self, text: str) -> None:
+        try:
+            path, plain = assignment(text)
+        except ValueError:
+            self._problem(_OVERRIDE, f"{text}: expected KEY=VALUE, such as smtp.recipients=100")
+            return
+        value = parsed(plain)
+        key = KEYS.get(".".join(path[:2]))
+        if key and len(path) > 2 and typing.get_origin(key.kind) is dict:
+            # One item more in a table; the names of items may have dots of their own.
+            present = self._values.get(str(key), key.default)
+            path, value = path[:2], {**present, ".".join(path[2:]): value}
+        elif key and key.kind is str and not isinstance(value, str):
+            value = plain
+        self._take(path, value, _OVERRIDE)
+
+    def _take(self, path: tuple[str, ...], value: Any, line: int) -> None:
+        name = ".".join(path)
+        if name in KEYS and len(path) == 2:
+            expected = KEYS[name].expected(value)
+            if expected is None:
+                self._values[name] = value
+            else:
+                self._problem(line, f"{name} = {_shown(value)}: expected {expected}")
+        elif name in _SECTIONS:
+            self._problem(line, f"{name} = {_shown(value)}: expected a table, [{name}]")
+        elif isinstance(value, dict):
+            self._problem(line, f"[{name}]: no such section; {_meant(name)}")
+        else:
+            self._problem(line, f"{name} = {_shown(value)}: no such key; {_meant(name)}")
+
+    def _problem(self, line: int, text: str) -> None:
+        where = ("--set" if line == _OVERRIDE else f"{self._name}:{line}" if line else self._name)
+        self._problems.append((line, f"{where}: {text}"))
+
+
+#: The line that overrides stand on: behind any file.
+_OVERRIDE = 1 << 60
+
+
+def _line(problem: tuple[int, str]) -> int:
+    return problem[0]
+
+
+def _shown(value: object) -> str:
+    text = literal(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _meant(name: str) -> str:
+    """Which key or section the unknown *name* may have meant."""
+    section, _, last = name.rpartition(".")
+    siblings = [key.name for key in KEYS.values() if key.section == section]
+    near = [f"{section}.{key}" for key in difflib.get_close_matches(last, siblings, 1)]
+    near = (near or [dotted for dotted, key in KEYS.items() if key.name == last]
+            or difflib.get_close_matches(name, [*_SECTIONS, *KEYS], 1, cutoff=0.75))
+    return f"did you mean {near[0]}?" if near else "`mailsvc config reference` lists them all"
+
+
+# ---- showing ------------------------------------------------------------------------------------
+
+_HEADING = """\
+# The configuration of mailsvc, in TOML.
+#
+# Every key is here, commented out, with its default.  To change one, remove its "#" and edit the
+# value; the line above it says of what type it is, and in what unit.
+#
+#   mailsvc config check FILE    lists every mistake in a file
+#   mailsvc config show FILE     shows the values in effect
+#
+# `mailsvc config reference` prints this text.
+"""
+
+
+def reference() -> str:
+    """The commented example, ``etc/mailsvc.toml``: every key with its default."""
+    lines = [_HEADING.rstrip("\n")]
+    section = ""
+    for key in KEYS.values():
+        if key.section != section:
+            section = key.section
+            lines += ["", f"[{section}]"]
+        kind = key.type.removeprefix("an ").removeprefix("a ").capitalize()
+        lines += ["", *textwrap.wrap(key.sentence, 98, initial_indent="# ", subsequent_indent="# ",
+                                     break_long_words=False, break_on_hyphens=False),
+                  f"# {kind}, {key.unit}." if key.unit else f"# {kind}.",
+                  f"#{key.name} = {literal(key.default)}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,152 @@
+"""Log observers: what one event looks like as a line of text, and as a line of JSON.
+
+Each module logs through its own :class:`twisted.logger.Logger` with keyed fields, one event per
+outcome.  Here events become lines:
+
+* **text**, for people: local time, level, namespace and message; a traceback follows on lines of
+  its own, each indented.
+* **json**, for programs (JSON Lines): the keys ``time`` (RFC 3339, UTC), ``level``, ``namespace``
+  and ``message``, then the event's own fields in the order of their names, and ``traceback`` if
+  there is one.  The names that Twisted's older logging puts into events (``format``, ``isError``,
+  ``system``, ``why``, …) are left out, so they are no good as names of fields.
+
+In both, one event is one line that no peer can forge or hide: control characters, line separators,
+characters that reorder text and lone surrogates are escaped wherever they come from.  A field whose
+name says that it is a credential is masked; whoever logs must still not pass one.
+
+``[log]`` in the configuration chooses the format and the levels.  ``twistd --logger
+mailsvc.log.json_to_stdout`` (or ``text_to_stdout``) takes precedence, with the default levels.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass
+from typing import IO, Any
+
+from twisted.logger import (
+    FileLogObserver,
+    FilteringLogObserver,
+    ILogObserver,
+    LogEvent,
+    LogLevel,
+    LogLevelFilterPredicate,
+    formatEvent,
+)
+
+from mailsvc.settings import one_of, setting
+
+_LEVELS = tuple(level.name for level in LogLevel.iterconstants())
+
+
+def _levels(value: dict[str, str]) -> str | None:
+    return next((f"{name} = {expected}" for name, level in value.items()
+                 if (expected := one_of(*_LEVELS)(level))), None)
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """``[log]``."""
+
+    format: str = setting("text", "How a line is written: text for people, json for programs.",
+                          check=one_of("text", "json"))
+    level: str = setting("info", "The lowest level that is written.", check=one_of(*_LEVELS))
+    levels: dict[str, str] = setting(
+        {"twisted": "warn", "log_legacy": "warn"},
+        "Lowest levels of single namespaces, which are module names. \"mailsvc.smtp\" = \"debug\" "
+        "shows every SMTP dialogue; twisted and log_legacy are what Twisted itself logs.",
+        check=_levels)
+
+
+def observer(settings: LogSettings, stream: IO[str]) -> ILogObserver:
+    """An observer that writes to *stream*, in the format and from the levels of *settings*."""
+    predicate = LogLevelFilterPredicate(LogLevel.levelWithName(settings.level))
+    for namespace, level in settings.levels.items():
+        predicate.setLogLevelForNamespace(namespace, LogLevel.levelWithName(level))
+    line = json_line if settings.format == "json" else text_line
+    return FilteringLogObserver(FileLogObserver(stream, line), [predicate])
+
+
+def text_to_stdout() -> ILogObserver:
+    """For ``twistd --logger``: text on standard output."""
+    return observer(LogSettings(format="text"), sys.stdout)
+
+
+def json_to_stdout() -> ILogObserver:
+    """For ``twistd --logger``: JSON Lines on standard output."""
+    return observer(LogSettings(format="json"), sys.stdout)
+
+
+# C0, DEL and C1; zero-width and direction marks; line and paragraph separators; surrogates.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+                     "\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]")
+_CREDENTIALS = frozenset({"password", "passphrase", "secret", "credentials", "digest", "response"})
+_LEGACY = frozenset({"message", "time", "system", "format", "isError", "why", "failure", "logLevel",
+                     "printed"})
+
+
+def _escape(text: str) -> str:
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def _masked(event: LogEvent) -> LogEvent:
+    if event.keys().isdisjoint(_CREDENTIALS):
+        return event
+    return {key: "(hidden)" if key in _CREDENTIALS else value for key, value in event.items()}
+
+
+def text_line(event: LogEvent) -> str | None:
+    """*event* as text, or None when there is nothing to say."""
+    message = formatEvent(_masked(event))
+    failure = event.get("log_failure")
+    if not message and failure is None:
+        return None
+    time = datetime.datetime.fromtimestamp(event["log_time"]).astimezone()
+    lines = [f"{time.isoformat(timespec='milliseconds')} {event['log_level'].name:<5} "
+             f"{_escape(event.get('log_namespace', '-'))}: {_escape(message)}"]
+    if failure is not None:
+        # Indented, so that no line of an exception's text passes for an event.
+        lines += ["    " + _escape(line) for line in failure.getTraceback().splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def json_line(event: LogEvent) -> str:
+    """*event* as one JSON object."""
+    event = _masked(event)
+    time = datetime.datetime.fromtimestamp(event["log_time"], datetime.UTC)
+    entry: dict[str, Any] = {
+        "time": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "level": event["log_level"].name,
+        "namespace": event.get("log_namespace", "-"),
+        "message": formatEvent(event),
+    }
+    for name in sorted(event):
+        if not name.startswith("log_") and name not in _LEGACY:
+            entry.setdefault(name, _plain(event[name]))
+    if "log_failure" in event:
+        entry["traceback"] = event["log_failure"].getTraceback()
+    # JSON escapes C0 and, asked for ASCII, all beyond 0x7E but DEL.
+    return json.dumps(entry).replace("\x7f", "\\u007f") + "\n"
+
+
+def _plain(value: object) -> object:
+    """*value* as JSON can hold it."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case bytes():
+            return value.decode("utf-8", "backslashreplace")
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item) for item in value]
+    try:
+        return str(value)
+    except Exception:  # A field that cannot be shown must not lose the line.
+        return f"<unprintable {type(value).__name__}>"
