@@ -53,7 +53,7 @@ class Command:
 
     :ivar legal: the phases in which it may come.
     :ivar usage: what HELP says of it; empty for a command that is not implemented.
-    :ivar fault: the enhanced status of a syntax error in its argument.
+    :ivar fault: the enhanced status of a syntax error in its address.
     :ivar idle: whether it counts as a command that brings no mail along.
     """
 
@@ -61,7 +61,7 @@ class Command:
     act: Callable[[Session, bytes], None]
     legal: frozenset[str]
     usage: str = ""
-    fault: str = "5.5.4"
+    fault: str = "5.1.3"
     idle: bool = False
 
 
@@ -238,7 +238,7 @@ _ROWS = (
     Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True),
     Command("MAIL", _mail, frozenset({READY}),
             "MAIL FROM:<address> [SIZE=octets] [BODY=8BITMIME] [SMTPUTF8]", fault="5.1.7"),
-    Command("RCPT", _rcpt, frozenset({MAIL, RCPT}), "RCPT TO:<address>", fault="5.1.3"),
+    Command("RCPT", _rcpt, frozenset({MAIL, RCPT}), "RCPT TO:<address>"),
     Command("DATA", _data, frozenset({RCPT}), "DATA, then the message, then CRLF.CRLF"),
     # BDAT looks at the phase itself: its octets must be swallowed in any.
     Command("BDAT", _bdat, _ANY, "BDAT octets [LAST], then the octets"),

@@ -35,6 +35,10 @@ class SyntaxFault(ValueError):
         self.code = code
 
 
+class AddressFault(SyntaxFault):
+    """The address in an argument is at fault (RFC 3463 §3.2: X.1.3, X.1.7)."""
+
+
 @dataclass(frozen=True, slots=True)
 class PathArgument:
     """What MAIL and RCPT were given.
@@ -105,7 +109,7 @@ def forward_path(argument: bytes) -> PathArgument:
     """
     inside, parameters = _path_argument(argument, "TO", "RCPT TO:<address>")
     if not inside:
-        raise SyntaxFault("A recipient cannot be empty")
+        raise AddressFault("A recipient cannot be empty")
     if inside.lower() == "postmaster":
         return PathArgument(Address("postmaster", ""), parameters)
     return PathArgument(_mailbox(inside), parameters)
@@ -122,7 +126,7 @@ def _path_argument(argument: bytes, word: str, usage: str) -> tuple[str, dict[st
         raise SyntaxFault(f"Syntax: {usage}")
     inside = match["path"]
     if len(inside.encode()) + 2 > PATH_OCTETS:
-        raise SyntaxFault("Path too long")
+        raise AddressFault("Path too long")
     route = _SOURCE_ROUTE.match(inside)
     return (inside[route.end() :] if route else inside), parameters(match["tail"])
 
@@ -152,7 +156,7 @@ def mailbox(argument: bytes) -> Address:
     if inside.startswith("<") and inside.endswith(">"):
         inside = inside[1:-1]
     if len(inside.encode()) + 2 > PATH_OCTETS:
-        raise SyntaxFault("Path too long")
+        raise AddressFault("Path too long")
     # An empty local-part without a domain would be the null path.
     if inside != '""' and _LOCAL_PART.fullmatch(inside):
         return Address(_local_part(inside), "")
@@ -162,9 +166,9 @@ def mailbox(argument: bytes) -> Address:
 def _mailbox(inside: str) -> Address:
     match = _MAILBOX.fullmatch(inside)
     if match is None and _LOCAL_PART.fullmatch(inside):
-        raise SyntaxFault("The mailbox needs a domain; expected local-part@domain", 553)
+        raise AddressFault("The mailbox needs a domain; expected local-part@domain", 553)
     if match is None:
-        raise SyntaxFault("Not a mailbox; expected local-part@domain")
+        raise AddressFault("Not a mailbox; expected local-part@domain")
     domain = match["domain"]
     return Address(
         _local_part(match["local"]),
@@ -177,7 +181,7 @@ def _local_part(local: str) -> str:
         local = re.sub(r"\\(.)", r"\1", local[1:-1])
     local = unicodedata.normalize("NFC", local)
     if len(local.encode()) > LOCAL_PART_OCTETS:
-        raise SyntaxFault("Local-part too long")
+        raise AddressFault("Local-part too long")
     return local
 
 
@@ -187,27 +191,27 @@ def _domain(name: str) -> str:
         name = name.lower() if name.isascii() else idna.uts46_remap(name, std3_rules=False)
         alabels = name if name.isascii() else idna.encode(name).decode()
     except idna.IDNAError:
-        raise SyntaxFault("Malformed domain: not a valid internationalized name") from None
+        raise AddressFault("Malformed domain: not a valid internationalized name") from None
     if not _DOMAIN_ONLY.fullmatch(name):
-        raise SyntaxFault("Malformed domain")
+        raise AddressFault("Malformed domain")
     if len(alabels) > DOMAIN_OCTETS:
-        raise SyntaxFault("Domain too long")
+        raise AddressFault("Domain too long")
     if any(len(label) > 63 for label in alabels.split(".")):
-        raise SyntaxFault("Label of a domain too long")
+        raise AddressFault("Label of a domain too long")
     return name
 
 
 def _address_literal(literal: str) -> str:
     """An IPv4 or IPv6 literal (RFC 5321 §4.1.3), brackets included; no other tag is registered."""
     if not re.fullmatch(_LITERAL, literal):
-        raise SyntaxFault("Malformed address literal")
+        raise AddressFault("Malformed address literal")
     inside = literal[1:-1]
     try:
         if inside[:5].upper() == "IPV6:":
             return f"[IPv6:{ipaddress.IPv6Address(inside[5:])}]"
         return f"[{ipaddress.IPv4Address(inside)}]"
     except ValueError:
-        raise SyntaxFault("Malformed address literal") from None
+        raise AddressFault("Malformed address literal") from None
 
 
 def size(value: str | None) -> int:
