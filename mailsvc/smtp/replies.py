@@ -79,6 +79,8 @@ TIMED_OUT = reply(421, "4.4.2", "Timed out waiting for you; connect again when r
 TOO_MANY_ERRORS = reply(421, "4.7.0", "Too many errors; connect again with fewer")
 TOO_MANY_COMMANDS = reply(421, "4.7.0", "Too many commands without a message; connect again")
 TOO_MANY_MESSAGES = reply(421, "4.7.0", "Enough messages for one connection; connect again")
+NOT_HTTP = reply(421, "4.7.0", "This is SMTP, not HTTP")
+NOT_TLS = reply(421, "4.7.0", "This port does not begin with TLS")
 LOCAL_ERROR = reply(451, "4.3.0", "Local error in processing; try again later")
 TOO_MANY_RECIPIENTS = reply(452, "4.5.3", "Too many recipients; send the rest another message")
 

@@ -45,13 +45,17 @@ from mailsvc.smtp.events import (
     MessageEnds,
     RcptTo,
 )
-from mailsvc.smtp.grammar import SyntaxFault
+from mailsvc.smtp.grammar import AddressFault, SyntaxFault
 from mailsvc.smtp.intake import Intake
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.replies import Reply, printable, reply
 from mailsvc.wire import LineReader, LineTooLong
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+# What a web page can be made to send here (ALPACA), in HTTP or in TLS.  RFC 5321 §3.8 asks for
+# patience with unknown commands, but not with these as the first thing said.
+_HTTP = frozenset((b"CONNECT", b"DELETE", b"GET", b"HEAD", b"OPTIONS", b"PATCH", b"POST", b"PUT"))
+_TLS_HANDSHAKE = b"\x16"
 
 
 class Session:
@@ -64,9 +68,9 @@ class Session:
     """
 
     __slots__ = (
-        "_errors", "_idle", "_input", "_messages", "_output", "_pending", "_question", "envelope",
-        "extended", "hello", "hostname", "intake", "limits", "phase", "refused_recipient",
-        "tls_active", "tls_available",
+        "_errors", "_idle", "_input", "_messages", "_opening", "_output", "_pending", "_question",
+        "envelope", "extended", "hello", "hostname", "intake", "limits", "phase",
+        "refused_recipient", "tls_active", "tls_available",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +97,8 @@ class Session:
         #: The message that is arriving, or None.
         self.intake: Intake | None = None
         self._input = LineReader(limits.command_octets)
+        #: The first octet of all.
+        self._opening = b""
         self._output: list[bytes] = []
         self._question: Event | None = None
         #: Events not handed out yet; the open question, if any, is the last of them.
@@ -108,6 +114,7 @@ class Session:
     def receive(self, data: bytes) -> None:
         """Take octets from the peer; after the end of the session they are ignored."""
         if self.phase is not CLOSED:
+            self._opening = self._opening or data[:1]
             self._input.feed(data)
 
     def data_to_send(self) -> bytes:
@@ -204,6 +211,9 @@ class Session:
         """Say *answer* (221 or 421) and end the session, dropping what is under way."""
         if self.phase is CLOSED:
             return
+        if self._question is not None and self._pending:
+            # Made and not handed out yet: nobody will be able to answer it.
+            self._pending.pop()
         self.end_transaction("connection closed")
         self.say(answer)
         self.phase = CLOSED
@@ -256,6 +266,9 @@ class Session:
 
     def _read_command(self) -> bool:
         """Act on one command line; False when none is complete."""
+        if self._opening == _TLS_HANDSHAKE:
+            self.close(replies.NOT_TLS)
+            return True
         try:
             line = self._input.line()
         except LineTooLong:
@@ -267,10 +280,13 @@ class Session:
             self.refuse(replies.BAD_CHARACTERS)
             return True
         # bytes.upper() changes ASCII letters only, so no look-alike passes for a letter.
-        word, _, argument = line.partition(b" ")
+        word, _, argument = line.rstrip(b" \t").partition(b" ")
         command = COMMANDS.get(word.upper())
         if command is None:
-            self.refuse(replies.UNRECOGNIZED)
+            if self.phase is START and word.upper() in _HTTP:
+                self.close(replies.NOT_HTTP)
+            else:
+                self.refuse(replies.UNRECOGNIZED)
             return True
         if command.idle:
             self._idle += 1
@@ -283,7 +299,8 @@ class Session:
         try:
             command.act(self, argument.strip(b" \t"))
         except SyntaxFault as fault:
-            self.refuse(reply(fault.code, command.fault, printable(str(fault))))
+            status = command.fault if isinstance(fault, AddressFault) else "5.5.4"
+            self.refuse(reply(fault.code, status, printable(str(fault))))
         return True
 
     def _read_message(self) -> None:
