@@ -52,7 +52,7 @@ class SMTPProtocol(Protocol):
     factory: SMTPFactory
     # Any: a TCP, TLS or Unix transport, and each has more than ITransport.
     transport: Any
-    #: The message on its way to the store, between DataBegins and the end of MessageEnds.
+    #: The message on its way to the store, and its id, from DataBegins to the end of MessageEnds.
     _delivery: Any = None  # IDelivery | None
     _message = ""
     #: Whether the store asked to wait before the next block.
@@ -98,7 +98,7 @@ class SMTPProtocol(Protocol):
         if self._timer.active():
             self._timer.cancel()
         # A commit under way goes on: the peer may have sent all it had (RFC 1047 allows a copy).
-        if self._delivery is not None and not self.session.waiting:
+        if not self.session.waiting:
             self._drop("connection lost")
         self.factory.connections.remove(self)
 
@@ -159,21 +159,21 @@ class SMTPProtocol(Protocol):
                 self.transport.pauseProducing()
 
     def _set_deadline(self, progress: bool) -> None:
-        settings = self.factory.settings
+        settings, now = self.factory.settings, self.factory.clock.seconds()
+        if self.session.intake is None:
+            self._message_expires = _FOREVER
+        elif self._message_expires == _FOREVER:
+            self._message_expires = now + settings.message_seconds
         if self._stalled or self.session.waiting:
             self._expires = _FOREVER
         elif self.session.receiving:
-            now = self.factory.clock.seconds()
-            if self._message_expires == _FOREVER:
-                self._message_expires = now + settings.message_seconds
             self._expires = min(now + settings.data_seconds, self._message_expires)
         elif progress or self._expires == _FOREVER:
             # Only a whole command buys time, so that a client cannot live on an octet a minute.
-            self._message_expires = _FOREVER
-            self._expires = self.factory.clock.seconds() + settings.command_seconds
+            self._expires = min(now + settings.command_seconds, self._message_expires)
         # A timer set for later than this is moved; one set for earlier finds out when it fires.
         if self._timer.active() and self._timer.getTime() > self._expires:
-            self._timer.reset(max(0.0, self._expires - self.factory.clock.seconds()))
+            self._timer.reset(max(0.0, self._expires - now))
 
     def _time_is_up(self) -> None:
         clock = self.factory.clock
@@ -278,9 +278,9 @@ class SMTPProtocol(Protocol):
         except MailFailure as failure:
             answer = from_failure(failure, rcpt=True)
             self.log.info(
-                "{message} refused recipient={recipient} sender={sender} client={client} "
+                "{id} refused recipient={recipient} sender={sender} client={client} "
                 "connection={connection}: {reply}",
-                message=envelope.id, recipient=str(forward_path),
+                id=envelope.id, recipient=str(forward_path),
                 sender=str(envelope.reverse_path), client=self.client, connection=self.id,
                 reply=f"{answer.code} {answer.status} {answer.lines[0]}",
             )
@@ -313,6 +313,8 @@ class SMTPProtocol(Protocol):
         factory, envelope = self.factory, self.session.envelope
         assert envelope is not None
         self._message = envelope.id
+        # One message may follow another in the same chunk (BDAT), and has its own time.
+        self._message_expires = _FOREVER
         try:
             self._delivery = factory.store.begin(envelope.accounts(), envelope.id, envelope.size)
             self._store(trace_header(
@@ -366,9 +368,9 @@ class SMTPProtocol(Protocol):
         except MailFailure as found:
             failure = found
         finally:
-            self._delivery = None
+            self._delivery, self._message = None, ""
         about = {
-            "message": envelope.id,
+            "id": envelope.id,
             "sender": str(envelope.reverse_path),
             "recipients": [str(r.forward_path) for r in envelope.recipients],
             "size": size,
@@ -377,23 +379,25 @@ class SMTPProtocol(Protocol):
             "connection": self.id,
         }
         if failure is not None:
-            self.log.error("{message} not stored: {reason} " + _ABOUT, reason=failure.text, **about)
+            self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **about)
             return from_failure(failure)
-        self.log.info("{message} accepted " + _ABOUT, **about)
+        self.log.info("{id} accepted " + _ABOUT, **about)
         return replies.accepted(envelope.id)
 
     def _on_aborted(self, event: events.Aborted) -> None:
         self._drop(event.reason)
 
     def _drop(self, reason: str) -> None:
+        """Forget the message that had begun, if any."""
         delivery, self._delivery = self._delivery, None
-        if delivery is None:
-            return
-        delivery.abort()
-        self.log.info(
-            "{message} dropped client={client} connection={connection}: {reason}",
-            message=self._message, client=self.client, connection=self.id, reason=reason,
-        )
+        message, self._message = self._message, ""
+        if delivery is not None:
+            delivery.abort()
+        if message:
+            self.log.info(
+                "{id} dropped client={client} connection={connection}: {reason}",
+                id=message, client=self.client, connection=self.id, reason=reason,
+            )
 
     def _on_tls_begins(self, event: events.TLSBegins) -> None:
         self.transport.write(self.session.data_to_send())
