@@ -1,0 +1,337 @@
+"""What stands behind an SMTP session under test: a router and a store in memory; and a client.
+
+Each answer that router and store give can be held back until the test releases it, and spoilt; see
+:class:`Answers`.  The cast of example.org is in :data:`CAST`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mailsvc.errors import (
+    EnhancedStatus,
+    MailboxFull,
+    MailboxMoved,
+    PermanentFailure,
+    RelayDenied,
+    RoutingLoop,
+    StorageFull,
+    TemporaryFailure,
+    UnknownMailbox,
+)
+from mailsvc.interfaces import IDelivery, IMailboxStore, IRouter
+from mailsvc.mail import Account, Address
+from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.smtp.server import SMTPFactory, SMTPProtocol
+from mailsvc.store.memory import MemoryDelivery, MemoryStore
+
+HOSTNAME = "mx.example.org"
+#: 2026-11-21 09:30:00 UTC.
+NOW = 1_795_253_400.0
+
+
+def _accounts(*local_parts: str) -> tuple[Account, ...]:
+    return tuple(Account(local_part, "example.org") for local_part in local_parts)
+
+
+#: Local-parts at example.org, folded, and where they lead.
+CAST: dict[str, tuple[Account, ...] | Exception] = {
+    **{name: _accounts(name)
+       for name in ("alice", "bob", "carol", "postmaster", "two words", "a@b", 'quo"te', "müller",
+                    "x" * 64)},
+    # Lists.
+    "friends": _accounts("alice", "bob"),
+    "team": _accounts("carol"),
+    # Mail for away goes to another domain; VRFY says so.
+    "away": _accounts("carol"),
+    "full": (Account("full", "example.org", quota_messages=1),),
+    "small": (Account("small", "example.org", quota_octets=1000),),
+    "moved": MailboxMoved("The mailbox has moved", "mona@elsewhere.example"),
+    "busy": TemporaryFailure("The mailbox is locked; try again later", EnhancedStatus(4, 2, 1)),
+    "down": TemporaryFailure("The directory cannot be read; try again later"),
+    "diskless": StorageFull("The disk is full; try again later"),
+    "archive": PermanentFailure("The mailbox takes no more mail", EnhancedStatus(5, 2, 2)),
+    "loop": RoutingLoop("The alias leads back to itself"),
+    "crash": ZeroDivisionError("a bug in the router"),
+}
+
+
+class Answers:
+    """Answers by their kind, given at once unless the test wants them otherwise.
+
+    :ivar late: the kinds that are held back until ``release``.
+    :ivar spoilt: what some kinds fail with, instead of their answer.
+    """
+
+    def __init__(self) -> None:
+        self.late: set[str] = set()
+        self.spoilt: dict[str, Exception] = {}
+        self._held: deque[tuple[str, Deferred[Any], Any]] = deque()
+
+    def give(self, kind: str, answer: Any) -> Any:
+        """Return or raise *answer*, or return a Deferred that will."""
+        answer = self.spoilt.get(kind, answer)
+        if kind in self.late:
+            deferred: Deferred[Any] = Deferred()
+            self._held.append((kind, deferred, answer))
+            return deferred
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @property
+    def held(self) -> list[str]:
+        """The kinds of the answers held back, the oldest first."""
+        return [kind for kind, _, _ in self._held]
+
+    def release(self) -> None:
+        """Give the oldest answer that is held back."""
+        _, deferred, answer = self._held.popleft()
+        if isinstance(answer, Exception):
+            deferred.errback(Failure(answer))
+        else:
+            deferred.callback(answer)
+
+
+@implementer(IRouter)
+class FakeRouter:
+    """Knows :data:`CAST` at example.org, and *accounts*; relays nothing.
+
+    Its answers are of the kinds "route", "verify" and "expand".
+    """
+
+    def __init__(self, answers: Answers, accounts: Iterable[Address] = ()) -> None:
+        self._answers = answers
+        self._places: dict[tuple[str, str], tuple[Account, ...] | Exception] = {
+            (local_part, "example.org"): place for local_part, place in CAST.items()}
+        for address in accounts:
+            account = Account(address.local_part, address.domain)
+            self._places[address.local_part.lower(), address.domain] = (account,)
+        self._domains = {domain for _, domain in self._places}
+
+    def _place(self, path: Address) -> tuple[Account, ...] | Exception:
+        domain = path.domain
+        if domain in ("", "[192.0.2.1]"):
+            domain = "example.org"
+        if domain not in self._domains:
+            return RelayDenied("Relaying denied: the domain is not served here")
+        unknown = UnknownMailbox("No such mailbox here")
+        return self._places.get((path.local_part.lower(), domain), unknown)
+
+    def route(self, forward_path: Address) -> Any:
+        """As ``IRouter.route``."""
+        return self._answers.give("route", self._place(forward_path))
+
+    def verify(self, name: Address) -> Any:
+        """As ``IRouter.verify``."""
+        place = self._place(name)
+        if isinstance(place, Exception):
+            return self._answers.give("verify", place)
+        if name.local_part == "away":
+            return self._answers.give("verify", Address("away", "elsewhere.example"))
+        return self._answers.give("verify", Address(name.local_part, place[0].domain))
+
+    def expand(self, name: Address) -> Any:
+        """As ``IRouter.expand``."""
+        place = self._place(name)
+        if not isinstance(place, Exception):
+            if name.local_part not in ("friends", "team"):
+                place = UnknownMailbox("That is a user name, not a mailing list")
+            else:
+                addresses = tuple(Address(a.local_part, a.domain) for a in place)
+                return self._answers.give("expand", addresses)
+        return self._answers.give("expand", place)
+
+
+@implementer(IMailboxStore)
+class FakeStore(MemoryStore):
+    """A store in memory whose mailbox ``full@example.org`` is full.
+
+    Its answers are of the kinds "room", "begin", "write" and "commit"; "begin" is never late.
+
+    :ivar deliveries: every delivery ever begun.
+    """
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self.answers = answers
+        self.deliveries: list[FakeDelivery] = []
+        self.mailboxes["full@example.org"].messages[b"first"] = b"the only one\r\n"
+
+    def room(self, account: Account, octets: int) -> Any:
+        """As ``IMailboxStore.room``."""
+        try:
+            answer: Any = super().room(account, octets)
+        except MailboxFull as full:
+            answer = full
+        return self.answers.give("room", answer)
+
+    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> FakeDelivery:
+        """As ``IMailboxStore.begin``."""
+        self.answers.give("begin", None)
+        delivery = FakeDelivery(self, accounts, id, size_hint)
+        self.deliveries.append(delivery)
+        return delivery
+
+    @property
+    def mail(self) -> list[FakeDelivery]:
+        """The deliveries that were committed."""
+        return [delivery for delivery in self.deliveries if delivery.outcome == "committed"]
+
+
+@implementer(IDelivery)
+class FakeDelivery(MemoryDelivery):
+    """A delivery that remembers what became of it.
+
+    :ivar outcome: "open", "committing", "committed", "failed" or "aborted".
+    :ivar message: all that was written.
+    """
+
+    def __init__(self, store: FakeStore, accounts: tuple[Account, ...], id: str,
+                 size_hint: int) -> None:
+        super().__init__([store.mailboxes[account.name] for account in accounts], id)
+        self._answers = store.answers
+        self.accounts = accounts
+        self.id = id
+        self.size_hint = size_hint
+        self.outcome = "open"
+        self.message = b""
+
+    def write(self, block: bytes) -> Deferred[None] | None:
+        """As ``IDelivery.write``."""
+        assert self.outcome == "open", f"write after {self.outcome}"
+        assert block, "an empty block"
+        self.message += block
+        super().write(block)
+        pause: Deferred[None] | None = self._answers.give("write", None)
+        return pause
+
+    def commit(self) -> Deferred[None]:
+        """As ``IDelivery.commit``."""
+        assert self.outcome == "open", f"commit after {self.outcome}"
+        self.outcome = "committing"
+        done = maybeDeferred(self._answers.give, "commit", None)
+        return done.addCallbacks(self._committed, self._failed)
+
+    def _committed(self, _: object) -> Deferred[None]:
+        self.outcome = "committed"
+        return super().commit()
+
+    def _failed(self, failure: Failure) -> Failure:
+        self.outcome = "failed"
+        return failure
+
+    def abort(self) -> None:
+        """As ``IDelivery.abort``."""
+        if self.outcome == "open":
+            self.outcome = "aborted"
+            super().abort()
+
+
+class Wire(StringTransport):
+    """A transport that has a buffer for the peer's octets too, as the kernel has.
+
+    :ivar half_closed: whether loseWriteConnection was called.
+    """
+
+    half_closed = False
+    no_delay: bool | None = None
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.no_delay = enabled
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
+
+
+class Line:
+    """One client's line to an SMTPProtocol, as ``tests.dialogue.Server`` wants it.
+
+    What arrives while the protocol does not read waits here.  Shut down, the protocol may leak
+    nothing: ``hang_up`` sees to that.
+    """
+
+    def __init__(self, answers: Answers | None = None, *, host: str = "198.51.100.7",
+                 hostname: str = HOSTNAME, accounts: Iterable[Address] = (), tls: Any = None,
+                 factory: SMTPFactory | None = None, transport: StringTransport | None = None,
+                 **settings: Any) -> None:
+        self.answers = answers or Answers()
+        if factory is None:
+            self.clock = Clock()
+            self.clock.rightNow = NOW
+            factory = SMTPFactory(FakeStore(self.answers), FakeRouter(self.answers, accounts),
+                                  SMTPSettings(**settings), hostname, self.clock, tls)
+        self.factory = factory
+        self.clock = factory.clock  # type: ignore[assignment]
+        self.store: FakeStore = factory.store  # type: ignore[assignment]
+        self.peer = IPv4Address("TCP", host, 40_000)
+        self.transport = transport or Wire(peerAddress=self.peer)
+        self.protocol: SMTPProtocol = factory.buildProtocol(self.peer)  # type: ignore[assignment]
+        self.unread = b""
+        self.protocol.makeConnection(self.transport)
+
+    def say(self, data: bytes) -> None:
+        """Octets arrive; those that the protocol does not read wait in ``unread``."""
+        self.unread += data
+        self.flow()
+
+    def flow(self) -> None:
+        """Let the protocol read what waits."""
+        while self.unread and self.reading:
+            data, self.unread = self.unread, b""
+            self.protocol.dataReceived(data)
+
+    @property
+    def reading(self) -> bool:
+        return self.transport.producerState == "producing" and not self.transport.disconnecting
+
+    def release(self) -> str:
+        """Give the oldest late answer; its kind."""
+        kind = self.answers.held[0]
+        self.answers.release()
+        self.flow()
+        return kind
+
+    def release_all(self) -> None:
+        """Give late answers until none is held back."""
+        while self.answers.held:
+            self.release()
+
+    def heard(self) -> bytes:
+        """All that the server has sent since the beginning."""
+        return self.transport.value()
+
+    def news(self) -> bytes:
+        """What the server has sent since the last call."""
+        data = self.transport.value()
+        self.transport.clear()
+        return data
+
+    def codes(self) -> list[str]:
+        """The last lines of the replies since the last call, each cut to code and status."""
+        return [" ".join(line.split(" ")[:2]) if line[4:9].replace(".", "").isdigit()
+                else line[:3]
+                for line in self.news().decode().splitlines() if line[3] == " "]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the server has closed the connection, or its half of it."""
+        return self.transport.disconnecting or getattr(self.transport, "half_closed", False)
+
+    def hang_up(self, reason: Failure | None = None) -> None:
+        """The connection is lost; nothing may be left of it but a commit under way."""
+        if reason is None:
+            self.protocol.connectionLost()
+        else:
+            self.protocol.connectionLost(reason)
+        assert not self.clock.getDelayedCalls()
+        assert not len(self.factory.connections)
