@@ -138,6 +138,22 @@ class IDirectory(Interface):
         :returns: a :class:`mailsvc.directory.Credentials`, or None when there is no such account.
         """
 
+    def domains(most=-1):
+        """The :class:`mailsvc.directory.Domain` there are, the oldest first; an iterator.
+
+        :param most: of at most so many; -1 for all.
+        """
+
+    def oldest_account(domain):
+        """The first :class:`mailsvc.mail.Account` that was made in a domain, or None."""
+
+    def replace_verifier(account, old, new):
+        """Put the verifier *new* in the place of *old*, unless the password was changed meanwhile.
+
+        For the same password hashed anew.  The one method that may wait, and be called in any
+        thread.
+        """
+
 
 class IRouter(Interface):
     """Where a forward-path leads."""

@@ -1,0 +1,50 @@
+"""The ``mailsvc`` command: a table of commands, each imported when it is asked for.
+
+Exit status: 0 done; 1 refused or failed, with a line on standard error that says what to do; 2 the
+command line is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from mailsvc import __version__
+from mailsvc.cli.place import place_options
+
+#: command -> the module that defines it, under its own name.
+COMMANDS = {
+    "account": "mailsvc.cli.accounts",
+    "alias": "mailsvc.cli.aliases",
+    "domain": "mailsvc.cli.domains",
+}
+
+
+class CommandTable(click.Group):
+    """The commands of :data:`COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.command(cls=CommandTable, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mailsvc")
+@place_options
+def main() -> None:
+    """Administer the mailsvc mail service.
+
+    Changes of accounts, aliases and domains count at once, also for a running service.
+
+    \b
+    Example:
+      mailsvc domain add example.org
+      mailsvc account add alice@example.org
+      mailsvc account list
+    """

@@ -1,0 +1,225 @@
+"""``mailsvc account``: the mailboxes that people log in to."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from mailsvc.accounts import PASSWORD_OCTETS, PasswordHasher, check_password
+from mailsvc.cli.arguments import MAILBOX, OCTETS, octets_text
+from mailsvc.cli.listing import json_option, print_json, print_rows
+from mailsvc.cli.place import mail_of, open_directory, place_options, settings
+from mailsvc.directory import SqliteDirectory
+from mailsvc.mail import Account, Address
+from mailsvc.names import DirectoryError
+
+password_option = click.option(
+    "--password-stdin", is_flag=True,
+    help="Read the password from standard input; without this it is asked for, twice.")
+
+
+def _ask_password(password_stdin: bool) -> tuple[str, bytes]:
+    """A verifier of the password that was piped in or typed, and the password as prepared."""
+    if password_stdin:
+        line = sys.stdin.buffer.read(PASSWORD_OCTETS * 4)
+        # Not UTF-8 becomes lone surrogates, which check_password refuses.
+        password = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
+    elif sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    else:
+        raise click.ClickException("no password, and no terminal to ask for one; "
+                                   "pipe it in and add --password-stdin")
+    prepared = check_password(password)
+    return PasswordHasher(settings().passwords, None).hash(prepared), prepared
+
+
+def _described(directory: SqliteDirectory, account: Account) -> dict[str, Any]:
+    credentials = directory.credentials(account.name)
+    return {
+        "name": account.name,
+        "quota_octets": account.quota_octets,
+        "quota_messages": account.quota_messages,
+        "password": credentials is not None and credentials.verifier is not None,
+        "apop": credentials is not None and credentials.secret is not None,
+    }
+
+
+def _found(directory: SqliteDirectory, address: Address) -> Account:
+    account = directory.account(address.local_part, address.domain)
+    if account is None:
+        raise DirectoryError(f"there is no account {address}", "see `mailsvc account list`")
+    return account
+
+
+@click.group()
+def account() -> None:
+    """Make, list, change and remove accounts.
+
+    An account is a mailbox that somebody logs in to, named NAME@DOMAIN.  Its name is written the
+    same in any case: Bob and bob are one.
+    """
+
+
+@account.command()
+@click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
+@password_option
+@click.option("--quota-octets", type=OCTETS, default="0", metavar="OCTETS",
+              help="Most octets its mail may take: 500K, 20M, 1G; 0 for no limit.")
+@click.option("--quota-messages", type=click.IntRange(0), default=0, metavar="N",
+              help="Most messages it may hold; 0 for no limit.")
+@click.option("--apop", is_flag=True,
+              help="Keep the password readable too, in the accounts' file, as APOP needs it.")
+@place_options
+def add(name: Address, password_stdin: bool, quota_octets: int, quota_messages: int,
+        apop: bool) -> None:
+    """Make an account.
+
+    \b
+    Example:
+      mailsvc account add alice@example.org --quota-octets 1G
+      pass mail/bob | mailsvc account add bob@example.org --password-stdin
+    """
+    with open_directory() as directory:
+        directory.check_new_account(name)  # before anybody types a password
+        verifier, password = _ask_password(password_stdin)
+        made = directory.add_account(name, verifier=verifier,
+                                     secret=password.decode() if apop else None,
+                                     quota_octets=quota_octets, quota_messages=quota_messages)
+        click.echo(f"Made account {made.name}; its mail will be in {mail_of(made)}")
+
+
+@account.command(name="list")
+@json_option
+@place_options
+def list_(as_json: bool) -> None:
+    """List the accounts.
+
+    The keys in JSON are name, quota_octets, quota_messages (0 for no limit), password and apop
+    (true or false).
+
+    \b
+    Example:
+      mailsvc account list --json
+    """
+    with open_directory() as directory:
+        accounts = [_described(directory, each) for each in directory.accounts()]
+    if as_json:
+        print_json(accounts)
+        return
+    print_rows(["name", "quota", "messages", "login"],
+               [[each["name"], _limit(octets_text(each["quota_octets"])),
+                 _limit(str(each["quota_messages"])), _login(each)] for each in accounts])
+
+
+def _limit(text: str) -> str:
+    return "-" if text == "0" else text
+
+
+def _login(described: dict[str, Any]) -> str:
+    if not described["password"]:
+        return "no"
+    return "password, APOP" if described["apop"] else "password"
+
+
+@account.command()
+@click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
+@json_option
+@place_options
+def show(name: Address, as_json: bool) -> None:
+    """Show one account: its quota, how it logs in, where its mail is, which aliases lead to it.
+
+    The keys in JSON are those of `account list`, and mail and aliases.
+
+    \b
+    Example:
+      mailsvc account show alice@example.org
+    """
+    with open_directory() as directory:
+        found = _found(directory, name)
+        described = _described(directory, found)
+        described["mail"] = mail_of(found)
+        described["aliases"] = [
+            alias.name for alias in directory.aliases()
+            if any(directory.account(target.local_part, target.domain) == found
+                   for target in alias.targets)]
+    if as_json:
+        print_json(described)
+        return
+    for label, text in (
+            ("Name", described["name"]),
+            ("Quota", octets_text(described["quota_octets"])
+             if described["quota_octets"] else "no limit"),
+            ("Messages", str(described["quota_messages"] or "no limit")),
+            ("Login", _login(described)),
+            ("Mail", described["mail"]),
+            ("Aliases", ", ".join(described["aliases"]) or "none")):
+        click.echo(f"{label + ':':10}{text}")
+
+
+@account.command()
+@click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
+@password_option
+@click.option("--apop/--no-apop", default=None,
+              help="Keep the password readable too, as APOP needs it [as before].")
+@place_options
+def passwd(name: Address, password_stdin: bool, apop: bool | None) -> None:
+    """Change an account's password.  The next login needs the new one.
+
+    \b
+    Example:
+      mailsvc account passwd alice@example.org
+    """
+    with open_directory() as directory:
+        found = _found(directory, name)
+        verifier, password = _ask_password(password_stdin)
+        if apop is None:
+            apop = _described(directory, found)["apop"]
+        directory.set_password(name, verifier, password.decode() if apop else None)
+        click.echo(f"Changed the password of {found.name}")
+
+
+@account.command()
+@click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
+@click.option("--octets", type=OCTETS, metavar="OCTETS",
+              help="Most octets its mail may take: 500K, 20M, 1G; 0 for no limit.")
+@click.option("--messages", type=click.IntRange(0), metavar="N",
+              help="Most messages it may hold; 0 for no limit.")
+@place_options
+def quota(name: Address, octets: int | None, messages: int | None) -> None:
+    """Change an account's quota.  What is not given stays as it is.
+
+    \b
+    Example:
+      mailsvc account quota alice@example.org --octets 1G --messages 0
+    """
+    if octets is None and messages is None:
+        raise click.UsageError("Give --octets, --messages or both.")
+    with open_directory() as directory:
+        changed = directory.set_quota(name, octets=octets, messages=messages)
+        click.echo(f"Quota of {changed.name}: "
+                   f"octets {_limit(octets_text(changed.quota_octets))}, "
+                   f"messages {_limit(str(changed.quota_messages))}")
+
+
+@account.command()
+@click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@place_options
+def remove(name: Address, yes: bool) -> None:
+    """Remove an account.  Its mail stays on disk.
+
+    \b
+    Example:
+      mailsvc account remove alice@example.org --yes
+    """
+    with open_directory() as directory:
+        found = _found(directory, name)
+        if not yes:
+            if not sys.stdin.isatty():
+                raise click.ClickException("no terminal to ask whether to remove it; add --yes")
+            click.confirm(f"Remove account {found.name}?", abort=True)
+        directory.remove_account(name)
+        click.echo(f"Removed account {found.name}. Its mail stays in {mail_of(found)}: remove it "
+                   "there, or a new account of that name will have it.")

@@ -1,0 +1,78 @@
+"""Which service a command is about: the options --config and --dir, and what they lead to.
+
+They may stand before or behind a command's name.  Without them it is the service of
+/etc/mailsvc.toml, or without that file the one with all settings at their defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mailsvc.config import ConfigurationError, Settings, load
+from mailsvc.directory import SqliteDirectory
+from mailsvc.errors import MailFailure
+from mailsvc.mail import Account
+from mailsvc.names import DirectoryError
+
+SYSTEM_CONFIGURATION = Path("/etc/mailsvc.toml")
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _remember(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    if not value.isprintable():
+        raise click.BadParameter(f"{value!r} holds control characters", ctx, option)
+    # ctx.meta is one for the whole command line.
+    ctx.meta[f"{__name__}.{option.name}"] = value
+
+
+def place_options(command: _Command) -> _Command:
+    """Give *command* the options --config and --dir."""
+    for name, metavar, sentence in (
+            ("--dir", "DIR", "Data directory of the service, as for `mailsvc dev --dir`: accounts "
+             "are in DIR/accounts.sqlite, mail in DIR/mail."),
+            ("--config", "FILE", f"Configuration of the service [{SYSTEM_CONFIGURATION}].")):
+        command = click.option(name, metavar=metavar, help=sentence, callback=_remember,
+                               expose_value=False)(command)
+    return command
+
+
+def settings() -> Settings:
+    """The settings of the service that the present command line names."""
+    meta = click.get_current_context().meta
+    directory, config = (meta.get(f"{__name__}.{name}") for name in ("dir", "config"))
+    if directory is not None and config is not None:
+        raise click.UsageError("Give either --dir or --config, not both.")
+    try:
+        if directory is not None:
+            return Settings.from_mapping({"service": {"data": directory}})
+        if config is None and SYSTEM_CONFIGURATION.exists():
+            config = SYSTEM_CONFIGURATION
+        return load(config)
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def open_directory(*, create: bool = False) -> Iterator[SqliteDirectory]:
+    """That service's directory of accounts; what it refuses ends the command with status 1."""
+    try:
+        with SqliteDirectory(settings().accounts.database, create=create) as directory:
+            yield directory
+    except (DirectoryError, MailFailure) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def mail_of(account: Account) -> str:
+    """Where the account's mail lies: its maildir, or what the store is called."""
+    scheme, _, argument = settings().service.store.partition(":")
+    if scheme != "maildir":
+        return f"the store {scheme}:{argument}"
+    return str(Path(argument) / account.domain / account.local_part)

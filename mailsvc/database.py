@@ -1,0 +1,193 @@
+"""One SQLite file that several processes read and change.
+
+**Promises.**  A change is seen by the next query, in every process, without a signal or a restart.
+Transactions are atomic, and durable when they end (WAL, ``synchronous=FULL``); no query waits for
+one.  The file is made with mode 0600, missing directories above it with 0700, and what root makes
+belongs to the owner of the place it was made in.  A file that may not be used is named with the
+user who may.
+
+**Limits.**  WAL needs shared memory: the file must lie on a local disk.  A connection must not be
+carried over ``fork`` and belongs to one thread, except for :meth:`Database.update`.  It is not
+noticed when another file takes the open one's place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mailsvc.errors import TemporaryFailure
+from mailsvc.names import DirectoryError
+
+#: Seconds that a change waits for another process's change to end, and that a query waits in the
+#: rare moments (recovery after a crash, say) when SQLite keeps readers out.
+CHANGE_TIMEOUT = 5.0
+QUERY_TIMEOUT = 0.25
+
+
+class Database:
+    """The file *path*, whose tables *schema* makes and whose ``user_version`` is *version*.
+
+    :param create: make the file when it is missing.
+    :raises DirectoryError: when it is missing, not of that version, or not permitted.
+    """
+
+    def __init__(self, path: Path, schema: str, version: int, *, create: bool) -> None:
+        self.path = path.absolute()
+        self._version = version
+        self._changing = False  # whether a transaction is open
+        try:
+            _require_access(self.path)
+            if not self.path.exists():
+                if not create:
+                    raise DirectoryError(f"there is no {self.path} yet",
+                                         "begin with `mailsvc domain add DOMAIN`, or name the "
+                                         "right place with --dir or --config")
+                _create(self.path, f"{schema}; PRAGMA user_version = {version}")
+            self._db = self._connect(QUERY_TIMEOUT)
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable(error) from error
+
+    def close(self) -> None:
+        """Let go of the file; may be called again."""
+        self._db.close()
+
+    def _connect(self, timeout: float) -> sqlite3.Connection:
+        # mode=rw: never make a file.  isolation_level None: no transactions but our own, so that
+        # each query sees the newest state.
+        db = sqlite3.connect(f"{self.path.as_uri()}?mode=rw", uri=True, timeout=timeout,
+                             isolation_level=None)
+        try:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version != self._version:
+                raise DirectoryError(
+                    f"{self.path} has schema version {version}, not {self._version}",
+                    "upgrade mailsvc" if version else "it is not a file of mailsvc: move it away")
+            db.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _unusable(self, error: Exception) -> DirectoryError:
+        return DirectoryError(f"{self.path} cannot be used ({error})",
+                              "see that the disk has room and that no other program holds a lock "
+                              "on the file")
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make the changes inside visible together, or none of them if the block raises.
+
+        May be nested: the outermost counts.  Raises :class:`DirectoryError` when the file cannot be
+        changed, for instance because another transaction does not end.
+        """
+        if self._changing:
+            yield
+            return
+        db = self._db
+        self._changing = True
+        try:
+            db.execute(f"PRAGMA busy_timeout = {CHANGE_TIMEOUT * 1000:.0f}")
+            db.execute("BEGIN IMMEDIATE")
+            yield
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        finally:
+            self._changing = False
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            db.execute(f"PRAGMA busy_timeout = {QUERY_TIMEOUT * 1000:.0f}")
+
+    def change(self, statement: str, *parameters: Any) -> int | None:
+        """Run a statement inside a transaction; returns the id of the row it inserted, if any."""
+        return self._db.execute(statement, parameters).lastrowid
+
+    def rows(self, query: str, *parameters: Any) -> list[Any]:
+        """All rows of a query; text that is not Unicode (a lone surrogate) finds none.
+
+        Raises :class:`TemporaryFailure` outside of a transaction.
+        """
+        try:
+            # fetchall, not fetchone: a statement left open would hold on to an old state.
+            return self._db.execute(query, parameters).fetchall()
+        except UnicodeEncodeError:
+            return []
+        except sqlite3.Error as error:
+            if self._changing:
+                raise
+            raise TemporaryFailure("The directory of accounts cannot be read now") from error
+
+    def update(self, statement: str, *parameters: Any) -> None:
+        """Run one statement over a connection of its own, in any thread.
+
+        Raises :class:`TemporaryFailure`.
+        """
+        try:
+            with contextlib.closing(self._connect(CHANGE_TIMEOUT)) as db:
+                db.execute(statement, parameters)
+        except sqlite3.Error as error:
+            raise TemporaryFailure("The directory of accounts cannot be changed now") from error
+
+
+def _create(path: Path, script: str) -> None:
+    """Make the file; it appears under its name when it is complete."""
+    for folder in reversed([path.parent, *path.parent.parents]):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _give_to_owner_of(folder.parent, folder)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(script)
+        _give_to_owner_of(path.parent, draft)
+        with contextlib.suppress(FileExistsError):  # another process was as quick
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    folder_fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder_fd)
+    finally:
+        os.close(folder_fd)
+
+
+def _give_to_owner_of(folder: Path, made: Path) -> None:
+    # What root makes in the service's directory must stay usable for the service.
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.chown(made, owner.st_uid, owner.st_gid)
+
+
+def _require_access(path: Path) -> None:
+    """Refuse *path*, naming the first thing on the way to it that this user may not use."""
+    # The directory must be writable as well: SQLite keeps the -wal and -shm files there.
+    modes = {path.parent: os.R_OK | os.W_OK | os.X_OK, path: os.R_OK | os.W_OK}
+    nearest = path
+    for place in (*reversed(path.parents), path):
+        if not place.exists():
+            _require(nearest, os.W_OK | os.X_OK)
+            break
+        if place != path and not place.is_dir():
+            raise DirectoryError(f"{place} is not a directory", "name another place with --dir or "
+                                 "--config, or move it away")
+        _require(place, modes.get(place, os.X_OK))
+        nearest = place
+
+
+def _require(place: Path, mode: int) -> None:
+    if not os.access(place, mode):
+        owner = place.stat().st_uid
+        try:
+            user = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            user = f"'#{owner}'"
+        raise DirectoryError(f"permission denied on {place}",
+                             f"run as the user who owns it: sudo -u {user} mailsvc …")

@@ -1,0 +1,287 @@
+"""Where a forward-path leads: pure logic over :class:`mailsvc.interfaces.IDirectory`.
+
+A mailbox of a domain that is ours is, in this order,
+
+1. the alias of exactly that name, else the account of that name;
+2. with a subaddress (``user+tag``), what the mailbox before a separator is by 1, the longest first;
+3. ``postmaster`` and ``abuse``, which are never refused (RFC 5321 §4.5.1, RFC 2142): the domain's
+   own ``postmaster``, else the setting ``postmaster``, else the oldest account of the domain, else
+   the oldest of any domain; before there is any account, a temporary failure;
+4. the domain's catch-all;
+5. unknown.
+
+The targets of an alias are found the same way, except that one of the alias's own name is the
+account of that name.  Each account is named once.  A member that leads nowhere is left out so long
+as another leads somewhere.  Aliases that come back to themselves, by whatever way, or that lead
+deeper or wider than the limits, are a :class:`~mailsvc.errors.RoutingLoop`.
+
+A domain that is not ours is not relayed to.  ``<postmaster>`` without a domain, and postmaster and
+abuse at an address literal of this host (RFC 5321 §4.1.3, setting ``literals``), are those of the
+default domain; no other mailbox has a literal for its domain.  ``a%b@ours`` and ``b!a@ours`` are
+local-parts like any other and never rewritten (RFC 5321 §2.3.11, appendix F.2).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from zope.interface import implementer
+
+from mailsvc.directory import Alias, Domain
+from mailsvc.errors import (
+    EnhancedStatus,
+    MailboxMoved,
+    PermanentFailure,
+    RelayDenied,
+    RoutingLoop,
+    TemporaryFailure,
+    UnknownMailbox,
+)
+from mailsvc.interfaces import IDirectory, IRouter
+from mailsvc.mail import Account, Address
+from mailsvc.names import (
+    RESERVED,
+    SEPARATORS,
+    DirectoryError,
+    check_domain,
+    fold_domain,
+    fold_local_part,
+    parse_address,
+)
+from mailsvc.settings import Check, at_least, setting
+
+
+def _separators(value: str) -> str | None:
+    return None if SEPARATORS.issuperset(value) else (
+        "characters out of " + "".join(sorted(SEPARATORS)))
+
+
+def _empty_or(check: Callable[[str], object]) -> Check:
+    """A setting's check out of one that raises :class:`DirectoryError`."""
+    def refusal(value: str) -> str | None:
+        try:
+            if value:
+                check(value)
+        except DirectoryError as error:
+            return error.remedy.removeprefix("expected ")
+        return None
+    return refusal
+
+
+def _ip_addresses(values: list[str]) -> str | None:
+    for value in values:
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            return "IPv4 and IPv6 addresses, without brackets"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingSettings:
+    """``[routing]``."""
+
+    default_domain: str = setting(
+        "", "The domain of <postmaster> and of login names without one; empty for the host name if "
+        "it is one of the domains, else the oldest domain (for logins: the only domain).",
+        check=_empty_or(check_domain))
+    separators: str = setting(
+        "+", "Characters that each part a subaddress's tag from its mailbox, in domains that do "
+        "not set their own; empty for no subaddresses.", check=_separators)
+    postmaster: str = setting(
+        "", "Who gets mail for postmaster and abuse in domains that have no postmaster of their "
+        "own; empty for the oldest account.", check=_empty_or(parse_address))
+    literals: list[str] = setting(
+        ["127.0.0.1", "::1"], "Addresses of this host at which postmaster and abuse can be reached "
+        "as in postmaster@[127.0.0.1].", check=_ip_addresses)
+    alias_depth: int = setting(
+        20, "How many aliases may lead one to the next.", check=at_least(1))
+    alias_accounts: int = setting(
+        1000, "How many accounts one recipient may lead to.", check=at_least(1))
+
+
+@implementer(IRouter)
+class Router:
+    """The router of the domains in *directory*.
+
+    :param hostname: the service's own name, the default domain if it is one of the domains.
+    """
+
+    def __init__(self, directory: IDirectory, hostname: str,
+                 settings: RoutingSettings | None = None) -> None:
+        self._directory = directory
+        self._hostname = hostname
+        self._settings = settings = settings or RoutingSettings()
+        self._postmaster = parse_address(settings.postmaster) if settings.postmaster else None
+        self._literals = {ipaddress.ip_address(literal) for literal in settings.literals}
+
+    def route(self, forward_path: Address) -> tuple[Account, ...]:
+        domain = self._domain(forward_path)
+        try:
+            return tuple(self._accounts(self._mailbox(forward_path.local_part, domain)))
+        except PermanentFailure:
+            # A postmaster alias that leads nowhere is no reason to refuse mail for postmaster.
+            if _is_reserved(forward_path):
+                return (self._oldest_account(domain),)
+            raise
+
+    def verify(self, name: Address) -> Address:
+        """As the interface says.  A name without a domain is one of the default domain."""
+        domain = self._domain(name, default=True)
+        mailbox = self._mailbox(name.local_part, domain)
+        _refuse_moved(mailbox)
+        same = fold_local_part(mailbox.local_part) == fold_local_part(name.local_part)
+        return Address(mailbox.local_part if same else name.local_part, name.domain or domain.name)
+
+    def expand(self, name: Address) -> tuple[Address, ...]:
+        """As the interface says: the accounts that an alias leads to in the end."""
+        domain = self._domain(name, default=True)
+        alias = self._directory.alias(name.local_part, domain.name)
+        if alias is None:
+            self._mailbox(name.local_part, domain)
+            raise UnknownMailbox("That is a user name, not a mailing list")
+        return tuple(Address(account.local_part, account.domain)
+                     for account in self._accounts(alias))
+
+    # --- From a mailbox to accounts --------------------------------------------------------------
+
+    def _accounts(self, mailbox: Account | Alias) -> Iterable[Account]:
+        """What *mailbox* leads to: one account or more, in the order found."""
+        accounts: dict[Account, None] = {}
+        dead_ends: list[PermanentFailure] = []
+        self._follow(mailbox, (), set(), accounts, dead_ends)
+        if not accounts:
+            raise dead_ends[0]
+        return accounts
+
+    def _follow(self, mailbox: Account | Alias, way: tuple[_Key, ...], done: set[_Key],
+                accounts: dict[Account, None], dead_ends: list[PermanentFailure]) -> None:
+        if isinstance(mailbox, Account):
+            accounts[mailbox] = None
+            if len(accounts) > self._settings.alias_accounts:
+                raise RoutingLoop("The alias leads to too many mailboxes")
+            return
+        own = _key(mailbox)
+        if own in way:
+            raise RoutingLoop("The alias leads back to itself")
+        if len(way) >= self._settings.alias_depth:
+            raise RoutingLoop("The alias leads over too many others")
+        if own in done:  # reached before, by another way
+            return
+        done.add(own)
+        for target in mailbox.targets:
+            try:
+                _refuse_moved(mailbox)
+                found = self._target(target, own)
+            except (UnknownMailbox, MailboxMoved, RelayDenied) as failure:
+                dead_ends.append(failure)
+            else:
+                self._follow(found, (*way, own), done, accounts, dead_ends)
+
+    def _target(self, target: Address, alias: _Key) -> Account | Alias:
+        if _key(target) != alias:
+            return self._mailbox(target.local_part, self._domain(target))
+        account = self._directory.account(*alias)
+        if account is None:
+            raise UnknownMailbox("No such mailbox here")
+        return account
+
+    # --- From an address to its mailbox ----------------------------------------------------------
+
+    def _domain(self, address: Address, *, default: bool = False) -> Domain:
+        """The domain that *address* is looked up in.
+
+        :param default: whether any local-part without a domain is one of the default domain, and
+            not only the reserved ones.
+        """
+        name = address.domain
+        if name and not name.startswith("["):
+            domain = self._directory.domain(name)
+            if domain is None:
+                raise RelayDenied("Relaying denied: the domain is not served here")
+            return domain
+        if name and not self._is_own(name):
+            raise RelayDenied("Relaying denied: that is not an address of this host")
+        if not _is_reserved(address) and (name or not default):
+            raise UnknownMailbox("No such mailbox here; give its domain")
+        return self._default_domain()
+
+    def _is_own(self, literal: str) -> bool:
+        inside = literal[1:-1]
+        if inside[:5].upper() == "IPV6:":
+            inside = inside[5:]
+        try:
+            return ipaddress.ip_address(inside) in self._literals
+        except ValueError:
+            return False
+
+    def _default_domain(self) -> Domain:
+        for name in (self._settings.default_domain, self._hostname):
+            domain = self._directory.domain(name)
+            if domain is not None:
+                return domain
+        for domain in self._directory.domains(1):
+            return domain
+        raise TemporaryFailure("No domain is set up here yet", NOT_SET_UP)
+
+    def _mailbox(self, local_part: str, domain: Domain) -> Account | Alias:
+        """The account or alias of that name; a catch-all is an alias of the name asked for."""
+        mailbox = self._named(local_part, domain)
+        if mailbox is not None:
+            return mailbox
+        if fold_local_part(local_part) in RESERVED:
+            return (self._named("postmaster", domain) or self._configured_postmaster()
+                    or self._oldest_account(domain))
+        if domain.catch_all is not None:
+            return Alias(local_part, domain.name, (domain.catch_all,))
+        raise UnknownMailbox("No such mailbox here")
+
+    def _named(self, local_part: str, domain: Domain) -> Account | Alias | None:
+        """The mailbox called so, with its subaddress or without."""
+        separators = domain.separators
+        if separators is None:
+            separators = self._settings.separators
+        if len(local_part) > 64:  # RFC 5321 §4.5.3.1.1; there is a look-up for each separator
+            return None
+        for end in range(len(local_part), 0, -1):
+            if end == len(local_part) or local_part[end] in separators:
+                name = local_part[:end]
+                mailbox = (self._directory.alias(name, domain.name)
+                           or self._directory.account(name, domain.name))
+                if mailbox is not None:
+                    return mailbox
+        return None
+
+    def _configured_postmaster(self) -> Account | Alias | None:
+        if self._postmaster is None:
+            return None
+        domain = self._directory.domain(self._postmaster.domain)
+        return domain and self._named(self._postmaster.local_part, domain)
+
+    def _oldest_account(self, domain: Domain) -> Account:
+        for candidate in (domain, *self._directory.domains()):
+            account = self._directory.oldest_account(candidate.name)
+            if account is not None:
+                return account
+        raise TemporaryFailure("No account is set up here yet", NOT_SET_UP)
+
+
+#: RFC 3463 §3.4: system incorrectly configured.
+NOT_SET_UP = EnhancedStatus(4, 3, 5)
+
+_Key = tuple[str, str]
+
+
+def _key(name: Address | Alias) -> _Key:
+    return fold_local_part(name.local_part), fold_domain(name.domain)
+
+
+def _is_reserved(address: Address) -> bool:
+    return fold_local_part(address.local_part) in RESERVED
+
+
+def _refuse_moved(mailbox: Account | Alias) -> None:
+    if isinstance(mailbox, Alias) and mailbox.moved:
+        raise MailboxMoved("The mailbox has moved", str(mailbox.targets[0]))

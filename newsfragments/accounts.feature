@@ -1,0 +1,1 @@
+Domains, accounts and aliases live in one SQLite file that ``mailsvc account``, ``mailsvc alias`` and ``mailsvc domain`` change while the service runs; changes count at once. Subaddresses, catch-alls, moved mailboxes (551) and an always reachable postmaster and abuse; passwords are kept as Argon2id.

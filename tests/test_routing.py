@@ -1,0 +1,494 @@
+"""mailsvc.routing: the decision table as data, and that every alias graph ends."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from mailsvc.directory import Alias, Credentials, Domain, SqliteDirectory
+from mailsvc.errors import (
+    MailboxMoved,
+    MailFailure,
+    PermanentFailure,
+    RelayDenied,
+    RoutingLoop,
+    TemporaryFailure,
+    UnknownMailbox,
+)
+from mailsvc.interfaces import IDirectory, IRouter
+from mailsvc.mail import Account, Address
+from mailsvc.names import fold_domain, fold_local_part, parse_address
+from mailsvc.routing import Router, RoutingSettings
+
+at = parse_address
+
+
+def path(text: str) -> Address:
+    """A forward-path as the grammar hands it over; literals and <postmaster> included."""
+    local_part, _, domain = text.rpartition("@") if "@" in text else (text, "", "")
+    return Address(local_part, domain.lower())
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteDirectory]:
+    with SqliteDirectory(tmp_path_factory.mktemp("routing") / "accounts.sqlite") as directory:
+        directory.add_domain("one.example")
+        directory.add_domain("two.example")
+        directory.add_domain("all.example")
+        directory.add_domain("dash.example", separators="-=")
+        directory.add_domain("plain.example", separators="")
+        directory.add_domain("empty.example")
+        for name in ("Bob@one.example", "alice@one.example", "bob+lists@one.example",
+                     "copy@one.example", "zoe@two.example", "Postmaster@two.example",
+                     "anna@all.example", "bob@dash.example", "bob@plain.example",
+                     "a.b+c@one.example", "redirected@one.example"):
+            directory.add_account(at(name))
+        for name, *targets in (
+                ("team@one.example", "bob@one.example", "alice@one.example", "BOB@one.example"),
+                ("all@one.example", "team@one.example", "zoe@two.example", "alice@one.example"),
+                ("tagged@one.example", "bob+news@one.example"),
+                ("sales+eu@one.example", "zoe@two.example"),
+                ("copy@one.example", "copy@one.example", "bob@one.example"),
+                ("redirected@one.example", "alice@one.example"),
+                ("abuse@all.example", "zoe@two.example")):
+            directory.add_alias(at(name), list(map(at, targets)))
+        directory.add_alias(at("carol@one.example"), [at("c@new.example")], moved=True)
+        directory.add_alias(at("half@one.example"), list(map(at, ("carol@one.example",
+                                                                  "bob@one.example"))))
+        directory.add_alias(at("gone@one.example"), [at("carol@one.example")])
+        directory.set_catch_all("all.example", at("anna@all.example"))
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def router(directory: SqliteDirectory) -> Router:
+    return Router(directory, "mx.example")
+
+
+NO_MAILBOX = (UnknownMailbox, "5.1.1")
+RELAY = (RelayDenied, "5.7.1")
+
+#: forward-path -> the accounts, or the failure with its status.
+ROUTES: dict[str, str | tuple[type[MailFailure], str]] = {
+    # 1. exactly
+    "bob@one.example": "Bob@one.example",
+    "BOB@ONE.example": "Bob@one.example",
+    "team@one.example": "Bob@one.example alice@one.example",
+    "Team@one.example": "Bob@one.example alice@one.example",
+    "all@one.example": "Bob@one.example alice@one.example zoe@two.example",
+    "tagged@one.example": "Bob@one.example",
+    "copy@one.example": "copy@one.example Bob@one.example",
+    "redirected@one.example": "alice@one.example",
+    # 2. subaddresses
+    "bob+news@one.example": "Bob@one.example",
+    "bob+@one.example": "Bob@one.example",
+    "bob+a+b@one.example": "Bob@one.example",
+    "Bob+Lists@one.example": "bob+lists@one.example",
+    "bob+lists+x@one.example": "bob+lists@one.example",
+    "bob++lists@one.example": "Bob@one.example",
+    "a.b+c+d@one.example": "a.b+c@one.example",
+    "a.b+d@one.example": NO_MAILBOX,
+    "team+x@one.example": "Bob@one.example alice@one.example",
+    "sales+eu@one.example": "zoe@two.example",
+    "sales+eu+x@one.example": "zoe@two.example",
+    "sales+us@one.example": NO_MAILBOX,
+    "bob-news@one.example": NO_MAILBOX,
+    "+bob@one.example": NO_MAILBOX,
+    "+@one.example": NO_MAILBOX,
+    "bob-x@dash.example": "bob@dash.example",
+    "bob=x-y@dash.example": "bob@dash.example",
+    "bob+x@dash.example": NO_MAILBOX,
+    "bob+x@plain.example": NO_MAILBOX,
+    "bob+" + "x" * 60 + "@one.example": "Bob@one.example",
+    "bob+" + "x" * 61 + "@one.example": NO_MAILBOX,
+    "+" * 64 + "@one.example": NO_MAILBOX,
+    # 3. postmaster and abuse
+    "postmaster@two.example": "Postmaster@two.example",
+    "abuse@two.example": "Postmaster@two.example",
+    "ABUSE@two.example": "Postmaster@two.example",
+    "postmaster+x@two.example": "Postmaster@two.example",
+    "postmaster@one.example": "Bob@one.example",
+    "PostMaster@dash.example": "bob@dash.example",
+    "abuse@one.example": "Bob@one.example",
+    "postmaster@empty.example": "Bob@one.example",
+    "postmaster@all.example": "anna@all.example",
+    "abuse@all.example": "zoe@two.example",
+    "postmaster": "Bob@one.example",
+    "PostMaster": "Bob@one.example",
+    "abuse": "Bob@one.example",
+    "postmaster@[127.0.0.1]": "Bob@one.example",
+    "Abuse@[IPv6:::1]": "Bob@one.example",
+    "postmaster@[ipv6:0:0:0:0:0:0:0:1]": "Bob@one.example",
+    "bob@[127.0.0.1]": NO_MAILBOX,
+    "bob": NO_MAILBOX,
+    "postmaster@[127.0.0.2]": RELAY,
+    "bob@[192.0.2.1]": RELAY,
+    "postmaster@[x400:c=de]": RELAY,
+    # 4. catch-all
+    "anybody@all.example": "anna@all.example",
+    "anna@all.example": "anna@all.example",
+    "anna+x@all.example": "anna@all.example",
+    "\udc80@all.example": "anna@all.example",
+    "x" * 300 + "@all.example": "anna@all.example",
+    # 5. unknown
+    "nobody@one.example": NO_MAILBOX,
+    "bob@two.example": NO_MAILBOX,
+    "@one.example": NO_MAILBOX,
+    "bob@empty.example": NO_MAILBOX,
+    # moved
+    "carol@one.example": (MailboxMoved, "5.1.6"),
+    "carol+x@one.example": (MailboxMoved, "5.1.6"),
+    "gone@one.example": (MailboxMoved, "5.1.6"),
+    "half@one.example": "Bob@one.example",
+    # elsewhere, and never by way of us
+    "bob@elsewhere.example": RELAY,
+    "postmaster@elsewhere.example": RELAY,
+    "bob@sub.one.example": RELAY,
+    "bob@one.example.evil.example": RELAY,
+    "bob%elsewhere.example@one.example": NO_MAILBOX,
+    "elsewhere.example!bob@one.example": NO_MAILBOX,
+    "bob%one.example@elsewhere.example": RELAY,
+    "bob@elsewhere.example@one.example": NO_MAILBOX,
+    "@elsewhere.example:bob@one.example": NO_MAILBOX,
+    "bob'--@one.example": NO_MAILBOX,
+    "b\u043eb@one.example": NO_MAILBOX,
+}
+
+
+@pytest.mark.parametrize("forward_path", ROUTES, ids=lambda text: ascii(text)[:60])
+def test_routes(router: Router, forward_path: str) -> None:
+    expected = ROUTES[forward_path]
+    if isinstance(expected, str):
+        accounts = router.route(path(forward_path))
+        assert isinstance(accounts, tuple)
+        assert [account.name for account in accounts] == expected.split()
+    else:
+        with pytest.raises(expected[0]) as caught:
+            router.route(path(forward_path))
+        assert type(caught.value) is expected[0]
+        assert str(caught.value.status) == expected[1]
+        assert caught.value.text.isascii() and caught.value.text.isprintable()
+
+
+def test_it_keeps_the_interface(router: Router) -> None:
+    verifyObject(IRouter, router)
+
+
+def test_where_a_mailbox_moved_to(router: Router) -> None:
+    with pytest.raises(MailboxMoved) as caught:
+        router.route(at("carol@one.example"))
+    assert caught.value.forward_path == "c@new.example"
+
+
+# ---- settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hostname", "options", "forward_path", "accounts"), [
+    ("two.example", {}, "postmaster", "Postmaster@two.example"),
+    ("two.example", {"default_domain": "dash.example"}, "postmaster", "bob@dash.example"),
+    ("two.example", {"default_domain": "gone.example"}, "postmaster", "Postmaster@two.example"),
+    ("Two.example", {}, "abuse@[127.0.0.1]", "Postmaster@two.example"),
+    ("mx", {"postmaster": "zoe+root@two.example"}, "postmaster@one.example", "zoe@two.example"),
+    ("mx", {"postmaster": "zoe@two.example"}, "abuse@empty.example", "zoe@two.example"),
+    ("mx", {"postmaster": "zoe@two.example"}, "postmaster@two.example", "Postmaster@two.example"),
+    ("mx", {"postmaster": "team@one.example"}, "postmaster", "Bob@one.example alice@one.example"),
+    # A setting that leads nowhere is no reason to refuse.
+    ("mx", {"postmaster": "no@two.example"}, "postmaster@one.example", "Bob@one.example"),
+    ("mx", {"postmaster": "no@no.example"}, "postmaster@one.example", "Bob@one.example"),
+    ("mx", {"postmaster": "carol@one.example"}, "postmaster@one.example", "Bob@one.example"),
+    ("mx", {"postmaster": "postmaster@one.example"}, "abuse@empty.example", "Bob@one.example"),
+    ("mx", {"separators": ""}, "postmaster@one.example", "Bob@one.example"),
+    ("mx", {"separators": "-"}, "bob-x@one.example", "Bob@one.example"),
+    ("mx", {"separators": "-+"}, "bob-x+y@one.example", "Bob@one.example"),
+    ("mx", {"literals": ["192.0.2.1"]}, "postmaster@[192.0.2.1]", "Bob@one.example"),
+    ("mx", {"literals": ["2001:db8::1"]}, "postmaster@[IPv6:2001:DB8:0::1]", "Bob@one.example"),
+])
+def test_settings(directory: SqliteDirectory, hostname: str, options: dict[str, Any],
+                  forward_path: str, accounts: str) -> None:
+    router = Router(directory, hostname, RoutingSettings(**options))
+    assert [each.name for each in router.route(path(forward_path))] == accounts.split()
+
+
+@pytest.mark.parametrize(("key", "good", "bad", "expected"), [
+    ("default_domain", ["", "example.org", "bücher.example"], ["a b", "[127.0.0.1]"],
+     "letters, digits and hyphens between dots"),
+    ("separators", ["", "+", "+-="], ["+@", "a", " ", "\n"], "characters out of !#"),
+    ("postmaster", ["", "root@example.org"], ["root"], "local-part@domain"),
+    ("literals", [[], ["127.0.0.1", "::1"]], [["[127.0.0.1]"], ["127.0.0.1", "x"]],
+     "IPv4 and IPv6 addresses, without brackets"),
+    ("alias_depth", [1, 50], [0], "1 or more"),
+    ("alias_accounts", [1, 50], [0], "1 or more"),
+])
+def test_settings_are_checked(key: str, good: list[object], bad: list[object],
+                              expected: str) -> None:
+    field = RoutingSettings.__dataclass_fields__[key]
+    check = field.metadata["check"]
+    assert [check(value) for value in good] == [None] * len(good)
+    for value in bad:
+        assert check(value).startswith(expected)
+    assert field.metadata["sentence"]
+
+
+def test_before_anything_is_set_up(tmp_path: Path) -> None:
+    with SqliteDirectory(tmp_path / "accounts.sqlite") as directory:
+        router = Router(directory, "mx.example")
+        for forward_path in ("postmaster", "abuse@[127.0.0.1]"):
+            with pytest.raises(TemporaryFailure, match="No domain is set up") as caught:
+                router.route(path(forward_path))
+            assert str(caught.value.status) == "4.3.5"
+        directory.add_domain("one.example")
+        for forward_path in ("postmaster", "postmaster@one.example", "abuse@one.example"):
+            with pytest.raises(TemporaryFailure, match="No account is set up") as caught:
+                router.route(path(forward_path))
+            assert str(caught.value.status) == "4.3.5"
+        directory.add_account(at("bob@one.example"))
+        assert router.route(path("postmaster"))[0].name == "bob@one.example"
+
+
+# ---- VRFY and EXPN -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "means"), [
+    ("bob@one.example", "Bob@one.example"),
+    ("BOB", "Bob@one.example"),
+    ("team@one.example", "team@one.example"),
+    ("Team", "team@one.example"),
+    ("bob+x@one.example", "bob+x@one.example"),
+    ("anybody@all.example", "anybody@all.example"),
+    ("postmaster", "postmaster@one.example"),
+    ("abuse@two.example", "abuse@two.example"),
+    ("postmaster@[127.0.0.1]", "postmaster@[127.0.0.1]"),
+])
+def test_verify(router: Router, name: str, means: str) -> None:
+    assert str(router.verify(path(name))) == means
+
+
+@pytest.mark.parametrize(("name", "failure"), [
+    ("nobody", UnknownMailbox), ("nobody@one.example", UnknownMailbox),
+    ("bob@elsewhere.example", RelayDenied), ("carol", MailboxMoved),
+    ("bob@[127.0.0.1]", UnknownMailbox)])
+def test_names_that_verify_and_expand_to_nothing(router: Router, name: str,
+                                                 failure: type[MailFailure]) -> None:
+    for look_up in (router.verify, router.expand):
+        with pytest.raises(failure):
+            look_up(path(name))
+
+
+@pytest.mark.parametrize(("name", "members"), [
+    ("team", "Bob@one.example alice@one.example"),
+    ("ALL@one.example", "Bob@one.example alice@one.example zoe@two.example"),
+    ("copy@one.example", "copy@one.example Bob@one.example"),
+])
+def test_expand(router: Router, name: str, members: str) -> None:
+    assert [str(each) for each in router.expand(path(name))] == members.split()
+
+
+@pytest.mark.parametrize("name", ["bob", "bob@one.example", "anybody@all.example", "postmaster"])
+def test_only_aliases_expand(router: Router, name: str) -> None:
+    with pytest.raises(UnknownMailbox, match="That is a user name, not a mailing list"):
+        router.expand(path(name))
+
+
+# ---- any graph, also ones that a directory would refuse ------------------------------------------
+
+
+@implementer(IDirectory)
+@dataclass
+class Graph:
+    """A directory in memory that checks nothing."""
+
+    known: dict[str, Domain]
+    boxes: set[tuple[str, str]] = field(default_factory=set)
+    leads: dict[tuple[str, str], Alias] = field(default_factory=dict)
+    asked: int = 0
+
+    def domain(self, name: str) -> Domain | None:
+        return self.known.get(fold_domain(name))
+
+    def account(self, local_part: str, domain: str) -> Account | None:
+        self.asked += 1
+        key = (fold_local_part(local_part), fold_domain(domain))
+        return Account(*key) if key in self.boxes else None
+
+    def alias(self, local_part: str, domain: str) -> Alias | None:
+        self.asked += 1
+        return self.leads.get((fold_local_part(local_part), fold_domain(domain)))
+
+    def credentials(self, name: str) -> Credentials | None:
+        return None
+
+    def domains(self, most: int = -1) -> Iterator[Domain]:
+        return iter(list(self.known.values())[:None if most < 0 else most])
+
+    def oldest_account(self, domain: str) -> Account | None:
+        return next((Account(*box) for box in sorted(self.boxes) if box[1] == domain), None)
+
+    def replace_verifier(self, account: Account, old: str, new: str) -> None:
+        raise AssertionError("routing changes nothing")
+
+    def lead(self, name: str, *targets: str, moved: bool = False) -> None:
+        alias = Alias(*_parts(name), tuple(map(at, targets)), moved)
+        self.leads[(alias.local_part, alias.domain)] = alias
+
+
+def _parts(name: str) -> tuple[str, str]:
+    address = at(name)
+    return address.local_part, address.domain
+
+
+def graph() -> Graph:
+    found = Graph({"d.example": Domain("d.example")})
+    found.boxes.add(("bob", "d.example"))
+    return found
+
+
+def test_graph_keeps_the_interface() -> None:
+    verifyObject(IDirectory, graph())
+
+
+@pytest.mark.parametrize("links", [
+    {"a": ["b"], "b": ["a"]},
+    {"a": ["bob", "b"], "b": ["c"], "c": ["a"]},
+    {"a": ["a+x"]},
+    {"a": ["bob", "a+x"]},
+])
+def test_loops_are_refused(links: dict[str, list[str]]) -> None:
+    directory = graph()
+    for name, targets in links.items():
+        directory.lead(f"{name}@d.example", *(f"{target}@d.example" for target in targets))
+    with pytest.raises(RoutingLoop, match="back to itself") as caught:
+        Router(directory, "").route(at("a@d.example"))
+    assert str(caught.value.status) == "5.4.6"
+
+
+def test_a_loop_by_way_of_a_catch_all() -> None:
+    directory = graph()
+    directory.known["d.example"] = Domain("d.example", at("a@d.example"))
+    directory.lead("a@d.example", "unknown@d.example")
+    with pytest.raises(RoutingLoop):
+        Router(directory, "").route(at("other@d.example"))
+
+
+def test_a_catch_all_that_leads_nowhere() -> None:
+    directory = graph()
+    directory.known["d.example"] = Domain("d.example", at("gone@d.example"))
+    with pytest.raises(UnknownMailbox):
+        Router(directory, "").route(at("other@d.example"))
+
+
+def test_a_target_in_a_domain_that_was_ours() -> None:
+    directory = graph()
+    directory.lead("a@d.example", "x@old.example")
+    with pytest.raises(RelayDenied):
+        Router(directory, "").route(at("a@d.example"))
+    directory.lead("a@d.example", "x@old.example", "bob@d.example")
+    assert Router(directory, "").route(at("a@d.example")) == (Account("bob", "d.example"),)
+
+
+def test_itself_without_an_account() -> None:
+    directory = graph()
+    directory.lead("a@d.example", "A@d.example")
+    with pytest.raises(UnknownMailbox):
+        Router(directory, "").route(at("a@d.example"))
+
+
+@pytest.mark.parametrize("links", [["a@d.example"], ["carol@d.example"], ["postmaster+x@d.example"],
+                                   ["x@old.example"]])
+def test_postmaster_is_reached_whatever_its_alias_is(links: list[str]) -> None:
+    directory = graph()
+    directory.lead("a@d.example", "b@d.example")
+    directory.lead("b@d.example", "a@d.example")
+    directory.lead("carol@d.example", "c@new.example", moved=True)
+    directory.lead("postmaster@d.example", *links)
+    router = Router(directory, "")
+    for name in ("postmaster@d.example", "Abuse@d.example", "postmaster"):
+        assert router.route(path(name)) == (Account("bob", "d.example"),)
+    directory.boxes.clear()
+    with pytest.raises(TemporaryFailure):
+        router.route(path("postmaster"))
+
+
+def test_the_depth_is_limited() -> None:
+    directory = graph()
+    for number in range(20):
+        directory.lead(f"a{number}@d.example", f"a{number + 1}@d.example")
+    directory.boxes.add(("a20", "d.example"))
+    assert len(Router(directory, "").route(at("a0@d.example"))) == 1
+    shallow = Router(directory, "", RoutingSettings(alias_depth=19))
+    assert len(shallow.route(at("a1@d.example"))) == 1
+    with pytest.raises(RoutingLoop, match="over too many others"):
+        shallow.route(at("a0@d.example"))
+
+
+def test_the_width_is_limited() -> None:
+    directory = graph()
+    directory.boxes |= {(f"n{number}", "d.example") for number in range(5)}
+    directory.lead("a@d.example", *(f"n{number}@d.example" for number in range(5)))
+    assert len(Router(directory, "", RoutingSettings(alias_accounts=5)).route(
+        at("a@d.example"))) == 5
+    with pytest.raises(RoutingLoop, match="too many mailboxes"):
+        Router(directory, "", RoutingSettings(alias_accounts=4)).route(at("a@d.example"))
+
+
+def test_diamonds_are_followed_once() -> None:
+    directory = graph()
+    for number in range(19):  # each leads twice to the next: 2**19 ways
+        for side in "lr":
+            directory.lead(f"{side}{number}@d.example",
+                           f"l{number + 1}@d.example", f"r{number + 1}@d.example")
+    directory.boxes |= {("l19", "d.example"), ("r19", "d.example")}
+    assert [each.local_part for each in Router(directory, "").route(at("l0@d.example"))] == [
+        "l19", "r19"]
+    assert directory.asked < 500
+
+
+NAMES = [f"{name}{tag}@{domain}" for name in ("a", "b", "c", "postmaster")
+         for tag in ("", "+t") for domain in ("d.example", "e.example")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(links=st.dictionaries(st.sampled_from(NAMES),
+                             st.lists(st.sampled_from(NAMES), min_size=1, max_size=4)),
+       boxes=st.sets(st.sampled_from(NAMES)), moved=st.sets(st.sampled_from(NAMES), max_size=2),
+       catch_all=st.none() | st.sampled_from(NAMES), start=st.sampled_from([*NAMES, "x@d.example"]))
+def test_every_graph_ends(links: dict[str, list[str]], boxes: set[str], moved: set[str],
+                          catch_all: str | None, start: str) -> None:
+    directory = Graph({"d.example": Domain("d.example", at(catch_all) if catch_all else None),
+                       "e.example": Domain("e.example")})
+    directory.boxes = {_parts(box) for box in boxes}
+    for name, targets in links.items():
+        directory.lead(name, *targets, moved=name in moved)
+    router = Router(directory, "d.example")
+    try:
+        accounts = router.route(at(start))
+    except TemporaryFailure:
+        assert not boxes
+    except PermanentFailure:
+        assert at(start).local_part != "postmaster"
+    else:
+        assert accounts and len(set(accounts)) == len(accounts)
+        assert all((each.local_part, each.domain) in directory.boxes for each in accounts)
+    assert directory.asked < 500
+
+
+@given(st.text(max_size=70), st.sampled_from(["one.example", "ONE.example", "[127.0.0.1]", ""])
+       | st.text(max_size=30))
+def test_no_text_is_trouble(router: Router, local_part: str, domain: str) -> None:
+    try:
+        router.route(Address(local_part, domain))
+    except PermanentFailure as failure:
+        assert isinstance(failure, UnknownMailbox | RelayDenied | MailboxMoved)
+
+
+def test_own_literals_are_compared_as_addresses(directory: SqliteDirectory) -> None:
+    every = RoutingSettings(literals=[str(ipaddress.ip_address(1 << 100))])
+    assert Router(directory, "", every).route(path("postmaster@[IPv6:0:10:0:0:0:0:0:0]"))
