@@ -1,0 +1,67 @@
+"""The limits and choices of POP3: the [pop3] section."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mailsvc.settings import at_least, setting
+
+
+def _expire(value: str) -> str | None:
+    return None if re.fullmatch(r"NEVER|[0-9]+", value) else '"NEVER" or a number of days'
+
+
+def _networks(values: Iterable[str]) -> str | None:
+    try:
+        for value in values:
+            ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        return 'networks like "192.0.2.0/24" or "2001:db8::/32"'
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class POP3Settings:
+    """The [pop3] section.  0 means no limit where a sentence says so."""
+
+    autologout_seconds: float = setting(
+        600,
+        "Time without a command that ends a session, deleting nothing (RFC 1939: 600 or more).",
+        unit="seconds",
+        check=at_least(600),
+    )
+    login_seconds: float = setting(
+        120, "Time from connecting to being logged in.", unit="seconds", check=at_least(1)
+    )
+    command_octets: int = setting(
+        1024,
+        "Longest command line, CRLF counted (RFC 2449 asks for 255 or more).",
+        unit="octets",
+        check=at_least(255),
+    )
+    errors: int = setting(20, "Malformed commands that end a connection.", check=at_least(1))
+    login_failures: int = setting(3, "Failed logins that end a connection.", check=at_least(1))
+    connections: int = setting(10_000, "Most connections at once.", check=at_least(1))
+    connections_per_address: int = setting(
+        100, "Most connections at once from one address (IPv6: one /64).", check=at_least(1)
+    )
+    exempt_networks: list[str] = setting(
+        ["127.0.0.0/8", "::1/128"],
+        "Networks that connections_per_address does not bind.",
+        check=_networks,
+    )
+    apop: bool = setting(
+        False, "Whether APOP is offered, for accounts whose secret can be recovered."
+    )
+    expire: str = setting(
+        "NEVER", "What CAPA says of how long mail is kept: NEVER, or days.", check=_expire
+    )
+    login_delay_seconds: int = setting(
+        0,
+        "Time that must pass between two logins to one account; 0 for no limit.",
+        unit="seconds",
+        check=at_least(0),
+    )

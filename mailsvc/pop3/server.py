@@ -1,0 +1,503 @@
+"""POP3 on Twisted transports: joins :class:`mailsvc.pop3.session.Session` to portal and maildrop.
+
+One :class:`POP3Protocol` per connection.  A login asks the portal for an ``IMaildrop``; the avatar
+is the locked maildrop, and logging out gives it back, which happens exactly once: after the update
+of QUIT, at autologout, when the connection or the lock is lost, or when a login is answered too
+late.
+
+Back-pressure goes both ways.  A message or a long listing is produced only as fast as the peer
+takes it.  The transport is not read while the peer does not take its answers, nor while a question
+is open and input waits.  So a connection holds one received chunk, one block and one transport
+buffer.
+
+Limits of time: ``login_seconds`` from connecting to being logged in, however the client spends
+them.  From then on ``autologout_seconds`` without a whole command end the session, silently (RFC
+1939 §3).  A peer that takes what it is sent, however slowly, is not idle, and one that takes
+nothing is.  While the server itself is at work no session ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hmac
+import secrets
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from hashlib import md5
+from typing import Any
+
+from twisted.cred.credentials import ICredentials, IUsernameHashedPassword, UsernamePassword
+from twisted.cred.error import LoginFailed, UnhandledCredentials
+from twisted.cred.portal import Portal
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IOpenSSLContextFactory, IPushProducer, IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mailsvc.connections import Connections, client_address
+from mailsvc.errors import MailFailure, PermanentFailure, SomeNotRemoved, TemporaryFailure
+from mailsvc.interfaces import IMaildrop
+from mailsvc.mail import new_id
+from mailsvc.pop3 import events
+from mailsvc.pop3.commands import State
+from mailsvc.pop3.limits import POP3Settings
+from mailsvc.pop3.retrieval import Retrieval
+from mailsvc.pop3.session import GATHER, Session
+
+#: How long a session that was ended from our side may take to swallow the reason, in seconds.
+_LINGER = 10.0
+#: How soon to look again, in seconds, when time is up but the server is still at work.
+_AT_WORK = 5.0
+#: How soon to look again, in seconds, when time is up but the peer still takes what it is sent.
+_TAKING = 60.0
+
+_SHUTTING_DOWN = TemporaryFailure("Service shutting down; come back soon")
+_LOCAL_ERROR = TemporaryFailure("Local error; try again later")
+_NOT_SET_UP = PermanentFailure("This way of logging in is not set up here")
+
+
+@implementer(IUsernameHashedPassword)
+class ApopCredentials:
+    """A name, and the MD5 digest of a challenge and the secret (RFC 1939 §7, APOP)."""
+
+    def __init__(self, username: bytes, challenge: bytes, digest: bytes) -> None:
+        self.username = username
+        self._challenge = challenge
+        self._digest = digest
+
+    def checkPassword(self, password: bytes) -> bool:
+        """Whether *password* is the secret that the digest was made with."""
+        digest = md5(self._challenge + password, usedforsecurity=False).hexdigest()
+        return hmac.compare_digest(digest.encode("ascii"), self._digest)
+
+
+@implementer(IPushProducer)
+class POP3Protocol(Protocol):
+    """One POP3 connection.
+
+    :ivar id: names the connection in log lines.
+    :ivar client: the peer's IP address, or "" on a Unix socket.
+    :ivar writable: whether the peer takes what it is sent.
+    """
+
+    log = Logger()
+    factory: POP3Factory
+    # Any: a TCP, TLS or Unix transport, and each has more than ITransport.
+    transport: Any
+    writable = True
+    _reading = True
+    _advancing = False
+    #: Whether anything can still be said.
+    _connected = True
+    #: Whether the connection closes once all that was said is taken.
+    _closing = False
+    #: Whether the service is stopping, so that the open question is the last.
+    _last = False
+    #: The name last given to log in with.
+    _user = ""
+    _maildrop: Any = None  # IMaildrop | None
+    _logout: Callable[[], object] | None = None
+    _retrieval: Retrieval | None = None
+    _listing: Iterator[bytes] | None = None
+    _retrieved = 0
+    _deleted = 0
+    #: What the peer had still to take when it was last asked, after time was up.
+    _untaken = 0
+
+    # ---- transport ----
+
+    def connectionMade(self) -> None:
+        factory = self.factory
+        self.id = new_id()
+        self.client = client_address(self.transport.getPeer())
+        # Answers are written whole, once a turn; Nagle would only add a delayed ACK to each.
+        set_no_delay = getattr(self.transport, "setTcpNoDelay", None)
+        if set_no_delay is not None:
+            set_no_delay(True)
+        self.session = Session(
+            factory.hostname,
+            factory.settings,
+            timestamp=factory.timestamp(),
+            tls_available=factory.tls is not None,
+        )
+        seconds = factory.settings.login_seconds
+        self._deadline = factory.clock.seconds() + seconds
+        self._timer = factory.clock.callLater(seconds, self._look_at_the_clock)
+        self.transport.registerProducer(self, True)
+        try:
+            factory.connections.add(self, self.client)
+        except MailFailure as failure:
+            self.log.warn(
+                "{connection} refused client={client}: {reason}",
+                connection=self.id, client=self.client, reason=failure.text,
+            )
+            self.session.close(failure)
+        else:
+            self.session.greet()
+        self._advance()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.session.receive(data)
+        self._advance()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._connected = False
+        if self._timer.active():
+            self._timer.cancel()
+        self._leave("connection lost")
+        self.factory.connections.remove(self)
+
+    def pauseProducing(self) -> None:
+        """The transport's buffer is full: the peer does not take what it is sent."""
+        self.writable = False
+        if self._retrieval is not None:
+            self._retrieval.pause()
+        self._pace()
+
+    def resumeProducing(self) -> None:
+        """The transport's buffer has room again."""
+        self.writable = True
+        self._renew()
+        if self._retrieval is not None:
+            self._retrieval.resume()
+        elif self._listing is not None:
+            self._send_listing(self._listing)
+        self._advance()
+
+    def stopProducing(self) -> None:
+        """The transport takes nothing more; connectionLost follows."""
+
+    # ---- the loop ----
+
+    def _advance(self) -> None:
+        """Handle events until input, an answer or the peer must be waited for."""
+        if self._advancing or not self._connected:
+            return
+        at_work = self.session
+        self._advancing = True
+        try:
+            while self.writable and not at_work.waiting:
+                if self._last:
+                    at_work.close(_SHUTTING_DOWN)
+                event = at_work.next_event()
+                if event is None:
+                    break
+                _HANDLERS[type(event)](self, event)
+        finally:
+            self._advancing = False
+        self._flush()
+        self._pace()
+
+    def _go_on(self, _: object) -> None:
+        self._advance()
+
+    def _flush(self) -> None:
+        data = self.session.data_to_send()
+        if data:
+            # Each whole command has its answer, so to answer is to have seen a sign of life.
+            self._renew()
+            self.transport.write(data)
+
+    def _pace(self) -> None:
+        """Read from the transport just when more input can be used."""
+        at_work = self.session
+        reading = self.writable and not (at_work.waiting and at_work.buffered)
+        if reading != self._reading and self._connected and not self._closing:
+            self._reading = reading
+            if reading:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()
+
+    def _on_gathered(self, event: events.Gathered) -> None:
+        self._flush()
+
+    def _on_start_tls(self, event: events.StartTLS) -> None:
+        self._flush()
+        self.transport.startTLS(self.factory.tls)
+        self.session.tls_started()
+
+    # ---- the end ----
+
+    def _on_closed(self, event: events.Closed) -> None:
+        self._leave(event.reason)
+        self._flush()
+        self._closing = True
+        # What was answered before is still to be taken; a client that said QUIT waits for nothing
+        # else, and one that did not may never come to look.
+        seconds = self.factory.settings.autologout_seconds if event.asked else _LINGER
+        self._deadline = self.factory.clock.seconds() + seconds
+        if self._timer.active():
+            self._timer.reset(seconds)
+        self.transport.unregisterProducer()
+        if not self._reading:
+            self.transport.resumeProducing()
+        half_close = getattr(self.transport, "loseWriteConnection", None)
+        if event.asked or half_close is None or self.session.tls_active:
+            self.transport.loseConnection()
+        else:
+            # Input that nobody read would turn the close into a reset, and a reset may overtake
+            # the answer that says why.  So what still comes is read and dropped for a while.
+            half_close()
+
+    def _leave(self, reason: str) -> None:
+        """Log out, unless an update is under way, which does so when it is done."""
+        self._listing = None
+        retrieval, self._retrieval = self._retrieval, None
+        if retrieval is not None:
+            retrieval.stop()
+        if self._logout is None or self.session.state is State.UPDATE:
+            return
+        logout, self._logout, self._maildrop = self._logout, None, None
+        logout()
+        self.log.info(
+            "{connection} logged out user={user!r} retrieved={retrieved} deleted={deleted} "
+            "client={client}: {reason}",
+            connection=self.id, user=self._user, retrieved=self._retrieved, deleted=self._deleted,
+            client=self.client, reason=reason,
+        )
+
+    def _cut_off(self, reason: str) -> None:
+        """End the connection at once; nothing more is read, said or asked."""
+        self._connected = False
+        self._leave(reason)
+        self.transport.abortConnection()
+
+    def finish(self) -> None:
+        """End the session as soon as no question is open; nothing is deleted but by QUIT."""
+        self._last = True
+        self._advance()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._cut_off("service stopped")
+
+    # ---- time ----
+
+    def _renew(self) -> None:
+        """Every whole command, and every buffer that the peer took, buys time once logged in."""
+        if self.session.state is not State.AUTHORIZATION and not self._closing:
+            settings = self.factory.settings
+            self._deadline = self.factory.clock.seconds() + settings.autologout_seconds
+
+    def _look_at_the_clock(self) -> None:
+        """The timer.  It is not moved at each command, but finds out when it fires."""
+        clock = self.factory.clock
+        if clock.seconds() >= self._deadline:
+            self._time_is_up(clock.seconds())
+        if self._connected:
+            wait = max(0.0, self._deadline - clock.seconds())
+            self._timer = clock.callLater(wait, self._look_at_the_clock)
+
+    def _time_is_up(self, now: float) -> None:
+        at_work = self.session
+        if at_work.waiting and self.writable:
+            self._deadline = now + _AT_WORK
+        elif at_work.state is not State.AUTHORIZATION and self._is_taking():
+            self._deadline = now + _TAKING
+        elif self.writable and not self._closing:
+            # RFC 1939 §3: the connection is closed without a word.
+            at_work.end(b"", "time is up")
+            self._advance()
+        else:
+            self._cut_off("time is up amid an answer")
+
+    def _is_taking(self) -> bool:
+        """Whether the peer has octets to take still, and not as many as when last asked."""
+        before, self._untaken = self._untaken, _unacknowledged(self.transport)
+        return self._untaken not in (0, before)
+
+    # ---- login ----
+
+    def _on_login(self, event: events.Login) -> None:
+        self._log_in(event.user, UsernamePassword(event.user.encode(), event.password))
+
+    def _on_apop_login(self, event: events.ApopLogin) -> None:
+        user = event.user.encode()
+        self._log_in(event.user, ApopCredentials(user, event.challenge, event.digest))
+
+    def _log_in(self, user: str, credentials: ICredentials) -> None:
+        self._user = user
+        login: Deferred[Any] = maybeDeferred(
+            self.factory.portal.login, credentials, None, IMaildrop
+        )
+        login.addCallbacks(self._logged_in, self._login_failed)
+        login.addCallback(self._go_on)
+        login.addErrback(self._bug)
+
+    def _logged_in(self, avatar: tuple[object, Any, Callable[[], object]]) -> None:
+        _, maildrop, logout = avatar
+        if not self._connected:
+            logout()
+            return
+        self._maildrop, self._logout = maildrop, logout
+        self.session.logged_in(maildrop)
+        self._timer.reset(self.factory.settings.autologout_seconds)
+        self.log.info(
+            "{connection} logged in user={user!r} messages={messages} octets={octets} "
+            "client={client}",
+            connection=self.id, user=self._user, messages=len(maildrop.sizes),
+            octets=maildrop.octets, client=self.client,
+        )
+        maildrop.lost.addBoth(self._lock_lost)
+
+    def _login_failed(self, failure: Failure) -> None:
+        refused = failure.check(LoginFailed) and not failure.check(UnhandledCredentials)
+        found = None if refused else self._mail_failure(failure)
+        self.log.info(
+            "{connection} login refused user={user!r} client={client}: {reason}",
+            connection=self.id, user=self._user, client=self.client,
+            reason="wrong name or password" if found is None else found.text,
+        )
+        if not self._connected:
+            return
+        if found is None:
+            self.session.login_refused()
+        else:
+            self.session.login_failed(found)
+
+    def _lock_lost(self, _: object) -> None:
+        if self._logout is not None and self.session.state is State.TRANSACTION:
+            self._cut_off("the lock of the maildrop was lost")
+
+    # ---- other questions ----
+
+    def _on_retrieve(self, event: events.Retrieve) -> None:
+        retrieval = self._retrieval = Retrieval(self)
+        reading: Deferred[None] = maybeDeferred(
+            self._maildrop.read, event.number, retrieval, event.lines
+        )
+        retrieval.reading = reading
+        reading.addCallbacks(
+            self._message_read, self._message_failed, (retrieval, event.lines is None),
+            errbackArgs=(retrieval,),
+        )
+        reading.addCallback(self._go_on)
+        reading.addErrback(self._bug)
+
+    def pass_on(self, block: bytes) -> None:
+        """Send a block of the message being retrieved."""
+        self.session.message_block(block)
+        # Amid the loop answers are gathered, so that pipelined commands are answered at once.
+        if not self._advancing or self.session.owed >= GATHER:
+            self._flush()
+
+    def _message_read(self, _: object, retrieval: Retrieval, whole: bool) -> None:
+        if not retrieval.stopped:
+            self._retrieval = None
+            self._retrieved += whole
+            self.session.retrieved()
+
+    def _message_failed(self, failure: Failure, retrieval: Retrieval) -> None:
+        if not retrieval.stopped:
+            self._retrieval = None
+            self.session.retrieve_failed(self._mail_failure(failure))
+
+    def _on_listing(self, event: events.Listing) -> None:
+        self._listing = event.blocks
+        self._flush()
+        self._send_listing(event.blocks)
+
+    def _send_listing(self, blocks: Iterator[bytes]) -> None:
+        while self.writable:
+            block = next(blocks, None)
+            if block is None:
+                self._listing = None
+                self.session.listed()
+                return
+            self.transport.write(block)
+
+    def _on_update(self, event: events.Update) -> None:
+        updating: Deferred[None] = maybeDeferred(self._maildrop.update, event.deleted)
+        updating.addCallbacks(
+            self._updated, self._update_failed, (event,), errbackArgs=(event,)
+        )
+        updating.addCallback(self._go_on)
+        updating.addErrback(self._bug)
+
+    def _updated(self, _: object, event: events.Update) -> None:
+        self._deleted = len(event.deleted)
+        self.session.updated()
+        self._leave("quit")
+
+    def _update_failed(self, failure: Failure, event: events.Update) -> None:
+        found = self._mail_failure(failure)
+        if isinstance(found, SomeNotRemoved):
+            self._deleted = len(event.deleted) - len(found.numbers)
+        self.session.updated(found)
+        self._leave(found.text)
+
+    # ---- failures ----
+
+    def _mail_failure(self, failure: Failure) -> MailFailure:
+        """*failure* as the client may be told; what is nobody's business is logged."""
+        if isinstance(failure.value, MailFailure):
+            return failure.value
+        self.log.failure("{connection} could not answer", failure, connection=self.id)
+        return _NOT_SET_UP if failure.check(UnhandledCredentials) else _LOCAL_ERROR
+
+    def _bug(self, failure: Failure) -> None:
+        """The session is unsound."""
+        self.log.failure("{connection} is cut off", failure, connection=self.id)
+        self._cut_off("internal error")
+
+
+_HANDLERS: dict[type, Callable[[POP3Protocol, Any], None]] = {
+    events.Login: POP3Protocol._on_login,
+    events.ApopLogin: POP3Protocol._on_apop_login,
+    events.Retrieve: POP3Protocol._on_retrieve,
+    events.Listing: POP3Protocol._on_listing,
+    events.Update: POP3Protocol._on_update,
+    events.StartTLS: POP3Protocol._on_start_tls,
+    events.Gathered: POP3Protocol._on_gathered,
+    events.Closed: POP3Protocol._on_closed,
+}
+
+
+def _unacknowledged(transport: Any) -> int:
+    """How many octets the kernel holds that the peer has not acknowledged; 0 if it cannot tell."""
+    try:
+        handle = transport.getHandle().fileno()
+        return int.from_bytes(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (AttributeError, OSError):
+        return 0
+
+
+class POP3Factory(Factory):
+    """Builds the protocols of one service's POP3 listeners, and holds them to its limits.
+
+    :param portal: answers a login for ``IMaildrop`` with a maildrop and what gives it back.
+    :param clock: the reactor, or a Clock.
+    :param tls: the context for STLS, or None not to offer it.
+    """
+
+    protocol = POP3Protocol  # type: ignore[assignment]
+    noisy = False
+
+    def __init__(
+        self,
+        portal: Portal,
+        settings: POP3Settings,
+        hostname: str,
+        clock: IReactorTime,
+        tls: IOpenSSLContextFactory | None = None,
+    ) -> None:
+        self.portal = portal
+        self.settings = settings
+        self.hostname = hostname
+        self.clock = clock
+        self.tls = tls
+        self.connections = Connections(
+            settings.connections, settings.connections_per_address, settings.exempt_networks, clock
+        )
+
+    def timestamp(self) -> str:
+        """What the banner of a new connection ends with; "" when nobody could use APOP."""
+        if not self.settings.apop:
+            return ""
+        if IUsernameHashedPassword not in self.portal.listCredentialsInterfaces():
+            return ""
+        return f"<{new_id()}.{secrets.token_hex(8)}@{self.hostname}>"

@@ -1,0 +1,1 @@
+Serve mail by POP3: CAPA, UIDL, TOP, pipelining, response codes, UTF8 and LANG (RFC 1939, 2449, 3206, 6856), and APOP on request; mail is deleted at QUIT only, and listings of 100,000 messages stream.
