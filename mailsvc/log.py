@@ -57,8 +57,8 @@ class LogSettings:
     level: str = setting("info", "The lowest level that is written.", check=one_of(*_LEVELS))
     levels: dict[str, str] = setting(
         {"twisted": "warn", "log_legacy": "warn"},
-        "Lowest levels of single namespaces, which are module names. \"mailsvc.smtp\" = \"debug\" "
-        "shows every SMTP dialogue; twisted and log_legacy are what Twisted itself logs.",
+        "Lowest levels of single namespaces, which are module names, as in \"mailsvc.pop3\" = "
+        "\"warn\"; twisted and log_legacy are what Twisted itself logs.",
         check=_levels)
 
 

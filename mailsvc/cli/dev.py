@@ -1,0 +1,364 @@
+"""``mailsvc dev``: a throwaway service in the foreground, from flags alone.
+
+Made for trying mailsvc out, for testing other programs against it, and for tools that drive it: the
+flags and the lines on standard output stay as they are.  On standard output it writes one line for
+each listener, ``smtp 127.0.0.1:2525`` with the port really bound, then ``ready``; before these, a
+line ``account NAME PASSWORD`` if it had to make up an account.  Its log goes to standard error.
+SIGTERM and SIGINT stop it gracefully, with status 0.  It is one process, in the process group it
+was started in.
+
+It reads no configuration file.  Its passwords are hashed with next to no cost, so that thousands of
+accounts take no time to make: what is in its directory is for tests, not for people's secrets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import itertools
+import re
+import secrets
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificates
+from OpenSSL.SSL import Error as SSLError
+from twisted.internet.ssl import CertificateOptions, TLSVersion
+from twisted.logger import globalLogBeginner
+from twisted.python.failure import Failure
+
+from mailsvc import log
+from mailsvc.accounts import PasswordHasher, check_password
+from mailsvc.cli.arguments import DOMAIN
+from mailsvc.config import ConfigurationError, Settings
+from mailsvc.directory import SqliteDirectory
+from mailsvc.errors import MailFailure
+from mailsvc.mail import Address
+from mailsvc.names import DirectoryError, parse_address
+from mailsvc.service import Listener, build
+from mailsvc.toml import literal
+
+#: The least that Argon2id takes; --set passwords.memory_kib=… makes it real.
+CHEAP_PASSWORDS = ("passwords.memory_kib=64", "passwords.passes=1")
+DEMO_DOMAIN = "localhost"
+
+
+class Place(NamedTuple):
+    """Where a listener listens: an IP address and a port."""
+
+    address: str
+    port: int
+
+    @property
+    def endpoint(self) -> str:
+        """As a Twisted endpoint string."""
+        kind = "tcp6" if ":" in self.address else "tcp"
+        escaped = self.address.replace(":", "\\:")
+        return f"{kind}:{self.port}:interface={escaped}:backlog=1024"
+
+
+class _PlaceType(click.ParamType):
+    """ADDRESS:PORT, PORT or off."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Place | None:
+        if value is None or isinstance(value, Place) or value == "off":
+            return value if isinstance(value, Place) else None
+        address, _, port = value.rpartition(":")
+        if address.startswith("[") and address.endswith("]"):
+            address = address[1:-1]
+        if address in {"", "localhost"}:
+            address = "127.0.0.1"
+        try:
+            if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
+                raise ValueError("no port")
+            return Place(str(ipaddress.ip_address(address)), int(port))
+        except ValueError:
+            self.fail(f"{value!r} is not a place to listen; expected PORT, ADDRESS:PORT such as "
+                      "127.0.0.1:2525 or [::1]:2525, or off", param, ctx)
+
+
+class NewAccount(NamedTuple):
+    """One ``name@domain:password``."""
+
+    address: Address
+    password: str
+
+
+def _account(text: str) -> NewAccount:
+    # A quoted local-part may hold a colon, and so may the password.
+    match = re.fullmatch(r'((?:"(?:\\.|[^"\\])*"|[^":@]+)@[^:]+):(.*)', text, re.DOTALL)
+    if match is None:
+        raise DirectoryError("not an account", "expected NAME@DOMAIN:PASSWORD")
+    check_password(match[2])
+    return NewAccount(parse_address(match[1]), match[2])
+
+
+class _AccountType(click.ParamType):
+    name = "NAME@DOMAIN:PASSWORD"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> NewAccount:
+        try:
+            return _account(value)
+        except DirectoryError as error:
+            # Not the text: a password is in it.
+            self.fail(str(error), param, ctx)
+
+
+class _AliasType(click.ParamType):
+    name = "NAME@DOMAIN=TARGET,TARGET"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> tuple[Address, list[Address]]:
+        # "=" may be in a local-part; an alias's own domain ends at the first one behind its "@".
+        name, equals, targets = value.partition("@")[2].partition("=")
+        name = f"{value.partition('@')[0]}@{name}"
+        try:
+            if not equals:
+                raise DirectoryError(f"{value!r} is not an alias",
+                                     "expected NAME@DOMAIN=TARGET,TARGET")
+            return parse_address(name), [parse_address(t.strip()) for t in targets.split(",")]
+        except DirectoryError as error:
+            self.fail(str(error), param, ctx)
+
+
+PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
+
+
+@click.command()
+@click.option("--dir", "directory", type=click.Path(file_okay=False, path_type=Path),
+              metavar="DIR", help="Data directory; accounts are in DIR/accounts.sqlite, mail in "
+              "DIR/mail/DOMAIN/LOCAL-PART.  Without it, a temporary one, removed at the end.")
+@click.option("--domain", "domains", type=DOMAIN, multiple=True, help="Serve this domain.")
+@click.option("--hostname", metavar="NAME", help="What the service calls itself [this host].")
+@click.option("--account", "accounts", type=ACCOUNT, multiple=True,
+              help="Make this account, or give it this password; its domain is served too.")
+@click.option("--accounts", "accounts_file", type=click.File(encoding="utf-8"), metavar="FILE",
+              help="Accounts, one NAME@DOMAIN:PASSWORD a line; empty lines and # are left out.")
+@click.option("--alias", "aliases", type=ALIAS, multiple=True,
+              help="Lead mail for one address to others, which exist or stand before it.")
+@click.option("--smtp", type=PLACE, default="127.0.0.1:2525", show_default=True,
+              metavar="[ADDRESS:]PORT|off", help="Where SMTP listens; port 0 for any.")
+@click.option("--pop3", type=PLACE, default="127.0.0.1:2110", show_default=True,
+              metavar="[ADDRESS:]PORT|off", help="Where POP3 listens; port 0 for any.")
+@click.option("--tls-cert", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Certificate and its chain, PEM: offers STARTTLS and STLS.")
+@click.option("--tls-key", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="The certificate's private key, PEM.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, metavar="N",
+              help="Processes; there can be only one so far.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Set any key of `mailsvc config reference`, as in smtp.recipients=10.")
+@click.option("--hints", is_flag=True, help="When ready, show three ways to try it.")
+@click.pass_context
+def dev(
+    ctx: click.Context, directory: Path | None, domains: Sequence[str], hostname: str | None,
+    accounts: Sequence[NewAccount], accounts_file: Any,
+    aliases: Sequence[tuple[Address, list[Address]]], smtp: Place | None, pop3: Place | None,
+    tls_cert: Path | None, tls_key: Path | None, workers: int, overrides: Sequence[str],
+    hints: bool,
+) -> None:
+    """Start a throwaway service in the foreground, from flags alone.
+
+    It prints a line for each listener, such as "smtp 127.0.0.1:2525", and then "ready"; it logs to
+    standard error.  Ctrl-C and SIGTERM stop it.  Without accounts it makes one and prints it.
+    Passwords are hashed too quickly to be safe: use it for tests.
+
+    \b
+    Example:
+      mailsvc dev
+      mailsvc dev --account bob@example.org:secret --smtp 0 --pop3 off
+    """
+    if workers != 1:
+        raise click.UsageError("only one worker is available yet: leave --workers out")
+    if smtp is None and pop3 is None:
+        raise click.UsageError("nothing to do: --smtp and --pop3 are both off")
+    tls = _tls(tls_cert, tls_key)
+    given = [*accounts, *_accounts_in(accounts_file)]
+    with _data_directory(directory) as data:
+        settings = _settings([
+            *CHEAP_PASSWORDS,
+            f"service.data={literal(str(data))}",
+            f"listeners.smtp={literal([smtp.endpoint] if smtp else [])}",
+            f"listeners.pop3={literal([pop3.endpoint] if pop3 else [])}",
+            *([f"service.hostname={literal(hostname)}"] if hostname else []),
+            *overrides])
+        try:
+            demo = _make_accounts(settings, domains, given, aliases)
+        except (DirectoryError, MailFailure) as error:
+            raise click.ClickException(str(error)) from error
+        if demo is not None:
+            click.echo(f"account {demo.address} {demo.password}")
+        shown = demo or (given[0] if given else None)
+        _run(settings, tls, lambda listeners: _hints(listeners, shown) if hints else ())
+
+
+# ---- what the flags mean ------------------------------------------------------------------------
+
+
+def _accounts_in(file: Iterable[str] | None) -> Iterator[NewAccount]:
+    for number, line in enumerate(file or (), 1):
+        text = line.rstrip("\r\n")
+        if text.strip() and not text.lstrip().startswith("#"):
+            try:
+                yield _account(text)
+            except DirectoryError as error:
+                raise click.UsageError(f"--accounts, line {number}: {error}") from error
+
+
+@contextlib.contextmanager
+def _data_directory(directory: Path | None) -> Iterator[Path]:
+    if directory is None:
+        with tempfile.TemporaryDirectory(prefix="mailsvc-") as made:
+            yield Path(made)
+        return
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"cannot make {directory}: {error.strerror}; name a directory "
+                                   "that you can write to") from error
+    yield directory.absolute()
+
+
+def _settings(overrides: Iterable[str]) -> Settings:
+    try:
+        return Settings.from_mapping({}, overrides)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _tls(certificate: Path | None, key: Path | None) -> Any:
+    """A context factory for TLS 1.2 and newer, or None."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise click.UsageError("--tls-cert and --tls-key go together: give both or neither")
+    try:
+        # Any: Twisted's annotations name the types that pyOpenSSL would have us leave behind.
+        certificates: list[Any] = load_pem_x509_certificates(certificate.read_bytes())
+        private: Any = load_pem_private_key(key.read_bytes(), password=None)
+        options = CertificateOptions(
+            privateKey=private, certificate=certificates[0], extraCertChain=certificates[1:],
+            raiseMinimumTo=TLSVersion.TLSv1_2)
+        options.getContext().check_privatekey()
+    except OSError as error:
+        raise click.UsageError(f"cannot read {error.filename}: {error.strerror}") from error
+    except (ValueError, TypeError, SSLError) as error:
+        raise click.UsageError(
+            f"{certificate} and {key} are not a certificate and its own unencrypted private key, "
+            f"both in PEM ({error})") from error
+    return options
+
+
+def _make_accounts(
+    settings: Settings, domains: Iterable[str], accounts: Sequence[NewAccount],
+    aliases: Sequence[tuple[Address, list[Address]]],
+) -> NewAccount | None:
+    """Bring the directory to what the flags say; the demonstration account if there is one."""
+    hasher = PasswordHasher(settings.passwords, None)
+    domains = [*domains, *(account.address.domain for account in accounts),
+               *(address.domain for address, _ in aliases)]
+    with SqliteDirectory(settings.accounts.database) as directory, directory.transaction():
+        for domain in dict.fromkeys(domains):
+            if directory.domain(domain) is None:
+                directory.add_domain(domain)
+        for address, password in accounts:
+            verifier = hasher.hash(check_password(password))
+            if directory.account(address.local_part, address.domain):
+                directory.set_password(address, verifier)
+            else:
+                directory.add_account(address, verifier=verifier)
+        demo = None if accounts else _demonstration(directory, hasher, domains)
+        for address, targets in aliases:
+            directory.add_alias(address, targets, replace=True)
+        return demo
+
+
+def _demonstration(
+    directory: SqliteDirectory, hasher: PasswordHasher, domains: Sequence[str]
+) -> NewAccount | None:
+    """The account demo, if there are no others, with a password that is kept readable."""
+    there = list(itertools.islice(directory.accounts(), 2))
+    if len(there) == 1 and there[0].local_part == "demo":
+        found = directory.credentials(there[0].name)
+        if found is not None and found.secret is not None:
+            return NewAccount(Address("demo", there[0].domain), found.secret)
+    if there:
+        return None
+    made = NewAccount(Address("demo", domains[0] if domains else DEMO_DOMAIN),
+                      secrets.token_urlsafe(9))
+    if not domains and directory.domain(DEMO_DOMAIN) is None:
+        directory.add_domain(DEMO_DOMAIN)
+    directory.add_account(made.address, verifier=hasher.hash(check_password(made.password)),
+                          secret=made.password)
+    return made
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+def _run(
+    settings: Settings, tls: Any, hints: Callable[[Sequence[Listener]], Iterable[str]]
+) -> None:
+    """Serve until a signal ends it."""
+    from twisted.internet import reactor as installed  # noqa: PLC0415 - it installs one
+
+    reactor: Any = installed
+    globalLogBeginner.beginLoggingTo([log.observer(settings.log, sys.stderr)],
+                                     redirectStandardIO=False)
+    problems: list[Failure] = []
+
+    def announce(listeners: Sequence[Listener]) -> None:
+        for listener in listeners:
+            click.echo(str(listener))
+        click.echo("ready")
+        for hint in hints(listeners):
+            click.echo(hint)
+
+    def give_up(failure: Failure) -> None:
+        problems.append(failure)
+        reactor.stop()
+
+    service = build(settings, reactor, tls=tls)
+    service.ready.addCallback(announce).addErrback(give_up)
+    service.privilegedStartService()
+    service.startService()
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.run()
+    if problems:
+        problems[0].raiseException()
+
+
+def _hints(listeners: Sequence[Listener], account: NewAccount | None) -> Iterator[str]:
+    """How to send a message, fetch it, and set up a mail program."""
+    where = {listener.protocol: listener.address.replace("0.0.0.0", "127.0.0.1")
+             .replace("[::]", "[::1]") for listener in listeners}
+    name = str(account.address) if account else "NAME@DOMAIN"
+    password = account.password if account else "PASSWORD"
+    yield ""
+    if "smtp" in where:
+        message = shlex.quote(r"Subject: hello\r\n\r\nIt works.\r\n")
+        yield (f"send:   printf {message} | curl -sS smtp://{where['smtp']} "
+               f"--mail-from you@example.org --mail-rcpt {shlex.quote(name)} -T -")
+    if "pop3" in where:
+        host, _, port = where["pop3"].rpartition(":")
+        program = (f"import poplib; p = poplib.POP3({host.strip('[]')!r}, {port}); "
+                   f"p.user({name!r}); p.pass_({password!r}); "
+                   "[print(line.decode(errors='replace')) for n in range(p.stat()[0]) "
+                   "for line in p.retr(n + 1)[1]]; p.quit()")
+        quoted = shlex.quote(program) if set('"$`\\!') & set(program) else f'"{program}"'
+        yield f"fetch:  python3 -c {quoted}"
+    yield "mail program: " + "; ".join([
+        *([f"incoming POP3 at {where['pop3']}, user {name}, password {password}"]
+          if "pop3" in where else []),
+        *([f"outgoing SMTP at {where['smtp']}, no login"] if "smtp" in where else []),
+        "no encryption"])

@@ -1,0 +1,340 @@
+"""The service: everything wired together, started in order, and stopped without losing anything.
+
+:func:`build` is the only place that knows all the parts.  What it returns goes through these steps,
+so that ``twistd`` may turn into a daemon and change user in between:
+
+1. ``build`` reads the endpoints; it opens nothing.
+2. ``privilegedStartService`` raises the limit of open files and binds every listener, as root where
+   that is needed.  No connection is accepted yet.
+3. ``startService`` opens the directory and the store as the final user, and begins to serve.
+4. ``ready`` fires, and systemd is told, when all of that is done.
+5. ``stopService`` closes the listeners, lets transactions and sessions end for
+   ``service.grace_seconds``, then ends the store and the hashing threads once what they have begun
+   is done.  Nothing that was acknowledged waits anywhere by then.
+
+What keeps it from starting is a :class:`CannotStart`, whose text says what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.application.internet import TimerService
+from twisted.application.service import IServiceCollection, MultiService
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.portal import Portal
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import (
+    Deferred,
+    DeferredList,
+    gatherResults,
+    maybeDeferred,
+    succeed,
+)
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IOpenSSLContextFactory,
+)
+from twisted.internet.protocol import Factory
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+
+from mailsvc.accounts import DirectoryChecker, MailRealm, PasswordHasher
+from mailsvc.config import Settings
+from mailsvc.directory import SqliteDirectory
+from mailsvc.names import DirectoryError
+from mailsvc.pop3.server import POP3Factory
+from mailsvc.routing import Router
+from mailsvc.smtp.server import SMTPFactory
+from mailsvc.store import Store, StoreUnusable, open_store
+from mailsvc.systemd import NotifyService
+
+
+class CannotStart(SystemExit, Exception):
+    """The service cannot start; the text names the cause and the remedy.
+
+    Left to itself it ends the process with that text and status 1, instead of a traceback.  That it
+    is an Exception as well makes twistd remove its pid file and tell whoever waits for the daemon.
+    """
+
+
+def build(
+    settings: Settings, reactor: Any, *, checkers: Iterable[ICredentialsChecker] = (),
+    tls: IOpenSSLContextFactory | None = None,
+) -> MailService:
+    """The service that *settings* describe.
+
+    :param checkers: who checks passwords, instead of the directory.
+    :param tls: the context for STARTTLS and STLS, or None to offer neither.
+    :raises CannotStart: when an endpoint cannot be understood, or there is none.
+    """
+    listeners = [
+        Listener(protocol, description, reactor)
+        for protocol, descriptions in (
+            ("smtp", settings.listeners.smtp), ("pop3", settings.listeners.pop3))
+        for description in descriptions]
+    if not listeners:
+        raise CannotStart("nothing to do: give an endpoint to listeners.smtp or listeners.pop3")
+    return MailService(settings, reactor, listeners, tuple(checkers), tls)
+
+
+class MailService(MultiService):
+    """SMTP and POP3 over one store and one directory.
+
+    :ivar ready: fires with the listeners when all are bound and the service is at work; fails with
+        :class:`CannotStart`.
+    :ivar log_observer: what ``twistd`` shall log to, or None to leave that to its options.
+    """
+
+    _log = Logger()
+    _bound: Deferred[Any] | None = None
+    _directory: SqliteDirectory | None = None
+    _store: Store | None = None
+
+    def __init__(
+        self, settings: Settings, reactor: Any, listeners: list[Listener],
+        checkers: tuple[ICredentialsChecker, ...], tls: IOpenSSLContextFactory | None,
+    ) -> None:
+        super().__init__()
+        self._settings = settings
+        self._reactor = reactor
+        self._listeners = listeners
+        self._checkers = checkers
+        self._tls = tls
+        self._factories: dict[str, SMTPFactory | POP3Factory] = {}
+        self._hasher = PasswordHasher(settings.passwords, reactor)
+        self._notify = NotifyService(reactor)
+        sweep = TimerService(3600 * settings.service.sweep_every_hours, self._sweep)
+        sweep.clock = reactor
+        for part in self._hasher, self._notify, sweep:
+            part.setServiceParent(self)
+        self.log_observer: ILogObserver | None = None
+        self.ready: Deferred[list[Listener]] = Deferred()
+
+    def setServiceParent(self, parent: IServiceCollection) -> None:
+        # twistd asks the application for an observer after it has made the service, and uses it
+        # unless it was told another one.
+        if self.log_observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self.log_observer)
+        super().setServiceParent(parent)
+
+    # ---- starting ----
+
+    def privilegedStartService(self) -> None:
+        """Bind every listener.
+
+        :raises CannotStart: when it is known at once that one cannot be bound.
+        """
+        super().privilegedStartService()
+        _raise_descriptor_limit()
+        self._bound = DeferredList(
+            [listener.bind() for listener in self._listeners], consumeErrors=True)
+        self._bound.addCallback(self._problem)
+        if self._bound.called and isinstance(self._bound.result, CannotStart):
+            raise self._bound.result
+
+    def _problem(self, outcomes: list[tuple[bool, Any]]) -> CannotStart | None:
+        problems = [str(failure.value) for bound, failure in outcomes if not bound]
+        if not problems:
+            return None
+        self._close_listeners()
+        return CannotStart("mailsvc cannot listen:\n" + "\n".join(problems))
+
+    def startService(self) -> None:
+        """Open what the listeners lead to, and begin to serve.
+
+        :raises CannotStart: when the directory or the store cannot be used.
+        """
+        if self._bound is None:
+            self.privilegedStartService()
+        try:
+            self._open()
+        except (DirectoryError, StoreUnusable, OSError) as error:
+            self._close_listeners()
+            raise CannotStart(f"mailsvc cannot start: {error}") from error
+        super().startService()
+        assert self._bound is not None
+        # Not before the reactor runs, and with it the handlers of the signals that stop it.
+        self._bound.addCallback(
+            lambda problem: self._reactor.callWhenRunning(self._announce, problem))
+
+    def _open(self) -> None:
+        settings, reactor = self._settings, self._reactor
+        hostname, domain = settings.service.hostname, settings.routing.default_domain
+        _make_mail_directory(settings)
+        store = self._store = open_store(
+            settings.service.store, settings.maildir, hostname, reactor)
+        store.start()
+        database = settings.accounts.database
+        directory = self._directory = SqliteDirectory(
+            database, create=os.path.isdir(os.path.dirname(database)))
+        realm = MailRealm(store, directory, settings.pop3.login_delay_seconds,
+                          default_domain=domain, clock=reactor)
+        portal = Portal(
+            realm, self._checkers or [DirectoryChecker(directory, self._hasher, domain)])
+        router = Router(directory, hostname, settings.routing)
+        self._factories = {
+            "smtp": SMTPFactory(store, router, settings.smtp, hostname, reactor, self._tls),
+            "pop3": POP3Factory(portal, settings.pop3, hostname, reactor, self._tls),
+        }
+        for listener in self._listeners:
+            listener.open(self._factories[listener.protocol])
+
+    def _announce(self, problem: CannotStart | None) -> None:
+        if not self.running:
+            return
+        if problem is not None:
+            self.ready.errback(problem)
+            return
+        for listener in self._listeners:
+            self._log.info("{protocol} listens on {address}", protocol=listener.protocol,
+                           address=listener.address, endpoint=listener.description)
+        self._notify.ready("serving " + ", ".join(map(str, self._listeners)))
+        self.ready.callback(self._listeners)
+
+    def _sweep(self) -> Deferred[None]:
+        assert self._store is not None
+
+        def log(removed: int) -> None:
+            if removed:
+                self._log.info("removed {removed} leftovers of abandoned deliveries",
+                               removed=removed)
+
+        return self._store.sweep().addCallback(log)
+
+    # ---- stopping ----
+
+    def stopService(self) -> Deferred[None]:
+        """End all connections and all work; fires when there is none left."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        seconds = self._settings.service.grace_seconds
+        connections = sum(len(factory.connections) for factory in self._factories.values())
+        self._log.info("stopping; {connections} connections have {seconds:g} seconds to end",
+                       connections=connections, seconds=seconds)
+        self._notify.stopping(f"stopping: waiting for {connections} connections")
+        await self._close_listeners()
+        await gatherResults([factory.connections.shut_down(seconds)
+                             for factory in self._factories.values()])
+        await super().stopService()
+        # A client that left does not stop the commit of what it sent.
+        if self._store is not None:
+            await self._store.stop()
+        if self._directory is not None:
+            self._directory.close()
+        self._log.info("stopped")
+
+    def _close_listeners(self) -> Deferred[Any]:
+        return gatherResults([listener.close() for listener in self._listeners])
+
+
+class Listener:
+    """One endpoint of one protocol: bound first, and opened when there is something to lead to.
+
+    :ivar protocol: "smtp" or "pop3".
+    :ivar description: the endpoint string.
+    """
+
+    def __init__(self, protocol: str, description: str, reactor: Any) -> None:
+        self.protocol = protocol
+        self.description = description
+        self._entrance = _Entrance()
+        self._port: IListeningPort | None = None
+        try:
+            self._endpoint = serverFromString(reactor, description)
+        except Exception as error:
+            remedy = ("systemd has passed no such socket; start the service by "
+                      "`systemctl start mailsvc.socket mailsvc.service`, or name an endpoint such "
+                      "as tcp:2525" if description.startswith("systemd:")
+                      else f"not a Twisted endpoint string such as tcp:2525 ({error})")
+            raise CannotStart(f"{protocol} on {description}: {remedy}") from error
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {self.address}"
+
+    @property
+    def address(self) -> str:
+        """Where it really listens: ``127.0.0.1:25``, ``[::]:25`` or a path."""
+        host = self._port.getHost() if self._port is not None else None
+        if isinstance(host, IPv4Address):
+            return f"{host.host}:{host.port}"
+        if isinstance(host, IPv6Address):
+            return f"[{host.host}]:{host.port}"
+        if isinstance(host, UNIXAddress) and host.name:
+            return os.fsdecode(host.name)
+        return str(host)
+
+    def bind(self) -> Deferred[None]:
+        """Take the port; fails with a :class:`CannotStart`."""
+        bound = maybeDeferred(self._endpoint.listen, self._entrance)
+        return bound.addCallbacks(self._keep, self._explain)
+
+    def open(self, factory: Factory) -> None:
+        """Lead connections to *factory*, which got none so far."""
+        self._entrance.factory = factory
+
+    def close(self) -> Deferred[None]:
+        """Give the port back, if it is bound."""
+        port, self._port = self._port, None
+        closed = port.stopListening() if port is not None else None
+        return succeed(None) if closed is None else closed
+
+    def _keep(self, port: IListeningPort) -> None:
+        self._port = port
+
+    def _explain(self, failure: Failure) -> None:
+        error = failure.value
+        if isinstance(error, CannotListenError):
+            error = error.socketError
+        code = getattr(error, "errno", None) or 0
+        reason = f"{errno.errorcode[code]}, {os.strerror(code)}" if code else str(error)
+        remedy = _REMEDIES.get(code, "")
+        raise CannotStart(f"{self.protocol} on {self.description}: {reason}{remedy}") from error
+
+
+_REMEDIES = {
+    errno.EADDRINUSE: "; another program has this port: `ss -ltnp` names it.  Stop it, or choose "
+                      "another port",
+    errno.EADDRNOTAVAIL: "; this machine has no such address: `ip address` lists those it has",
+    errno.EACCES: "; ports below 1024 are for root: let systemd open them (etc/mailsvc.socket), "
+                  "choose a port from 1024 up, or give Python the capability "
+                  "(setcap cap_net_bind_service=+ep)",
+}
+
+
+class _Entrance(Factory):
+    """What is bound before there is a factory.  No connection is accepted before there is."""
+
+    noisy = False
+    factory: Factory | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        return self.factory.buildProtocol(addr) if self.factory is not None else None
+
+
+def _make_mail_directory(settings: Settings) -> None:
+    """Make the directory that mail lies in, in a data directory that must be there.
+
+    A data directory that is missing is a wrong name or a file system that is not mounted.
+    """
+    scheme, _, place = settings.service.store.partition(":")
+    if scheme == "maildir" and os.path.dirname(os.path.abspath(place)) == settings.service.data:
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            os.mkdir(place, 0o700)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many open files as the system lets us: a connection is one, a delivery two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,1 @@
+Run it as ``twistd mailsvc`` with one TOML file whose every mistake is listed at once, under systemd with its sockets, readiness and watchdog in a sandbox, or as ``mailsvc dev`` from flags alone; a stop lets transactions end first, and the log is text or JSON lines that no peer can forge.

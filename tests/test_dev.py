@@ -1,0 +1,481 @@
+"""``mailsvc dev``: its flags and what it prints are a contract with the tools that drive it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import poplib
+import re
+import shlex
+import signal
+import smtplib
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailsvc.cli.dev import ACCOUNT, ALIAS, CHEAP_PASSWORDS, PLACE, NewAccount, Place, dev
+from mailsvc.directory import SqliteDirectory
+from mailsvc.mail import Address
+from tests.service import PATIENCE, Service, fetch, login, submit
+from tests.twistd import IPV6, Twistd
+
+MESSAGE = b"Subject: hello\r\n\r\nHello.\r\n"
+ANY_PORT = ("--smtp", "0", "--pop3", "0")
+
+
+def command(*arguments: object) -> Twistd:
+    """``mailsvc dev`` with exactly these arguments, its log beside its output."""
+    return Twistd([sys.executable, "-c", "from mailsvc.cli.dev import dev; dev()",
+                   *map(str, arguments)])
+
+
+def refused(*arguments: object) -> tuple[int, str]:
+    """The status and what is said of arguments with which nothing is started."""
+    done = CliRunner().invoke(dev, [str(argument) for argument in arguments])
+    assert done.stdout == ""
+    return done.exit_code, " ".join(done.stderr.split())
+
+
+# ---- what it prints -----------------------------------------------------------------------------
+
+
+def test_a_line_for_each_listener_and_then_ready(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", ("alice@example.org:secret",)) as service:
+        assert service.greeting == (
+            f"smtp 127.0.0.1:{service.smtp[1]}\npop3 127.0.0.1:{service.pop3[1]}\nready\n")
+        assert service.stop() == 0
+    log = service.log.read_text()
+    assert "smtp listens on" in log
+    assert log.splitlines()[-1].endswith("stopped")
+
+
+def test_the_demonstration_account(tmp_path: Path) -> None:
+    printed = []
+    for _ in range(2):
+        with Service(tmp_path / "data") as service:
+            line, *rest = service.greeting.splitlines()
+            assert len(rest) == 3
+            word, name, password = line.split(" ")
+            assert (word, name) == ("account", "demo@localhost")
+            service.passwords[name] = password
+            submit(service, MESSAGE, (name,))
+            assert fetch(service, name)[0].endswith(MESSAGE)
+            printed.append(password)
+    assert printed[0] == printed[1]
+    assert len(printed[0]) >= 12
+
+
+def test_the_demonstration_account_of_a_domain(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", (), ("--domain", "example.org")) as service:
+        assert service.greeting.startswith("account demo@example.org ")
+
+
+def test_no_demonstration_beside_other_accounts(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", ("alice@example.org:secret",)) as service:
+        assert "account" not in service.greeting
+    with Service(tmp_path / "data") as service:
+        assert service.greeting.startswith("smtp ")
+
+
+def test_hints_work(tmp_path: Path, program: Callable[[str], str]) -> None:
+    program("curl")
+    password = "it's \"$HOME\" and `more`!"
+    for account, secret in ("o'hara@example.org", password), ("bob@example.org", "secret"):
+        options = ("--hints", "--account", f"{account}:{secret}")
+        with Service(tmp_path / account, (), options) as service:
+            assert service.process.stdout is not None
+            text = service.greeting
+            while "mail program:" not in text:
+                text += os.read(service.process.stdout.fileno(), 65_536).decode()
+            _, blank, *hints = text[text.index("ready\n"):].splitlines()
+            assert blank == ""
+            assert len(hints) == 3
+            for hint, label in zip(hints[:2], ("send:   ", "fetch:  "), strict=True):
+                shell = hint.removeprefix(label).replace(
+                    "python3", shlex.quote(sys.executable), 1)
+                done = subprocess.run(["/bin/bash", "-c", shell], capture_output=True, text=True,
+                                      timeout=PATIENCE, check=False)
+                assert (done.returncode, done.stderr) == (0, ""), hint
+            assert done.stdout.splitlines()[-3:] == ["Subject: hello", "", "It works."]
+            assert f"user {account}, password {secret}" in hints[2]
+
+
+# ---- ending -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_well(tmp_path: Path, number: signal.Signals) -> None:
+    with Service(tmp_path / "data") as service:
+        assert service.pids() == [service.pid]
+        service.process.send_signal(number)
+        assert service.process.wait(PATIENCE) == 0
+
+
+def test_a_temporary_directory_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with Twistd([sys.executable, "-c", "from mailsvc.cli.dev import dev; dev()", *ANY_PORT],
+                variables={"TMPDIR": str(tmp_path)}) as process:
+        process.wait_for("^ready$")
+        (folder,) = tmp_path.iterdir()
+        assert {"mail", "accounts.sqlite"} <= {path.name for path in folder.iterdir()}
+        assert folder.stat().st_mode & 0o77 == 0
+        assert process.stop() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_in_use_ends_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with command("--dir", tmp_path, "--smtp", port, "--pop3", "0") as process:
+            assert process.wait() == 1
+    assert f"smtp on tcp:{port}:interface=127.0.0.1:backlog=1024: EADDRINUSE" in process.output
+    assert "Traceback" not in process.output
+    assert "\nready\n" not in process.output
+
+
+# ---- listeners ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "place"), [
+    ("2525", Place("127.0.0.1", 2525)),
+    ("0", Place("127.0.0.1", 0)),
+    ("192.0.2.7:25", Place("192.0.2.7", 25)),
+    ("0.0.0.0:65535", Place("0.0.0.0", 65_535)),
+    ("localhost:25", Place("127.0.0.1", 25)),
+    ("[::1]:25", Place("::1", 25)),
+    ("[2001:db8::1]:0", Place("2001:db8::1", 0)),
+    ("off", None),
+])
+def test_places(text: str, place: Place | None) -> None:
+    assert PLACE.convert(text, None, None) == place
+
+
+@pytest.mark.parametrize("text", [
+    "", ":", "x", "-1", "65536", "１２", "25 ", "1.2.3.4", "1.2.3.4:", "1.2.3:25", "mx.example:25",
+    "[::1]", "[::1:25", "on", "1.2.3.4:99999"])
+def test_not_places(text: str) -> None:
+    status, said = refused("--smtp", text)
+    assert status == 2
+    assert "expected PORT, ADDRESS:PORT such as 127.0.0.1:2525 or [::1]:2525, or off" in said
+
+
+def test_the_default_ports_are_memorable() -> None:
+    assert {option.name: option.default for option in dev.params if option.name in {
+        "smtp", "pop3"}} == {"smtp": "127.0.0.1:2525", "pop3": "127.0.0.1:2110"}
+
+
+def test_a_listener_may_be_off(tmp_path: Path) -> None:
+    with command("--dir", tmp_path, "--smtp", "0", "--pop3", "off", "--hints") as process:
+        process.wait_for("^mail program: outgoing SMTP at .*no encryption$")
+        assert "pop3" not in process.output
+        assert process.stop() == 0
+    status, said = refused("--smtp", "off", "--pop3", "off")
+    assert status == 2
+    assert "both off" in said
+
+
+def test_another_address(tmp_path: Path) -> None:
+    host = "[::1]" if IPV6 else "127.0.0.2"
+    with command("--dir", tmp_path, "--smtp", f"{host}:0", "--pop3", "off") as process:
+        (port,) = process.wait_for(rf"^smtp {re.escape(host)}:(\d+)$")
+        process.wait_for("^ready$")
+        with smtplib.SMTP(host.strip("[]"), int(port)) as client:
+            assert client.noop()[0] == 250
+        assert process.stop() == 0
+
+
+# ---- accounts, domains, aliases -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "local_part", "domain", "password"), [
+    ("a@b.example:secret", "a", "b.example", "secret"),
+    ("a@b.example:se:cr:et:", "a", "b.example", "se:cr:et:"),
+    ("a@b.example: x ", "a", "b.example", " x "),
+    ("a@b.example:p@ss", "a", "b.example", "p@ss"),
+    ('"a:b@c"@b.example:x', "a:b@c", "b.example", "x"),
+    ('"a\\"b"@b.example:"', 'a"b', "b.example", '"'),
+    ("ä@B.Example:ü", "ä", "b.example", "ü"),
+])
+def test_accounts(text: str, local_part: str, domain: str, password: str) -> None:
+    assert ACCOUNT.convert(text, None, None) == NewAccount(Address(local_part, domain), password)
+
+
+@pytest.mark.parametrize("text", ["", "a", "a@b.example", "a@b.example:", "a:b@c.example",
+                                  "@b.example:x", "a@:x", "a@b..example:x", "a@b.example:x\ny"])
+def test_not_accounts(text: str) -> None:
+    assert refused("--account", text)[0] == 2
+
+
+def test_a_password_is_not_repeated() -> None:
+    assert "correct horse" not in refused("--account", "a@b..example:correct horse")[1]
+    assert "correct horse" not in refused("--account", "correct horse")[1]
+
+
+names = st.text("abcdefgh0123456789.-_+=", min_size=1).filter(
+    lambda name: name[0] not in ".-" and name[-1] != "." and ".." not in name and len(name) < 60)
+
+
+@given(names, st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1,
+                      max_size=50))
+def test_any_account_is_taken_apart(name: str, password: str) -> None:
+    assert ACCOUNT.convert(f"{name}@b.example:{password}", None, None) == NewAccount(
+        Address(name, "b.example"), password)
+
+
+@given(names, st.lists(names, min_size=1, max_size=3))
+def test_any_alias_is_taken_apart(name: str, targets: list[str]) -> None:
+    text = f"{name}@a.example=" + ",".join(f"{target}@b.example" for target in targets)
+    assert ALIAS.convert(text, None, None) == (
+        Address(name, "a.example"), [Address(target, "b.example") for target in targets])
+
+
+@pytest.mark.parametrize("text", ["", "a@b.example", "a@b.example=", "a=b", "=a@b.example",
+                                  "a@b.example=c@d.example,"])
+def test_not_aliases(text: str) -> None:
+    assert refused("--alias", text)[0] == 2
+
+
+def test_accounts_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "accounts"
+    path.write_bytes("# people\n\n  # indented\r\nalice@example.org:se:cret\r\n"
+                     "bob@example.net: ü \n".encode())
+    with Service(tmp_path / "data", ("carol@example.com:x",), ("--accounts", str(path))) as service:
+        for name, password in (("alice@example.org", "se:cret"), ("bob@example.net", " ü "),
+                               ("carol@example.com", "x")):
+            with SqliteDirectory(tmp_path / "data" / "accounts.sqlite", create=False) as directory:
+                assert directory.account(*name.split("@"))
+            service.passwords[name] = password
+            with login(service, name) as session:
+                session.ask(b"QUIT")
+
+
+def test_a_wrong_line_of_a_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "accounts"
+    path.write_text("alice@example.org:secret\nbob correct-horse\n")
+    status, said = refused("--accounts", path)
+    assert status == 2
+    assert "--accounts, line 2: " in said
+    assert "correct-horse" not in said
+
+
+def test_again_with_the_same_directory(tmp_path: Path) -> None:
+    alice = "alice@example.org"
+    with Service(tmp_path / "data", (f"{alice}:one",),
+                 ("--alias", f"all@example.org={alice}")) as service:
+        submit(service, MESSAGE, ("all@example.org",))
+    with Service(tmp_path / "data", (f"{alice}:two", "bob@example.org:three"),
+                 ("--alias", f"all@example.org={alice},bob@example.org",
+                  "--domain", "example.org")) as service:
+        submit(service, MESSAGE, ("all@example.org",))
+        assert len(fetch(service, alice)) == 2
+        assert len(fetch(service, "bob@example.org")) == 1
+        service.passwords[alice] = "one"
+        with pytest.raises(AssertionError, match="-ERR"):
+            login(service, alice)
+        assert len(list(service.maildir(alice).iterdir())) >= 3
+
+
+def test_an_alias_that_leads_nowhere(tmp_path: Path) -> None:
+    status, said = refused("--dir", tmp_path, "--alias", "a@example.org=b@example.org")
+    assert status == 1
+    assert "there is no account or alias b@example.org" in said
+    with SqliteDirectory(tmp_path / "accounts.sqlite", create=False) as directory:
+        assert list(directory.domains()) == []
+
+
+def test_thousands_of_accounts_are_hashed_cheaply(tmp_path: Path) -> None:
+    path = tmp_path / "accounts"
+    path.write_text("".join(f"user{n}@example.org:pass{n}\n" for n in range(2000)))
+    with Service(tmp_path / "data", (), ("--accounts", str(path))) as service:
+        service.passwords["user1999@example.org"] = "pass1999"
+        with login(service, "user1999@example.org") as session:
+            session.ask(b"QUIT")
+    with SqliteDirectory(tmp_path / "data" / "accounts.sqlite", create=False) as directory:
+        assert len(list(directory.accounts())) == 2000
+        found = directory.credentials("user7@example.org")
+        assert found is not None
+        assert "m=64,t=1,p=1" in str(found.verifier)
+        assert found.secret is None
+    assert CHEAP_PASSWORDS == ("passwords.memory_kib=64", "passwords.passes=1")
+
+
+# ---- other flags --------------------------------------------------------------------------------
+
+
+def test_settings(tmp_path: Path) -> None:
+    options = ("--set", "smtp.message_octets=100000", "--set", "passwords.memory_kib=128",
+               "--set", "log.format=json", "--hostname", "mail.example.org")
+    with Service(tmp_path / "data", ("alice@example.org:secret",), options) as service:
+        with smtplib.SMTP(*service.smtp) as client:
+            client.ehlo()
+            assert client.esmtp_features["size"] == "100000"
+            assert client.ehlo_resp is not None
+            assert client.ehlo_resp.startswith(b"mail.example.org")
+        assert '"message": "smtp listens on' in service.log.read_text()
+    with SqliteDirectory(tmp_path / "data" / "accounts.sqlite", create=False) as directory:
+        found = directory.credentials("alice@example.org")
+        assert found is not None
+        assert "m=128," in str(found.verifier)
+
+
+def test_a_wrong_setting() -> None:
+    status, said = refused("--set", "smtp.recipients=0", "--set", "x", "--hostname", "a_b")
+    assert status == 2
+    assert "--set: smtp.recipients = 0: expected 1 or more" in said
+    assert "--set: x: expected KEY=VALUE" in said
+    assert 'service.hostname = "a_b": expected a domain name' in said
+
+
+def test_one_worker_only() -> None:
+    status, said = refused("--workers", "2")
+    assert status == 2
+    assert "only one worker is available yet" in said
+    assert refused("--workers", "0")[0] == 2
+
+
+def test_one_worker_may_be_named(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", (), ("--workers", "1")) as service:
+        assert service.stop() == 0
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    status, said = refused("--dir", tmp_path / "file" / "data")
+    assert status == 1
+    assert f"cannot make {tmp_path}/file/data: Not a directory; name a directory" in said
+
+
+def test_new_directories_are_private(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", ("alice@example.org:secret",)) as service:
+        submit(service, MESSAGE, ("alice@example.org",))
+        for path in (service.directory, service.directory / "mail",
+                     service.maildir("alice@example.org")):
+            assert path.stat().st_mode & 0o77 == 0
+        (message,) = (service.maildir("alice@example.org") / "new").iterdir()
+        assert message.read_bytes().endswith(MESSAGE)
+
+
+# ---- TLS ----------------------------------------------------------------------------------------
+
+
+def certificate(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey,
+                issuer_key: ec.EllipticCurvePrivateKey, *, ca: bool) -> x509.Certificate:
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+             for name in (subject, issuer)]
+    return (x509.CertificateBuilder().subject_name(names[0]).issuer_name(names[1])
+            .public_key(key.public_key()).serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(subject)]), critical=False)
+            .sign(issuer_key, hashes.SHA256()))
+
+
+def pem(thing: x509.Certificate | ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:
+    if isinstance(thing, x509.Certificate):
+        return thing.public_bytes(serialization.Encoding.PEM)
+    return thing.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(password) if password
+        else serialization.NoEncryption())
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files: a root, a certificate of mx.example.org with the one between them, and keys."""
+    folder = tmp_path_factory.mktemp("tls")
+    root, middle, own = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+    between = certificate("middle", "root", middle, root, ca=True)
+    contents = {
+        "root": pem(certificate("root", "root", root, root, ca=True)),
+        "chain": pem(certificate("mx.example.org", "middle", own, middle, ca=False)) + pem(between),
+        "key": pem(own),
+        "other": pem(middle),
+        "locked": pem(own, b"passphrase"),
+        "empty": b"",
+    }
+    files = {name: folder / f"{name}.pem" for name in contents}
+    for name, content in contents.items():
+        files[name].write_bytes(content)
+    return files
+
+
+def test_starttls_and_stls(tmp_path: Path, identity: dict[str, Path]) -> None:
+    options = ("--tls-cert", str(identity["chain"]), "--tls-key", str(identity["key"]))
+    trusting = ssl.create_default_context(cafile=identity["root"])
+    with Service(tmp_path / "data", ("alice@example.org:secret",), options) as service:
+        with smtplib.SMTP(*service.smtp) as client:
+            # The name of the certificate, which the client holds against what it asked for.
+            client._host = "mx.example.org"  # type: ignore[attr-defined]
+            assert client.starttls(context=trusting)[0] == 220
+            assert client.sock.version() in {"TLSv1.2", "TLSv1.3"}  # type: ignore[union-attr]
+            client.sendmail("bob@example.net", ["alice@example.org"], MESSAGE)
+        session = poplib.POP3(*service.pop3)
+        session.host = "mx.example.org"
+        session.stls(context=trusting)
+        session.user("alice@example.org")
+        session.pass_("secret")
+        assert session.retr(1)[1][-1] == b"Hello."
+        session.quit()
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+def test_nothing_older_than_tls_1_2(tmp_path: Path, identity: dict[str, Path]) -> None:
+    options = ("--tls-cert", str(identity["chain"]), "--tls-key", str(identity["key"]))
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname = False
+    old.verify_mode = ssl.CERT_NONE
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with Service(tmp_path / "data", ("alice@example.org:secret",), options) as service:
+        client = smtplib.SMTP(*service.smtp)
+        with pytest.raises(ssl.SSLError):
+            client.starttls(context=old)
+        client.close()
+
+
+def test_without_a_certificate_tls_is_not_offered(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service, smtplib.SMTP(*service.smtp) as client:
+        client.ehlo()
+        assert not client.has_extn("starttls")
+
+
+@pytest.mark.parametrize(("files", "said"), [
+    (("chain", None), "give both or neither"),
+    ((None, "key"), "give both or neither"),
+    (("chain", "other"), "not a certificate and its own unencrypted private key"),
+    (("chain", "locked"), "not a certificate and its own unencrypted private key"),
+    (("chain", "chain"), "not a certificate and its own unencrypted private key"),
+    (("key", "key"), "not a certificate and its own unencrypted private key"),
+    (("empty", "key"), "not a certificate and its own unencrypted private key"),
+    (("none", "key"), "No such file or directory"),
+])
+def test_wrong_certificates(identity: dict[str, Path], files: tuple[str | None, str | None],
+                            said: str) -> None:
+    arguments = [part for flag, name in zip(("--tls-cert", "--tls-key"), files, strict=True)
+                 if name for part in (flag, identity.get(name, Path("/none.pem")))]
+    status, text = refused(*arguments)
+    assert status == 2
+    assert said in text
+
+
+def test_the_help_names_every_flag() -> None:
+    text = CliRunner().invoke(dev, ["--help"]).stdout
+    for flag in ("--dir", "--domain", "--hostname", "--account", "--accounts", "--alias", "--smtp",
+                 "--pop3", "--tls-cert", "--tls-key", "--workers", "--set", "--hints"):
+        assert re.search(rf"(?m)^  {flag}\b", text)
