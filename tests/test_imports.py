@@ -1,0 +1,119 @@
+"""Imports point one way, as docs/architecture.rst lays down; read from the source by ``ast``.
+
+Every import counts, wherever it stands: inside a function or under TYPE_CHECKING too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+VALUES = ["errors", "mail", "settings", "wire"]
+CONTRACTS = [*VALUES, "interfaces"]
+PEOPLE = [*CONTRACTS, "names", "database", "directory"]
+PARTS = [*PEOPLE, "routing", "accounts", "store", "smtp", "pop3"]
+SERVICE = [*PARTS, "toml", "config", "log", "systemd"]
+
+#: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
+MAY_IMPORT = {
+    "errors": [],
+    "mail": [],
+    "settings": [],
+    "wire": [],
+    "toml": [],
+    "interfaces": [],
+    "trace": ["mail"],
+    "smtp.server": [*CONTRACTS, "trace", "smtp", "connections"],
+    "pop3.server": [*CONTRACTS, "pop3", "connections"],
+    "smtp": [*VALUES, "trace", "smtp"],
+    "pop3.retrieval": ["pop3"],
+    "pop3": [*VALUES, "pop3"],
+    "connections": VALUES,
+    "store": [*CONTRACTS, "store"],
+    "names": ["mail"],
+    "database": ["errors", "names"],
+    "directory": [*CONTRACTS, "names", "database"],
+    "routing": PEOPLE,
+    "accounts": PEOPLE,
+    "systemd": ["settings"],
+    "log": ["settings"],
+    "config": [*PARTS, "toml", "log"],
+    "service": SERVICE,
+    "tap": [*SERVICE, "service"],
+    "cli": [*SERVICE, "service", "tap", "cli"],
+}
+
+#: Left of the servers nothing knows a reactor.
+SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "directory", "routing",
+           "smtp", "pop3"]
+ADAPTORS = ["smtp.server", "pop3.server", "pop3.retrieval"]
+
+MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that the file at *path* imports, dotted and absolute.
+
+    ``from a import b`` yields ``a.b``: whether b is a module or a name in a, a prefix decides.
+    """
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def dotted(path: Path) -> str:
+    """The module's name below ``mailsvc``: ``smtp.session``; a package by its own name."""
+    parts = path.relative_to(ROOT / "mailsvc").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def within(module: str, packages: list[str]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_a_module_imports_only_what_stands_left_of_it(path: Path) -> None:
+    module = dotted(path)
+    ours = [name.removeprefix("mailsvc.") for name in imports(path)
+            if name.startswith("mailsvc.")]
+    if module in {"", "smtp", "pop3"}:
+        assert ours in ([], ["__version__"]), "these packages only hold their modules"
+        return
+    row = next((row for row in MAY_IMPORT if within(module, [row])), None)
+    assert row is not None, f"{module} has no place in docs/architecture.rst and MAY_IMPORT yet"
+    strangers = [name for name in ours if not within(name, [*MAY_IMPORT[row], "__version__"])]
+    assert not strangers, f"{module} must not import {', '.join(strangers)}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in MODULES if within(dotted(p), SANS_IO) and not within(dotted(p), ADAPTORS)],
+    ids=dotted,
+)
+def test_the_cores_know_no_reactor(path: Path) -> None:
+    assert not [name for name in imports(path) if within(name, ["twisted", "asyncio", "socket"])]
+
+
+@pytest.mark.parametrize("path", [*MODULES, *(ROOT / "twisted").rglob("*.py")],
+                         ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_imports_twisted_mail(path: Path) -> None:
+    assert not [name for name in imports(path) if within(name, ["twisted.mail"])]
+
+
+def test_the_table_names_only_what_there_is() -> None:
+    names = {dotted(path) for path in MODULES}
+    assert set(MAY_IMPORT) <= names
+
+
+def test_a_forbidden_import_is_seen(tmp_path: Path) -> None:
+    sample = tmp_path / "sample.py"
+    sample.write_text("def f():\n    from twisted import mail\n    import twisted.mail.smtp\n")
+    assert list(imports(sample)) == ["twisted.mail", "twisted.mail.smtp"]
