@@ -259,7 +259,7 @@ class SMTPProtocol(Protocol):
         self.session.reply(self.session.hello_reply(event))
 
     def _on_mail_from(self, event: events.MailFrom) -> None:
-        self.session.reply(replies.SENDER_OK)
+        self.session.reply(replies.SHUTTING_DOWN if self._last else replies.SENDER_OK)
 
     def _on_rcpt_to(self, event: events.RcptTo) -> None:
         envelope = self.session.envelope
