@@ -13,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 from mailsvc.cli.dev import ACCOUNT, ALIAS, CHEAP_PASSWORDS, PLACE, NewAccount, Place, dev
 from mailsvc.directory import SqliteDirectory
 from mailsvc.mail import Address
-from tests.service import PATIENCE, Service, fetch, login, submit
+from tests.service import PATIENCE, Dialogue, Service, fetch, login, submit
 from tests.twistd import IPV6, Twistd
 
 MESSAGE = b"Subject: hello\r\n\r\nHello.\r\n"
@@ -121,6 +122,23 @@ def test_signals_end_it_well(tmp_path: Path, number: signal.Signals) -> None:
         assert service.pids() == [service.pid]
         service.process.send_signal(number)
         assert service.process.wait(PATIENCE) == 0
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", ("alice@example.org:secret",)) as service, \
+            Dialogue(service.smtp) as smtp:
+        smtp.reply()
+        for line in (b"EHLO client.example", b"MAIL FROM:<bob@example.net>",
+                     b"RCPT TO:<alice@example.org>"):
+            assert smtp.say(line).startswith(b"250")
+        assert smtp.say(b"DATA").startswith(b"354")
+        service.process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + PATIENCE
+        while "stopping" not in service.log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(PATIENCE) == -signal.SIGINT
 
 
 def test_a_temporary_directory_is_removed(

@@ -375,6 +375,7 @@ def test_a_transaction_in_flight_is_finished(tmp_path: Path) -> None:
         service.process.send_signal(signal.SIGTERM)
         wait_until_refused(service.smtp)
         wait_until_refused(service.pop3)
+        service.process.send_signal(signal.SIGTERM)
         assert service.process.poll() is None
         smtp.send(MESSAGE[5000:] + b".\r\n")
         assert smtp.reply().startswith(b"250 2.")

@@ -4,8 +4,8 @@ Made for trying mailsvc out, for testing other programs against it, and for tool
 flags and the lines on standard output stay as they are.  On standard output it writes one line for
 each listener, ``smtp 127.0.0.1:2525`` with the port really bound, then ``ready``; before these, a
 line ``account NAME PASSWORD`` if it had to make up an account.  Its log goes to standard error.
-SIGTERM and SIGINT stop it gracefully, with status 0.  It is one process, in the process group it
-was started in.
+SIGTERM and SIGINT stop it gracefully, with status 0; a further SIGINT ends it at once.  It is one
+process, in the process group it was started in.
 
 It reads no configuration file.  Its passwords are hashed with next to no cost, so that thousands of
 accounts take no time to make: what is in its directory is for tests, not for people's secrets.
@@ -19,6 +19,7 @@ import itertools
 import re
 import secrets
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ import click
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 from OpenSSL.SSL import Error as SSLError
+from twisted.internet.defer import Deferred
 from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
@@ -328,11 +330,17 @@ def _run(
         problems.append(failure)
         reactor.stop()
 
+    def stop() -> Deferred[None]:
+        # Once is enough for whoever sends SIGTERM; a second Ctrl-C means at once.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return service.stopService()
+
     service = build(settings, reactor, tls=tls)
     service.ready.addCallback(announce).addErrback(give_up)
     service.privilegedStartService()
     service.startService()
-    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.addSystemEventTrigger("before", "shutdown", stop)
     reactor.run()
     if problems:
         problems[0].raiseException()
