@@ -1,0 +1,34 @@
+"""Fixtures for the tests that need other programs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+#: Daemons lie where an ordinary user's PATH does not look.
+SEARCHED = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin",
+                            "/sbin"])
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """``program("swaks")``: the path of a program that the test drives.
+
+    Where it is not installed the test is left out and says so; with CI=true it fails instead, so
+    that nothing goes untested there unseen.  .ci/run installs them all.
+    """
+    def find(name: str) -> str:
+        path = shutil.which(name, path=SEARCHED)
+        if path is None:
+            absent(f"{name} is not installed; .ci/run names the package")
+        return path
+
+    return find
+
+
+def absent(what: str) -> None:
+    """Fail under CI, else leave the test out, because *what*."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
