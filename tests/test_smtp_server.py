@@ -198,6 +198,23 @@ def test_a_write_that_raises(failure: Exception, code: str) -> None:
     one.hang_up()
 
 
+@pytest.mark.parametrize("failure", [FULL, ZeroDivisionError("a bug")])
+@pytest.mark.parametrize("begin", [b"DATA\r\n", b"BDAT 11 LAST\r\n"])
+def test_a_write_that_raises_at_the_very_end(begin: bytes, failure: Exception) -> None:
+    # The end came in with the block, so the session knows of it already; but commit must not be
+    # trusted to know what write did not take.
+    one = line()
+    one.say(SENDER + RECIPIENT + begin)
+    one.answers.spoilt["write"] = failure
+    one.news()
+    with logged() as events:
+        one.say(b"some text\r\n" + (b".\r\n" if begin == b"DATA\r\n" else b"") + b"NOOP\r\n")
+    assert one.codes() == ["452 4.3.1" if failure is FULL else "451 4.3.0", "250 2.0.0"]
+    assert one.store.deliveries[0].outcome == "aborted"
+    assert [text for text in texts(events) if text.startswith("ID dropped")]
+    one.hang_up()
+
+
 def test_blocks_of_a_message_that_could_not_begin_are_dropped() -> None:
     one = line()
     one.answers.spoilt["begin"] = FULL

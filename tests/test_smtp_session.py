@@ -130,6 +130,20 @@ def test_a_refused_message_is_swallowed_without_blocks() -> None:
     assert (talk.session.phase, talk.session.envelope) == (READY, None)
 
 
+@pytest.mark.parametrize("way", [b"DATA\r\ntext\r\n.\r\n", b"BDAT 4 LAST\r\ntext"])
+def test_a_message_refused_at_its_last_block_is_not_asked_about(way: bytes) -> None:
+    talk = talk_in(RCPT)
+    session = talk.session
+    session.receive(way + b"NOOP\r\n")
+    assert session.next_event() == DataBegins()
+    session.reply(replies.START_DATA)
+    assert isinstance(session.next_event(), MessageBlock)
+    session.refuse_message(BUSY)
+    assert talk.run().endswith(BUSY.wire + replies.NOOP_OK.wire)
+    assert talk.events == [Aborted("Busy")]
+    assert (session.phase, session.envelope) == (READY, None)
+
+
 def test_a_message_refused_amid_its_chunks() -> None:
     talk = talk_in(CHUNKS)
     talk.session.refuse_message(BUSY)

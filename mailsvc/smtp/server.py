@@ -335,8 +335,6 @@ class SMTPProtocol(Protocol):
             self.session.reply(replies.START_DATA)
 
     def _on_message_block(self, event: events.MessageBlock) -> None:
-        if self._delivery is None:
-            return
         try:
             self._store(event.data)
         except MailFailure as failure:

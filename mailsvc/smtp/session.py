@@ -197,6 +197,11 @@ class Session:
         """Decide amid a message how it will end: the rest is swallowed, then *answer* sent."""
         if self.intake is not None and self.intake.refusal is None:
             self.intake.refusal = answer
+            if self._pending:
+                # Its end had come with its last block, and will not be asked about.
+                self._question = None
+                self._pending.clear()
+                self._end_of_message()
 
     def tls_started(self) -> None:
         """Answer TLSBegins: what was said in the clear is forgotten (RFC 3207 §4.2)."""
