@@ -497,3 +497,14 @@ def test_the_help_names_every_flag() -> None:
     for flag in ("--dir", "--domain", "--hostname", "--account", "--accounts", "--alias", "--smtp",
                  "--pop3", "--tls-cert", "--tls-key", "--workers", "--set", "--hints"):
         assert re.search(rf"(?m)^  {flag}\b", text)
+
+
+def test_it_is_a_command_of_mailsvc(tmp_path: Path) -> None:
+    run = (sys.executable, "-c", "from mailsvc.cli import main; main()")
+    with Twistd([*run, "--dir", str(tmp_path / "data"), "dev", *ANY_PORT]) as process:
+        process.wait_for("^ready$")
+        assert (tmp_path / "data" / "accounts.sqlite").exists()
+        assert process.stop() == 0
+    with Twistd([*run, "--config", "x.toml", "dev", *ANY_PORT]) as process:
+        assert process.wait() == 2
+        assert "no configuration file is read here" in process.output

@@ -17,6 +17,8 @@ from mailsvc.cli.place import place_options
 COMMANDS = {
     "account": "mailsvc.cli.accounts",
     "alias": "mailsvc.cli.aliases",
+    "config": "mailsvc.cli.config",
+    "dev": "mailsvc.cli.dev",
     "domain": "mailsvc.cli.domains",
 }
 

@@ -37,6 +37,10 @@ def check(file: str | None) -> None:
 
     Exit status 1 when there is one.  Without FILE it is the file of --config, or
     /etc/mailsvc.toml if there is one.
+
+    \b
+    Example:
+      mailsvc config check /etc/mailsvc.toml
     """
     _loaded(file)
     click.echo("ok")
@@ -55,6 +59,10 @@ def show(file: str | None, as_json: bool) -> None:
       given    whether FILE sets it
       default  what it would be otherwise, as in `mailsvc config reference`
       unit     octets, seconds, ... or ""
+
+    \b
+    Example:
+      mailsvc config show --json | jq .smtp.message_octets.value
     """
     loaded = _loaded(file)
     if as_json:
@@ -76,5 +84,10 @@ def show(file: str | None, as_json: bool) -> None:
 
 @config.command("reference")
 def print_reference() -> None:
-    """Print the commented example: every key with its default, type, unit and meaning."""
+    """Print the commented example: every key with its default, type, unit and meaning.
+
+    \b
+    Example:
+      mailsvc config reference > mailsvc.toml
+    """
     click.echo(reference(), nl=False)

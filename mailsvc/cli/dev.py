@@ -37,6 +37,7 @@ from twisted.python.failure import Failure
 
 from mailsvc import log
 from mailsvc.accounts import PasswordHasher, check_password
+from mailsvc.cli import place
 from mailsvc.cli.arguments import DOMAIN
 from mailsvc.config import ConfigurationError, Settings
 from mailsvc.directory import SqliteDirectory
@@ -182,6 +183,11 @@ def dev(
     """
     if workers != 1:
         raise click.UsageError("only one worker is available yet: leave --workers out")
+    # As with the other commands, these may stand before the command's name.
+    if ctx.meta.get(f"{place.__name__}.config"):
+        raise click.UsageError("no configuration file is read here: give each key with --set")
+    if directory is None and (before := ctx.meta.get(f"{place.__name__}.dir")):
+        directory = Path(before)
     if smtp is None and pop3 is None:
         raise click.UsageError("nothing to do: --smtp and --pop3 are both off")
     tls = _tls(tls_cert, tls_key)
