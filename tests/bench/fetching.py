@@ -81,10 +81,11 @@ def fill_and_warm_up(bed: Bed) -> Measurement:
 
 
 def sessions(bed: Bed, key: str) -> Measurement:
-    """CAPA, USER, PASS, STAT, UIDL, LIST, QUIT on a few messages."""
-    plan = _fetching(bed, 0)
+    """CAPA, USER, PASS, STAT, UIDL, LIST, QUIT on a few messages; passwords checked just before."""
+    once, plan = _fetching(bed, 0, sessions=1), _fetching(bed, 0)
+    before, _ = _run(bed, once, once.look)
     outcome, cpu = _run(bed, plan, plan.look)
-    return measured(outcome, outcome.rate, cpu, "")
+    return measured(outcome, outcome.rate, cpu, "; ".join(before.failures[:1]))
 
 
 def retrieve(bed: Bed, key: str) -> Measurement:

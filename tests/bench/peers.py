@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mailsvc.accounts import PasswordSettings
 from tests.bench import maildirs
 from tests.bench.maildirs import Owner
 from tests.bench.process import ServerProcess, free_port
@@ -159,7 +160,7 @@ def said_by(command: list[str], environment: dict[str, str] | None = None) -> st
 
 @dataclass
 class Mailsvc(Peer):
-    """The service itself, as ``mailsvc dev`` starts it.
+    """The service itself, as ``mailsvc dev`` starts it, but with passwords hashed in earnest.
 
     :ivar command: the command line up to ``dev``.
     :ivar options: further options of ``dev``.
@@ -169,6 +170,11 @@ class Mailsvc(Peer):
     fetched: bool = True
     command: tuple[str, ...] = (sys.executable, "-c", "from mailsvc.cli import main; main()")
     options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        earnest = PasswordSettings()
+        self.options = (f"--set=passwords.memory_kib={earnest.memory_kib}",
+                        f"--set=passwords.passes={earnest.passes}", *self.options)
 
     def missing(self) -> str:
         done = subprocess.run([*self.command, "dev", "--help"], capture_output=True, text=True,

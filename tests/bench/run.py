@@ -63,9 +63,11 @@ def _measure(scenarios: Sequence[Scenario], peers: Sequence[Peer], scale: Scale,
     """Start the peers that take part, measure each scenario on each in turn, stop them."""
     with ExitStack() as running:
         beds: dict[str, Bed | str] = {}
+        accounts = scale.local_parts() if scenarios[0] not in IDLE else ("u00",)
         for peer in peers:
             if any(takes_part(peer, scenario) for scenario in scenarios):
-                beds[peer.name] = _make_bed(peer, scale, directory / peer.name, source, running)
+                beds[peer.name] = _make_bed(peer, scale, accounts, directory / peer.name, source,
+                                            running)
                 if scenarios is receiving.RECEIVING:
                     beds[peer.name] = _prepare(beds[peer.name], receiving.warm_up)
                 elif scenarios is fetching.FETCHING:
@@ -77,12 +79,12 @@ def _measure(scenarios: Sequence[Scenario], peers: Sequence[Peer], scale: Scale,
                      else scenario.measure(bed, scenario.key))
 
 
-def _make_bed(peer: Peer, scale: Scale, directory: Path, source: Path, running: ExitStack
-              ) -> Bed | str:
+def _make_bed(peer: Peer, scale: Scale, local_parts: tuple[str, ...], directory: Path,
+              source: Path, running: ExitStack) -> Bed | str:
     """Start *peer* until *running* is closed; or why that failed."""
     directory.mkdir(parents=True)
     try:
-        server = peer.start(Site(directory, scale.local_parts()))
+        server = peer.start(Site(directory, local_parts))
     except ServerFailed as failure:
         return f"{peer.name} did not start: {failure}"
     running.callback(server.process.stop)
