@@ -11,6 +11,7 @@ This module reads no file and knows no section.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from collections.abc import Callable
 from typing import Any
 
@@ -39,3 +40,13 @@ def at_least(minimum: int | float) -> Check:
 def one_of(*choices: str) -> Check:
     """A check for names: one of *choices*."""
     return lambda value: None if value in choices else "one of " + ", ".join(choices)
+
+
+def networks(values: list[str]) -> str | None:
+    """A check for networks in CIDR form, or single addresses."""
+    try:
+        for value in values:
+            ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        return 'networks like "192.0.2.0/24" and "2001:db8::/32"'
+    return None

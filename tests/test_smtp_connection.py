@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent
 from twisted.python.failure import Failure
 
 from mailsvc.errors import StorageFull
+from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.server import SMTPFactory
 from tests.postoffice import Line, Wire
 from tests.test_smtp_server import HELO, MESSAGE, RECIPIENT, SENDER, TRANSACTION, line, logged
@@ -655,3 +657,16 @@ def test_addresses_of_one_ipv6_network_are_one() -> None:
     first = ipv6("2001:db8::1", connections_per_address=1)
     assert ipv6("2001:db8::2", factory=first.factory).codes() == ["421 4.7.0"]
     assert ipv6("2001:db8:0:1::1", factory=first.factory).codes() == ["220"]
+
+
+@pytest.mark.parametrize(("value", "expected"), [
+    ([], None), (["192.0.2.1", "192.0.2.0/24", "192.0.2.1/24", "2001:db8::/32"], None),
+    (["192.0.2.0/33"], 'networks like "192.0.2.0/24" and "2001:db8::/32"'),
+    (["192.0.2.0/24", "friends"], 'networks like "192.0.2.0/24" and "2001:db8::/32"'),
+])
+def test_exempt_networks_are_checked_before_the_service_starts(value: list[str],
+                                                               expected: str | None) -> None:
+    (field,) = [field for field in fields(SMTPSettings) if field.name == "exempt_networks"]
+    assert field.metadata["check"](value) == expected
+    if expected is None:
+        Line(exempt_networks=value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailsvc.settings import at_least, setting
+from mailsvc.settings import at_least, networks, setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,5 +63,7 @@ class SMTPSettings:
         100, "Most connections at once from one address (IPv6: one /64).", check=at_least(1)
     )
     exempt_networks: list[str] = setting(
-        ["127.0.0.0/8", "::1/128"], "Networks that connections_per_address does not bind."
+        ["127.0.0.0/8", "::1/128"],
+        "Networks that connections_per_address does not bind.",
+        check=networks,
     )
