@@ -61,7 +61,6 @@ CAST: dict[str, tuple[Account, ...] | Exception] = {
     "diskless": StorageFull("The disk is full; try again later"),
     "archive": PermanentFailure("The mailbox takes no more mail", EnhancedStatus(5, 2, 2)),
     "loop": RoutingLoop("The alias leads back to itself"),
-    "crash": ZeroDivisionError("a bug in the router"),
 }
 
 

@@ -194,6 +194,16 @@ class Owner:
         return None
 
 
+#: The replies of RFC 5321 §4.2.3, but for 455, which nothing here calls for.
+CODES = {211, 214, 220, 221, 250, 251, 252, 354, 421, 450, 451, 452, 500, 501, 502, 503, 504, 550,
+         551, 552, 553, 554, 555}
+
+
+def test_every_reply_of_the_rfc_is_in_some_dialogue() -> None:
+    assert {int(line.pattern[:3]) for script in SCRIPTS.values() for turn in script.turns
+            for line in turn.answer} == CODES
+
+
 # ---- against the bare session --------------------------------------------------------------------
 
 
