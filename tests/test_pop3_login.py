@@ -75,7 +75,7 @@ def test_logins_refused(failure: Exception, answer: str, reason: str) -> None:
     client = Client()
     client.realm.failure = failure
     with log() as lines:
-        assert client.ask(f"USER {USER}", f"PASS {SECRET}") == ["+OK Now the password", answer]
+        assert client.ask(f"USER {USER}", f"PASS {SECRET}") == ["+OK Send the password", answer]
     assert lines == [f"login refused user='mrose' client=198.51.100.7: {reason}"]
     assert client.realm.open == 0
 

@@ -31,13 +31,13 @@ CHALLENGE = TIMESTAMP.encode()
 #: verb -> what is said, and what follows before login and after: a reply's first line, or an event.
 PAIRS: dict[str, tuple[str, Any, Any]] = {
     "CAPA": ("CAPA", "+OK Capabilities follow", "+OK Capabilities follow"),
-    "USER": ("USER mrose", "+OK Now the password", TOO_LATE),
+    "USER": ("USER mrose", "+OK Send the password", TOO_LATE),
     "PASS": ("PASS x", "-ERR USER first", TOO_LATE),
     "APOP": (f"APOP mrose {DIGEST}", events.ApopLogin("mrose", CHALLENGE, DIGEST.encode()),
              TOO_LATE),
     "AUTH": ("AUTH PLAIN", "-ERR AUTH is not offered; use USER and PASS", TOO_LATE),
     "STLS": ("STLS", events.StartTLS(), TOO_LATE),
-    "UTF8": ("UTF8", "+OK UTF-8 it is", TOO_LATE),
+    "UTF8": ("UTF8", "+OK UTF-8 enabled", TOO_LATE),
     "LANG": ("LANG", "+OK Languages follow", "+OK Languages follow"),
     "STAT": ("STAT", TOO_SOON, "+OK 2 320"),
     "LIST": ("LIST", TOO_SOON, "+OK 2 messages (320 octets)"),
@@ -112,12 +112,21 @@ def test_a_login() -> None:
     login = event(subject, "USER mrose", "PASS tan staaf ")
     assert login == events.Login("mrose", b"tan staaf ")
     assert subject.waiting
-    assert subject.data_to_send() == b"+OK Now the password\r\n"
+    assert subject.data_to_send() == b"+OK Send the password\r\n"
     assert subject.state is A
     subject.logged_in(TWO)
     assert not subject.waiting
     assert subject.state is T
     assert subject.data_to_send() == b"+OK 2 messages (320 octets)\r\n"
+
+
+@pytest.mark.parametrize("name", ["X", "Xavier X", "0 0", "\tx\t"])
+def test_names_are_only_stripped_of_spaces(name: str) -> None:
+    subject = session(timestamp=TIMESTAMP)
+    assert event(subject, f"USER  {name} ", "PASS x") == events.Login(name, b"x")
+    subject.login_refused()
+    apop = event(subject, f"APOP  {name}  {DIGEST} ")
+    assert apop == events.ApopLogin(name, CHALLENGE, DIGEST.encode())
 
 
 def test_credentials_are_not_shown() -> None:
@@ -138,7 +147,7 @@ def test_pipelined_commands_wait_for_the_answer() -> None:
         subject.next_event()
     subject.logged_in(TWO)
     assert subject.next_event() == events.Retrieve(2, None)
-    assert subject.data_to_send() == (b"+OK Now the password\r\n+OK 2 messages (320 octets)\r\n"
+    assert subject.data_to_send() == (b"+OK Send the password\r\n+OK 2 messages (320 octets)\r\n"
                                       b"+OK 2 320\r\n+OK Message 1 deleted\r\n+OK 1 200\r\n")
     subject.message_block(b"x\r\n")
     subject.retrieved()
@@ -194,7 +203,7 @@ def test_the_last_login_failure_ends_the_session() -> None:
     assert subject.next_event() == events.Closed("too many failed logins", asked=False)
     assert subject.next_event() is None
     assert subject.data_to_send().decode().splitlines() == [
-        "+OK Now the password", "-ERR [IN-USE] In use", "+OK Now the password",
+        "+OK Send the password", "-ERR [IN-USE] In use", "+OK Send the password",
         "-ERR [AUTH] Wrong name or password"]
 
 
@@ -311,7 +320,7 @@ def test_what_comes_behind_stls_is_dropped(behind: bytes) -> None:
     subject = session(tls_available=True)
     subject.receive(b"USER mallory\r\nSTLS\r\n" + behind)
     assert subject.next_event() == events.StartTLS()
-    assert subject.data_to_send() == b"+OK Now the password\r\n+OK Begin TLS\r\n"
+    assert subject.data_to_send() == b"+OK Send the password\r\n+OK Begin TLS\r\n"
     assert subject.buffered == 0
     subject.receive(b"USER eve\r\nPA")
     subject.tls_started()

@@ -117,7 +117,7 @@ def _quit(session: Session) -> None:
 def _user(session: Session, user: str) -> None:
     # The same answer whether there is such a user or not, so that names cannot be tried out.
     session.user = user
-    session.ok("Now the password")
+    session.ok("Send the password")
 
 
 def _pass(session: Session, password: bytes) -> None:
@@ -157,7 +157,7 @@ def _stls(session: Session) -> None:
 
 def _utf8(session: Session) -> None:
     session.utf8 = True
-    session.ok("UTF-8 it is")
+    session.ok("UTF-8 enabled")
 
 
 # ---- TRANSACTION ----
