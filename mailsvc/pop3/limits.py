@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mailsvc.settings import at_least, setting
+from mailsvc.settings import at_least, networks, setting
 
 
 def _expire(value: str) -> str | None:
     return None if re.fullmatch(r"NEVER|[0-9]+", value) else '"NEVER" or a number of days'
-
-
-def _networks(values: Iterable[str]) -> str | None:
-    try:
-        for value in values:
-            ipaddress.ip_network(value, strict=False)
-    except ValueError:
-        return 'networks like "192.0.2.0/24" or "2001:db8::/32"'
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +40,7 @@ class POP3Settings:
     exempt_networks: list[str] = setting(
         ["127.0.0.0/8", "::1/128"],
         "Networks that connections_per_address does not bind.",
-        check=_networks,
+        check=networks,
     )
     apop: bool = setting(
         False, "Whether APOP is offered, for accounts whose secret can be recovered."
