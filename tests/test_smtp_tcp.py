@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
@@ -63,12 +63,13 @@ class Office:
 
 
 @asynccontextmanager
-async def office(*, tls: Any = None, buffers: int = 0,
+async def office(*, tls: Any = None, buffers: int = 0, endpoint: Any = TCP4ServerEndpoint,
                  **settings: Any) -> AsyncIterator[Office]:
     """A service on a free port; in the end nothing may be left of it, and no error in the log."""
     one = Office(settings, tls)
     with capturedLogs() as events:
-        port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(one.factory)
+        where = (reactor, 0) if endpoint is TCP4ServerEndpoint else (reactor, 0, tls)
+        port = await endpoint(*where, interface="127.0.0.1").listen(one.factory)
         one.port = port.getHost().port
         shrink(port.socket, buffers)
         try:
@@ -323,6 +324,26 @@ async def test_an_error_that_ends_a_session_is_told_inside_tls() -> None:
             peer.socket.close()
 
         await in_thread(client)
+        await one.empty()
+
+
+@pytest_twisted.ensureDeferred
+async def test_tls_from_the_first_octet() -> None:
+    # An endpoint may bring TLS along: "ssl:465:…".
+    async with office(tls=certificate(), endpoint=SSL4ServerEndpoint, errors=2) as one:
+        def client() -> None:
+            peer = Client(one.port)
+            start_tls(peer)
+            peer.say(b"EHLO client.example.net\r\n" + ENVELOPE + MESSAGE + b"STARTTLS\r\n")
+            heard = peer.hear(1 + 9 + 4 + 1)
+            assert b"250-STARTTLS" not in heard
+            assert heard[-1] == b"503 5.5.1 TLS is active already"
+            peer.say(b"WHAT\r\n")
+            assert [line[:3] for line in peer.hear_all()] == [b"500", b"421"]
+            peer.socket.close()
+
+        await in_thread(client)
+        assert b" with ESMTPS id " in one.store.mail[0].message
         await one.empty()
 
 

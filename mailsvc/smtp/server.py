@@ -3,9 +3,9 @@
 One :class:`SMTPProtocol` per connection hands the session's questions to the router and the store,
 and their answers back.  Answers may be Deferreds; what is answered at once costs no Deferred.
 
-Back-pressure goes both ways.  The transport is not read while a question is open and input waits,
-while the store asks for a pause, or while the peer does not take its replies; so at most one
-received chunk, one block on its way to disk and one transport buffer are held per connection.
+Back-pressure goes both ways.  While a question is open, the store asks for a pause, or the peer does
+not take its replies, nothing is done and, once input waits, nothing is read; so at most one received
+chunk, one block on its way to disk and one transport buffer are held per connection.
 
 Limits of time: a command must arrive whole within ``command_seconds``, however it dribbles; amid a
 message every octet buys ``data_seconds``, up to ``message_seconds`` in all.  While the server
@@ -18,7 +18,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.internet import defer
-from twisted.internet.interfaces import IOpenSSLContextFactory, IPushProducer, IReactorTime
+from twisted.internet.interfaces import (
+    IOpenSSLContextFactory,
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+)
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -82,7 +87,11 @@ class SMTPProtocol(Protocol):
         if set_no_delay is not None:
             set_no_delay(True)
         self.session = Session(
-            factory.hostname, factory.settings, tls_available=factory.tls is not None
+            factory.hostname,
+            factory.settings,
+            tls_available=factory.tls is not None,
+            # An endpoint may have brought TLS along.
+            tls_active=ISSLTransport.providedBy(self.transport),
         )
         self.transport.registerProducer(self, True)
         self._expires = factory.clock.seconds() + factory.settings.command_seconds
@@ -148,9 +157,9 @@ class SMTPProtocol(Protocol):
     def _pace(self) -> None:
         """Read from the transport just when more input can be used."""
         at_work = self.session
-        reading = (
-            self._writable and not self._stalled and not (at_work.waiting and at_work.buffered)
-        )
+        held_up = at_work.waiting or self._stalled or not self._writable
+        # Not before input waits: TLS cannot write in its handshake, and has to read to get through.
+        reading = not (held_up and at_work.buffered)
         if reading != self._reading and self._connected:
             self._reading = reading
             if reading:
