@@ -370,6 +370,17 @@ def test_after_quit_the_connection_is_closed_outright() -> None:
     one.hang_up()
 
 
+def test_a_connection_that_was_not_read_is_read_again_to_be_closed() -> None:
+    # TLS wants to see the peer's end before it closes.
+    one = line("commit")
+    one.say(TRANSACTION + b"QUIT\r\n")
+    assert paused(one)
+    one.release()
+    assert one.transport.disconnecting
+    assert not paused(one)
+    one.hang_up()
+
+
 def test_an_error_that_ends_the_session_is_read_before_the_connection_goes() -> None:
     # Input that nobody reads would turn the close into a reset, which may overtake the 421.
     one = line(errors=2)

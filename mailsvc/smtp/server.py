@@ -208,14 +208,15 @@ class SMTPProtocol(Protocol):
         else:
             self._timer = self.factory.clock.callLater(_LINGER, self._time_is_up)
         self.transport.unregisterProducer()
+        # TLS has to read to the end, too.
+        self._reading = True
+        self.transport.resumeProducing()
         half_close = getattr(self.transport, "loseWriteConnection", None)
         if half_close is None or self._asked or self.session.tls_active:
             self.transport.loseConnection()
         else:
             # Input that nobody read would turn the close into a reset, and a reset may overtake
             # the reply that says why.  So what still comes is read and dropped for a while.
-            self._reading = True
-            self.transport.resumeProducing()
             half_close()
 
     def _close(self, answer: Reply) -> None:
