@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from twisted.logger import capturedLogs, formatEvent
 
+from mailsvc.errors import StorageFull
 from mailsvc.smtp.commands import CLOSED, COMMANDS, RCPT
 from mailsvc.smtp.events import Aborted, DataBegins, Event, MessageBlock, MessageEnds, RcptTo
 from mailsvc.smtp.replies import Reply
+from tests.postoffice import Line
 from tests.smtp_talk import BUSY, HELO, NO, RECIPIENT, SENDER, Talk, talk_in
 
 _LINE = re.compile(rb"([2-5][0-5][0-9])([ -])(?:([245])\.[0-9]{1,3}\.[0-9]{1,3} )?[\x20-\x7e]*")
@@ -275,3 +279,70 @@ def accepted_texts(events: list[Event]) -> list[bytes]:
                 assert len(text) == size
                 texts.append(text)
     return texts
+
+
+# ---- the adaptor, in all weathers ----------------------------------------------------------------
+
+_KINDS = ("route", "room", "verify", "expand", "write", "commit")
+_FAULT = StorageFull("The disk is full; try again later")
+_WEATHER = st.one_of(
+    st.tuples(st.just("say"),
+              _STEP | st.sampled_from([b"NO", b"DATA\r\n", b"x\r\n", b"\r\n.\r\n"])),
+    st.tuples(st.just("release"), st.none()),
+    st.tuples(st.just("wait"), st.sampled_from([0.5, 9.9, 10, 170, 200, 300, 4000])),
+    st.tuples(st.sampled_from(["pause", "resume", "finish"]), st.none()),
+    st.tuples(st.sampled_from(["late", "prompt", "spoil", "mend"]), st.sampled_from(_KINDS)),
+)
+
+
+def brave(one: Line, action: str, what: Any) -> None:
+    """Let one thing happen to a connection, if it can."""
+    match action:
+        case "say":
+            one.say(what)
+        case "release" if one.answers.held:
+            one.release()
+        case "wait":
+            one.clock.advance(what)
+        case "pause" | "resume" if one.transport.producer is not None:
+            getattr(one.protocol, action + "Producing")()
+            one.flow()
+        case "finish":
+            one.protocol.finish()
+        case "late":
+            one.answers.late.add(what)
+        case "prompt":
+            one.answers.late.discard(what)
+        case "spoil":
+            one.answers.spoilt[what] = _FAULT
+        case "mend":
+            one.answers.spoilt.pop(what, None)
+
+
+@given(st.lists(_WEATHER, max_size=40))
+@example([("late", "write"), ("say", HELO + SENDER + RECIPIENT + b"DATA\r\n"), ("release", None),
+          ("say", b"x\r\n.\r\n"), ("pause", None), ("release", None), ("wait", 4000)])
+@settings(deadline=None, max_examples=300)
+def test_the_adaptor_weathers_it(actions: list[tuple[str, Any]]) -> None:
+    with capturedLogs() as events:
+        one = Line(errors=6, idle_commands=8, disclose_mailboxes=True)
+        for action, what in actions:
+            brave(one, action, what)
+            if one.transport.disconnected:
+                break
+        said = one.heard()
+        one.hang_up()
+        one.release_all()
+        one.clock.advance(10_000)
+    list(replies_in(said))
+    assert one.heard() == said, "something was said to a lost connection"
+    outcomes = {delivery.id: delivery.outcome for delivery in one.store.deliveries}
+    assert set(outcomes.values()) <= {"committed", "failed", "aborted"}
+    # Each message has one line in the log, and no 250 unless it was taken.
+    words = {"committed": "accepted", "failed": "not", "aborted": "dropped"}
+    logged = [(event["id"], formatEvent(event).split()[1]) for event in events]
+    assert sorted(line for line in logged if line[1] != "refused") == sorted(
+        (id, words[outcome]) for id, outcome in outcomes.items())
+    for id, outcome in outcomes.items():
+        if f"Message accepted as {id}\r\n".encode() in said:
+            assert outcome == "committed"
