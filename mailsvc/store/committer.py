@@ -1,0 +1,215 @@
+"""Making a message durable in the maildirs of its accounts.
+
+The file protocol, with what is true after each step if the power fails there:
+
+1. create ``tmp/NAME`` in the first account's maildir, exclusively;   nothing is visible,
+2. write the message, sync the file, close it;                        nothing is visible,
+3. link it to ``new/NAME,S=…,W=…`` in every account's maildir;        each has it or has not,
+4. unlink ``tmp/NAME``;                                               as before,
+5. sync every new/;                                                   all have it, for good.
+
+Only then is the message acknowledged.  So a message is in new/ whole or not at all; an acknowledged
+one survives; one that was not acknowledged may still be found: a retry may duplicate, never lose
+(RFC 1047).  When a step fails, what was linked is withdrawn.
+
+There is one file and one sync of it for a message, however many accounts it is for.  Where a hard
+link cannot be made (another file system, a limit on links, a file system without them), the file is
+copied to that account's tmp/, synced, and renamed to new/.
+
+:class:`Committer` is where a group commit can be put in: the store knows no more of it than
+:meth:`~Committer.spool`, :meth:`~Committer.commit` and :meth:`~Committer.discard`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+
+from mailsvc.store import filenames, maildirsize
+from mailsvc.store.text import CanonicalText
+from mailsvc.store.threads import Threads
+from mailsvc.store.tree import MailTree, sync_directory
+
+#: link(2) fails so where a copy will do.
+_NO_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+
+_FILE_MODE = 0o600
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_COPY = 256 * 1024
+
+
+@dataclass(slots=True)
+class Message:
+    """A message on its way.
+
+    :ivar homes: the maildirs it is for, each once.
+    :ivar blocks: what is in memory of it: all, or what follows what is in the file.
+    :ivar octets: how many it has, so far.
+    :ivar text: counts how many RETR will send.
+    :ivar path: its file in tmp/, or None.
+    :ivar fd: that file, while it is open.
+    """
+
+    id: str
+    homes: tuple[bytes, ...]
+    blocks: list[bytes] = field(default_factory=list)
+    octets: int = 0
+    text: CanonicalText = field(default_factory=CanonicalText)
+    path: bytes | None = None
+    fd: int | None = None
+
+    def take(self) -> bytes:
+        """What is in memory, which is handed over."""
+        blocks, self.blocks = self.blocks, []
+        return b"".join(blocks)
+
+
+class Committer:
+    """Writes messages to disk, in threads."""
+
+    log = Logger()
+
+    def __init__(self, tree: MailTree, threads: Threads, hostname: str) -> None:
+        self._tree = tree
+        self._threads = threads
+        self._host = filenames.host_part(hostname)
+
+    def spool(self, message: Message) -> Deferred[None]:
+        """Move what is in memory to the file; fails with OSError, the file then being gone."""
+        return self._threads.run(self._spool, message, message.take())
+
+    def commit(self, message: Message) -> Deferred[None]:
+        """Steps 1 to 5, or what is left of them; fails with OSError, the message then withdrawn."""
+        return self._threads.run(self._commit, message)
+
+    def discard(self, message: Message) -> Deferred[None]:
+        """Remove the file, if there is one; never fails."""
+        return succeed(None) if message.path is None else self._threads.run(self._remove, message)
+
+    def _spool(self, message: Message, data: bytes) -> None:
+        try:
+            if message.fd is None:
+                message.path, message.fd = self._create(message.homes[0], message.id)
+            _write(message.fd, data, message.path)
+        except BaseException:
+            self._remove(message)
+            raise
+
+    def _commit(self, message: Message) -> None:
+        placed: list[bytes] = []
+        try:
+            self._spool(message, message.take())
+            self._close(message)
+            message.text.end()
+            for home in message.homes:
+                placed.append(self._place(message, home))
+            self._remove(message)
+            for path in placed:
+                sync_directory(os.path.dirname(path))
+        except BaseException:
+            self._remove(message)
+            for path in placed:
+                self._unlink(path)
+            raise
+        for home in message.homes:
+            maildirsize.record(home, message.octets, 1)
+
+    def _create(self, home: bytes, id: str) -> tuple[bytes, int]:
+        """Create a file in tmp/."""
+        for name in filenames.unique_parts(int(time.time()), id, self._host):
+            path = home + b"/tmp/" + name
+            with suppress(FileExistsError):
+                return path, self._tree.within(home, os.open, path, _NEW_FILE, _FILE_MODE)
+        raise _taken(path)
+
+    def _place(self, message: Message, home: bytes) -> bytes:
+        """Make the message appear in new/; return its path."""
+        for name in filenames.unique_parts(int(time.time()), message.id, self._host):
+            path = home + b"/new/" + filenames.with_sizes(
+                name, message.octets, message.text.octets)
+            with suppress(FileExistsError):
+                self._tree.within(home, self._link, message, home, path)
+                return path
+        raise _taken(path)
+
+    def _link(self, message: Message, home: bytes, path: bytes) -> None:
+        assert message.path is not None
+        try:
+            os.link(message.path, path)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            self._copy(message.path, home, message.id, path)
+
+    def _copy(self, source: bytes, home: bytes, id: str, path: bytes) -> None:
+        # rename(2) would replace what is there, where link(2) refuses.
+        if os.path.lexists(path):
+            raise _taken(path)
+        copy = Message(id, (home,))
+        try:
+            copy.path, copy.fd = self._create(home, id)
+            _write_from(source, copy.fd, copy.path)
+            self._close(copy)
+            os.rename(copy.path, path)
+        except BaseException:
+            self._remove(copy)
+            raise
+
+    def _close(self, message: Message) -> None:
+        """Sync and close the file."""
+        fd, message.fd = message.fd, None
+        assert fd is not None
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            error.filename = message.path
+            raise
+        finally:
+            os.close(fd)
+
+    def _remove(self, message: Message) -> None:
+        """Close and unlink the file, as far as that is still to be done."""
+        fd, message.fd = message.fd, None
+        path, message.path = message.path, None
+        if fd is not None:
+            with suppress(OSError):
+                os.close(fd)
+        if path is not None:
+            self._unlink(path)
+
+    def _unlink(self, path: bytes) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.log.warn("cannot remove {path!r}: {error}", path=path, error=error)
+
+
+def _write(fd: int, data: bytes, path: bytes | None) -> None:
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    except OSError as error:
+        error.filename = path
+        raise
+
+
+def _write_from(source: bytes, fd: int, path: bytes) -> None:
+    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while block := os.read(reading, _COPY):
+            _write(fd, block, path)
+    finally:
+        os.close(reading)
+
+
+def _taken(path: bytes) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)

@@ -1,0 +1,100 @@
+"""File names in a maildir.
+
+::
+
+    1763683200.0DJ7W4K2M1Q00F3A.mail.example.org,S=4096,W=4096:2,S
+    |---------------- unique part -------------|
+    |---------------------- base name ----------------------| info
+
+The *unique part* we give is seconds since 1970, the message's id and the host; no two messages
+share one.  ``,S=`` is the size of the file and ``,W=`` the size with every line end counted as
+CRLF, as Dovecot and Courier write them.  Everything behind ":" is *info*: flags, changed by whoever
+reads the mail.  The base name never changes, so what a message is called for good (its POP3
+unique-id) is made from it alone.
+
+Nothing here does I/O.  Names are bytes, as the kernel has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+
+#: How many names are tried for one message before giving up.
+VARIANTS = 10
+
+#: A base name is at most 255 octets, and flags must still fit behind it.
+_LONGEST_HOST = 128
+
+# Nineteen digits always fit into 64 bits.  A field ends at "," or ":" or with the name.
+_SENT = re.compile(rb"[^:]*,W=([0-9]{1,19})(?![^,:])")
+_STORED = re.compile(rb"[^:]*,S=([0-9]{1,19})(?![^,:])")
+_SIZE_FIELDS = re.compile(rb",[SW]=[0-9]+(?![^,])")
+_UNIQUE_ID = re.compile(rb"[\x21-\x7e]{1,70}")
+
+
+def host_part(hostname: str) -> bytes:
+    """*hostname* as it stands in file names: "/", ":" and "," escaped as the maildir rules say."""
+    host = hostname.replace("/", r"\057").replace(":", r"\072").replace(",", r"\054")
+    return host.encode()[:_LONGEST_HOST]
+
+
+def unique_parts(seconds: int, id: str, host: bytes) -> Iterator[bytes]:
+    """The name of a message, and the variants of it to try when the name is taken."""
+    yield b"%d.%b.%b" % (seconds, id.encode(), host)
+    for variant in range(1, VARIANTS):
+        yield b"%d.%b_%d.%b" % (seconds, id.encode(), variant, host)
+
+
+def with_sizes(unique: bytes, stored: int, sent: int) -> bytes:
+    """The base name: *stored* octets in the file, *sent* octets by RETR."""
+    return b"%b,S=%d,W=%d" % (unique, stored, sent)
+
+
+def base(name: bytes) -> bytes:
+    """*name* without its info."""
+    return name.partition(b":")[0]
+
+
+def unique_part(name: bytes) -> bytes:
+    """*name* without its fields and info."""
+    return base(name).partition(b",")[0]
+
+
+def stored_octets(name: bytes) -> int | None:
+    """The size of the file according to ``,S=``; None without a sound one."""
+    found = _STORED.match(name)
+    return int(found[1]) if found else None
+
+
+def sent_octets(name: bytes) -> int | None:
+    """The size that RETR sends according to ``,W=``; None without a sound one."""
+    found = _SENT.match(name)
+    return int(found[1]) if found else None
+
+
+def is_trashed(name: bytes) -> bool:
+    """Whether the message is flagged as deleted (T)."""
+    info = name.partition(b":")[2]
+    return info.startswith(b"2,") and b"T" in info
+
+
+def plain_id(name: bytes) -> bytes:
+    """The base name without its size fields: the unique-id of most messages."""
+    return _SIZE_FIELDS.sub(b"", base(name))
+
+
+def unique_id(name: bytes, ambiguous: bool = False) -> bytes:
+    """The POP3 unique-id (RFC 1939 §7: 1 to 70 octets of 0x21 to 0x7E) of the file *name*.
+
+    The base name without its size fields, where that will do; where it will not, or another message
+    has the same (*ambiguous*), a hash of the whole base name behind a ".".  No plain one begins so,
+    because files whose names do are not messages.
+    """
+    plain = plain_id(name)
+    if not ambiguous and _UNIQUE_ID.fullmatch(plain):
+        return plain
+    digest = hashlib.blake2b(base(name), digest_size=24).digest()
+    return b"." + base64.urlsafe_b64encode(digest)

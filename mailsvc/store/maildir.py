@@ -1,0 +1,355 @@
+"""A store of maildirs: ``maildir:ROOT``, mail of an account in ROOT/<domain>/<local-part>/.
+
+What it promises:
+
+* a message is in new/ whole or not at all, and is acknowledged when it would survive a power loss
+  (:mod:`mailsvc.store.committer`); the octets on disk are those that were written;
+* other programs may deliver into the same maildirs, read them, move and flag messages at any time;
+  what they wrote, with LF or CRLF, is listed with exact sizes (:mod:`mailsvc.store.listing`);
+* delivered files are never changed or renamed; only QUIT removes them;
+* a maildrop is locked by flock(2) on ``mailsvc.lock`` in it: across processes, and gone with the
+  process or session that held it.  Other programs know nothing of this lock;
+* quotas are soft, kept in ``maildirsize`` as Maildir++ does (:mod:`mailsvc.store.maildirsize`).
+
+What it does not: mail in Maildir++ folders (``.Name/``) is not shown, only counted.  On NFS flock
+and link are as good as the server makes them.
+
+All blocking work is done in a pool of threads, except opening a file to be read and reading what
+the kernel has in its cache.  Memory for a message on its way is bounded: what is larger than
+``small_message_octets`` goes to its file in tmp/ as it arrives.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IConsumer, IReactorFromThreads
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mailsvc.errors import (
+    MailboxFull,
+    MaildropInUse,
+    MailFailure,
+    MessageVanished,
+    SomeNotRemoved,
+)
+from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop
+from mailsvc.mail import Account
+from mailsvc.settings import at_least, setting
+from mailsvc.store import maildirsize
+from mailsvc.store.committer import Committer, Message
+from mailsvc.store.failures import mail_failure
+from mailsvc.store.listing import Listing, SizeCache
+from mailsvc.store.retrieval import FileBlocks, Retrieval
+from mailsvc.store.threads import Threads
+from mailsvc.store.tree import MailTree, sync_directory
+
+_LOCK_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class MaildirSettings:
+    """``[maildir]``."""
+
+    small_message_octets: int = setting(
+        131_072, "Messages up to this size are kept in memory until they are complete; larger ones "
+        "go to their file as they arrive.", unit="octets", check=at_least(1))
+    threads: int = setting(
+        16, "How many threads write and read maildirs; so many flushes to disk are under way at "
+        "once.", check=at_least(1))
+    sweep_hours: float = setting(
+        36, "How long an abandoned file in tmp/ is left there.", unit="hours", check=at_least(1))
+
+
+@implementer(IMailboxStore)
+class MaildirStore:
+    """The maildirs under *root*."""
+
+    log = Logger()
+
+    def __init__(
+        self, root: Path, settings: MaildirSettings, hostname: str, reactor: IReactorFromThreads
+    ) -> None:
+        self._settings = settings
+        self._tree = MailTree(root)
+        self._threads = Threads(reactor, settings.threads, "maildir")
+        self._committer = Committer(self._tree, self._threads, hostname)
+        self._cache = SizeCache()
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._threads.start()
+
+    def stop(self) -> Deferred[None]:
+        """End; fires when all that was begun has been done."""
+        return self._threads.stop()
+
+    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> MaildirDelivery:
+        """As ``IMailboxStore.begin``.
+
+        :raises PermanentFailure: when the name of an account cannot be that of a directory.
+        """
+        if not (id.isascii() and id.isalnum()):
+            raise ValueError(f"not a message id: {id!r}")
+        homes = tuple(self._tree.home(account) for account in accounts)
+        return MaildirDelivery(
+            Message(id, homes), self._committer, self._settings.small_message_octets)
+
+    def room(self, account: Account, octets: int) -> Deferred[None] | None:
+        """As ``IMailboxStore.room``; raises as :meth:`begin` does."""
+        home = self._tree.home(account)
+        quota = maildirsize.Amount(account.quota_octets, account.quota_messages)
+        if not any(quota):
+            return None
+
+        def answer(fits: bool) -> None:
+            if not fits:
+                raise MailboxFull("The mailbox is full; try again later.")
+
+        checked = self._threads.run(maildirsize.has_room, home, quota, octets)
+        checked.addErrback(_explain, "check a quota", account=account.name)
+        return checked.addCallback(answer)
+
+    def open_maildrop(self, account: Account) -> Deferred[Maildrop]:
+        """As ``IMailboxStore.open_maildrop``."""
+        try:
+            home = self._tree.home(account)
+        except MailFailure:
+            return fail()
+        opened = self._threads.run(self._open, home, unwanted=Maildrop.release)
+        return opened.addErrback(_explain, "open a maildrop", account=account.name)
+
+    def _open(self, home: bytes) -> Maildrop:
+        lock = self._tree.within(home, os.open, home + b"/mailsvc.lock", _LOCK_FILE, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return Maildrop(home, lock, Listing(home, self._cache), self._threads)
+        except BlockingIOError:
+            os.close(lock)
+            raise MaildropInUse("The maildrop is in use by another session.") from None
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def sweep(self) -> Deferred[int]:
+        """As ``IMailboxStore.sweep``."""
+        before = time.time() - 3600 * self._settings.sweep_hours
+        return self._threads.run(self._tree.sweep, before)
+
+
+@implementer(IDelivery)
+class MaildirDelivery:
+    """One message on its way; at most twice *most* octets of it are in memory."""
+
+    def __init__(self, message: Message, committer: Committer, most: int) -> None:
+        self._message = message
+        self._committer = committer
+        self._most = most
+        self._unwritten = 0
+        self._spooling = False  # a thread is writing
+        self._room: Deferred[None] | None = None  # what write() told the sender to wait for
+        self._failure: BaseException | None = None
+        self._over = False  # commit or abort was called
+        self._when_spooled: Callable[[], object] | None = None
+
+    def write(self, block: bytes) -> Deferred[None] | None:
+        """As ``IDelivery.write``."""
+        if self._over or self._failure is not None:
+            return None
+        message = self._message
+        message.text.feed(block)
+        message.octets += len(block)
+        message.blocks.append(block)
+        self._unwritten += len(block)
+        if self._unwritten <= self._most:
+            return None
+        if not self._spooling:
+            self._spool()
+            return None
+        if self._room is None:
+            self._room = Deferred()
+        return self._room
+
+    def commit(self) -> Deferred[None]:
+        """As ``IDelivery.commit``."""
+        if self._over:
+            raise RuntimeError("this delivery is over")
+        self._over = True
+        # Without a canceller: nobody can tell how far a commit has come.
+        outcome: Deferred[None] = Deferred()
+
+        def commit() -> None:
+            if self._failure is not None:
+                outcome.errback(self._failure)
+                return
+            committed = self._committer.commit(self._message)
+            committed.addErrback(_explain, "deliver a message", id=self._message.id)
+            committed.addCallbacks(outcome.callback, outcome.errback)
+
+        self._once_spooled(commit)
+        return outcome
+
+    def abort(self) -> None:
+        """As ``IDelivery.abort``."""
+        if not self._over:
+            self._over = True
+            self._message.blocks.clear()
+            # What a stopping store leaves in tmp/ is swept.
+            self._once_spooled(
+                lambda: self._committer.discard(self._message).addErrback(lambda _: None))
+
+    def _once_spooled(self, act: Callable[[], object]) -> None:
+        if self._spooling:
+            self._when_spooled = act
+        else:
+            act()
+
+    def _spool(self) -> None:
+        self._spooling = True
+        self._unwritten = 0
+        spooled = self._committer.spool(self._message)
+        spooled.addErrback(_explain, "write a message", id=self._message.id)
+        spooled.addErrback(self._failed)
+        spooled.addCallback(self._spooled)
+
+    def _failed(self, failure: Failure) -> None:
+        self._failure = failure.value
+        self._message.blocks.clear()
+
+    def _spooled(self, _: None) -> None:
+        self._spooling = False
+        room, self._room = self._room, None
+        if self._when_spooled is not None:
+            self._when_spooled()
+        elif room is not None and self._failure is None:
+            self._spool()
+        if room is not None:
+            if self._failure is None:
+                room.callback(None)
+            else:
+                room.errback(self._failure)
+
+
+@implementer(IMaildrop)
+class Maildrop:
+    """The locked maildir *home*; *lock* is the descriptor of its lock file."""
+
+    log = Logger()
+
+    def __init__(self, home: bytes, lock: int, listing: Listing, threads: Threads) -> None:
+        self.sizes = listing.sizes
+        self.octets = sum(listing.sizes)
+        self.lost: Deferred[None] = Deferred()  # flock(2) is not lost while we live
+        self._home = home
+        self._lock: int | None = lock
+        self._listing = listing
+        self._threads = threads
+        self._updating = False
+
+    def uidl(self, number: int) -> bytes:
+        """As ``IMaildrop.uidl``; raises IndexError where there is no such message."""
+        return self._listing.uidl(number)
+
+    def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
+        """As ``IMaildrop.read``."""
+        try:
+            sent = self._send(self._listing.open(number), consumer, lines)
+        except FileNotFoundError:
+            relocated = self._threads.run(self._listing.relocate, number, unwanted=os.close)
+            sent = relocated.addCallback(self._send, consumer, lines)
+        except OSError:
+            sent = fail()
+        return sent.addErrback(self._not_sent, number)
+
+    def _not_sent(self, failure: Failure, number: int) -> Failure:
+        if failure.check(FileNotFoundError):
+            raise MessageVanished("The message is gone: another program removed it.")
+        return _explain(failure, "read a message", maildir=self._home, number=number)
+
+    def _send(self, fd: int, consumer: IConsumer, lines: int | None) -> Deferred[None]:
+        return Retrieval(FileBlocks(fd, self._threads), consumer, lines).start()
+
+    def update(self, deleted: Collection[int]) -> Deferred[None]:
+        """As ``IMaildrop.update``; removes nothing when the lock has been given back already."""
+        numbers = tuple(sorted(set(deleted)))
+        for number in numbers:
+            self.uidl(number)
+        if not numbers:
+            self.release()
+            return succeed(None)
+        if self._lock is None or self._updating:
+            return fail(_some_not_removed(numbers))
+        # Without a canceller: what QUIT began is done.
+        outcome: Deferred[None] = Deferred()
+
+        def updated(result: tuple[int, ...] | Failure) -> None:
+            self._updating = False
+            self.release()
+            if isinstance(result, Failure):
+                outcome.errback(result)
+            elif result:
+                outcome.errback(_some_not_removed(result))
+            else:
+                outcome.callback(None)
+
+        self._updating = True
+        self._threads.run(self._remove, numbers).addBoth(updated)
+        return outcome
+
+    def _remove(self, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        """Remove these messages for good; return the numbers of those that may remain."""
+        remaining: list[int] = []
+        removed: dict[bytes, list[int]] = {}
+        octets = messages = 0
+        for number in numbers:
+            try:
+                path, size = self._listing.remove(number)
+            except FileNotFoundError:
+                continue  # another program was faster
+            except OSError as error:
+                self._note(error)
+                remaining.append(number)
+                continue
+            removed.setdefault(os.path.dirname(path), []).append(number)
+            octets += size
+            messages += 1
+        for directory, gone in removed.items():
+            try:
+                sync_directory(directory)
+            except OSError as error:
+                self._note(error)
+                remaining += gone
+        if messages:
+            maildirsize.record(self._home, -octets, -messages)
+        return tuple(sorted(remaining))
+
+    def _note(self, error: OSError) -> None:
+        self.log.error("cannot remove a message: {error} ({path!r})",
+                       error=os.strerror(error.errno or 0), path=error.filename)
+
+    def release(self) -> None:
+        """As ``IMaildrop.release``; while :meth:`update` is at work, left to its end."""
+        if self._lock is not None and not self._updating:
+            lock, self._lock = self._lock, None
+            with suppress(OSError):
+                os.close(lock)
+
+
+def _some_not_removed(numbers: tuple[int, ...]) -> SomeNotRemoved:
+    return SomeNotRemoved("Some deleted messages were not removed.", numbers)
+
+
+def _explain(failure: Failure, occasion: str, **about: object) -> Failure:
+    """An errback: an OSError becomes the failure to report; any other is passed on."""
+    if isinstance(failure.value, OSError):
+        raise mail_failure(failure.value, occasion, **about)
+    return failure
