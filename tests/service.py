@@ -83,8 +83,11 @@ class Service:
                 if entry.isdigit() and _group(int(entry)) == self.pid]
 
     def resident(self) -> int:
-        """Octets of memory that all its processes hold resident, pages they share counted once."""
-        return sum(_pss(pid) for pid in self.pids())
+        """Octets of memory that its processes hold resident, summed.
+
+        Pages that they share count in each: compare with the same service's, not with another's.
+        """
+        return sum(_resident(pid) for pid in self.pids())
 
     def stop(self) -> int:
         """Stop it gracefully; its exit status.  May be called again."""
@@ -132,14 +135,13 @@ def _group(pid: int) -> int | None:
         return None
 
 
-def _pss(pid: int) -> int:
-    """Proportional set size in octets; 0 when the process has just ended."""
+def _resident(pid: int) -> int:
+    """Resident set size in octets; 0 when the process has just ended."""
     try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    match = re.search(r"^Pss:\s+(\d+) kB$", rollup, re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
+    return pages * resource.getpagesize()
 
 
 class Dialogue:
