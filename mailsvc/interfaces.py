@@ -13,6 +13,15 @@ from zope.interface import Attribute, Interface
 class IMailboxStore(Interface):
     """Where delivered mail lies."""
 
+    def start():
+        """Begin to work; synchronous.  Called once, before the other methods."""
+
+    def stop():
+        """End.
+
+        :returns: a Deferred that fires with None when all that was begun has been done.
+        """
+
     def begin(accounts, id, size_hint=0):
         """Open a delivery of one message; synchronous, and does no I/O.
 
@@ -101,7 +110,8 @@ class IMaildrop(Interface):
         :returns: a Deferred that fires with None when the last block was written.  It fails with
             :class:`mailsvc.errors.MessageVanished` if the file is gone (then nothing was written),
             or :class:`mailsvc.errors.TemporaryFailure` when it cannot be read (and something may
-            have been).  Cancelling it stops the producer.
+            have been).  Cancelling it stops the producer; when the consumer stops it, it fails with
+            :class:`twisted.internet.defer.CancelledError` likewise.
         """
 
     def update(deleted):

@@ -1,0 +1,570 @@
+"""Delivery into maildirs: the file protocol, and each of its system calls failing."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import itertools
+import os
+import re
+import stat
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.logger import globalLogPublisher
+
+from mailsvc.errors import (
+    MailFailure,
+    PermanentFailure,
+    StorageFull,
+    TemporaryFailure,
+)
+from mailsvc.mail import Account, new_id
+from mailsvc.store import filenames, tree
+from mailsvc.store.maildir import MaildirStore
+from tests.stores import (
+    ALICE,
+    BOB,
+    CAROL,
+    blocks_of,
+    contents,
+    deliver,
+    descriptors,
+    files,
+    home,
+    maildir_store,
+    pause,
+    put,
+)
+from tests.system_calls import Call, SystemCalls
+
+MESSAGE = b"Subject: test\r\n\r\nbody\r\n"
+LARGE = b"Subject: large\r\n\r\n" + b"".join(b"%07d %s\r\n" % (n, b"x" * (n % 90))
+                                           for n in range(12_000))
+LF = b"Subject: a\n\nbody\n"
+CRLF = b"Subject: a\r\n\r\nbody\r\n"
+REACTOR_THREAD = threading.get_ident()
+
+
+@pytest_twisted.async_yield_fixture
+async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
+    """A store of maildirs under tmp_path."""
+    it = maildir_store(tmp_path)
+    it.start()
+    yield it
+    await it.stop()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> SystemCalls:
+    """The store's system calls."""
+    return SystemCalls(monkeypatch)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[dict[str, Any]]]:
+    """What is logged meanwhile."""
+    events: list[dict[str, Any]] = []
+    globalLogPublisher.addObserver(events.append)
+    yield events
+    globalLogPublisher.removeObserver(events.append)
+
+
+# ---- delivery: what is on disk ----------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_layout_and_names(store: MaildirStore, tmp_path: Path) -> None:
+    before = int(time.time())
+    id = await deliver(store, MESSAGE + b"end", ALICE, CAROL)
+    paths = files(tmp_path)
+    assert [path.parent for path in paths] == [
+        tmp_path / "example.net/carol/new", tmp_path / "example.org/alice/new"]
+    for path in paths:
+        match = re.fullmatch(r"(\d+)\.(\w+)\.mail\.example\.org,S=(\d+),W=(\d+)", path.name)
+        assert match is not None
+        assert before <= int(match[1]) <= time.time()
+        assert match.groups()[1:] == (id, str(len(MESSAGE) + 3), str(len(MESSAGE) + 5))
+        assert path.read_bytes() == MESSAGE + b"end"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert path.stat().st_nlink == 2
+        assert sorted(os.listdir(path.parent.parent)) == ["cur", "new", "tmp"]
+        for directory in (path.parent.parent.parent, path.parent.parent,
+                          *path.parent.parent.iterdir()):
+            assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert paths[0].samefile(paths[1])
+    assert not list(tmp_path.rglob("tmp/*"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_bare_line_feeds_are_counted_as_they_will_be_sent(
+    store: MaildirStore, tmp_path: Path
+) -> None:
+    """The servers refuse them; but whoever writes them, the name tells the truth."""
+    await deliver(store, [b"a\n", b"b\r", b"\nc\n"])
+    assert files(tmp_path)[0].name.endswith(",S=7,W=9")
+
+
+def steps(calls: list[Call], root: Path) -> list[tuple[str, str]]:
+    """What was done, with paths relative to *root* and file names as FILE."""
+    done = []
+    for call in calls:
+        path = re.sub(r"\d{10}\.[^/]*", "FILE", call.path.removeprefix(f"{root}/"))
+        if call.name in ("write", "fsync", "link", "unlink", "rename", "mkdir") or (
+                call.name == "open" and "FILE" in path):
+            done.append((call.name, path))
+    return done
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_steps_of_a_delivery(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls
+) -> None:
+    await deliver(store, MESSAGE, ALICE, BOB)
+    for call in calls.calls:
+        assert call.thread != REACTOR_THREAD, call
+
+    def made(*accounts: str) -> list[tuple[str, str]]:
+        result = []
+        for name in accounts:
+            mail = f"example.org/{name}"
+            result += [("mkdir", path) for path in (
+                "example.org", mail, f"{mail}/tmp", f"{mail}/new", f"{mail}/cur")]
+            result += [("fsync", path) for path in (mail, "example.org", str(tmp_path))]
+        return result
+
+    tail = [("unlink", "example.org/alice/tmp/FILE"), ("fsync", "example.org/alice/new"),
+            ("fsync", "example.org/bob/new")]
+    head = [("open", "example.org/alice/tmp/FILE"), ("write", "example.org/alice/tmp/FILE"),
+            ("fsync", "example.org/alice/tmp/FILE"), ("link", "example.org/alice/new/FILE")]
+    link = [("link", "example.org/bob/new/FILE")]
+    assert steps(calls.calls, tmp_path) == made("alice") + head + made("bob") + link + tail
+    # From the second message on the maildirs are known to be there.
+    calls.calls.clear()
+    await deliver(store, MESSAGE, ALICE, BOB)
+    assert steps(calls.calls, tmp_path) == head + link + tail
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_maildir_found_is_made_durable_too(tmp_path: Path, calls: SystemCalls) -> None:
+    """Whoever made it may have been stopped before syncing."""
+    home(tmp_path)
+    store = maildir_store(tmp_path)
+    store.start()
+    maildrop = await store.open_maildrop(ALICE)
+    maildrop.release()
+    assert calls.of("fsync") == [
+        f"{tmp_path}/example.org/alice", f"{tmp_path}/example.org", str(tmp_path)]
+    await store.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_so_many_maildirs_are_remembered(
+    store: MaildirStore, calls: SystemCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree, "_REMEMBERED", 2)
+    for account in (ALICE, BOB, ALICE, BOB):
+        await deliver(store, MESSAGE, account)
+    assert len(calls.of("mkdir")) == 10
+    await deliver(store, MESSAGE, CAROL)
+    assert len(calls.of("mkdir")) == 15
+    await deliver(store, MESSAGE, BOB)
+    assert len(calls.of("mkdir")) == 20
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_large_message_goes_to_its_file_as_it_comes(
+    tmp_path: Path, calls: SystemCalls
+) -> None:
+    store = maildir_store(tmp_path, small_message_octets=1000)
+    store.start()
+    delivery = store.begin((ALICE,), new_id())
+    assert delivery.write(b"x" * 999) is None
+    assert delivery.write(b"\n") is None
+    await pause(0.02)
+    assert calls.calls == []
+    assert delivery.write(b"y") is None  # now the file is begun
+    assert delivery.write(b"z" * 1000) is None
+    room = delivery.write(b"z")
+    assert room is not None  # the first block is still being written
+    assert delivery.write(b"z") is room
+    assert not room.called
+    await room
+    [path] = tmp_path.rglob("tmp/*")
+    for _ in range(100):
+        if path.stat().st_size == 2003:
+            break
+        await pause(0.01)
+    assert path.read_bytes() == b"x" * 999 + b"\ny" + b"z" * 1002
+    assert delivery.write(b"\n") is None
+    await delivery.commit()
+    assert not path.exists()
+    [path] = files(tmp_path)
+    assert path.name.endswith(",S=2004,W=2006")
+    assert path.read_bytes() == b"x" * 999 + b"\ny" + b"z" * 1002 + b"\n"
+    assert len(calls.of("write")) == 3
+    for call in calls.calls:
+        assert call.thread != REACTOR_THREAD, call
+    await store.stop()
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_an_aborted_large_message_leaves_no_file(tmp_path: Path, waiting: bool) -> None:
+    store = maildir_store(tmp_path, small_message_octets=1000)
+    store.start()
+    before = descriptors()
+    delivery = store.begin((ALICE,), new_id())
+    delivery.write(b"x" * 1001)
+    if waiting:
+        await pause(0.05)
+        assert len(list(tmp_path.rglob("tmp/*"))) == 1
+    delivery.abort()
+    assert delivery.write(b"more" * 1000) is None
+    await store.stop()
+    assert list(tmp_path.rglob("tmp/*")) == []
+    assert files(tmp_path) == []
+    assert descriptors() <= before
+
+
+@pytest.mark.parametrize("reason", [
+    errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest_twisted.ensureDeferred
+async def test_where_no_link_can_be_made_the_file_is_copied(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, reason: int
+) -> None:
+    calls.fault = lambda _, call: reason if call.name == "link" and "/bob/" in call.path else None
+    await deliver(store, MESSAGE, ALICE, BOB, CAROL)
+    carol, alice, bob = files(tmp_path)
+    assert alice.samefile(carol)
+    assert not alice.samefile(bob)
+    assert bob.read_bytes() == MESSAGE
+    assert not list(tmp_path.rglob("tmp/*"))
+    done = steps(calls.calls, tmp_path)
+    renamed = done.index(("rename", "example.org/bob/new/FILE"))
+    assert done.index(("fsync", "example.org/bob/tmp/FILE")) < renamed
+    assert renamed < done.index(("fsync", "example.org/bob/new"))
+    # One for the file of alice and carol, one for that of bob.
+    assert len([path for path in calls.of("fsync") if re.search(r"/tmp/\d{10}\.", path)]) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_system_without_links(
+    tmp_path: Path, calls: SystemCalls
+) -> None:
+    store = maildir_store(tmp_path, small_message_octets=1000)
+    store.start()
+    calls.fault = lambda _, call: errno.EPERM if call.name == "link" else None
+    await deliver(store, blocks_of(LARGE, 50_000), ALICE, BOB)
+    await deliver(store, MESSAGE)
+    assert await contents(store) == [LARGE, MESSAGE]
+    assert await contents(store, BOB) == [LARGE]
+    assert not list(tmp_path.rglob("tmp/*"))
+    await store.stop()
+
+
+def test_host_names_are_escaped() -> None:
+    assert filenames.host_part("mail.example.org") == b"mail.example.org"
+    assert filenames.host_part("a/b:c,d") == rb"a\057b\072c\054d"
+    assert len(filenames.host_part("x" * 1000)) == 128
+
+
+def test_names_and_their_variants() -> None:
+    names = list(filenames.unique_parts(1_700_000_000, "ID", b"host"))
+    assert names[:3] == [b"1700000000.ID.host", b"1700000000.ID_1.host", b"1700000000.ID_2.host"]
+    assert len(set(names)) == len(names) == filenames.VARIANTS
+
+
+@pytest.mark.parametrize("copying", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_name_that_is_taken_is_not_taken_again(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, monkeypatch: pytest.MonkeyPatch,
+    copying: bool,
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.9)
+    if copying:
+        calls.fault = lambda _, call: errno.EXDEV if call.name == "link" else None
+    put(home(tmp_path) / "tmp", "1700000000.ID1.mail.example.org", b"anothers")
+    taken = f"1700000000.ID1.mail.example.org,S={len(MESSAGE)},W={len(MESSAGE)}"
+    put(home(tmp_path) / "new", taken, b"anothers")
+    await deliver(store, MESSAGE, ALICE, BOB, id="ID1")
+    assert (home(tmp_path) / "new" / taken).read_bytes() == b"anothers"
+    assert (home(tmp_path) / "new" / taken.replace("ID1", "ID1_1")).read_bytes() == MESSAGE
+    assert (home(tmp_path, BOB) / "new" / taken).read_bytes() == MESSAGE
+    assert len(files(tmp_path)) == 3
+    assert [path.read_bytes() for path in tmp_path.rglob("tmp/*")] == [b"anothers"]
+
+
+@pytest.mark.parametrize("directory", ["tmp", "new"])
+@pytest_twisted.ensureDeferred
+async def test_when_every_name_is_taken(
+    store: MaildirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.9)
+    sizes = f",S={len(MESSAGE)},W={len(MESSAGE)}" if directory == "new" else ""
+    for name in filenames.unique_parts(1_700_000_000, "ID1", b"mail.example.org"):
+        put(home(tmp_path) / directory, name.decode() + sizes, b"anothers")
+    with pytest.raises(TemporaryFailure):
+        await deliver(store, MESSAGE, id="ID1")
+    assert {path.read_bytes() for path in home(tmp_path).rglob("*/*")} == {b"anothers"}
+
+
+@pytest.mark.parametrize("id", ["", "../x", "a.b", "a/b", "é", "a b", "a\n"])
+@pytest_twisted.ensureDeferred
+async def test_ids_that_are_none(store: MaildirStore, id: str) -> None:
+    with pytest.raises(ValueError, match="not a message id"):
+        store.begin((ALICE,), id)
+
+
+@pytest.mark.parametrize("name", [
+    "", ".", "..", "a/b", "/", "../x", "a\0b", "x" * 256, "é" * 128, "\ud800"])
+@pytest.mark.parametrize("which", ["local_part", "domain"])
+@pytest_twisted.ensureDeferred
+async def test_names_that_would_lead_elsewhere(
+    store: MaildirStore, tmp_path: Path, name: str, which: str
+) -> None:
+    account = dataclasses.replace(Account("a", "example.org", quota_octets=1), **{which: name})
+    with pytest.raises(PermanentFailure):
+        store.begin((ALICE, account), new_id())
+    with pytest.raises(PermanentFailure):
+        store.room(account, 1)
+    with pytest.raises(PermanentFailure):
+        await store.open_maildrop(account)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [
+    "x" * 255, "é" * 127, "...", ".a", "a b", "-", "*", ";id", "$(x)", "tmp", "cur", "A"])
+@pytest_twisted.ensureDeferred
+async def test_odd_names_are_only_names(store: MaildirStore, tmp_path: Path, name: str) -> None:
+    await deliver(store, MESSAGE, Account(name, "example.org"))
+    assert await contents(store, Account(name, "example.org")) == [MESSAGE]
+    assert os.listdir(tmp_path / "example.org") == [name]
+
+
+# ---- delivery: what fails ---------------------------------------------------
+
+
+FAILURES = {errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull, errno.EIO: TemporaryFailure}
+
+
+@pytest.mark.parametrize(("error", "small", "links", "found"), [
+    (errno.EIO, 100_000, True, False), (errno.ENOSPC, 100_000, True, True),
+    (errno.EDQUOT, 100_000, False, True), (errno.ENOSPC, 300, True, True),
+    (errno.EIO, 300, False, False)])
+@pytest_twisted.ensureDeferred
+async def test_each_system_call_fails_in_turn(
+    tmp_path: Path, calls: SystemCalls, error: int, small: int, links: bool, found: bool
+) -> None:
+    """All accounts get a message once or none does, nothing stays behind, and a retry works."""
+    message = MESSAGE + b"x" * 998 + b"\r\n"
+    failed = set()
+    for failing in itertools.count():
+        root = tmp_path / str(failing)
+        root.mkdir()
+        store = maildir_store(root, small_message_octets=small, threads=1)
+        store.start()
+        if found:
+            await deliver(store, b"first", ALICE, BOB)
+        before = descriptors()
+        hit: list[Call] = []
+
+        def fault(
+            index: int, call: Call, failing: int = failing, hit: list[Call] = hit
+        ) -> int | None:
+            if index == failing:
+                hit.append(call)
+                return error
+            return None if links or call.name != "link" else errno.EXDEV
+
+        calls.calls.clear()
+        calls.fault = fault
+        outcome = None
+        try:
+            await deliver(store, blocks_of(message, 350), ALICE, BOB)
+        except MailFailure as failure:
+            outcome = failure
+        calls.fault = lambda index, call: None
+        if not hit:
+            break
+        mail = [path.read_bytes() for path in files(root) if path.read_bytes() != b"first"]
+        if outcome is None:
+            assert mail == [message, message], hit
+        else:
+            assert mail == [], hit
+            assert type(outcome) is FAILURES[error], hit
+            assert str(tmp_path) not in outcome.text
+            failed.add(hit[0].name)
+        left = list(root.rglob("tmp/*"))
+        # What could not be removed from tmp/ is swept one day.
+        assert len(left) == (hit[0].name == "unlink" and "/tmp/" in hit[0].path), hit
+        assert descriptors() <= before, hit
+        await deliver(store, message, ALICE, BOB)
+        mail = [path.read_bytes() for path in files(root) if path.read_bytes() != b"first"]
+        assert mail == [message] * (4 if outcome is None else 2), hit
+        await store.stop()
+    await store.stop()
+    assert failed >= {"open", "write", "fsync", "close"} | ({"link"} if links else {"rename"})
+    assert failing > 10
+
+
+@pytest.mark.parametrize("small", [100_000, 300])
+@pytest_twisted.ensureDeferred
+async def test_a_disk_that_dies(tmp_path: Path, calls: SystemCalls, small: int) -> None:
+    """From some call on all fail: what is in new/ may not be withdrawn, but is whole."""
+    message = MESSAGE + b"x" * 998 + b"\r\n"
+    for failing in range(60):
+        root = tmp_path / str(failing)
+        root.mkdir()
+        store = maildir_store(root, small_message_octets=small, threads=1)
+        store.start()
+        calls.calls.clear()
+        calls.fault = lambda index, call, at=failing: errno.EIO if index >= at else None
+        try:
+            await deliver(store, blocks_of(message, 350), ALICE, BOB)
+            mail = [message, message]
+        except TemporaryFailure:
+            mail = [message for path in files(root)]
+        calls.fault = lambda index, call: None
+        assert [path.read_bytes() for path in files(root)] == mail
+        await store.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_taken_away_meanwhile_cannot_be_withdrawn(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, logged: list[dict[str, Any]]
+) -> None:
+    """Another program moved the message to cur/ before the delivery failed for the next account."""
+    def fault(_: int, call: Call) -> int | None:
+        if call.name != "link" or "/bob/" not in call.path:
+            return None
+        [path] = files(tmp_path)
+        path.rename(path.parent.parent / "cur" / f"{path.name}:2,S")
+        return errno.EIO
+
+    calls.fault = fault
+    with pytest.raises(TemporaryFailure):
+        await deliver(store, MESSAGE, ALICE, BOB)
+    assert await contents(store) == [MESSAGE]
+    assert await contents(store, BOB) == []
+    assert not [event for event in logged if "cannot remove" in (event["log_format"] or "")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_short_writes_are_continued(
+    store: MaildirStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+
+    def short(fd: int, data: Any) -> int:
+        ours = sys._getframe(1).f_globals["__name__"].startswith("mailsvc.store")
+        return real(fd, bytes(data)[:7] if ours else data)
+
+    monkeypatch.setattr(os, "write", short)
+    await deliver(store, MESSAGE)
+    assert await contents(store) == [MESSAGE]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_failed_write_is_told_to_the_waiting_sender(
+    tmp_path: Path, calls: SystemCalls, logged: list[dict[str, Any]]
+) -> None:
+    store = maildir_store(tmp_path, small_message_octets=1000)
+    store.start()
+    calls.fault = lambda _, call: errno.ENOSPC if call.name == "write" else None
+    delivery = store.begin((ALICE,), "ID7")
+    delivery.write(b"x" * 1001)
+    room = delivery.write(b"x" * 1001)
+    assert room is not None
+    with pytest.raises(StorageFull):
+        await room
+    assert delivery.write(b"more" * 1000) is None
+    with pytest.raises(StorageFull):
+        await delivery.commit()
+    assert list(tmp_path.rglob("tmp/*")) == []
+    assert calls.of("write") == [f"{home(tmp_path)}/tmp/{Path(calls.of('write')[0]).name}"]
+    [event] = [event for event in logged if event.get("errno")]
+    assert event["errno"] == "ENOSPC"
+    assert event["id"] == "ID7"
+    assert event["path"] == calls.of("write")[0]
+    await store.stop()
+
+
+@pytest.mark.parametrize("ending", ["commit", "abort"])
+@pytest_twisted.ensureDeferred
+async def test_a_write_that_fails_when_nobody_waits(
+    tmp_path: Path, calls: SystemCalls, ending: str
+) -> None:
+    store = maildir_store(tmp_path, small_message_octets=1000)
+    store.start()
+    calls.fault = lambda _, call: errno.EIO if call.name == "write" else None
+    delivery = store.begin((ALICE,), new_id())
+    assert delivery.write(b"x" * 1001) is None
+    if ending == "commit":
+        with pytest.raises(TemporaryFailure):
+            await delivery.commit()
+    else:
+        delivery.abort()
+    await store.stop()
+    assert list(tmp_path.rglob("tmp/*")) == []
+    assert files(tmp_path) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_maildir_that_was_removed_is_made_again(
+    store: MaildirStore, tmp_path: Path
+) -> None:
+    await deliver(store, MESSAGE, ALICE, BOB)
+    (tmp_path / "example.org").rename(tmp_path / "elsewhere")
+    await deliver(store, MESSAGE, ALICE, BOB)
+    assert await contents(store) == [MESSAGE]
+    assert await contents(store, BOB) == [MESSAGE]
+    (tmp_path / "example.org/alice").rename(tmp_path / "elsewhere/again")
+    assert await contents(store) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_root_that_was_removed(store: MaildirStore, tmp_path: Path) -> None:
+    tmp_path.rename(tmp_path.with_name("gone"))
+    with pytest.raises(TemporaryFailure):
+        await deliver(store, MESSAGE)
+    with pytest.raises(TemporaryFailure):
+        await store.open_maildrop(ALICE)
+    assert await store.sweep() == 0
+    assert not tmp_path.exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_once_stopped_it_refuses(tmp_path: Path) -> None:
+    store = maildir_store(tmp_path, small_message_octets=100)
+    store.start()
+    delivery = store.begin((ALICE,), new_id())
+    await store.stop()
+    delivery.write(b"x" * 101)
+    with pytest.raises(TemporaryFailure):
+        await delivery.commit()
+    delivery = store.begin((ALICE,), new_id())
+    delivery.abort()
+    with pytest.raises(TemporaryFailure):
+        await store.open_maildrop(ALICE)
+    with pytest.raises(TemporaryFailure):
+        await store.room(Account("q", "example.org", quota_octets=1), 1)  # type: ignore[misc]
+
+
+@pytest_twisted.ensureDeferred
+async def test_stopping_between_begin_and_abort_leaves_the_file_to_the_sweep(
+    tmp_path: Path
+) -> None:
+    store = maildir_store(tmp_path, small_message_octets=100)
+    store.start()
+    delivery = store.begin((ALICE,), new_id())
+    delivery.write(b"x" * 101)
+    await store.stop()
+    delivery.abort()
+    assert len(list(tmp_path.rglob("tmp/*"))) == 1

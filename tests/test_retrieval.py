@@ -1,0 +1,388 @@
+"""Messages on their way out of the maildir store: pace, failures, RETR's and TOP's text."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import globalLogPublisher
+
+from mailsvc.errors import TemporaryFailure
+from mailsvc.store.maildir import MaildirStore
+from mailsvc.store.retrieval import AT_ONCE, BLOCK, MemoryBlocks, Retrieval
+from mailsvc.store.text import CanonicalText, Top
+from tests.stores import ALICE, Sink, descriptors, home, maildir_store, pause, put, read
+from tests.system_calls import SystemCalls
+
+MESSAGE = b"Subject: test\r\n\r\nbody\r\n"
+LARGE = b"Subject: large\r\n\r\n" + b"".join(b"%07d %s\r\n" % (n, b"x" * (n % 90))
+                                           for n in range(12_000))
+LF = b"Subject: a\n\nbody\n"
+
+
+@pytest_twisted.async_yield_fixture
+async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
+    """A store of maildirs under tmp_path."""
+    it = maildir_store(tmp_path)
+    it.start()
+    yield it
+    await it.stop()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> SystemCalls:
+    """The store's system calls."""
+    return SystemCalls(monkeypatch)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[dict[str, Any]]]:
+    """What is logged meanwhile."""
+    events: list[dict[str, Any]] = []
+    globalLogPublisher.addObserver(events.append)
+    yield events
+    globalLogPublisher.removeObserver(events.append)
+
+
+# ---- reading ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", LF, LARGE, LARGE + b"end\r", b"x" * (AT_ONCE + 1)],
+                         ids=["empty", "short", "long", "long, CR at the end", "one line"])
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+@pytest_twisted.ensureDeferred
+async def test_what_is_not_in_the_kernels_cache_is_read_in_a_thread(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, content: bytes, error: int
+) -> None:
+    put(home(tmp_path), "new/1.a.h", content)
+    sent = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    if content and not content.endswith(b"\n"):
+        sent += b"\r\n"
+    calls.fault = lambda _, call: error if call.name == "preadv" else None
+    maildrop = await store.open_maildrop(ALICE)
+    before = descriptors()
+    assert await read(maildrop, 1) == sent
+    assert descriptors() == before
+    assert list(maildrop.sizes) == [len(sent)]
+    maildrop.release()
+
+
+@pytest.mark.parametrize("size", [AT_ONCE, AT_ONCE + 1])
+@pytest_twisted.ensureDeferred
+async def test_what_is_read_at_once(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, size: int
+) -> None:
+    content = b"x" * size
+    put(home(tmp_path), f"new/1.a.h,W={size}", content)
+    maildrop = await store.open_maildrop(ALICE)
+    sink = Sink(patient=True)
+    reading = maildrop.read(1, sink)
+    if size == AT_ONCE:
+        assert reading.called
+        assert sink.blocks == [content + b"\r\n"]
+        assert sink.registrations == 0
+    else:
+        assert sink.registrations == 1
+        assert sink.blocks == []
+        while not reading.called:
+            sink.ask()
+            await pause()
+        assert [len(block) for block in sink.blocks] == [BLOCK, BLOCK, 3]
+    maildrop.release()
+
+
+@pytest_twisted.ensureDeferred
+async def test_top_reads_no_more_than_it_sends(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls
+) -> None:
+    put(home(tmp_path), "new/1.a.h,W=5", LARGE)
+    maildrop = await store.open_maildrop(ALICE)
+    assert await read(maildrop, 1, 3) == LARGE[: LARGE.index(b"0000003")]
+    assert len(calls.of("preadv")) == 1
+    maildrop.release()
+
+
+@pytest.mark.parametrize("thread", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_file_cut_short_meanwhile(
+    store: MaildirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread: bool
+) -> None:
+    path = put(home(tmp_path), f"new/1.a.h,W={len(LARGE)}", LARGE)
+    maildrop = await store.open_maildrop(ALICE)
+    sink = Sink(patient=True)
+    reading = maildrop.read(1, sink)
+    sink.ask()
+    os.truncate(path, BLOCK + 100)
+    while not reading.called:
+        sink.ask()
+        await pause()
+    await reading
+    assert sink.data == LARGE[: BLOCK + 100] + b"\r\n"
+    assert sink.producer is None
+    if thread:
+        real = os.fstat
+        monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result(
+            [*real(fd)[:6], 50_000, *real(fd)[7:]]))
+        os.truncate(path, 100)
+        assert await read(maildrop, 1) == LARGE[:100] + b"\r\n"
+    maildrop.release()
+
+
+@pytest.mark.parametrize("size", [100, 500_000])
+@pytest_twisted.ensureDeferred
+async def test_a_read_error(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, monkeypatch: pytest.MonkeyPatch,
+    size: int, logged: list[dict[str, Any]],
+) -> None:
+    put(home(tmp_path), f"new/1.a.h,W={size}", b"x" * size)
+    maildrop = await store.open_maildrop(ALICE)
+    before = descriptors()
+    calls.fault = lambda _, call: errno.EAGAIN if call.name == "preadv" else None
+
+    def pread(fd: int, size: int, position: int) -> bytes:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "pread", pread)
+    sink = Sink()
+    with pytest.raises(TemporaryFailure):
+        await maildrop.read(1, sink)
+    assert sink.blocks == []
+    assert sink.producer is None
+    assert descriptors() == before
+    assert [event for event in logged if event.get("errno") == "EIO"]
+    maildrop.release()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reading_cancelled_while_a_thread_reads(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls
+) -> None:
+    """The descriptor is closed, but not under the thread's hands."""
+    put(home(tmp_path), f"new/1.a.h,W={len(LARGE)}", LARGE)
+    maildrop = await store.open_maildrop(ALICE)
+    before = descriptors()
+    calls.fault = lambda _, call: errno.EAGAIN if call.name == "preadv" else None
+    sink = Sink(patient=True)
+    reading = maildrop.read(1, sink)
+    sink.ask()
+    sink.ask()
+    reading.cancel()
+    assert descriptors() == before + 1
+    with pytest.raises(CancelledError):
+        await reading
+    for _ in range(100):
+        if descriptors() == before:
+            break
+        await pause(0.01)
+    assert descriptors() == before
+    assert sink.blocks == []
+    maildrop.release()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reading_cancelled_while_the_file_is_looked_for(
+    store: MaildirStore, tmp_path: Path
+) -> None:
+    path = put(home(tmp_path), "new/1.a.h,S=17,W=20", LF)
+    maildrop = await store.open_maildrop(ALICE)
+    before = descriptors()
+    path.rename(home(tmp_path) / "cur/1.a.h,S=17,W=20:2,S")
+    sink = Sink()
+    reading = maildrop.read(1, sink)
+    assert not reading.called
+    reading.cancel()
+    with pytest.raises(CancelledError):
+        await reading
+    await store.stop()
+    assert descriptors() <= before
+    assert sink.blocks == []
+    maildrop.release()
+
+
+class Source:
+    """Blocks that come when the test lets them."""
+
+    def __init__(self, *blocks: bytes) -> None:
+        self.waiting = list(blocks)
+        self.answers: list[Deferred[bytes]] = []
+        self.left = AT_ONCE + 1
+        self.closed = 0
+
+    def read(self) -> Deferred[bytes]:
+        self.answers.append(Deferred())
+        return self.answers[-1]
+
+    def answer(self) -> None:
+        block = self.waiting.pop(0)
+        self.left = AT_ONCE if self.waiting else 0
+        self.answers[-1].callback(block)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_asking_again_while_a_block_is_read_asks_for_no_more() -> None:
+    """A TLS connection asks its pull producers over and over until it is full."""
+    source = Source(b"one", b"two", b"three")
+    sink = Sink(patient=True)
+    finished = Retrieval(source, sink, None).start()
+    assert source.answers == []
+    for count, text in enumerate((b"one", b"two"), 1):
+        for _ in range(3):
+            sink.ask()
+        assert len(source.answers) == count
+        source.answer()
+        assert sink.blocks[-1] == text
+        assert len(source.answers) == count
+    sink.ask()
+    source.answer()
+    await finished
+    assert sink.blocks == [b"one", b"two", b"three\r\n"]
+    assert source.closed == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_block_that_gives_nothing_is_followed_by_the_next() -> None:
+    """The consumer would wait for ever: it was given nothing and does not ask again."""
+    source = Source(b"\r", b"\n", b"")
+    sink = Sink(patient=True)
+    finished = Retrieval(source, sink, None).start()
+    sink.ask()
+    source.answer()
+    assert sink.blocks == []
+    assert len(source.answers) == 2
+    source.answer()
+    assert sink.blocks == [b"\r\n"]
+    assert len(source.answers) == 2
+    sink.ask()
+    source.answer()
+    await finished
+    assert sink.blocks == [b"\r\n"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_consumer_that_asks_from_within_write() -> None:
+    class Greedy(Sink):
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            self.ask()
+
+    sink = Greedy(patient=True)
+    finished = Retrieval(MemoryBlocks(LARGE), sink, None).start()
+    sink.ask()
+    await finished
+    assert sink.data == LARGE
+    source = Source(b"one", b"two")
+    sink = Greedy(patient=True)
+    finished = Retrieval(source, sink, None).start()
+    sink.ask()
+    source.answer()
+    source.answer()
+    await finished
+    assert sink.data == b"onetwo\r\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_consumer_that_stops_from_within_write() -> None:
+    class Fickle(Sink):
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            assert self.producer is not None
+            self.producer.stopProducing()
+
+    sink = Fickle(patient=True)
+    finished = Retrieval(MemoryBlocks(LARGE), sink, None).start()
+    sink.ask()
+    with pytest.raises(CancelledError):
+        await finished
+    assert len(sink.blocks) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_block_that_comes_too_late_is_dropped() -> None:
+    source = Source(b"one", b"two")
+    sink = Sink(patient=True)
+    finished = Retrieval(source, sink, None).start()
+    sink.ask()
+    assert sink.producer is not None
+    sink.producer.stopProducing()
+    source.answer()
+    with pytest.raises(CancelledError):
+        await finished
+    assert sink.blocks == []
+    assert len(source.answers) == 1
+    source = Source(b"one")
+    finished = Retrieval(source, Sink(), None).start()
+    finished.cancel()
+    source.answers[0].errback(OSError(errno.EIO, "broken"))
+    with pytest.raises(CancelledError):
+        await finished
+
+
+# ---- text -------------------------------------------------------------------
+
+
+def sent_by_line(content: bytes, lines: int | None) -> bytes:
+    """A slow, plain statement of what RETR and TOP send."""
+    result = []
+    rest = content
+    while rest:
+        line, end, rest = rest.partition(b"\n")
+        if end and line.endswith(b"\r"):
+            line = line[:-1]
+        result.append(line + b"\r\n")
+    if lines is not None and b"\r\n" in result:
+        result = result[: result.index(b"\r\n") + 1 + lines]
+    return b"".join(result)
+
+
+texts = st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"\r\n\r\n", b".", b"ab", b"\0"]),
+                 max_size=24).map(b"".join)
+
+
+@given(content=texts, cuts=st.lists(st.integers(0, 48), max_size=10),
+       lines=st.none() | st.integers(0, 8))
+def test_text_agrees_with_a_line_at_a_time(
+    content: bytes, cuts: list[int], lines: int | None
+) -> None:
+    text = CanonicalText()
+    top = Top(lines) if lines is not None else None
+    sent = b""
+    edges = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
+    for start, end in itertools.pairwise(edges):
+        block = text.feed(content[start:end])
+        sent += top.cut(block) if top is not None else block
+    block = text.end()
+    sent += top.cut(block) if top is not None else block
+    assert sent == sent_by_line(content, lines)
+    assert text.octets == len(sent_by_line(content, None))
+
+
+def test_text_that_is_right_is_not_copied() -> None:
+    text = CanonicalText()
+    assert text.feed(MESSAGE) is MESSAGE
+    assert text.end() == b""
+
+
+def test_top_knows_when_it_has_enough() -> None:
+    top = Top(1)
+    assert top.cut(b"A: b\r\n") == b"A: b\r\n"
+    assert not top.complete
+    assert top.cut(b"\r\nbo") == b"\r\nbo"
+    assert not top.complete
+    assert top.cut(b"dy\r\nmore\r\n") == b"dy\r\n"
+    assert top.complete
+    assert top.cut(b"more\r\n") == b""
+    top = Top(0)
+    assert top.cut(b"A: b\r\n\r\nbody") == b"A: b\r\n\r\n"
+    assert top.complete
