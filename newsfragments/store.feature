@@ -1,0 +1,1 @@
+Mail is kept in plain maildirs that other programs may share: a message is acknowledged when it would survive a power loss, sizes are exact whatever line ends a file has, and quotas are those of Maildir++.
