@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import CORPUS, RAW, large, long_line
 from tests.daemons import OWNER, Dovecot, Postfix, gid, own, uid
+from tests.messages import CORPUS, RAW, large, long_line
 from tests.service import Dialogue, Service, below_trace, difference, fetch, login, submit
 from tests.terminal import Terminal
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import CORPUS, RAW, long_line
+from tests.messages import CORPUS, RAW, long_line
 from tests.service import Dialogue, Service, below_trace, difference, fetch, login, submit
 from tests.terminal import Terminal
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import absent
-from tests.corpus import CORPUS, RAW, UTF8_HEADER, large, long_line
 from tests.daemons import Postfix
+from tests.messages import CORPUS, RAW, UTF8_HEADER, large, long_line
 from tests.service import Dialogue, Service, below_trace, difference, fetch, stuffed, submit
 from tests.tap import Tap
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import large
+from tests.messages import large
 from tests.service import Dialogue, Service, login, stuffed, submit
 
 MIB = 1 << 20
