@@ -65,7 +65,8 @@ class _Locator:
         return token
 
     def _at(self, *marks: str) -> bool:
-        return self._token.kind == "mark" and self._token.text in marks
+        # The end counts as any mark, so that nothing waits for what will not come.
+        return self._token is _END or (self._token.kind == "mark" and self._token.text in marks)
 
     def _document(self) -> None:
         table: Path = ()
@@ -138,7 +139,7 @@ class _Locator:
             self._advance()
         else:
             # A number has a dot, a date and time two words.
-            while not self._at(",", "]", "}", "\n", ""):
+            while not self._at(",", "]", "}", "\n"):
                 self._advance()
 
 

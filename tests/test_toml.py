@@ -83,6 +83,11 @@ def test_no_final_line_end() -> None:
     assert locate("a = 1\nb = [1]\nc = 1.5") == {("a",): 1, ("b",): 2, ("c",): 3}
 
 
+def test_what_is_not_toml_ends_too() -> None:
+    for text in "a", "a.", "[", "[[a", "[a]b", "a = [", "a = [1, {", "a = {b", "a = {b = ", '"""':
+        assert len(locate(text)) <= 3
+
+
 def test_empty() -> None:
     assert locate("") == locate("\n# nothing\n") == {}
 
@@ -110,7 +115,8 @@ scalars = (
     st.integers(-10**20, 10**20).map(str)
     | st.floats(allow_nan=False, allow_infinity=False).map(repr)
     | st.sampled_from(["true", "inf", "1979-05-27 07:32:00.5", "07:32:00", '""', "''", '""""""',
-                       '"""\n"""', '"""a""b"""""', "'''\n'x'\n=[{'''", '"""\\"""\\\n  x\n"""'])
+                       '"""\n"""', '"""a""b"""""', '"""a""""', "'''a''''", "'''\n'x'\n=[{'''",
+                       '"""\\"""\\\n  x\n"""'])
     | st.text(st.characters(codec="utf-8"), max_size=8).map(literal)
 )
 
