@@ -24,7 +24,7 @@ fake = 1
 """""
 after = 1979-05-27 07:32:00
 literal = \'\'\'
-fake = 2\'\'\'
+fake = 2\'\'\'\'
 array = [ # comment ]
   "a = 1",
   [1.5, 2], { name = "x", deep = { k = [
@@ -34,6 +34,7 @@ last = true
 
 [ table . 'sub.table' ]
 key = -1e3
+four = """x""""
 
 [[many]]
 a = 1
@@ -61,14 +62,14 @@ LINES = {
     ("table", "array", 2, "deep", "k", 0, "n"): 18,
     ("table", "last"): 20,
     ("table", "sub.table"): 22,
-    ("table", "sub.table", "key"): 23,
-    ("many",): 25,
-    ("many", 0): 25, ("many", 0, "a"): 26,
-    ("many", 1): 27, ("many", 1, "a"): 28,
-    ("many", 1, "of"): 29, ("many", 1, "of", "b"): 30,
-    ("many", 1, "inner"): 31,
-    ("many", 1, "inner", 0): 31, ("many", 1, "inner", 0, "c"): 32,
-    ("many", 1, "inner", 1): 33, ("many", 1, "inner", 1, "c"): 34,
+    ("table", "sub.table", "key"): 23, ("table", "sub.table", "four"): 24,
+    ("many",): 26,
+    ("many", 0): 26, ("many", 0, "a"): 27,
+    ("many", 1): 28, ("many", 1, "a"): 29,
+    ("many", 1, "of"): 30, ("many", 1, "of", "b"): 31,
+    ("many", 1, "inner"): 32,
+    ("many", 1, "inner", 0): 32, ("many", 1, "inner", 0, "c"): 33,
+    ("many", 1, "inner", 1): 34, ("many", 1, "inner", 1, "c"): 35,
 }
 
 
