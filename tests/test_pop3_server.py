@@ -200,6 +200,21 @@ def test_short_commands_with_long_answers_go_at_the_peers_pace() -> None:
     assert client.news().count(".") == 1000
 
 
+@pytest.mark.parametrize("chunk", [b"STAT\r\n", b"ST"])
+def test_reading_goes_on_until_a_chunk_waits(chunk: bytes) -> None:
+    valve = Valve()
+    client = Client(FakeMaildrop([LONG]), transport=valve).log_in()
+    client.say(b"RETR 1\r\n")
+    assert not client.protocol.writable
+    assert client.reading
+    client.say(chunk)
+    assert not client.reading
+    valve.take_all()
+    assert client.reading
+    client.say(b"AT\r\n")
+    assert b"\r\n.\r\n" in client.heard()
+
+
 def test_only_one_producer_at_a_time() -> None:
     retrieval = Retrieval(Client().protocol)
     producer = FakeProducer(b"x", retrieval, push=True, late=False)

@@ -6,8 +6,8 @@ of QUIT, at autologout, when the connection or the lock is lost, or when a login
 late.
 
 Back-pressure goes both ways.  A message or a long listing is produced only as fast as the peer
-takes it.  The transport is not read while the peer does not take its answers, nor while a question
-is open and input waits.  So a connection holds one received chunk, one block and one transport
+takes it.  Once a chunk of input waits for the answer to a question, or for the peer to take what it
+was sent, no more is read.  So a connection holds one received chunk, one block and one transport
 buffer.
 
 Limits of time: ``login_seconds`` from connecting to being logged in, however the client spends
@@ -31,7 +31,12 @@ from twisted.cred.credentials import ICredentials, IUsernameHashedPassword, User
 from twisted.cred.error import LoginFailed, UnhandledCredentials
 from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IOpenSSLContextFactory, IPushProducer, IReactorTime
+from twisted.internet.interfaces import (
+    IOpenSSLContextFactory,
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+)
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -122,6 +127,7 @@ class POP3Protocol(Protocol):
             factory.settings,
             timestamp=factory.timestamp(),
             tls_available=factory.tls is not None,
+            tls_active=ISSLTransport.providedBy(self.transport),
         )
         seconds = factory.settings.login_seconds
         self._deadline = factory.clock.seconds() + seconds
@@ -202,9 +208,12 @@ class POP3Protocol(Protocol):
             self.transport.write(data)
 
     def _pace(self) -> None:
-        """Read from the transport just when more input can be used."""
+        """Read on, unless a chunk waits that cannot be looked at yet.
+
+        Not earlier: a lost connection is noticed by reading, and TLS must read before it can write.
+        """
         at_work = self.session
-        reading = self.writable and not (at_work.waiting and at_work.buffered)
+        reading = not at_work.buffered or (self.writable and not at_work.waiting)
         if reading != self._reading and self._connected and not self._closing:
             self._reading = reading
             if reading:
@@ -471,7 +480,8 @@ class POP3Factory(Factory):
 
     :param portal: answers a login for ``IMaildrop`` with a maildrop and what gives it back.
     :param clock: the reactor, or a Clock.
-    :param tls: the context for STLS, or None not to offer it.
+    :param tls: the context for STLS, or None not to offer it.  Where the transport has TLS already
+        it is not offered.
     """
 
     protocol = POP3Protocol  # type: ignore[assignment]
