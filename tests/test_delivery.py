@@ -278,7 +278,7 @@ def test_host_names_are_escaped() -> None:
 def test_names_and_their_variants() -> None:
     names = list(filenames.unique_parts(1_700_000_000, "ID", b"host"))
     assert names[:3] == [b"1700000000.ID.host", b"1700000000.ID_1.host", b"1700000000.ID_2.host"]
-    assert len(set(names)) == len(names) == filenames.VARIANTS
+    assert len(set(names)) == len(names) == filenames.VARIANTS == 10
 
 
 @pytest.mark.parametrize("copying", [False, True])
@@ -527,6 +527,11 @@ async def test_a_maildir_that_was_removed_is_made_again(
     assert await contents(store, BOB) == [MESSAGE]
     (tmp_path / "example.org/alice").rename(tmp_path / "elsewhere/again")
     assert await contents(store) == []
+    (tmp_path / "example.org/alice/cur").rmdir()
+    assert await contents(store) == []
+    (tmp_path / "example.org/alice/new").rmdir()
+    await deliver(store, MESSAGE)
+    assert await contents(store) == [MESSAGE]
 
 
 @pytest_twisted.ensureDeferred

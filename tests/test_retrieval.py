@@ -79,8 +79,11 @@ async def test_what_is_not_in_the_kernels_cache_is_read_in_a_thread(
 @pytest.mark.parametrize("size", [AT_ONCE, AT_ONCE + 1])
 @pytest_twisted.ensureDeferred
 async def test_what_is_read_at_once(
-    store: MaildirStore, tmp_path: Path, calls: SystemCalls, size: int
+    store: MaildirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
+    # As if everything were in the kernel's cache, which not every file system can tell.
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at, flags: real(fd, buffers, at))
     content = b"x" * size
     put(home(tmp_path), f"new/1.a.h,W={size}", content)
     maildrop = await store.open_maildrop(ALICE)
@@ -366,6 +369,30 @@ def test_text_agrees_with_a_line_at_a_time(
     sent += top.cut(block) if top is not None else block
     assert sent == sent_by_line(content, lines)
     assert text.octets == len(sent_by_line(content, None))
+
+
+@pytest.mark.parametrize("content", [
+    b"A: b\r\nC: d\r\n\r\nx\r\n\r\ny\r\n", b"\r\nx\r\ny\r\n", b"\r\n\r\nx", b"A: b\n\nx\n\ny",
+    b"\n\nx\r\r\n\r", b"A\r\r\n\r\nx\n", b"A\r\n\r\rx\r\n\r\ny"])
+@pytest.mark.parametrize("lines", [None, 0, 1, 2, 3])
+def test_wherever_the_blocks_are_cut(content: bytes, lines: int | None) -> None:
+    expected = sent_by_line(content, lines)
+    canonical = sent_by_line(content, None)
+    for first, second in itertools.combinations_with_replacement(range(len(canonical) + 1), 2):
+        text = CanonicalText()
+        top = Top(lines) if lines is not None else None
+        sent = b""
+        for block in (content[:first], content[first:second], content[second:], None):
+            ready = text.end() if block is None else text.feed(block)
+            sent += ready if top is None else top.cut(ready)
+        assert sent == expected
+        assert text.octets == len(canonical)
+        if lines is not None:
+            # Whoever gave the lines their ends may cut them anywhere, too.
+            top = Top(lines)
+            blocks = (canonical[:first], canonical[first:second], canonical[second:])
+            assert b"".join(map(top.cut, blocks)) == expected
+            assert not top.complete or expected.count(b"\n") >= lines + 1
 
 
 def test_text_that_is_right_is_not_copied() -> None:

@@ -233,3 +233,4 @@ async def test_sweep_hours_is_obeyed(tmp_path: Path) -> None:
     assert await store.sweep() == 1
     assert os.listdir(home(tmp_path) / "tmp") == ["young"]
     await store.stop()
+    assert await store.sweep() == 0

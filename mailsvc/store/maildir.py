@@ -11,8 +11,9 @@ What it promises:
   process or session that held it.  Other programs know nothing of this lock;
 * quotas are soft, kept in ``maildirsize`` as Maildir++ does (:mod:`mailsvc.store.maildirsize`).
 
-What it does not: mail in Maildir++ folders (``.Name/``) is not shown, only counted.  On NFS flock
-and link are as good as the server makes them.
+What it does not: mail in Maildir++ folders (``.Name/``) is not shown, only counted.  Directories
+have mode 0700 and files 0600, so programs that share them run as the same user.  On NFS flock and
+link are as good as the server makes them.
 
 All blocking work is done in a pool of threads, except opening a file to be read and reading what
 the kernel has in its cache.  Memory for a message on its way is bounded: what is larger than
@@ -41,6 +42,7 @@ from mailsvc.errors import (
     MailFailure,
     MessageVanished,
     SomeNotRemoved,
+    TemporaryFailure,
 )
 from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop
 from mailsvc.mail import Account
@@ -125,11 +127,12 @@ class MaildirStore:
             home = self._tree.home(account)
         except MailFailure:
             return fail()
-        opened = self._threads.run(self._open, home, unwanted=Maildrop.release)
+        opened = self._threads.run(
+            self._tree.within, home, self._open, home, unwanted=Maildrop.release)
         return opened.addErrback(_explain, "open a maildrop", account=account.name)
 
     def _open(self, home: bytes) -> Maildrop:
-        lock = self._tree.within(home, os.open, home + b"/mailsvc.lock", _LOCK_FILE, 0o600)
+        lock = os.open(home + b"/mailsvc.lock", _LOCK_FILE, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return Maildrop(home, lock, Listing(home, self._cache), self._threads)
@@ -143,7 +146,13 @@ class MaildirStore:
     def sweep(self) -> Deferred[int]:
         """As ``IMailboxStore.sweep``."""
         before = time.time() - 3600 * self._settings.sweep_hours
-        return self._threads.run(self._tree.sweep, before)
+        swept = self._threads.run(self._tree.sweep, before)
+
+        def stopped(failure: Failure) -> int:
+            failure.trap(TemporaryFailure)
+            return 0
+
+        return swept.addErrback(stopped)
 
 
 @implementer(IDelivery)
