@@ -1,19 +1,11 @@
 """The receiving SMTP session by itself: the message, the limits, the end, STARTTLS."""
 
-
 from __future__ import annotations
 
 import pytest
 
 from mailsvc.smtp import replies
-from mailsvc.smtp.commands import (
-    CHUNKS,
-    CLOSED,
-    MAIL,
-    RCPT,
-    READY,
-    START,
-)
+from mailsvc.smtp.commands import CHUNKS, CLOSED, GREETING, MAIL, RCPT, READY, START
 from mailsvc.smtp.events import (
     Aborted,
     Closed,
@@ -23,6 +15,8 @@ from mailsvc.smtp.events import (
     MessageEnds,
     RcptTo,
 )
+from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.smtp.session import Session
 from tests.smtp_talk import (
     ACCEPTED,
     BUSY,
@@ -54,6 +48,16 @@ def test_transmission_types(hello: bytes, parameters: bytes, tls: bool, name: st
     assert talk.session.transmission_type == name.replace("UTF8SMTP", "ESMTP")
     talk.say(b"MAIL FROM:<a@example.net>" + parameters + b"\r\n")
     assert talk.session.transmission_type == name
+
+
+def test_a_new_session() -> None:
+    session = Session("mx.example.org", SMTPSettings(), tls_available=True)
+    assert (session.phase, session.hello, session.extended) == (GREETING, "", False)
+    assert (session.envelope, session.intake, session.refused_recipient) == (None, None, False)
+    assert (session.tls_available, session.tls_active) == (True, False)
+    assert (session.waiting, session.receiving, session.buffered) == (False, False, 0)
+    assert session.data_to_send() == b""
+    assert not session.exhausted
 
 
 def test_waiting_receiving_buffered() -> None:
