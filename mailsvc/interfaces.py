@@ -1,8 +1,8 @@
 """The contracts between the protocol servers and what stands behind them.
 
-``tests/test_store_contract.py`` is the executable form of the store's half: whatever passes it can be
-given to ``service.build``.  One Deferred per operation, none per block and none per message, so that
-a store on a database or on another host can keep the same contract.
+``tests/test_store_contract.py`` is the executable form of the store's half: whatever passes it can
+be given to ``service.build``.  One Deferred per operation, none per block and none per message, so
+that a store on a database or on another host can keep the same contract.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class IMailboxStore(Interface):
 class IDelivery(Interface):
     """One message on its way to one or more accounts.
 
-    ``write`` any number of times, then exactly one of ``commit`` and ``abort``; ``abort`` may follow
-    anything.  Nothing is visible in any maildrop before commit.
+    ``write`` any number of times, then exactly one of ``commit`` and ``abort``; ``abort`` may
+    follow anything.  Nothing is visible in any maildrop before commit.
     """
 
     def write(block):

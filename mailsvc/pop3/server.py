@@ -33,16 +33,14 @@ from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import (
     IOpenSSLContextFactory,
-    IPushProducer,
     IReactorTime,
-    ISSLTransport,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mailsvc.connections import Connections, client_address
+from mailsvc.conversation import LINGER, Conversation, ConversationFactory
 from mailsvc.errors import MailFailure, PermanentFailure, SomeNotRemoved, TemporaryFailure
 from mailsvc.interfaces import IMaildrop
 from mailsvc.mail import new_id
@@ -52,8 +50,6 @@ from mailsvc.pop3.limits import POP3Settings
 from mailsvc.pop3.retrieval import Retrieval
 from mailsvc.pop3.session import GATHER, Session
 
-#: How long a session that was ended from our side may take to swallow the reason, in seconds.
-_LINGER = 10.0
 #: How soon to look again, in seconds, when time is up but the server is still at work.
 _AT_WORK = 5.0
 #: How soon to look again, in seconds, when time is up but the peer still takes what it is sent.
@@ -79,28 +75,12 @@ class ApopCredentials:
         return hmac.compare_digest(digest.encode("ascii"), self._digest)
 
 
-@implementer(IPushProducer)
-class POP3Protocol(Protocol):
-    """One POP3 connection.
-
-    :ivar id: names the connection in log lines.
-    :ivar client: the peer's IP address, or "" on a Unix socket.
-    :ivar writable: whether the peer takes what it is sent.
-    """
+class POP3Protocol(Conversation):
+    """One POP3 connection."""
 
     log = Logger()
     factory: POP3Factory
-    # Any: a TCP, TLS or Unix transport, and each has more than ITransport.
-    transport: Any
-    writable = True
-    _reading = True
-    _advancing = False
-    #: Whether anything can still be said.
-    _connected = True
-    #: Whether the connection closes once all that was said is taken.
-    _closing = False
-    #: Whether the service is stopping, so that the open question is the last.
-    _last = False
+    session: Session
     #: The name last given to log in with.
     _user = ""
     _maildrop: Any = None  # IMaildrop | None
@@ -112,56 +92,33 @@ class POP3Protocol(Protocol):
     #: What the peer had still to take when it was last asked, after time was up.
     _untaken = 0
 
-    # ---- transport ----
-
-    def connectionMade(self) -> None:
+    def open_session(self, tls_active: bool) -> Session:
         factory = self.factory
-        self.id = new_id()
-        self.client = client_address(self.transport.getPeer())
-        # Answers are written whole, once a turn; Nagle would only add a delayed ACK to each.
-        set_no_delay = getattr(self.transport, "setTcpNoDelay", None)
-        if set_no_delay is not None:
-            set_no_delay(True)
-        self.session = Session(
+        self._deadline = factory.clock.seconds() + factory.settings.login_seconds
+        return Session(
             factory.hostname,
             factory.settings,
             timestamp=factory.timestamp(),
             tls_available=factory.tls is not None,
-            tls_active=ISSLTransport.providedBy(self.transport),
+            tls_active=tls_active,
         )
-        seconds = factory.settings.login_seconds
-        self._deadline = factory.clock.seconds() + seconds
-        self._timer = factory.clock.callLater(seconds, self._look_at_the_clock)
-        self.transport.registerProducer(self, True)
-        try:
-            factory.connections.add(self, self.client)
-        except MailFailure as failure:
-            self.log.warn(
-                "{connection} refused client={client}: {reason}",
-                connection=self.id, client=self.client, reason=failure.text,
-            )
-            self.session.close(failure)
-        else:
-            self.session.greet()
-        self._advance()
 
-    def dataReceived(self, data: bytes) -> None:
-        self.session.receive(data)
-        self._advance()
+    def begin(self, refusal: MailFailure | None) -> None:
+        if refusal is None:
+            self.session.greet()
+        else:
+            self.session.close(refusal)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._connected = False
-        if self._timer.active():
-            self._timer.cancel()
         self._leave("connection lost")
-        self.factory.connections.remove(self)
+        super().connectionLost(reason)
 
     def pauseProducing(self) -> None:
         """The transport's buffer is full: the peer does not take what it is sent."""
-        self.writable = False
+        super().pauseProducing()
         if self._retrieval is not None:
             self._retrieval.pause()
-        self._pace()
 
     def resumeProducing(self) -> None:
         """The transport's buffer has room again."""
@@ -173,84 +130,50 @@ class POP3Protocol(Protocol):
             self._send_listing(self._listing)
         self._advance()
 
-    def stopProducing(self) -> None:
-        """The transport takes nothing more; connectionLost follows."""
-
-    # ---- the loop ----
-
-    def _advance(self) -> None:
-        """Handle events until input, an answer or the peer must be waited for."""
-        if self._advancing or not self._connected:
-            return
-        at_work = self.session
-        self._advancing = True
-        try:
-            while self.writable and not at_work.waiting:
-                if self._last:
-                    at_work.close(_SHUTTING_DOWN)
-                event = at_work.next_event()
-                if event is None:
-                    break
-                _HANDLERS[type(event)](self, event)
-        finally:
-            self._advancing = False
-        self._flush()
-        self._pace()
-
-    def _go_on(self, _: object) -> None:
-        self._advance()
-
-    def _flush(self) -> None:
-        data = self.session.data_to_send()
-        if data:
+    def _flush(self) -> bool:
+        said = super()._flush()
+        if said:
             # Each whole command has its answer, so to answer is to have seen a sign of life.
             self._renew()
-            self.transport.write(data)
-
-    def _pace(self) -> None:
-        """Read on, unless a chunk waits that cannot be looked at yet.
-
-        Not earlier: a lost connection is noticed by reading, and TLS must read before it can write.
-        """
-        at_work = self.session
-        reading = not at_work.buffered or (self.writable and not at_work.waiting)
-        if reading != self._reading and self._connected and not self._closing:
-            self._reading = reading
-            if reading:
-                self.transport.resumeProducing()
-            else:
-                self.transport.pauseProducing()
+        return said
 
     def _on_gathered(self, event: events.Gathered) -> None:
         self._flush()
 
-    def _on_start_tls(self, event: events.StartTLS) -> None:
-        self._flush()
-        self.transport.startTLS(self.factory.tls)
-        self.session.tls_started()
+    # ---- time ----
+
+    def _renew(self) -> None:
+        """Every whole command, and every buffer that the peer took, buys time once logged in."""
+        if self.session.state is not State.AUTHORIZATION and not self._closing:
+            settings = self.factory.settings
+            self._wait_until(self.factory.clock.seconds() + settings.autologout_seconds)
+
+    def time_is_up(self, now: float) -> None:
+        at_work = self.session
+        if at_work.waiting and self.writable:
+            self._deadline = now + _AT_WORK
+        elif at_work.state is not State.AUTHORIZATION and self._is_taking():
+            self._deadline = now + _TAKING
+        elif self.writable and not self._closing:
+            # RFC 1939 §3: the connection is closed without a word.
+            at_work.end(b"", "time is up")
+            self._advance()
+        else:
+            self._end("time is up amid an answer")
+
+    def _is_taking(self) -> bool:
+        """Whether the peer has octets to take still, and not as many as when last asked."""
+        before, self._untaken = self._untaken, _unacknowledged(self.transport)
+        return self._untaken not in (0, before)
 
     # ---- the end ----
 
     def _on_closed(self, event: events.Closed) -> None:
         self._leave(event.reason)
-        self._flush()
-        self._closing = True
         # What was answered before is still to be taken; a client that said QUIT waits for nothing
         # else, and one that did not may never come to look.
-        seconds = self.factory.settings.autologout_seconds if event.asked else _LINGER
-        self._deadline = self.factory.clock.seconds() + seconds
-        if self._timer.active():
-            self._timer.reset(seconds)
-        self.transport.unregisterProducer()
-        if not self._reading:
-            self.transport.resumeProducing()
-        half_close = getattr(self.transport, "loseWriteConnection", None)
-        if event.asked or half_close is None or self.session.tls_active:
-            self.transport.loseConnection()
-        else:
-            # Input that nobody read would turn the close into a reset, and a reset may overtake
-            # the answer that says why.  So what still comes is read and dropped for a while.
-            half_close()
+        settings = self.factory.settings
+        self._hang_up(event.asked, settings.autologout_seconds if event.asked else LINGER)
 
     def _leave(self, reason: str) -> None:
         """Log out, unless an update is under way, which does so when it is done."""
@@ -269,55 +192,18 @@ class POP3Protocol(Protocol):
             client=self.client, reason=reason,
         )
 
-    def _cut_off(self, reason: str) -> None:
-        """End the connection at once; nothing more is read, said or asked."""
-        self._connected = False
-        self._leave(reason)
-        self.transport.abortConnection()
-
-    def finish(self) -> None:
-        """End the session as soon as no question is open; nothing is deleted but by QUIT."""
-        self._last = True
-        self._advance()
+    def say_goodbye(self) -> None:
+        self.session.close(_SHUTTING_DOWN)
 
     def abort(self) -> None:
-        """End the connection at once."""
-        self._cut_off("service stopped")
+        """End now; nothing is deleted but by QUIT."""
+        self._end("service stopped")
 
-    # ---- time ----
-
-    def _renew(self) -> None:
-        """Every whole command, and every buffer that the peer took, buys time once logged in."""
-        if self.session.state is not State.AUTHORIZATION and not self._closing:
-            settings = self.factory.settings
-            self._deadline = self.factory.clock.seconds() + settings.autologout_seconds
-
-    def _look_at_the_clock(self) -> None:
-        """The timer.  It is not moved at each command, but finds out when it fires."""
-        clock = self.factory.clock
-        if clock.seconds() >= self._deadline:
-            self._time_is_up(clock.seconds())
-        if self._connected:
-            wait = max(0.0, self._deadline - clock.seconds())
-            self._timer = clock.callLater(wait, self._look_at_the_clock)
-
-    def _time_is_up(self, now: float) -> None:
-        at_work = self.session
-        if at_work.waiting and self.writable:
-            self._deadline = now + _AT_WORK
-        elif at_work.state is not State.AUTHORIZATION and self._is_taking():
-            self._deadline = now + _TAKING
-        elif self.writable and not self._closing:
-            # RFC 1939 §3: the connection is closed without a word.
-            at_work.end(b"", "time is up")
-            self._advance()
-        else:
-            self._cut_off("time is up amid an answer")
-
-    def _is_taking(self) -> bool:
-        """Whether the peer has octets to take still, and not as many as when last asked."""
-        before, self._untaken = self._untaken, _unacknowledged(self.transport)
-        return self._untaken not in (0, before)
+    def _end(self, reason: str) -> None:
+        """End at once."""
+        self._connected = False
+        self._leave(reason)
+        self._cut_off()
 
     # ---- login ----
 
@@ -344,7 +230,7 @@ class POP3Protocol(Protocol):
             return
         self._maildrop, self._logout = maildrop, logout
         self.session.logged_in(maildrop)
-        self._timer.reset(self.factory.settings.autologout_seconds)
+        self._renew()
         self.log.info(
             "{connection} logged in user={user!r} messages={messages} octets={octets} "
             "client={client}",
@@ -370,7 +256,7 @@ class POP3Protocol(Protocol):
 
     def _lock_lost(self, _: object) -> None:
         if self._logout is not None and self.session.state is State.TRANSACTION:
-            self._cut_off("the lock of the maildrop was lost")
+            self._end("the lock of the maildrop was lost")
 
     # ---- other questions ----
 
@@ -451,16 +337,16 @@ class POP3Protocol(Protocol):
     def _bug(self, failure: Failure) -> None:
         """The session is unsound."""
         self.log.failure("{connection} is cut off", failure, connection=self.id)
-        self._cut_off("internal error")
+        self._end("internal error")
 
 
-_HANDLERS: dict[type, Callable[[POP3Protocol, Any], None]] = {
+POP3Protocol.handlers = {
     events.Login: POP3Protocol._on_login,
     events.ApopLogin: POP3Protocol._on_apop_login,
     events.Retrieve: POP3Protocol._on_retrieve,
     events.Listing: POP3Protocol._on_listing,
     events.Update: POP3Protocol._on_update,
-    events.StartTLS: POP3Protocol._on_start_tls,
+    events.StartTLS: POP3Protocol.start_tls,
     events.Gathered: POP3Protocol._on_gathered,
     events.Closed: POP3Protocol._on_closed,
 }
@@ -475,17 +361,14 @@ def _unacknowledged(transport: Any) -> int:
         return 0
 
 
-class POP3Factory(Factory):
+class POP3Factory(ConversationFactory):
     """Builds the protocols of one service's POP3 listeners, and holds them to its limits.
 
     :param portal: answers a login for ``IMaildrop`` with a maildrop and what gives it back.
-    :param clock: the reactor, or a Clock.
-    :param tls: the context for STLS, or None not to offer it.  Where the transport has TLS already
-        it is not offered.
     """
 
     protocol = POP3Protocol  # type: ignore[assignment]
-    noisy = False
+    settings: POP3Settings
 
     def __init__(
         self,
@@ -495,14 +378,8 @@ class POP3Factory(Factory):
         clock: IReactorTime,
         tls: IOpenSSLContextFactory | None = None,
     ) -> None:
+        super().__init__(settings, hostname, clock, tls)
         self.portal = portal
-        self.settings = settings
-        self.hostname = hostname
-        self.clock = clock
-        self.tls = tls
-        self.connections = Connections(
-            settings.connections, settings.connections_per_address, settings.exempt_networks, clock
-        )
 
     def timestamp(self) -> str:
         """What the banner of a new connection ends with; "" when nobody could use APOP."""

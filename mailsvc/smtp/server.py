@@ -1,11 +1,10 @@
 """SMTP on Twisted transports: joins :class:`mailsvc.smtp.session.Session` to router and store.
 
 One :class:`SMTPProtocol` per connection hands the session's questions to the router and the store,
-and their answers back.  Answers may be Deferreds; what is answered at once costs no Deferred.
+and their answers back.  Answers may be Deferreds; what is answered at once costs no wait.
 
-Back-pressure goes both ways.  While a question is open, the store asks for a pause, or the peer does
-not take its replies, nothing is done and, once input waits, nothing is read; so at most one received
-chunk, one block on its way to disk and one transport buffer are held per connection.
+While the store asks for a pause, no further block is handed to it and nothing is read; so at most
+one received chunk and one block on its way to disk are held per connection.
 
 Limits of time: a command must arrive whole within ``command_seconds``, however it dribbles; amid a
 message every octet buys ``data_seconds``, up to ``message_seconds`` in all.  While the server
@@ -14,225 +13,85 @@ itself is at work no time runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from twisted.internet import defer
-from twisted.internet.interfaces import (
-    IOpenSSLContextFactory,
-    IPushProducer,
-    IReactorTime,
-    ISSLTransport,
-)
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.interfaces import IOpenSSLContextFactory, IReactorTime
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from mailsvc.connections import Connections, client_address
+from mailsvc.conversation import FOREVER, LINGER, Conversation, ConversationFactory
 from mailsvc.errors import MailFailure
 from mailsvc.interfaces import IMailboxStore, IRouter
-from mailsvc.mail import Address, Envelope, Recipient, new_id
+from mailsvc.mail import Address, Envelope, Recipient
 from mailsvc.smtp import events, replies
-from mailsvc.smtp.commands import CLOSED, READY, START
+from mailsvc.smtp.commands import READY, START
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.replies import Reply, from_failure, reply
 from mailsvc.smtp.session import Session
 from mailsvc.trace import trace_header
 
-#: How long a closed connection may take to swallow the last replies, in seconds.
-_LINGER = 10.0
-_FOREVER = float("inf")
 
-
-@implementer(IPushProducer)
-class SMTPProtocol(Protocol):
-    """One SMTP connection.
-
-    :ivar id: names the connection in log lines.
-    :ivar client: the peer's IP address, or "" on a Unix socket.
-    """
+class SMTPProtocol(Conversation):
+    """One SMTP connection."""
 
     log = Logger()
     factory: SMTPFactory
-    # Any: a TCP, TLS or Unix transport, and each has more than ITransport.
-    transport: Any
+    session: Session
+    #: Why this connection is one too many, or None.
+    _refusal: MailFailure | None = None
     #: The message on its way to the store, and its id, from DataBegins to the end of MessageEnds.
     _delivery: Any = None  # IDelivery | None
     _message = ""
-    #: Whether the store asked to wait before the next block.
-    _stalled = False
-    #: Whether the peer takes its replies.
-    _writable = True
-    _reading = True
-    _advancing = False
-    _connected = True
-    _closing = False
-    #: Whether the end of the session was the client's wish.
-    _asked = False
-    #: Whether the service is stopping, so that this transaction is the last.
-    _last = False
-    #: The time at which patience ends, and at which the present message must be whole.
-    _expires = _FOREVER
-    _message_expires = _FOREVER
+    #: When the present message must be whole.
+    _message_deadline = FOREVER
 
-    # ---- transport ----
-
-    def connectionMade(self) -> None:
+    def open_session(self, tls_active: bool) -> Session:
         factory = self.factory
-        self.id = new_id()
-        self.client = client_address(self.transport.getPeer())
-        # Replies are written whole, once a turn; Nagle would only add a delayed ACK to each.
-        set_no_delay = getattr(self.transport, "setTcpNoDelay", None)
-        if set_no_delay is not None:
-            set_no_delay(True)
-        self.session = Session(
+        self._deadline = factory.clock.seconds() + factory.settings.command_seconds
+        return Session(
             factory.hostname,
             factory.settings,
             tls_available=factory.tls is not None,
-            # An endpoint may have brought TLS along.
-            tls_active=ISSLTransport.providedBy(self.transport),
+            tls_active=tls_active,
         )
-        self.transport.registerProducer(self, True)
-        self._expires = factory.clock.seconds() + factory.settings.command_seconds
-        self._timer = factory.clock.callLater(factory.settings.command_seconds, self._time_is_up)
-        self._advance()
 
-    def dataReceived(self, data: bytes) -> None:
-        self.session.receive(data)
-        self._advance()
+    def begin(self, refusal: MailFailure | None) -> None:
+        self._refusal = refusal
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._connected = False
-        if self._timer.active():
-            self._timer.cancel()
         # A commit under way goes on: the peer may have sent all it had (RFC 1047 allows a copy).
         if not self.session.waiting:
             self._drop("connection lost")
-        self.factory.connections.remove(self)
+        super().connectionLost(reason)
 
-    def pauseProducing(self) -> None:
-        """The transport's buffer is full: the peer does not read its replies."""
-        self._writable = False
-        self._pace()
+    def say_goodbye(self) -> None:
+        if self.session.phase in (START, READY):
+            self.session.close(replies.SHUTTING_DOWN)
 
-    def resumeProducing(self) -> None:
-        """The transport's buffer has room again."""
-        self._writable = True
-        self._advance()
-
-    def stopProducing(self) -> None:
-        """The transport takes nothing more; connectionLost follows."""
-
-    # ---- the loop ----
-
-    def _advance(self) -> None:
-        """Handle events until input, an answer, the store or the peer must be waited for."""
-        if self._advancing or not self._connected:
-            return
-        self._advancing = True
-        at_work = self.session
-        progress = False
-        try:
-            while self._writable and not self._stalled and not at_work.waiting:
-                if self._last and at_work.phase in (START, READY):
-                    at_work.close(replies.SHUTTING_DOWN)
-                event = at_work.next_event()
-                if event is None:
-                    break
-                progress = True
-                _HANDLERS[type(event)](self, event)
-        finally:
-            self._advancing = False
-        output = at_work.data_to_send()
-        if output:
-            progress = True
-            self.transport.write(output)
-        if at_work.phase is CLOSED:
-            self._hang_up()
-            return
-        self._pace()
-        self._set_deadline(progress)
-
-    def _pace(self) -> None:
-        """Read from the transport just when more input can be used."""
-        at_work = self.session
-        held_up = at_work.waiting or self._stalled or not self._writable
-        # Not before input waits: TLS cannot write in its handshake, and has to read to get through.
-        reading = not (held_up and at_work.buffered)
-        if reading != self._reading and self._connected:
-            self._reading = reading
-            if reading:
-                self.transport.resumeProducing()
-            else:
-                self.transport.pauseProducing()
-
-    def _set_deadline(self, progress: bool) -> None:
+    def keep_time(self, said: bool) -> None:
         settings, now = self.factory.settings, self.factory.clock.seconds()
         if self.session.intake is None:
-            self._message_expires = _FOREVER
-        elif self._message_expires == _FOREVER:
-            self._message_expires = now + settings.message_seconds
+            self._message_deadline = FOREVER
+        elif self._message_deadline == FOREVER:
+            self._message_deadline = now + settings.message_seconds
         if self._stalled or self.session.waiting:
-            self._expires = _FOREVER
+            self._wait_until(FOREVER)
         elif self.session.receiving:
-            self._expires = min(now + settings.data_seconds, self._message_expires)
-        elif progress or self._expires == _FOREVER:
+            self._wait_until(min(now + settings.data_seconds, self._message_deadline))
+        elif said or self._deadline == FOREVER:
             # Only a whole command buys time, so that a client cannot live on an octet a minute.
-            self._expires = min(now + settings.command_seconds, self._message_expires)
-        # A timer set for later than this is moved; one set for earlier finds out when it fires.
-        if self._timer.active() and self._timer.getTime() > self._expires:
-            self._timer.reset(max(0.0, self._expires - now))
+            self._wait_until(min(now + settings.command_seconds, self._message_deadline))
 
-    def _time_is_up(self) -> None:
-        clock = self.factory.clock
-        settings = self.factory.settings
-        if self._expires > clock.seconds():
-            # Most deadlines were moved since the timer was set; moving the timer each time would
-            # cost more than looking now and then.
-            wait = min(self._expires - clock.seconds(), settings.command_seconds)
-            self._timer = clock.callLater(wait, self._time_is_up)
-        elif self.session.phase is CLOSED:
-            self.transport.abortConnection()
-        else:
-            self._close(replies.TIMED_OUT)
-
-    def _hang_up(self) -> None:
-        """Close when the last replies are out; who does not take them is cut off after a while."""
+    def time_is_up(self, now: float) -> None:
         if self._closing:
-            return
-        self._closing = True
-        self._expires = self.factory.clock.seconds() + _LINGER
-        if self._timer.active():
-            self._timer.reset(_LINGER)
+            self._cut_off()
         else:
-            self._timer = self.factory.clock.callLater(_LINGER, self._time_is_up)
-        self.transport.unregisterProducer()
-        # TLS has to read to the end, too.
-        self._reading = True
-        self.transport.resumeProducing()
-        half_close = getattr(self.transport, "loseWriteConnection", None)
-        if half_close is None or self._asked or self.session.tls_active:
-            self.transport.loseConnection()
-        else:
-            # Input that nobody read would turn the close into a reset, and a reset may overtake
-            # the reply that says why.  So what still comes is read and dropped for a while.
-            half_close()
-
-    def _close(self, answer: Reply) -> None:
-        """End the session from our side."""
-        self.session.close(answer)
-        self._writable = True
-        self._advance()
-
-    def finish(self) -> None:
-        """End the session as soon as no transaction is open, answering 421."""
-        self._last = True
-        self._advance()
-
-    def abort(self) -> None:
-        """End the connection at once."""
-        self.transport.abortConnection()
+            self.session.close(replies.TIMED_OUT)
+            self.writable = True
+            self._advance()
 
     # ---- questions ----
 
@@ -254,16 +113,12 @@ class SMTPProtocol(Protocol):
         return replies.LOCAL_ERROR
 
     def _on_connected(self, event: events.Connected) -> None:
-        try:
-            self.factory.connections.add(self, self.client)
-        except MailFailure as failure:
-            self.log.warn(
-                "{connection} refused client={client}: {reason}",
-                connection=self.id, client=self.client, reason=failure.text,
-            )
-            self.session.reply(Reply(421, failure.status, (failure.text,)))
-        else:
-            self.session.reply(self.session.greeting)
+        refusal = self._refusal
+        self.session.reply(
+            self.session.greeting
+            if refusal is None
+            else Reply(421, refusal.status, (refusal.text,))
+        )
 
     def _on_hello(self, event: events.Hello) -> None:
         self.session.reply(self.session.hello_reply(event))
@@ -324,7 +179,7 @@ class SMTPProtocol(Protocol):
         assert envelope is not None
         self._message = envelope.id
         # One message may follow another in the same chunk (BDAT), and has its own time.
-        self._message_expires = _FOREVER
+        self._message_deadline = FOREVER
         try:
             self._delivery = factory.store.begin(envelope.accounts(), envelope.id, envelope.size)
             self._store(trace_header(
@@ -359,10 +214,6 @@ class SMTPProtocol(Protocol):
             # A failure is repeated by commit, which is where it is answered.
             pause.addErrback(lambda failure: None)
             pause.addCallback(self._go_on)
-
-    def _go_on(self, _: object) -> None:
-        self._stalled = False
-        self._advance()
 
     def _on_message_ends(self, event: events.MessageEnds) -> None:
         envelope = self.session.envelope
@@ -407,14 +258,8 @@ class SMTPProtocol(Protocol):
                 id=message, client=self.client, connection=self.id, reason=reason,
             )
 
-    def _on_tls_begins(self, event: events.TLSBegins) -> None:
-        self.transport.write(self.session.data_to_send())
-        self.transport.startTLS(self.factory.tls)
-        self.session.tls_started()
-
     def _on_closed(self, event: events.Closed) -> None:
-        # The end of _advance sends what is owed and hangs up.
-        self._asked = event.asked
+        self._hang_up(event.asked, LINGER)
 
 
 _ABOUT = (
@@ -422,7 +267,7 @@ _ABOUT = (
     "connection={connection}"
 )
 
-_HANDLERS: dict[type, Callable[[SMTPProtocol, Any], None]] = {
+SMTPProtocol.handlers = {
     events.Connected: SMTPProtocol._on_connected,
     events.Hello: SMTPProtocol._on_hello,
     events.MailFrom: SMTPProtocol._on_mail_from,
@@ -433,22 +278,20 @@ _HANDLERS: dict[type, Callable[[SMTPProtocol, Any], None]] = {
     events.MessageBlock: SMTPProtocol._on_message_block,
     events.MessageEnds: SMTPProtocol._on_message_ends,
     events.Aborted: SMTPProtocol._on_aborted,
-    events.TLSBegins: SMTPProtocol._on_tls_begins,
+    events.TLSBegins: SMTPProtocol.start_tls,
     events.Closed: SMTPProtocol._on_closed,
 }
 
 
-class SMTPFactory(Factory):
+class SMTPFactory(ConversationFactory):
     """Builds the protocols of one service's SMTP listeners, and holds them to its limits.
 
     :param store: where accepted mail goes.
     :param router: which recipients are accepted.
-    :param clock: the reactor, or a Clock.
-    :param tls: the context for STARTTLS, or None not to offer it.
     """
 
     protocol = SMTPProtocol  # type: ignore[assignment]
-    noisy = False
+    settings: SMTPSettings
 
     def __init__(
         self,
@@ -459,12 +302,6 @@ class SMTPFactory(Factory):
         clock: IReactorTime,
         tls: IOpenSSLContextFactory | None = None,
     ) -> None:
+        super().__init__(settings, hostname, clock, tls)
         self.store = store
         self.router = router
-        self.settings = settings
-        self.hostname = hostname
-        self.clock = clock
-        self.tls = tls
-        self.connections = Connections(
-            settings.connections, settings.connections_per_address, settings.exempt_networks, clock
-        )

@@ -1,0 +1,276 @@
+"""A connection that holds a conversation: joins a session without I/O to a Twisted transport.
+
+SMTP and POP3 differ in what is said.  What is the same is here: the loop that hands the session's
+events to their handlers, back-pressure, the timer, and how a connection ends.
+
+Back-pressure goes both ways.  The transport is not read while input waits that cannot be used: a
+question is open, the subclass is stalled, or the peer does not take its answers.  So a connection
+holds one received chunk, and a flood stays in the peer's kernel.
+
+Answers are gathered and written once a turn.  A connection that is ended for what the client did is
+closed for writing first and read for a while: input that nobody reads would turn the close into a
+reset, and a reset may overtake the answer that says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from twisted.internet.interfaces import (
+    IOpenSSLContextFactory,
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mailsvc.connections import Connections, client_address
+from mailsvc.errors import MailFailure
+from mailsvc.mail import new_id
+
+#: How long a connection that was ended from our side may take to swallow the reason, in seconds.
+LINGER = 10.0
+#: A deadline while no time runs.
+FOREVER = float("inf")
+#: How often, in seconds, to look at the clock while no time runs.
+_LOOK = 300.0
+
+
+@implementer(IPushProducer)
+class Conversation(Protocol):
+    """One connection.  A subclass knows what the events of its session mean.
+
+    :ivar id: names the connection in log lines.
+    :ivar client: the peer's IP address, or "" on a Unix socket.
+    :ivar session: the state machine; has ``receive``, ``next_event``, ``data_to_send``,
+        ``waiting``, ``buffered``, ``tls_active`` and ``tls_started``.
+    :ivar writable: whether the peer takes what it is sent.
+    :cvar handlers: event class -> method.
+    """
+
+    log = Logger()
+    handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
+    factory: Any
+    # Any: a TCP, TLS or Unix transport, and each has more than ITransport.
+    transport: Any
+    session: Any
+    id = ""
+    client = ""
+    writable = True
+    _reading = True
+    _advancing = False
+    #: Whether anything can still be said.
+    _connected = True
+    #: Whether the connection closes once all that was said is taken.
+    _closing = False
+    #: Whether the service is stopping, so that what is under way is the last.
+    _last = False
+    #: Whether something else than the peer must be waited for before the next event.
+    _stalled = False
+    #: When patience ends.
+    _deadline = FOREVER
+
+    # ---- for the subclass to say ----
+
+    def open_session(self, tls_active: bool) -> Any:
+        """Make the session; set the first deadline.  *tls_active*: the endpoint brought TLS."""
+        raise AssertionError("a conversation needs a session")
+
+    def begin(self, refusal: MailFailure | None) -> None:
+        """Greet, or refuse a connection too many."""
+
+    def say_goodbye(self) -> None:
+        """The service is stopping: close the session if nothing is under way."""
+
+    def keep_time(self, said: bool) -> None:
+        """A turn is over, in which something was *said* or not: move the deadline."""
+
+    def time_is_up(self, now: float) -> None:
+        """The deadline has passed: end the connection, or set another."""
+
+    # ---- transport ----
+
+    def connectionMade(self) -> None:
+        factory = self.factory
+        self.id = new_id()
+        self.client = client_address(self.transport.getPeer())
+        # Answers are written whole, once a turn; Nagle would only add a delayed ACK to each.
+        set_no_delay = getattr(self.transport, "setTcpNoDelay", None)
+        if set_no_delay is not None:
+            set_no_delay(True)
+        self.session = self.open_session(ISSLTransport.providedBy(self.transport))
+        self._timer = factory.clock.callLater(
+            max(0.0, self._deadline - factory.clock.seconds()), self._look_at_the_clock
+        )
+        self.transport.registerProducer(self, True)
+        refusal = None
+        try:
+            factory.connections.add(self, self.client)
+        except MailFailure as failure:
+            refusal = failure
+            self.log.warn(
+                "{connection} refused client={client}: {reason}",
+                connection=self.id, client=self.client, reason=failure.text,
+            )
+        self.begin(refusal)
+        self._advance()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.session.receive(data)
+        self._advance()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._connected = False
+        if self._timer.active():
+            self._timer.cancel()
+        self.factory.connections.remove(self)
+
+    def pauseProducing(self) -> None:
+        """The transport's buffer is full: the peer does not take its answers."""
+        self.writable = False
+        self._pace()
+
+    def resumeProducing(self) -> None:
+        """The transport's buffer has room again."""
+        self.writable = True
+        self._advance()
+
+    def stopProducing(self) -> None:
+        """The transport takes nothing more; connectionLost follows."""
+
+    # ---- the loop ----
+
+    def _advance(self) -> None:
+        """Handle events until input, an answer, the peer or something else must be waited for."""
+        if self._advancing or not self._connected:
+            return
+        self._advancing = True
+        try:
+            while self.writable and not self._stalled and not self.session.waiting:
+                if self._last:
+                    self.say_goodbye()
+                event = self.session.next_event()
+                if event is None:
+                    break
+                self.handlers[type(event)](self, event)
+        finally:
+            self._advancing = False
+        said = self._flush()
+        if not self._closing:
+            self._pace()
+            self.keep_time(said)
+
+    def _go_on(self, _: object) -> None:
+        """A callback: what was waited for is there."""
+        self._stalled = False
+        self._advance()
+
+    def _flush(self) -> bool:
+        """Write what is owed; return whether there was anything."""
+        data = self.session.data_to_send()
+        if data:
+            self.transport.write(data)
+        return bool(data)
+
+    def _pace(self) -> None:
+        """Read from the transport just when more input can be used."""
+        held_up = self.session.waiting or self._stalled or not self.writable
+        # Not before input waits: TLS cannot write in its handshake, and has to read to get through.
+        reading = not (held_up and self.session.buffered)
+        if reading != self._reading and self._connected and not self._closing:
+            self._reading = reading
+            if reading:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()
+
+    def start_tls(self, event: object) -> None:
+        """The handler of the event that asks for TLS."""
+        self._flush()
+        self.transport.startTLS(self.factory.tls)
+        self.session.tls_started()
+
+    # ---- time ----
+
+    def _wait_until(self, deadline: float) -> None:
+        """Set the deadline.
+
+        The timer is not moved for a later one, which comes with every command, but finds out when
+        it fires.
+        """
+        self._deadline = deadline
+        if self._timer.active() and self._timer.getTime() > deadline:
+            self._timer.reset(max(0.0, deadline - self.factory.clock.seconds()))
+
+    def _look_at_the_clock(self) -> None:
+        clock = self.factory.clock
+        if clock.seconds() >= self._deadline:
+            self.time_is_up(clock.seconds())
+        if self._connected:
+            wait = min(max(0.0, self._deadline - clock.seconds()), _LOOK)
+            self._timer = clock.callLater(wait, self._look_at_the_clock)
+
+    # ---- the end ----
+
+    def _hang_up(self, asked: bool, seconds: float) -> None:
+        """Close when all that was said is taken, or after *seconds*.
+
+        :param asked: whether the client wished it, and so sends nothing more.
+        """
+        self._flush()
+        self._closing = True
+        self._wait_until(self.factory.clock.seconds() + seconds)
+        self.transport.unregisterProducer()
+        # TLS has to read to its end, too.
+        if not self._reading:
+            self._reading = True
+            self.transport.resumeProducing()
+        half_close = getattr(self.transport, "loseWriteConnection", None)
+        if half_close is None or asked or self._last or self.session.tls_active:
+            self.transport.loseConnection()
+        else:
+            half_close()
+
+    def _cut_off(self) -> None:
+        """End the connection at once; nothing more is read, said or asked."""
+        self._connected = False
+        self.transport.abortConnection()
+
+    def finish(self) -> None:
+        """Take no new work, and end when what is under way has."""
+        self._last = True
+        self._advance()
+
+    def abort(self) -> None:
+        """End now."""
+        self._cut_off()
+
+
+class ConversationFactory(Factory):
+    """Builds the conversations of one service's listeners for one protocol; holds their limits.
+
+    :param settings: the protocol's section; has the limits on connections.
+    :param clock: the reactor, or a Clock.
+    :param tls: the context for STARTTLS or STLS, or None not to offer it.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        settings: Any,
+        hostname: str,
+        clock: IReactorTime,
+        tls: IOpenSSLContextFactory | None = None,
+    ) -> None:
+        self.settings = settings
+        self.hostname = hostname
+        self.clock = clock
+        self.tls = tls
+        self.connections = Connections(
+            settings.connections, settings.connections_per_address, settings.exempt_networks, clock
+        )
