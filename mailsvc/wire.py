@@ -116,7 +116,6 @@ class DotReader:
         if end >= 0:
             self.rest = data[end + 5 :]
             data = data[: end + 2]
-            self._held = b""
         else:
             self._held = next((tail for tail in _DATA_TAILS if data.endswith(tail)), b"")
             if self._held:

@@ -188,7 +188,7 @@ def check_line_reader(pieces: list[bytes], limit: int) -> None:
         before = len(reader)
         reader.feed(piece)
         assert len(reader) == before + len(piece)
-        while True:
+        for _ in range(len(reader) + 1):
             try:
                 line = reader.line()
             except LineTooLong:

@@ -6,6 +6,7 @@ import pytest
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
+from zope.interface import implementer
 
 from mailsvc.connections import Connections, client_address
 from mailsvc.errors import TemporaryFailure
@@ -62,8 +63,18 @@ def test_the_address_of_a_client(peer: IAddress, client: str) -> None:
     assert client_address(peer) == client
 
 
+@implementer(IAddress)
+class Peer:
+    """An address of some other kind of transport."""
+
+    def __init__(self, host: object) -> None:
+        self.host = host
+
+
 def test_a_host_that_is_no_text_is_no_address() -> None:
     assert client_address(HostnameAddress(b"client.example", 25)) == ""
+    assert client_address(Peer(b"192.0.2.1")) == ""
+    assert client_address(Peer(None)) == ""
 
 
 # ---- how many ----

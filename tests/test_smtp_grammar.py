@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mailsvc.mail import NULL_PATH, Address
 from mailsvc.smtp import grammar
-from mailsvc.smtp.grammar import PathArgument, SyntaxFault
+from mailsvc.smtp.grammar import AddressFault, PathArgument, SyntaxFault
 
 Parser = Callable[[bytes], object]
 
@@ -77,6 +77,7 @@ GOOD_PATHS = [
     ("\u212aelvin@b", "Kelvin", "b"),
     ("a@BÜCHER.example", "a", "bücher.example"),
     ("a@ｅｘａｍｐｌｅ.org", "a", "example.org"),
+    ("a@ｘ_y.example", "a", "x_y.example"),
     ("a@例え。テスト", "a", "例え.テスト"),
     ("a@\u212aelvin.example", "a", "kelvin.example"),
     ("a@xn--bcher-kva.example", "a", "xn--bcher-kva.example"),
@@ -99,7 +100,7 @@ BAD_PATHS = [
     '"a@b', 'a"@b', '"a"b@c', 'a"b"@c', '"a""b"@c', '"a"."b"@c', '"a\\"@b', '"a"', '"a"@',
     # Control characters, quoted or not.
     "a\x00@b", "a\t@b", '"a\x00"@b', '"a\tb"@c', '"a\\\x00"@b', '"a\x7f"@b', '"\\\x7f"@b',
-    "a\x1b@b",
+    "a\x1b@b", "a\x7f@b", '"a\x1f"@b', '"\\\x1f"@b',
     "a@b\x00c", '"\\é"@b',
     # Address literals.
     "a@[]", "a@[192.0.2]", "a@[192.0.2.256]", "a@[192.0.2.01]", "a@[0300.0.2.1]", "a@[1.2.3.4.5]",
@@ -165,6 +166,15 @@ def test_a_fault_says_what_was_expected(argument: bytes, text: str) -> None:
     assert str(fault(grammar.forward_path, argument)) == text
 
 
+@pytest.mark.parametrize("inside", ["", "a", "a@b.", "a" * 65 + "@b", "a@" + "b" * 64, "a@[1]",
+                                    "a@\u202e", "a@\u00ad", "a@" + LONGEST_DOMAIN])
+def test_a_fault_of_the_address_is_told_from_one_of_the_command(inside: str) -> None:
+    assert type(fault(grammar.forward_path, f"TO:<{inside}>")) is AddressFault
+    assert type(fault(grammar.mailbox, f"{inside} ")) is AddressFault
+    for argument in ("", "TO:a@b", "TO:<a b@c>", "TO:<a@b> =", "TO:<a@b>x"):
+        assert type(fault(grammar.forward_path, argument)) is SyntaxFault
+
+
 def test_the_commands_name_themselves_in_faults() -> None:
     assert str(fault(grammar.reverse_path, b"")) == "Syntax: MAIL FROM:<address>"
     assert str(fault(grammar.forward_path, b"")) == "Syntax: RCPT TO:<address>"
@@ -209,7 +219,8 @@ def test_leniency_with_case_and_spaces(argument: str) -> None:
 @pytest.mark.parametrize("argument", [
     "", "TO", "TO:", "TO<a@b>", "TO :<a@b>", " TO:<a@b>", "T:<a@b>", "TOO:<a@b>", "FROM:<a@b>",
     "TO:\t<a@b>", "TO:a@b", "TO:<<a@b>>", "TO:<a@b>>", "TO:<a@b>x", "TO:<a@b>X=1", "TO:<a@b",
-    "TO:a@b>", "TO:x<a@b>", 'TO:"x" <a@b>', "TO:<a@b>\t", "TO:<a@b>, <c@d>", "TO:<a@b><c@d>",
+    "TO:a@b>", "TO:x<a@b>", "TO:X<a@b>", 'TO:"x" <a@b>', "TO:<a@b>\t", "TO:<a@b>, <c@d>",
+    "TO:<a@b><c@d>",
     "TO::<a@b>", ":<a@b>", "\u01eb:<a@b>", "TO\u0338:<a@b>", "\uff34\uff2f:<a@b>",
     "TO:<a@b>\u0338", "TO:\u226ea@b>", "TO:<a@b\u226f", "TO\uff1a<a@b>", "TO:\u00a0<a@b>",
 ])
@@ -336,6 +347,7 @@ def test_a_flag_has_no_value() -> None:
     ("bücher.example", "bücher.example"),
     (LABEL, LABEL),
     (LONGEST_DOMAIN, LONGEST_DOMAIN),
+    (LONGEST_DOMAIN[:253] + ".a", LONGEST_DOMAIN[:253] + ".a"),
 ])
 def test_a_client_says_its_name(argument: str, name: str) -> None:
     assert grammar.hello(argument.encode()) == name
@@ -345,8 +357,10 @@ def test_a_client_says_its_name(argument: str, name: str) -> None:
     b"a b", b"client.example.", b".", b"-", b"a..b", b"a@b", b"<a>", b"a\tb", b"a\x1b[31m", b"a;b",
     b"[]", b"[", b"]", b"[192.0.2.1", b"[::1]", b"[IPv6:fe80::1%eth0]", b"[x]", b"\xff",
     b"\xc2\x80",
-    b"\xe2\x80\xae", b"b" * 64, LONGEST_DOMAIN.encode() + b"a", LONGEST_DOMAIN.encode() + b".a",
-    ("é" * 57 + ".").encode() + LONGEST_DOMAIN.encode()[:250], b"(a)", b'"a"', b"a\x00",
+    # One octet too many, in a label and in all.
+    b"b" * 64, LONGEST_DOMAIN[:254].encode() + b".a", LONGEST_DOMAIN.encode() + b".a",
+    ("é" * 57 + ".").encode() + LONGEST_DOMAIN.encode()[:250], b"\xe2\x80\xae",
+    b"(a)", b'"a"', b"a\x00",
 ])
 def test_what_is_no_name(argument: bytes) -> None:
     found = fault(grammar.hello, argument)
@@ -392,7 +406,7 @@ def test_what_is_no_mailbox(argument: str) -> None:
 
 
 def test_a_bracket_too_few_is_part_of_the_name() -> None:
-    for argument in ("<a@b", "a@b>", "<", ">"):
+    for argument in ("<a@b", "<a@bc", "a@b>", "aa@b>", "<", ">"):
         assert str(fault(grammar.mailbox, argument)) == "Not a mailbox; expected local-part@domain"
 
 

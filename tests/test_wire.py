@@ -61,7 +61,7 @@ def cuts_of(data: bytes, short: int = 5) -> Iterator[list[bytes]]:
 def lines_of(reader: LineReader) -> list[bytes | None]:
     """All complete lines that *reader* has; None for one too long."""
     found: list[bytes | None] = []
-    while True:
+    for _ in range(len(reader) + 1):
         try:
             line = reader.line()
         except LineTooLong:
@@ -70,6 +70,7 @@ def lines_of(reader: LineReader) -> list[bytes | None]:
         if line is None:
             return found
         found.append(line)
+    raise AssertionError("more lines than octets")
 
 
 # ---- the references themselves, by example, so that they cannot be wrong in the same way ----
@@ -137,78 +138,6 @@ def test_lines_are_proved(message: bytes, longest: int, expected: tuple[bool, bo
         check_line_proof(check_chunk_reader(parts), longest)
 
 
-# ---- every short input ----
-
-
-def test_every_short_stream_of_data_at_every_cut() -> None:
-    for stream in strings(7):
-        for parts in cuts_of(stream, short=6):
-            check_dot_reader(parts)
-
-
-def test_every_short_text_and_then_the_end_at_every_cut() -> None:
-    for text in strings(3):
-        for parts in every_cut(text + END_OF_DATA + b"N"):
-            check_dot_reader(parts)
-
-
-def test_every_short_message_for_the_wire_at_every_cut() -> None:
-    for message in strings(6):
-        for parts in cuts_of(message):
-            check_dot_stuffer(parts)
-
-
-def test_every_short_chunk_and_its_proof_at_every_cut() -> None:
-    for message in strings(6):
-        for parts in cuts_of(message):
-            check_line_proof(check_chunk_reader(parts), 3)
-
-
-def test_every_short_input_of_lines_at_every_cut() -> None:
-    for stream in strings(6):
-        for parts in cuts_of(stream):
-            for limit in (2, 3, 4):
-                check_line_reader(parts, limit)
-
-
-# ---- long input, cut anywhere ----
-
-
-@settings(deadline=None)
-@given(pieces)
-def test_data_is_read(parts: list[bytes]) -> None:
-    check_dot_reader(parts)
-
-
-@settings(deadline=None)
-@given(pieces)
-def test_a_message_goes_out_and_comes_back(parts: list[bytes]) -> None:
-    check_dot_stuffer(parts)
-
-
-@settings(deadline=None)
-@given(pieces, st.integers(0, 30))
-def test_chunks_are_read_and_proved(parts: list[bytes], longest: int) -> None:
-    check_line_proof(check_chunk_reader(parts), longest)
-
-
-@settings(deadline=None)
-@given(pieces, st.integers(2, 30))
-def test_lines_are_read(parts: list[bytes], limit: int) -> None:
-    check_line_reader(parts, limit)
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=60), places)
-def test_any_octets_go_out_and_come_back(message: bytes, at: list[int]) -> None:
-    check_dot_stuffer(cut(message, at))
-
-
-def test_twenty_thousand_random_splits() -> None:
-    # A million of them: python -m tests.fuzz_scanner
-    fuzz_scanner.fuzz(20_000, seed=5321)
-
-
 # ---- DotReader ----
 
 
@@ -274,6 +203,12 @@ def test_a_proof_stays_failed() -> None:
     assert (proof.stray, proof.too_long) == (True, True)
     proof.feed(b"\r\nab\r\n")
     assert (proof.stray, proof.too_long, proof.ends_in_crlf) == (True, True, True)
+
+
+def test_lines_may_be_of_any_length_unless_a_limit_is_given() -> None:
+    for proof in (LineProof(), LineProof(0)):
+        proof.feed(b"\r\n" + b"x" * 100_000 + b"\r\n")
+        assert (proof.stray, proof.too_long, proof.ends_in_crlf) == (False, False, True)
 
 
 def test_an_empty_block_proves_nothing() -> None:
@@ -429,3 +364,75 @@ def test_lines_and_raw_octets_mixed(stream: bytes, steps: list[str], data: st.Da
             reader.clear()
             model = b""
         assert len(reader) == len(model)
+
+
+# ---- every short input ----
+
+
+def test_every_short_stream_of_data_at_every_cut() -> None:
+    for stream in strings(7):
+        for parts in cuts_of(stream, short=6):
+            check_dot_reader(parts)
+
+
+def test_every_short_text_and_then_the_end_at_every_cut() -> None:
+    for text in strings(3):
+        for parts in every_cut(text + END_OF_DATA + b"N"):
+            check_dot_reader(parts)
+
+
+def test_every_short_message_for_the_wire_at_every_cut() -> None:
+    for message in strings(6):
+        for parts in cuts_of(message):
+            check_dot_stuffer(parts)
+
+
+def test_every_short_chunk_and_its_proof_at_every_cut() -> None:
+    for message in strings(6):
+        for parts in cuts_of(message):
+            check_line_proof(check_chunk_reader(parts), 3)
+
+
+def test_every_short_input_of_lines_at_every_cut() -> None:
+    for stream in strings(6):
+        for parts in cuts_of(stream):
+            for limit in (2, 3, 4):
+                check_line_reader(parts, limit)
+
+
+# ---- long input, cut anywhere ----
+
+
+@settings(deadline=None)
+@given(pieces)
+def test_data_is_read(parts: list[bytes]) -> None:
+    check_dot_reader(parts)
+
+
+@settings(deadline=None)
+@given(pieces)
+def test_a_message_goes_out_and_comes_back(parts: list[bytes]) -> None:
+    check_dot_stuffer(parts)
+
+
+@settings(deadline=None)
+@given(pieces, st.integers(0, 30))
+def test_chunks_are_read_and_proved(parts: list[bytes], longest: int) -> None:
+    check_line_proof(check_chunk_reader(parts), longest)
+
+
+@settings(deadline=None)
+@given(pieces, st.integers(2, 30))
+def test_lines_are_read(parts: list[bytes], limit: int) -> None:
+    check_line_reader(parts, limit)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60), places)
+def test_any_octets_go_out_and_come_back(message: bytes, at: list[int]) -> None:
+    check_dot_stuffer(cut(message, at))
+
+
+def test_twenty_thousand_random_splits() -> None:
+    # A million of them: python -m tests.fuzz_scanner
+    fuzz_scanner.fuzz(20_000, seed=5321)
