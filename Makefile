@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 # The stamps depend on setup.cfg and pyproject.toml: an edit there installs anew, none installs twice.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check coverage bench docs nodemailer clean
+.PHONY: run test check lint types docs packaging news coverage bench nodemailer clean
 
 run: $(VENV)/.installed
 	@exec $(BIN)/mailsvc dev --dir run --hints $(RUN)
@@ -27,14 +27,24 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(TEST)
 
-check: $(VENV)/.installed-test $(VENV)/.installed-check docs
+# `make -k check` goes on to the next after one that fails.
+check: lint types docs packaging news
+
+lint: $(VENV)/.installed-check
 	$(BIN)/ruff check .
-	$(BIN)/mypy mailsvc
-	$(BIN)/python -m pytest -q tests/test_packaging.py
-	$(BIN)/towncrier build --draft --version next
+
+types: $(VENV)/.installed-check
+	$(BIN)/mypy mailsvc twisted/plugins
 
 docs: $(VENV)/.installed-check
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+# Both distributions and what is in them; `make test` installs them as well.
+packaging: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q tests/test_packaging.py -k distributions
+
+news: $(VENV)/.installed-check
+	$(BIN)/towncrier build --draft --version next
 
 coverage: $(VENV)/.installed-test
 	$(BIN)/coverage erase
