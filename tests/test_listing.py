@@ -244,6 +244,18 @@ async def test_names_that_differ_in_sizes_only(store: MaildirStore, tmp_path: Pa
     maildrop.release()
 
 
+@pytest_twisted.ensureDeferred
+async def test_two_names_that_differ_in_sizes_only(store: MaildirStore, tmp_path: Path) -> None:
+    put(home(tmp_path), "new/1.a.h,S=17,W=20", LF)
+    put(home(tmp_path), "cur/1.a.h,S=17:2,S", LF)
+    maildrop = await store.open_maildrop(ALICE)
+    assert list(maildrop.sizes) == [20, 20]
+    ids = {maildrop.uidl(1), maildrop.uidl(2)}
+    assert len(ids) == 2
+    assert b"1.a.h" not in ids
+    maildrop.release()
+
+
 def test_fields_of_names() -> None:
     assert filenames.base(b"1.a.h,S=5:2,S") == b"1.a.h,S=5"
     assert filenames.unique_part(b"1.a.h,S=5:2,S") == b"1.a.h"
@@ -258,6 +270,42 @@ def test_fields_of_names() -> None:
     assert filenames.is_trashed(b"1.a.h:2,ST")
     assert not filenames.is_trashed(b"1.a.hT:2,S")
     assert not filenames.is_trashed(b"1.a.h:1,T")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_took_the_place_of_a_message(store: MaildirStore, tmp_path: Path) -> None:
+    """A link is not followed, and nobody waits for the other end of a pipe."""
+    directory = home(tmp_path)
+    put(directory, "elsewhere", LF)
+    paths = [put(directory, f"new/{number}.a.h,W=20", LF) for number in range(3)]
+    maildrop = await store.open_maildrop(ALICE)
+    for path in paths:
+        path.unlink()
+    paths[0].symlink_to(directory / "elsewhere")
+    os.mkfifo(paths[1])
+    paths[2].mkdir()
+    for number in (1, 2, 3):
+        sink = Sink()
+        with pytest.raises(TemporaryFailure):
+            await maildrop.read(number, sink)
+        assert sink.blocks == []
+    maildrop.release()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_is_looked_for_where_it_is(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls
+) -> None:
+    directory = home(tmp_path)
+    paths = [put(directory, "new/1.a.h,W=20", LF), put(directory, "cur/2.a.h,W=20:2,S", LF)]
+    maildrop = await store.open_maildrop(ALICE)
+    calls.calls.clear()
+    for number in (1, 2):
+        assert await read(maildrop, number) == CRLF
+    assert calls.of("open") == [str(path) for path in paths]
+    calls.calls.clear()
+    await maildrop.update([1, 2])
+    assert calls.of("unlink") == [str(path) for path in paths]
 
 
 # ---- renames by other programs ----------------------------------------------
@@ -386,18 +434,19 @@ class Scans:
         monkeypatch.setattr(os, "scandir", scandir)
 
 
+@pytest.mark.parametrize("moving", ["1.a.h", "1.a.h,W=20"])
 @pytest_twisted.ensureDeferred
 async def test_a_message_that_moves_while_the_maildir_is_read(
-    store: MaildirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: MaildirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moving: str
 ) -> None:
     directory = home(tmp_path)
-    put(directory, "new/1.a.h", LF)
+    put(directory, f"new/{moving}", LF)
     put(directory, "new/2.a.h,W=20", LF)
     age(directory)
 
     def between(name: str, before: int) -> set[bytes]:
         if name == "cur" and before == 0:
-            (directory / "new/1.a.h").rename(directory / "cur/1.a.h:2,S")
+            (directory / f"new/{moving}").rename(directory / f"cur/{moving}:2,S")
         return set()
 
     Scans(monkeypatch, between)
@@ -408,7 +457,7 @@ async def test_a_message_that_moves_while_the_maildir_is_read(
     maildrop.release()
 
 
-@pytest.mark.parametrize("name", ["1.a.h", "1.a.h,W=20"])
+@pytest.mark.parametrize("name", ["1.a.h", "1.a.h,W=20", "3.a.h,W=20"])
 @pytest_twisted.ensureDeferred
 async def test_a_rename_that_hides_a_file_from_the_reader(
     store: MaildirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -428,7 +477,7 @@ async def test_a_rename_that_hides_a_file_from_the_reader(
     scans = Scans(monkeypatch, between)
     maildrop = await store.open_maildrop(ALICE)
     assert list(maildrop.sizes) == [20, 20]
-    assert await read(maildrop, 1) == CRLF
+    assert [await read(maildrop, number) for number in (1, 2)] == [CRLF, CRLF]
     assert scans.read == ["new", "cur", "cur"]
     maildrop.release()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.logger import globalLogPublisher
 
 from mailsvc.errors import MailboxFull, StorageFull, TemporaryFailure
 from mailsvc.mail import Account
@@ -211,6 +212,25 @@ def test_no_room_according_to_the_file(
     assert sums(home) == (["1000S,50C", "0 0"] if counted else ["1000S,50C", "1001 1"])
 
 
+def test_a_quarter_of_an_hour_to_the_moment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "maildirsize").write_text("1000S,50C\n1001 1\n")
+    os.utime(home / "maildirsize", (10_000, 10_000))
+    monkeypatch.setattr(time, "time", lambda: 10_899.5)
+    assert not room(home, 1)
+    monkeypatch.setattr(time, "time", lambda: 10_900.0)
+    assert room(home, 1)
+
+
+@pytest.mark.parametrize(("quota", "content"), [
+    (Amount(1000, 0), "1000S\n400 4\n"), (Amount(0, 50), "50C\n400 4\n"),
+    (Amount(1000, 50), "1000S,50C\n0 4\n"), (Amount(1000, 50), "1000S,50C\n4 0\n"),
+    (Amount(1000, 0), "0C,1000S\n400 4\n")])
+def test_a_sound_file_for_any_quota(home: Path, quota: Amount, content: str) -> None:
+    (home / "maildirsize").write_text(content)
+    assert room(home, 1, quota)
+    assert (home / "maildirsize").read_text() == content
+
+
 def test_a_file_made_anew_says_the_last_word(home: Path) -> None:
     put(home, "new/1.a.h", 1001)
     (home / "maildirsize").write_text("1000S,50C\n0 0\n0 0\n999 1\n")
@@ -323,14 +343,19 @@ def test_nothing_is_recorded_where_nothing_is_kept(home: Path) -> None:
 
 
 def test_a_change_that_cannot_be_recorded(
-    home: Path, calls: SystemCalls, monkeypatch: pytest.MonkeyPatch
+    home: Path, calls: SystemCalls, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """No file is better than a wrong one: it will be made anew."""
+    logged: list[dict[str, Any]] = []
+    globalLogPublisher.addObserver(logged.append)  # type: ignore[arg-type]
+    request.addfinalizer(lambda: globalLogPublisher.removeObserver(
+        logged.append))  # type: ignore[arg-type]
     for name in ("open", "write", "close"):
         (home / "maildirsize").write_text(GOOD)
         calls.fault = lambda _, call, name=name: errno.EIO if call.name == name else None
         record(os.fsencode(home), 5, 1)
         assert not (home / "maildirsize").exists()
+    assert [event["path"] for event in logged] == [os.fsencode(home / "maildirsize")] * 3
     (home / "maildirsize").write_text(GOOD)
     calls.fault = lambda _, call: errno.EIO if call.name in ("open", "unlink") else None
     record(os.fsencode(home), 5, 1)

@@ -103,6 +103,16 @@ async def test_what_is_read_at_once(
     maildrop.release()
 
 
+def test_blocks_in_memory() -> None:
+    whole = MemoryBlocks(b"x" * AT_ONCE)
+    assert (len(whole.read()), whole.left, whole.read()) == (AT_ONCE, 0, b"")
+    cut = MemoryBlocks(bytes(range(256)) * 1025)
+    blocks = [cut.read() for _ in range(6)]
+    assert [len(block) for block in blocks] == [BLOCK] * 4 + [256, 0]
+    assert b"".join(blocks) == bytes(range(256)) * 1025
+    assert len(MemoryBlocks(b"x" * (AT_ONCE + 1)).read()) == BLOCK
+
+
 @pytest_twisted.ensureDeferred
 async def test_top_reads_no_more_than_it_sends(
     store: MaildirStore, tmp_path: Path, calls: SystemCalls

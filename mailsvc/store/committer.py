@@ -40,7 +40,7 @@ from mailsvc.store.tree import MailTree, sync_directory
 _NO_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 _FILE_MODE = 0o600
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _COPY = 256 * 1024
 
 
@@ -203,7 +203,7 @@ def _write(fd: int, data: bytes, path: bytes | None) -> None:
 
 
 def _write_from(source: bytes, fd: int, path: bytes) -> None:
-    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    reading = os.open(source, os.O_RDONLY)
     try:
         while block := os.read(reading, _COPY):
             _write(fd, block, path)

@@ -28,6 +28,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from heapq import merge
 from itertools import groupby, islice
 
@@ -50,7 +51,9 @@ _READ = 256 * 1024
 #: When new/ and cur/ were changed, in nanoseconds since 1970; None when not known for sure.
 _Stamp = tuple[int | None, int | None]
 
-_OPEN_MESSAGE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+# Whatever has been put in the place of a file since it was listed: no link is followed, no FIFO
+# waited for.
+_OPEN_MESSAGE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class SizeCache:
@@ -161,15 +164,13 @@ class Listing:
     def _unlink(self, number: int) -> tuple[bytes, int]:
         name = _unmark(self._marked(number))
         for path in self._places(name):
-            try:
+            with suppress(FileNotFoundError):
                 size = filenames.stored_octets(name)
                 if size is None:
                     size = os.lstat(path).st_size
                 os.unlink(path)
                 return path, size
-            except FileNotFoundError:
-                continue
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise _gone(name)
 
     def _marked(self, number: int) -> bytes:
         if number < 1:
@@ -245,13 +246,14 @@ def _count_octets(path: bytes) -> int:
 
 
 def _open(paths: Iterable[bytes]) -> int:
-    missing = FileNotFoundError()
     for path in paths:
-        try:
+        with suppress(FileNotFoundError):
             return os.open(path, _OPEN_MESSAGE)
-        except FileNotFoundError as error:
-            missing = error
-    raise missing
+    raise _gone(path)
+
+
+def _gone(path: bytes) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
 def _mark(name: bytes) -> bytes:

@@ -55,7 +55,9 @@ from mailsvc.store.retrieval import FileBlocks, Retrieval
 from mailsvc.store.threads import Threads
 from mailsvc.store.tree import MailTree, sync_directory
 
-_LOCK_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+# Python opens every file so that the programs it starts do not inherit it (PEP 446): a lock that a
+# child held as well would outlive us.
+_LOCK_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True, slots=True)

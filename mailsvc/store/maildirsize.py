@@ -76,7 +76,7 @@ def record(home: bytes, octets: int, messages: int) -> None:
     path = home + b"/maildirsize"
     line = b"%d %d" % (octets, messages)
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
         try:
             # Padded as Courier does it, so that most lines are equally long.
             line = line.rjust(13) + b"\n"
@@ -118,7 +118,7 @@ def _fits(usage: Amount, wanted: Amount, quota: Amount) -> bool:
 
 def _read(home: bytes) -> _Sums | None:
     try:
-        fd = os.open(home + b"/maildirsize", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(home + b"/maildirsize", os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
@@ -149,7 +149,7 @@ def _write(home: bytes, quota: Amount, usage: Amount) -> None:
         b"%d%b" % (most, kind) for most, kind in zip(quota, (b"S", b"C"), strict=True) if most)
     temporary = b"%b/tmp/%d.P%dT%d.maildirsize" % (
         home, time.time_ns(), os.getpid(), threading.get_ident())
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.write(fd, definition + b"\n" + (b"%d %d" % usage).rjust(13) + b"\n")
         os.rename(temporary, home + b"/maildirsize")

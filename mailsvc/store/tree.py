@@ -27,7 +27,7 @@ MODE = 0o700
 #: How many maildirs are remembered as durable; to forget one only costs syncing it again.
 _REMEMBERED = 10_000
 
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
 def sync_directory(path: bytes) -> None:
