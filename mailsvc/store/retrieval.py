@@ -200,5 +200,4 @@ class Retrieval:
         self._ended = True
         self._blocks.close()
         if self._registered:
-            self._registered = False
             self._consumer.unregisterProducer()
