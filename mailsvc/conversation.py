@@ -190,9 +190,11 @@ class Conversation(Protocol):
 
     def start_tls(self, event: object) -> None:
         """The handler of the event that asks for TLS."""
-        self._flush()
+        said = self._flush()
         self.transport.startTLS(self.factory.tls)
         self.session.tls_started()
+        # What was flushed here is nothing to the end of the turn.
+        self.keep_time(said)
 
     # ---- time ----
 

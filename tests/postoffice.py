@@ -240,9 +240,11 @@ class Wire(StringTransport):
     """A transport that has a buffer for the peer's octets too, as the kernel has.
 
     :ivar half_closed: whether loseWriteConnection was called.
+    :ivar tls: what startTLS was called with.
     """
 
     half_closed = False
+    tls: Any = None
     no_delay: bool | None = None
 
     def setTcpNoDelay(self, enabled: bool) -> None:
@@ -250,6 +252,9 @@ class Wire(StringTransport):
 
     def loseWriteConnection(self) -> None:
         self.half_closed = True
+
+    def startTLS(self, context: Any) -> None:
+        self.tls = context
 
 
 class Line:

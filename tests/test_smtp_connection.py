@@ -197,6 +197,20 @@ def test_each_whole_command_buys_time() -> None:
     one.hang_up()
 
 
+def test_starttls_buys_time_and_tls_does_not_close_by_halves() -> None:
+    context = object()
+    one = line(tls=context, errors=1)
+    one.clock.advance(COMMAND - 1)
+    one.say(b"STARTTLS\r\nNOOP\r\n")
+    assert one.codes() == ["220 2.0.0"]
+    assert one.transport.tls is context  # type: ignore[attr-defined]
+    one.clock.advance(COMMAND - 1)
+    one.say(b"WHAT\r\n")
+    assert one.codes() == ["500 5.5.1", "421 4.7.0"]
+    assert one.transport.disconnecting
+    one.hang_up()
+
+
 def test_amid_a_message_each_octet_buys_time() -> None:
     one = line(message_seconds=10**9)
     one.say(SENDER + RECIPIENT + b"DATA\r\n")
