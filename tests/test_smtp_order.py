@@ -307,10 +307,10 @@ def test_a_message_refused_at_its_end(way: bytes, answer: Reply) -> None:
 def test_a_question_must_be_answered_before_the_next_event() -> None:
     talk = talk_in(READY)
     question = talk.ask(SENDER + RECIPIENT)
-    with pytest.raises(RuntimeError, match=r"MailFrom.* has not been answered"):
+    with pytest.raises(RuntimeError, match=r"MailFrom.* has not been answered$"):
         talk.session.next_event()
     talk.session.receive(b"NOOP\r\n")
-    with pytest.raises(RuntimeError, match=r"MailFrom.* has not been answered"):
+    with pytest.raises(RuntimeError, match=r"MailFrom.* has not been answered$"):
         talk.session.next_event()
     assert isinstance(question, MailFrom)
     assert talk.session.data_to_send() == b""
@@ -320,11 +320,11 @@ def test_a_question_must_be_answered_before_the_next_event() -> None:
 
 def test_there_is_no_answer_without_a_question() -> None:
     talk = talk_in(READY)
-    with pytest.raises(RuntimeError, match="no question is open"):
+    with pytest.raises(RuntimeError, match=r"^no question is open$"):
         talk.session.reply(ACCEPTED)
     talk.ask(SENDER)
     talk.session.reply(replies.SENDER_OK)
-    with pytest.raises(RuntimeError, match="no question is open"):
+    with pytest.raises(RuntimeError, match=r"^no question is open$"):
         talk.session.reply(replies.SENDER_OK)
 
 

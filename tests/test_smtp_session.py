@@ -10,10 +10,12 @@ from mailsvc.smtp.events import (
     Aborted,
     Closed,
     DataBegins,
+    Expand,
     MailFrom,
     MessageBlock,
     MessageEnds,
     RcptTo,
+    Verify,
 )
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.session import Session
@@ -58,6 +60,7 @@ def test_a_new_session() -> None:
     assert (session.waiting, session.receiving, session.buffered) == (False, False, 0)
     assert session.data_to_send() == b""
     assert not session.exhausted
+    assert not Session("mx.example.org", SMTPSettings()).tls_available
 
 
 def test_waiting_receiving_buffered() -> None:
@@ -244,6 +247,14 @@ def test_what_counts_as_an_error(error: bytes) -> None:
     assert codes(talk.say(error))[1:] == [421]
 
 
+@pytest.mark.parametrize("line", [b"VRFY a\r\n", b"EXPN a\r\n"])
+def test_what_vrfy_and_expn_find_out_counts_too(line: bytes) -> None:
+    talk = talk_in(READY, errors=2, disclose_mailboxes=True)
+    assert codes(talk.say(line * 3)) == [250] * 3
+    talk.answers = {Verify: BUSY, Expand: NO}
+    assert codes(talk.say(line * 2))[2:] == [421]
+
+
 def test_temporary_refusals_of_recipients_are_no_errors_and_permanent_ones_are() -> None:
     talk = talk_in(MAIL, errors=2)
     talk.answers[RcptTo] = BUSY
@@ -368,7 +379,7 @@ def test_what_is_sent_behind_starttls_is_dropped(behind: bytes) -> None:
     talk = Talk(tls_available=True)
     talk.say(b"EHLO client.example.net\r\n" + SENDER + RECIPIENT)
     assert talk.say(b"STARTTLS\r\n" + behind) == replies.START_TLS.wire
-    with pytest.raises(RuntimeError, match=r"TLSBegins.* has not been answered"):
+    with pytest.raises(RuntimeError, match=r"TLSBegins.* has not been answered$"):
         talk.session.next_event()
     talk.session.tls_started()
     session = talk.session
