@@ -188,13 +188,12 @@ def test_we_read_what_dovecot_delivered(service: Service, account: str,
         for message in MESSAGES.values():
             assert any(found.endswith(message) for found in before.values())
         # Dovecot's POP3 moves what it saw to cur/ with flags, and leaves index files beside.
-        client = poplib.POP3(*dovecot.pop3)
-        client.user(account)
-        client.pass_(dovecot.password)
-        count = client.stat()[0]
-        for number in range(1, count, 2):
-            client.top(number, 0)
-        client.quit()
+        reader = poplib.POP3(*dovecot.pop3)
+        reader.user(account)
+        reader.pass_(dovecot.password)
+        for number in range(1, reader.stat()[0], 2):
+            reader.top(number, 0)
+        reader.quit()
         dovecot.doveadm("flags", "add", "-u", account, r"\Seen \Flagged", "1:3")
         assert any(path.name.endswith(":2,FS") for path in (dovecot.maildir(account) /
                                                             "cur").iterdir())

@@ -91,12 +91,15 @@ class Fetching:
         mailbox.Maildir(directory)
         return directory
 
-    def agent(self) -> tuple[str, Path]:
-        """A delivery agent and the directory into which it puts each message."""
+    def agent(self, then: str = "") -> tuple[str, Path]:
+        """A delivery agent and the directory into which it puts each message.
+
+        :param then: a shell command to follow.
+        """
         directory = self.work / "got"
         directory.mkdir()
         script = self.configure("agent", "#!/bin/sh\n"
-                                f'exec cat >"$(mktemp {directory}/XXXXXXXX)"\n')
+                                f'cat >"$(mktemp {directory}/XXXXXXXX)"\n{then}\n')
         Path(script).chmod(0o700)
         return script, directory
 
@@ -126,8 +129,9 @@ poll {fetching.host} service {fetching.port} protocol pop3 no dns
 
 
 def getmail(fetching: Fetching) -> list[bytes]:
-    # Its Maildir destination refuses root, its external agent can be told not to.
-    agent, into = fetching.agent()
+    # Its Maildir destination refuses root, its external agent can be told not to.  getmail starts to
+    # watch for the agent's end only after it has begun, and waits in vain for one that was faster.
+    agent, into = fetching.agent(then="sleep 0.2")
     configuration = fetching.configure("getmailrc", f"""\
 [retriever]
 type = SimplePOP3Retriever

@@ -240,7 +240,7 @@ def test_a_recipient_named_twice_gets_one_copy(service: Service) -> None:
     assert len(fetch(service, "b@example.org")) == 1
 
 
-@pytest.mark.parametrize("message", {**CORPUS, **RAW}.values(), ids={**CORPUS, **RAW})
+@pytest.mark.parametrize("message", (CORPUS | RAW).values(), ids=CORPUS | RAW)
 def test_raw_data_comes_back(service: Service, message: bytes) -> None:
     submit(service, message, ("b@example.org",))
     assert difference(received(service), [message]) == ""

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,10 +108,9 @@ class Load:
     def __init__(self, service: Service, ledger: Ledger, name: str) -> None:
         self.killing = threading.Event()
         self.problems: list[BaseException] = []
-        self._clients = [self._start(lambda number=number: send(service, ledger,
-                                                                f"{name}-{number}"))
+        self._clients = [self._start(partial(send, service, ledger, f"{name}-{number}"))
                          for number in range(SENDERS)]
-        self._clients.append(self._start(lambda: drain(service, ledger)))
+        self._clients.append(self._start(partial(drain, service, ledger)))
 
     def _start(self, client: Callable[[], None]) -> threading.Thread:
         def run() -> None:

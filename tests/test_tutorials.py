@@ -73,10 +73,11 @@ def test_a_session_typed_into_telnet(service: Service, program: Callable[[str], 
     with subprocess.Popen([program("telnet"), host, str(port)], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as telnet:
         assert telnet.stdin is not None
-        assert telnet.stdout is not None
+        screen = telnet.stdout
+        assert screen is not None
 
         def shown(code: bytes) -> None:
-            while not (line := telnet.stdout.readline()).startswith(code + b" "):
+            while not (line := screen.readline()).startswith(code + b" "):
                 assert line, f"telnet ended before {code!r}"
 
         shown(b"220")
