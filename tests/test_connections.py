@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
@@ -131,6 +133,25 @@ def test_removing_twice_or_a_stranger_changes_no_count() -> None:
     among.remove(Connection())
     assert len(among) == 1
     assert [refusal(among, "192.0.2.1") for _ in range(2)] == [None, "4.7.0"]
+
+
+def test_an_address_that_left_is_forgotten() -> None:
+    among, connection = connections(), Connection()
+
+    def come_and_go(network: str) -> None:
+        for number in range(20_000):
+            client = f"{network}.{number >> 8}.{number & 255}"
+            among.add(connection, client)
+            among.remove(connection)
+
+    come_and_go("192.0")
+    tracemalloc.start()
+    try:
+        come_and_go("192.1")
+        # One number per address would be ten times as much.
+        assert tracemalloc.get_traced_memory()[0] < 200_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_addresses_of_one_64_are_one() -> None:

@@ -144,8 +144,10 @@ def test_a_forked_process_gives_other_ids() -> None:
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(write_end, new_id().encode())
-        os._exit(0)
+        try:
+            os.write(write_end, new_id().encode())
+        finally:
+            os._exit(0)
     os.close(write_end)
     theirs = os.read(read_end, 100).decode()
     os.close(read_end)
@@ -169,6 +171,25 @@ def test_the_class_of_a_failure_and_of_its_status_agree(kind: type[MailFailure])
     assert issubclass(kind, PermanentFailure | TemporaryFailure) or kind is MailFailure
 
 
+def test_the_status_of_each_failure() -> None:
+    # RFC 3463 §3: 2 is the mailbox, 3 the mail system, 1 the address, 4 the way, 7 policy.
+    assert {kind.__name__: str(kind.default) for kind in FAILURES} == {
+        "MailFailure": "4.3.0",
+        "TemporaryFailure": "4.3.0",
+        "PermanentFailure": "5.3.0",
+        "StorageFull": "4.3.1",
+        "MailboxFull": "4.2.2",
+        "MaildropInUse": "4.2.1",
+        "LoginTooSoon": "4.7.0",
+        "MessageVanished": "5.2.0",
+        "SomeNotRemoved": "4.2.0",
+        "UnknownMailbox": "5.1.1",
+        "MailboxMoved": "5.1.6",
+        "RelayDenied": "5.7.1",
+        "RoutingLoop": "5.4.6",
+    }
+
+
 def test_a_failure_says_what_happened() -> None:
     failure = TemporaryFailure("The disk is slow; try again later")
     assert failure.text == str(failure) == "The disk is slow; try again later"
@@ -185,6 +206,6 @@ def test_a_status_of_its_own() -> None:
 def test_failures_that_carry_more() -> None:
     moved = MailboxMoved("Moved", "new@example.net")
     assert (moved.text, moved.forward_path) == ("Moved", "new@example.net")
-    assert str(moved.status) == "5.1.6"
+    assert str(moved) == "Moved"
     kept = SomeNotRemoved("some deleted messages not removed", (3, 7))
-    assert (kept.numbers, str(kept.status)) == ((3, 7), "4.2.0")
+    assert (kept.numbers, str(kept)) == ((3, 7), "some deleted messages not removed")
