@@ -10,7 +10,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Machine:
-    """The facts; ``str`` makes a phrase of them."""
+    """The facts; ``str`` makes a phrase of them.
+
+    :ivar load: how many programs ran or wanted to run, in the minute before.
+    """
 
     cores: int
     processor: str
@@ -19,6 +22,12 @@ class Machine:
     kernel: str
     file_system: str
     python: str
+    load: float
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs took part in what was measured."""
+        return self.load > self.cores / 2
 
     def __str__(self) -> str:
         return (f"{self.cores} cores ({self.processor}), {self.memory_gib:.0f} GiB of memory, "
@@ -34,7 +43,8 @@ def this_machine(work: Path) -> Machine:
         system=platform.freedesktop_os_release().get("PRETTY_NAME", "an unnamed system"),
         kernel=platform.release(),
         file_system=_file_system(work.resolve()),
-        python=platform.python_version())
+        python=platform.python_version(),
+        load=os.getloadavg()[0])
 
 
 def _field(path: str, name: str, default: str) -> str:

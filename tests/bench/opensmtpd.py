@@ -1,8 +1,8 @@
 """OpenSMTPD as a final destination: a mail.maildir(8) process delivers each message.
 
-Its 250 means that the message is in the queue; it showed no sync of the queue file.  Its limit on
-messages in one session is lifted.  Paths are compiled in and it wants users of its own, so it runs
-in a private view of the file system.
+Its 250 means that the message is in the queue, not synced.  Its limit on messages in one session is
+lifted.  Paths are compiled in and it wants users of its own, so it runs in a private view of the
+file system.
 """
 
 from __future__ import annotations

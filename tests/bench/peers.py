@@ -185,7 +185,7 @@ class Mailsvc(Peer):
         return f"its dev command fails: {' '.join(last_words)}"
 
     def version(self) -> str:
-        return said_by([*self.command, "--version"])
+        return "mailsvc " + said_by([*self.command, "--version"]).split()[-1]
 
     def start(self, site: Site) -> Server:
         accounts = site.write("accounts", "".join(

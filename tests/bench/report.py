@@ -91,6 +91,10 @@ class Report:
         """One more measurement."""
         self.summaries.setdefault((scenario.key, peer), Summary()).add(measurement)
 
+    def servers(self) -> str:
+        """Names and versions of those that took part."""
+        return ", ".join(dict.fromkeys(self.versions.values()))
+
     @property
     def problems(self) -> list[str]:
         """Everything that failed, a line each."""
@@ -150,13 +154,18 @@ class Report:
     def notes(self) -> list[str]:
         """What a reader of the tables must know besides: absent servers, delays, odd events."""
         lines = [f"{peer}: not measured, {reason}." for peer, reason in self.missing.items()]
-        for (key, peer), summary in self.summaries.items():
-            if summary.lag and statistics.median(summary.lag) > 0.5:
-                lines.append(f"{peer}, {key}: the last message was in its maildir "
-                             f"{statistics.median(summary.lag):.1f} s after the last 250.")
-            if summary.lost:
-                lines.append(f"{peer}, {key}: {summary.lost} connections were never greeted and "
-                             f"were made again.")
+        if self.machine.busy:
+            lines.insert(0, f"The machine was not idle: its load average was "
+                            f"{self.machine.load:.1f} when the run began. Measure again.")
+        for scenario, summaries in self.shown(SCENARIOS):
+            title = scenario.title.format(scale=self.scale)
+            for peer, summary in summaries.items():
+                if summary.lag and (lag := statistics.median(summary.lag)) > 0.5:
+                    lines.append(f"{title}, {peer}: the last message was in its maildir "
+                                 f"{lag:.1f} s after the last 250.")
+                if summary.lost:
+                    lines.append(f"{title}, {peer}: connections that were never greeted, and were "
+                                 f"made again: {summary.lost}.")
         return lines
 
     def as_json(self) -> dict[str, Any]:
@@ -185,13 +194,12 @@ class Report:
             json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n")
         for name, scenarios in TABLES:
             (directory / f"{name}.inc").write_text(self.list_table(scenarios))
-        lines = [f"Measured on {self.began:%-d %B %Y} on {self.machine}; "
+        facts = (f"Measured on {self.began:%-d %B %Y} on {self.machine}; "
                  f"{self.scale.rounds} round{'s' * (self.scale.rounds > 1)}, "
                  f"{self.scale.seconds:g} s of load each, "
-                 f"{self.scale.clients} clients.",
-                 "Servers: " + ", ".join(dict.fromkeys(self.versions.values())) + "."]
-        (directory / "run.inc").write_text(
-            "\n\n".join([*lines, *self.notes(), *self.problems]) + "\n")
+                 f"{self.scale.clients} clients.  Servers: {self.servers()}.")
+        (directory / "run.inc").write_text("\n".join(
+            [facts, "", *(f"* {line}" for line in (*self.notes(), *self.problems)), ""]))
 
 
 def _line(name: str, *cells: str) -> str:
