@@ -111,8 +111,9 @@ class Postfix(Daemon):
     def sendmail(self, message: bytes, recipients: Iterable[str],
                  sender: str = "sender@example.net") -> None:
         """Hand *message* (lines ending in LF) in as a local program would."""
-        subprocess.run([self._sendmail, "-C", str(self.configuration), "-i", "-f", sender,
-                        *recipients], input=message, check=True, timeout=PATIENCE)
+        # As root too: others may not name a configuration of their own.
+        subprocess.run([*_as_root(), self._sendmail, "-C", str(self.configuration), "-i",
+                        "-f", sender, *recipients], input=message, check=True, timeout=PATIENCE)
 
     def until_sent(self, count: int) -> None:
         """Wait until *count* deliveries succeeded; fails at once when one is put off or bounces."""

@@ -129,8 +129,8 @@ poll {fetching.host} service {fetching.port} protocol pop3 no dns
 
 
 def getmail(fetching: Fetching) -> list[bytes]:
-    # Its Maildir destination refuses root, its external agent can be told not to.  getmail begins to
-    # watch for the agent's end when the agent runs already, and waits in vain for one too fast.
+    # Its Maildir destination refuses root; its external agent can be told not to.  getmail begins
+    # to watch for the agent when that runs already, and waits in vain for one too fast.
     agent, into = fetching.agent(then="sleep 0.2")
     configuration = fetching.configure("getmailrc", f"""\
 [retriever]
