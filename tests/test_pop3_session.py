@@ -102,7 +102,9 @@ def test_a_malformed_argument_is_answered_with_the_syntax(row: Any) -> None:
 
 def test_the_banner() -> None:
     plain = Session(HOSTNAME, POP3Settings())
+    assert plain.owed == 0
     plain.greet()
+    assert plain.owed == 40
     assert plain.data_to_send() == b"+OK dbc.mtview.ca.us POP3 server ready\r\n"
     assert plain.data_to_send() == b""
 
@@ -329,6 +331,12 @@ def test_what_comes_behind_stls_is_dropped(behind: bytes) -> None:
     assert subject.next_event() is None
     assert subject.data_to_send().decode().splitlines() == [
         "-ERR Unknown command", "-ERR Unknown command", "-ERR USER first"]
+
+
+def test_stls_without_a_certificate() -> None:
+    subject = session()
+    assert ask(subject, "STLS") == "-ERR STLS is not offered\r\n"
+    assert "STLS" not in ask(subject, "CAPA")
 
 
 def test_stls_with_tls_from_the_first_octet() -> None:
