@@ -241,10 +241,25 @@ class Wire(StringTransport):
 
     :ivar half_closed: whether loseWriteConnection was called.
     :ivar tls: what startTLS was called with.
+    :ivar bothered: how often reading was stopped or begun again.
     """
 
     half_closed = False
     tls: Any = None
+    bothered = 0
+
+    def write(self, data: bytes) -> None:
+        # A real transport loses what is written then, TLS at any rate.
+        assert not self.half_closed and not self.disconnecting, f"written too late: {data!r}"
+        super().write(data)
+
+    def pauseProducing(self) -> None:
+        self.bothered += 1
+        super().pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self.bothered += 1
+        super().resumeProducing()
     no_delay: bool | None = None
 
     def setTcpNoDelay(self, enabled: bool) -> None:

@@ -168,6 +168,16 @@ def test_a_bug_is_a_local_error_and_a_traceback(kind: str, late: bool) -> None:
     one.hang_up()
 
 
+def test_answers_that_come_at_once_do_not_nest() -> None:
+    # Nor would they fit the stack.
+    one = line()
+    one.answers.spoilt["route"] = ZeroDivisionError("a bug")
+    with logged() as events:
+        one.say(SENDER + RECIPIENT * 500)
+    assert one.codes() == ["250 2.1.0"] + ["451 4.3.0"] * 500
+    assert len(events) == 500
+
+
 @pytest.mark.parametrize(("failure", "code"), [(FULL, "452 4.3.1"), (REFUSED, "554 5.3.0"),
                                                (ZeroDivisionError("a bug"), "451 4.3.0")])
 def test_a_write_that_raises(failure: Exception, code: str) -> None:
@@ -191,6 +201,8 @@ def test_a_write_that_raises(failure: Exception, code: str) -> None:
         one.say(b".\r\nNOOP\r\n")
     assert one.codes() == [code, "250 2.0.0"]
     assert [delivery.outcome for delivery in one.store.deliveries] == ["aborted", "aborted"]
+    why = failure.text if isinstance(failure, MailFailure) else "internal error"
+    assert f"ID dropped client=198.51.100.7 connection=ID: {why}" in texts(events)
     for found in (events, more):
         assert len([event for event in found if "log_failure" in event]) == (
             not isinstance(failure, MailFailure))

@@ -248,8 +248,8 @@ async def test_a_flood_stays_with_a_client_that_does_not_read() -> None:
         (protocol,) = one.protocols
         assert not protocol._reading
         transport = protocol.transport
-        # One received chunk and the replies to it, at most.
-        assert protocol.session.buffered < 6  # half a command
+        # One received chunk, and the replies to another, at most.
+        assert protocol.session.buffered <= 65_536
         assert len(transport.dataBuffer) + transport._tempDataLen < 65_536 + 65_536 // 6 * 26
 
         def read() -> int:
