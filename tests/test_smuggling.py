@@ -349,11 +349,6 @@ CHUNKS: list[tuple[str, bytes, list[int], list[bytes]]] = [
      [250, 250, 250, 250, 250], [b"x\r\n"]),
     ("a command that is none", RECIPIENT + b"BDAT 3\r\nx\r\nXYZZY\r\nBDAT 0 LAST\r\n",
      [250, 250, 250, 500, 250], [b"x\r\n"]),
-    # No number, so no octets: what follows is commands, and no message comes of it.
-    ("-1", RECIPIENT + b"BDAT -1\r\nBDAT -1 LAST\r\nNOOP\r\n", [250, 250, 501, 501, 250], []),
-    ("no number", RECIPIENT + b"BDAT\r\nBDAT LAST\r\nBDAT x\r\nNOOP\r\n",
-     [250, 250, 501, 501, 501, 250], []),
-    ("21 digits", RECIPIENT + b"BDAT 999999999999999999999\r\nNOOP\r\n", [250, 250, 501, 250], []),
 ]
 
 
@@ -366,6 +361,23 @@ def test_chunks(stream: bytes, codes: list[int], messages: list[bytes]) -> None:
         assert owner.messages == messages
         assert "mallory@example.com" not in owner.senders
         assert not owner.session.receiving
+
+
+@pytest.mark.parametrize("octets", [
+    b"-1", b"-1 LAST", b"+1", b"", b"LAST", b"x", b"1x", b"1 LAST LAST", b"1 MORE", b"0x1",
+    b"9" * 21, b"9" * 21 + b" LAST",
+])
+def test_a_chunk_of_no_known_size_ends_the_session(octets: bytes) -> None:
+    # Nobody can say where its octets end, and none of them may be taken for a command.
+    for begin, codes in ((HELLO, []), (HELLO + RECIPIENT, [250, 250]),
+                         (HELLO + RECIPIENT + b"BDAT 3\r\nx\r\n", [250, 250, 250])):
+        stream = begin + b"BDAT " + octets + b"\r\n"
+        for pieces in [[stream + TRAP], cut(stream + TRAP, range(1, len(stream + TRAP))),
+                       [stream, TRAP]]:
+            owner = after(pieces)
+            assert owner.codes == [220, 250, *codes, 501]
+            assert "mallory@example.com" not in owner.senders
+            assert owner.messages == []
 
 
 def test_a_chunk_before_the_client_said_its_name_is_swallowed() -> None:
