@@ -9,7 +9,8 @@ holds one received chunk, and a flood stays in the peer's kernel.
 
 Answers are gathered and written once a turn.  A connection that is ended for what the client did is
 closed for writing first and read for a while: input that nobody reads would turn the close into a
-reset, and a reset may overtake the answer that says why.
+reset, and a reset may overtake the answer that says why.  A client that closes its own side behind
+its last command still gets all that it asked for: the end of input is not the end of the talk.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
     IOpenSSLContextFactory,
     IPushProducer,
     IReactorTime,
@@ -34,13 +36,15 @@ from mailsvc.mail import new_id
 
 #: How long a connection that was ended from our side may take to swallow the reason, in seconds.
 LINGER = 10.0
+#: The same when the service is stopping.
+_LAST_WORD = 1.0
 #: A deadline while no time runs.
 FOREVER = float("inf")
 #: How often, in seconds, to look at the clock while no time runs.
 _LOOK = 300.0
 
 
-@implementer(IPushProducer)
+@implementer(IHalfCloseableProtocol, IPushProducer)
 class Conversation(Protocol):
     """One connection.  A subclass knows what the events of its session mean.
 
@@ -69,6 +73,8 @@ class Conversation(Protocol):
     _closing = False
     #: Whether the service is stopping, so that what is under way is the last.
     _last = False
+    #: Whether the peer has closed its side.
+    _input_ended = False
     #: Whether something else than the peer must be waited for before the next event.
     _stalled = False
     #: When patience ends.
@@ -83,8 +89,12 @@ class Conversation(Protocol):
     def begin(self, refusal: MailFailure | None) -> None:
         """Greet, or refuse a connection too many."""
 
-    def say_goodbye(self) -> None:
-        """The service is stopping: close the session if nothing is under way."""
+    def say_goodbye(self, now: bool) -> None:
+        """The service is stopping: close the session, unless *now* is false and it is at work."""
+
+    def patience(self) -> float:
+        """How long, in seconds, a client that is done may take to swallow what it asked for."""
+        return LINGER
 
     def keep_time(self, said: bool) -> None:
         """A turn is over, in which something was *said* or not: move the deadline."""
@@ -123,6 +133,16 @@ class Conversation(Protocol):
         self.session.receive(data)
         self._advance()
 
+    def readConnectionLost(self) -> None:
+        """The peer has closed its side; what it asked for before is still answered."""
+        self._input_ended = True
+        if self._closing:
+            self.transport.loseConnection()
+        self._advance()
+
+    def writeConnectionLost(self) -> None:
+        """Our side is closed, as was wished; the peer's is read to its end."""
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._connected = False
         if self._timer.active():
@@ -152,7 +172,7 @@ class Conversation(Protocol):
         try:
             while self.writable and not self._stalled and not self.session.waiting:
                 if self._last:
-                    self.say_goodbye()
+                    self.say_goodbye(now=False)
                 event = self.session.next_event()
                 if event is None:
                     break
@@ -160,9 +180,13 @@ class Conversation(Protocol):
         finally:
             self._advancing = False
         said = self._flush()
-        if not self._closing:
-            self._pace()
-            self.keep_time(said)
+        if self._closing:
+            return
+        if self._input_ended and not (self.session.waiting or self._stalled) and self.writable:
+            self._hang_up(True)
+            return
+        self._pace()
+        self.keep_time(said)
 
     def _go_on(self, _: object) -> None:
         """A callback: what was waited for is there."""
@@ -181,7 +205,7 @@ class Conversation(Protocol):
         held_up = self.session.waiting or self._stalled or not self.writable
         # Not before input waits: TLS cannot write in its handshake, and has to read to get through.
         reading = not (held_up and self.session.buffered)
-        if reading != self._reading and self._connected and not self._closing:
+        if reading != self._reading and self._connected and not self._input_ended:
             self._reading = reading
             if reading:
                 self.transport.resumeProducing()
@@ -218,27 +242,29 @@ class Conversation(Protocol):
 
     # ---- the end ----
 
-    def _hang_up(self, asked: bool, seconds: float) -> None:
-        """Close when all that was said is taken, or after *seconds*.
+    def _hang_up(self, asked: bool) -> None:
+        """Close when all that was said is taken, or when it takes too long.
 
         :param asked: whether the client wished it, and so sends nothing more.
         """
         self._flush()
         self._closing = True
+        seconds = _LAST_WORD if self._last else self.patience() if asked else LINGER
         self._wait_until(self.factory.clock.seconds() + seconds)
         self.transport.unregisterProducer()
         # TLS has to read to its end, too.
-        if not self._reading:
+        if not self._reading and not self._input_ended:
             self._reading = True
             self.transport.resumeProducing()
         half_close = getattr(self.transport, "loseWriteConnection", None)
-        if half_close is None or asked or self._last or self.session.tls_active:
+        done = asked or self._last or self._input_ended or self.session.tls_active
+        if done or half_close is None:
             self.transport.loseConnection()
         else:
             half_close()
 
-    def _cut_off(self) -> None:
-        """End the connection at once; nothing more is read, said or asked."""
+    def _cut_off(self, reason: str) -> None:
+        """End the connection at once, for *reason*; nothing more is read, said or asked."""
         self._connected = False
         self.transport.abortConnection()
 
@@ -248,8 +274,13 @@ class Conversation(Protocol):
         self._advance()
 
     def abort(self) -> None:
-        """End now."""
-        self._cut_off()
+        """End now, with a word if one can be said."""
+        if self._closing or self.session.waiting or self._stalled or not self.writable:
+            self._cut_off("service stopped")
+        else:
+            self._last = True
+            self.say_goodbye(now=True)
+            self._advance()
 
 
 class ConversationFactory(Factory):

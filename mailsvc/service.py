@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 import resource
 from collections.abc import Iterable
 from typing import Any
@@ -92,6 +93,8 @@ class MailService(MultiService):
 
     :ivar ready: fires with the listeners when all are bound and the service is at work; fails with
         :class:`CannotStart`.
+    :ivar for_good: whether this is not a throwaway service, and its files shall stay usable for the
+        user that they belong to.
     :ivar log_observer: what ``twistd`` shall log to, or None to leave that to its options.
     """
 
@@ -117,6 +120,7 @@ class MailService(MultiService):
         sweep.clock = reactor
         for part in self._hasher, self._notify, sweep:
             part.setServiceParent(self)
+        self.for_good = False
         self.log_observer: ILogObserver | None = None
         self.ready: Deferred[list[Listener]] = Deferred()
 
@@ -156,6 +160,8 @@ class MailService(MultiService):
         """
         if self._bound is None:
             self.privilegedStartService()
+        if self.for_good:
+            _refuse_root(self._settings)
         try:
             self._open()
         except (DirectoryError, StoreUnusable, OSError) as error:
@@ -320,6 +326,23 @@ class _Entrance(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         return self.factory.buildProtocol(addr) if self.factory is not None else None
+
+
+def _refuse_root(settings: Settings) -> None:
+    """Do not serve as root what belongs to somebody else, who could not use it afterwards."""
+    try:
+        owner = os.stat(settings.service.data).st_uid
+    except OSError:
+        return  # opening what lies there tells better what is wrong
+    if os.geteuid() == 0 and owner != 0:
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = str(owner)
+        raise CannotStart(
+            f"mailsvc cannot start: {settings.service.data} belongs to {name}, and what root made "
+            f"there {name} could not use; give twistd --uid {name} --gid {name}, or run it as "
+            f"{name}: sudo -u {name} …")
 
 
 def _make_mail_directory(settings: Settings) -> None:

@@ -79,6 +79,7 @@ def makeService(options: Options) -> MailService:
     from twisted.internet import reactor  # noqa: PLC0415
 
     service = build(options.settings, reactor, checkers=options.get("credCheckers", ()))
+    service.for_good = True
     service.log_observer = _log_observer(options.settings, options.parent or {}, reactor)
     service.ready.addErrback(_give_up, reactor)
     return service

@@ -557,7 +557,7 @@ def test_a_large_maildir(tmp_path: Path) -> None:
     """More names than are sorted at a time, in order; so many octets for each in memory."""
     directory = home(tmp_path)
     count = 3 * listing._RUN + 5
-    names = [b"%d.%016dAB.mail.example.org,S=4096,W=%d" % (1_763_683_200 + n // 7, n, n)
+    names = [b"%d.%016dAB.mail.example.org,S=%d,W=%d" % (1_763_683_200 + n // 7, n, n, n)
              for n in range(count)]
     source = put(directory, "tmp/source", b"")
     shuffled = names.copy()

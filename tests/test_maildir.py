@@ -139,7 +139,8 @@ async def test_one_descriptor_for_a_session(store: MaildirStore, tmp_path: Path)
     assert descriptors() == before + 1
     maildrop.release()
     assert descriptors() == before
-    assert (home(tmp_path) / "mailsvc.lock").stat().st_size == 0
+    status = (home(tmp_path) / "mailsvc.lock").stat()
+    assert (status.st_size, status.st_mode & 0o777) == (0, 0o600)
 
 
 @pytest_twisted.ensureDeferred

@@ -144,6 +144,19 @@ def test_an_answer_waits_for_the_peer_to_read_too() -> None:
     one.hang_up()
 
 
+def test_the_transport_is_not_bothered_without_need() -> None:
+    one = line("commit")
+    for _ in range(10):
+        one.say(b"NO")
+        one.say(b"OP\r\n")
+    one.say(TRANSACTION)
+    assert one.transport.bothered == 0  # type: ignore[attr-defined]
+    one.say(b"NOOP\r\n")
+    one.release()
+    assert one.transport.bothered == 2  # type: ignore[attr-defined]
+    one.hang_up()
+
+
 # ---- time ----------------------------------------------------------------------------------------
 
 
@@ -314,6 +327,17 @@ def test_amid_a_message_no_time_runs_while_the_store_is_at_work() -> None:
     assert not one.closed
     one.clock.advance(1)
     assert one.closed
+    one.hang_up()
+
+
+def test_the_timer_is_not_moved_with_each_command() -> None:
+    one = line()
+    (timer,) = one.clock.getDelayedCalls()
+    due = timer.getTime()
+    one.clock.advance(100)
+    one.say(b"NOOP\r\n" + TRANSACTION)
+    assert one.clock.getDelayedCalls() == [timer]
+    assert timer.getTime() == due
     one.hang_up()
 
 
@@ -515,8 +539,10 @@ def check_outcomes(one: Line, events: Sequence[LogEvent]) -> None:
     assert [event["id"] for event in events] == [d.id for d in one.store.deliveries]
     assert all("log_failure" not in event for event in events)
     words = {"aborted": "dropped", "committed": "accepted", "failed": "not"}
-    assert [formatEvent(event).split()[1] for event in events] == [
+    lines = [formatEvent(event) for event in events]
+    assert [line.split()[1] for line in lines] == [
         words[delivery.outcome] for delivery in one.store.deliveries]
+    assert all(line.endswith(": connection lost") for line in lines if " dropped " in line)
 
 
 # ---- the end of the service ----------------------------------------------------------------------
@@ -606,12 +632,16 @@ def test_who_takes_too_long_is_cut_off() -> None:
     done = stop(one, 30)
     one.clock.advance(29)
     assert not one.transport.disconnected
+    one.news()
+    one.clock.advance(1)
+    assert one.codes() == STOPPING
+    assert one.store.deliveries[0].outcome == "aborted"
+    # Whoever does not take even that is not waited for.
     one.clock.advance(1)
     assert one.transport.disconnected
     assert not done
     one.hang_up()
     assert done == [None]
-    assert one.store.deliveries[0].outcome == "aborted"
 
 
 def test_who_does_not_read_is_cut_off_in_the_end() -> None:

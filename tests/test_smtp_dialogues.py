@@ -21,7 +21,7 @@ from mailsvc.mail import Address, Recipient
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.grammar import mailbox
 from mailsvc.smtp.limits import SMTPSettings
-from mailsvc.smtp.replies import LOCAL_ERROR, Reply, accepted, from_failure, reply
+from mailsvc.smtp.replies import LOCAL_ERROR, Reply, accepted, from_failure, verified
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.smtp.session import Session
 from mailsvc.trace import trace_header
@@ -157,12 +157,9 @@ class Owner:
                 envelope.recipients.append(Recipient(forward_path, accounts))
                 return replies.RECIPIENT_OK
             case events.Verify(mailbox):
-                found = self.router.verify(mailbox)
-                if mailbox.domain not in ("", found.domain):
-                    return reply(251, "2.1.5", f"User not local; will forward to <{found}>")
-                return reply(250, "2.1.5", f"<{found}>")
+                return verified(mailbox, [self.router.verify(mailbox)])
             case events.Expand(mailbox):
-                return reply(250, "2.1.5", *(f"<{one}>" for one in self.router.expand(mailbox)))
+                return verified(mailbox, self.router.expand(mailbox))
             case events.DataBegins():
                 assert envelope is not None
                 self.delivery = self.store.begin(envelope.accounts(), envelope.id, envelope.size)

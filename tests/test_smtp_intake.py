@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mailsvc.settings import one_of
 from mailsvc.smtp import replies
 from mailsvc.smtp.intake import Intake
 from mailsvc.smtp.limits import SMTPSettings
@@ -306,6 +307,29 @@ def test_the_least_value_of_a_limit(name: str, least: int) -> None:
     check = field.metadata["check"]
     assert check(least) is None
     assert check(least - 1) == f"{least} or more"
+
+
+def test_networks_are_checked() -> None:
+    field = next(f for f in dataclasses.fields(SMTPSettings) if f.name == "exempt_networks")
+    check = field.metadata["check"]
+    assert check([]) is None
+    assert check(["192.0.2.0/24", "192.0.2.7/24", "192.0.2.1", "2001:db8::/32", "::1"]) is None
+    for wrong in ("", "example.org", "192.0.2.0/33", "192.0.2", "2001:db8::/129", "::1%eth0/64"):
+        assert check(["::1", wrong]) == 'networks like "192.0.2.0/24" and "2001:db8::/32"'
+
+
+def test_a_choice_is_one_of_those_named() -> None:
+    check = one_of("text", "json")
+    assert check("text") is None
+    assert check("json") is None
+    for wrong in ("", "TEXT", "tex", "text, json"):
+        assert check(wrong) == "one of text, json"
+
+
+def test_a_list_is_not_shared_between_sections() -> None:
+    one, other = SMTPSettings(), SMTPSettings()
+    one.exempt_networks.append("192.0.2.0/24")
+    assert other.exempt_networks == SMTPSettings().exempt_networks == ["127.0.0.0/8", "::1/128"]
 
 
 def test_the_limits_are_those_of_the_standard_or_wider() -> None:

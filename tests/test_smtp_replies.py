@@ -22,8 +22,9 @@ from mailsvc.errors import (
     TemporaryFailure,
     UnknownMailbox,
 )
+from mailsvc.mail import Address
 from mailsvc.smtp import replies
-from mailsvc.smtp.replies import Reply, accepted, from_failure, printable, reply
+from mailsvc.smtp.replies import Reply, accepted, from_failure, printable, reply, verified
 
 CONSTANTS = {
     name: value for name, value in vars(replies).items()
@@ -174,6 +175,25 @@ def test_a_line_that_is_not_ascii_is_made_so() -> None:
 def test_a_message_is_accepted_by_its_id() -> None:
     assert accepted("01HXAMPLE0000001").wire == (
         b"250 2.0.0 Message accepted as 01HXAMPLE0000001\r\n")
+
+
+@pytest.mark.parametrize(("asked", "found", "wire"), [
+    ("ann@example.org", ["ann@example.org"], "250 2.1.5 <ann@example.org>\r\n"),
+    ("ann@", ["ann@example.org"], "250 2.1.5 <ann@example.org>\r\n"),
+    ("ann@example.org", ["ann.b@example.org"], "250 2.1.5 <ann.b@example.org>\r\n"),
+    ("ann@example.org", ["ann@example.net"],
+     "251 2.1.5 User not local; will forward to <ann@example.net>\r\n"),
+    ("all@example.org", ["ann@example.net", "a b@example.org"],
+     '250-2.1.5 <ann@example.net>\r\n250 2.1.5 <"a b"@example.org>\r\n'),
+    ("ann@example.org", ["пётр@example.org"], replies.CANNOT_VERIFY.wire.decode()),
+    ("all@example.org", ["ann@example.org", "ann@bücher.example"],
+     replies.CANNOT_VERIFY.wire.decode()),
+])
+def test_what_vrfy_and_expn_find(asked: str, found: list[str], wire: str) -> None:
+    addresses = [Address(*address.split("@")) for address in (asked, *found)]
+    made = verified(addresses[0], iter(addresses[1:]))
+    assert made.wire.decode() == wire
+    well_formed(made.wire)
 
 
 # ---- what is echoed ----

@@ -145,7 +145,7 @@ PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
 @click.option("--hostname", metavar="NAME", help="What the service calls itself [this host].")
 @click.option("--account", "accounts", type=ACCOUNT, multiple=True,
               help="Make this account, or give it this password; its domain is served too.")
-@click.option("--accounts", "accounts_file", type=click.File(encoding="utf-8"), metavar="FILE",
+@click.option("--accounts", "accounts_file", type=click.File("rb"), metavar="FILE",
               help="Accounts, one NAME@DOMAIN:PASSWORD a line; empty lines and # are left out.")
 @click.option("--alias", "aliases", type=ALIAS, multiple=True,
               help="Lead mail for one address to others, which exist or stand before it.")
@@ -213,9 +213,13 @@ def dev(
 # ---- what the flags mean ------------------------------------------------------------------------
 
 
-def _accounts_in(file: Iterable[str] | None) -> Iterator[NewAccount]:
+def _accounts_in(file: Iterable[bytes] | None) -> Iterator[NewAccount]:
     for number, line in enumerate(file or (), 1):
-        text = line.rstrip("\r\n")
+        try:
+            text = line.rstrip(b"\r\n").decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"--accounts, line {number}: not UTF-8 ({error}); "
+                                   "save the file in that encoding") from error
         if text.strip() and not text.lstrip().startswith("#"):
             try:
                 yield _account(text)

@@ -40,7 +40,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mailsvc.conversation import LINGER, Conversation, ConversationFactory
+from mailsvc.conversation import Conversation, ConversationFactory
 from mailsvc.errors import MailFailure, PermanentFailure, SomeNotRemoved, TemporaryFailure
 from mailsvc.interfaces import IMaildrop
 from mailsvc.mail import new_id
@@ -159,7 +159,7 @@ class POP3Protocol(Conversation):
             at_work.end(b"", "time is up")
             self._advance()
         else:
-            self._end("time is up amid an answer")
+            self._cut_off("time is up amid an answer")
 
     def _is_taking(self) -> bool:
         """Whether the peer has octets to take still, and not as many as when last asked."""
@@ -168,12 +168,13 @@ class POP3Protocol(Conversation):
 
     # ---- the end ----
 
+    def patience(self) -> float:
+        # The messages it asked for before QUIT may still be on their way.
+        return self.factory.settings.autologout_seconds
+
     def _on_closed(self, event: events.Closed) -> None:
         self._leave(event.reason)
-        # What was answered before is still to be taken; a client that said QUIT waits for nothing
-        # else, and one that did not may never come to look.
-        settings = self.factory.settings
-        self._hang_up(event.asked, settings.autologout_seconds if event.asked else LINGER)
+        self._hang_up(event.asked)
 
     def _leave(self, reason: str) -> None:
         """Log out, unless an update is under way, which does so when it is done."""
@@ -192,18 +193,13 @@ class POP3Protocol(Conversation):
             client=self.client, reason=reason,
         )
 
-    def say_goodbye(self) -> None:
+    def say_goodbye(self, now: bool) -> None:
         self.session.close(_SHUTTING_DOWN)
 
-    def abort(self) -> None:
-        """End now; nothing is deleted but by QUIT."""
-        self._end("service stopped")
-
-    def _end(self, reason: str) -> None:
-        """End at once."""
+    def _cut_off(self, reason: str) -> None:
         self._connected = False
         self._leave(reason)
-        self._cut_off()
+        super()._cut_off(reason)
 
     # ---- login ----
 
@@ -256,7 +252,7 @@ class POP3Protocol(Conversation):
 
     def _lock_lost(self, _: object) -> None:
         if self._logout is not None and self.session.state is State.TRANSACTION:
-            self._end("the lock of the maildrop was lost")
+            self._cut_off("the lock of the maildrop was lost")
 
     # ---- other questions ----
 
@@ -337,7 +333,7 @@ class POP3Protocol(Conversation):
     def _bug(self, failure: Failure) -> None:
         """The session is unsound."""
         self.log.failure("{connection} is cut off", failure, connection=self.id)
-        self._end("internal error")
+        self._cut_off("internal error")
 
 
 POP3Protocol.handlers = {

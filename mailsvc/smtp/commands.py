@@ -107,7 +107,7 @@ def _mail(session: Session, argument: bytes) -> None:
         attribute, parse = parameter
         setattr(envelope, attribute, parse(value))
     most = session.limits.message_octets
-    if not envelope.smtputf8 and not parsed.path.is_ascii:
+    if parsed.internationalized and not envelope.smtputf8:
         session.refuse(replies.NEEDS_SMTPUTF8)
     elif most and envelope.size > most:
         session.refuse(replies.MESSAGE_TOO_BIG)
@@ -129,7 +129,7 @@ def _rcpt(session: Session, argument: bytes) -> None:
     assert envelope is not None
     if parsed.parameters:
         session.refuse(_unknown_parameter(next(iter(parsed.parameters)), "RCPT"))
-    elif not envelope.smtputf8 and not parsed.path.is_ascii:
+    elif parsed.internationalized and not envelope.smtputf8:
         session.refuse(replies.NEEDS_SMTPUTF8)
     elif len(envelope.recipients) >= session.limits.recipients:
         # Not an error of the client: it may go on with those it has (RFC 5321 §4.5.3.1.10).
@@ -148,7 +148,12 @@ def _data(session: Session, argument: bytes) -> None:
 
 
 def _bdat(session: Session, argument: bytes) -> None:
-    octets, last = grammar.chunk(argument)
+    try:
+        octets, last = grammar.chunk(argument)
+    except SyntaxFault as fault:
+        # Nobody knows how many octets follow, and what is not command must not run as such.
+        session.close(reply(501, "5.5.4", str(fault)))
+        return
     intake = session.intake
     if intake is None:
         intake = session.intake = Intake(session.limits, chunked=True)

@@ -1,7 +1,8 @@
 """The arguments of SMTP commands (RFC 5321 §4.1): bytes in, values out.
 
 Syntax only: whether an address exists or a size is too large is for others to say.  Announced
-leniency: spaces after ``FROM:`` and ``TO:``, trailing white space, and an underscore in a domain.
+leniency: spaces after ``FROM:`` and ``TO:``, trailing white space, an underscore in a domain; and
+in HELO and EHLO, which only serve to tell who came, a final dot and ``[::1]`` for ``[IPv6:::1]``.
 
 Each parser raises :class:`SyntaxFault`, whose text tells the client what was expected.
 """
@@ -46,10 +47,13 @@ class PathArgument:
     :ivar path: the mailbox, source route removed (RFC 5321 §3.6.1, appendix C).
     :ivar parameters: ESMTP parameters, keywords in upper case; a value is None when there was no
         "=".
+    :ivar internationalized: whether it was written with more than ASCII (RFC 6531 §3.3), even if
+        it means an ASCII name.
     """
 
     path: Address
     parameters: Mapping[str, str | None]
+    internationalized: bool = False
 
 
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u0080-\U0010ffff-]+"
@@ -71,7 +75,7 @@ _PARAMETER = re.compile(
     r"(?P<keyword>[A-Za-z0-9][A-Za-z0-9-]*)(?:=(?P<value>[!-<>-~\u0080-\U0010ffff]+))?"
 )
 # A path ends at the first ">" that is not inside a quoted local-part.
-_BRACKETED = re.compile(rf"<(?P<path>(?:{_QUOTED}|[^\"<> ])*)>(?P<tail>(?: .*)?)", re.DOTALL)
+_BRACKETED = re.compile(rf"<(?P<path>(?:{_QUOTED}|[^\"<> ])*)>(?P<tail>(?:[ \t].*)?)", re.DOTALL)
 
 
 def text(argument: bytes) -> str:
@@ -91,15 +95,21 @@ def hello(argument: bytes) -> str:
     if not name:
         raise SyntaxFault("Say who you are: EHLO your.host.name")
     try:
-        return _address_literal(name) if name.startswith("[") else _domain(name)
+        if name.startswith("["):
+            literal = re.sub(r"\A\[(?=[^.]*:)(?!IPv6:)", "[IPv6:", name, flags=re.IGNORECASE)
+            return _address_literal(literal)
+        domain = _domain(name.removesuffix("."))
     except SyntaxFault:
         raise SyntaxFault("Not a domain or an address literal") from None
+    # RFC 6531 §3.7.1: U-labels have no place here; in Received they would be worse.
+    return domain if domain.isascii() else idna.encode(domain).decode()
 
 
 def reverse_path(argument: bytes) -> PathArgument:
     """The argument of MAIL: ``FROM:<path> parameters`` (RFC 5321 §4.1.1.2)."""
     inside, parameters = _path_argument(argument, "FROM", "MAIL FROM:<address>")
-    return PathArgument(_mailbox(inside) if inside else NULL_PATH, parameters)
+    path = _mailbox(inside) if inside else NULL_PATH
+    return PathArgument(path, parameters, not inside.isascii())
 
 
 def forward_path(argument: bytes) -> PathArgument:
@@ -112,7 +122,7 @@ def forward_path(argument: bytes) -> PathArgument:
         raise AddressFault("A recipient cannot be empty")
     if inside.lower() == "postmaster":
         return PathArgument(Address("postmaster", ""), parameters)
-    return PathArgument(_mailbox(inside), parameters)
+    return PathArgument(_mailbox(inside), parameters, not inside.isascii())
 
 
 def _path_argument(argument: bytes, word: str, usage: str) -> tuple[str, dict[str, str | None]]:
@@ -132,11 +142,9 @@ def _path_argument(argument: bytes, word: str, usage: str) -> tuple[str, dict[st
 
 
 def parameters(tail: str) -> dict[str, str | None]:
-    """ESMTP parameters, separated by spaces (RFC 5321 §4.1.2, Mail-parameters)."""
+    """ESMTP parameters, separated by white space (RFC 5321 §4.1.2, Mail-parameters)."""
     found: dict[str, str | None] = {}
-    for word in tail.split(" "):
-        if not word:
-            continue
+    for word in filter(None, re.split("[ \t]", tail)):
         match = _PARAMETER.fullmatch(word)
         if match is None:
             raise SyntaxFault("Malformed parameter; expected KEYWORD or KEYWORD=value")

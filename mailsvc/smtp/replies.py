@@ -7,9 +7,11 @@ made when it is made, so sending a constant one costs nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mailsvc.errors import EnhancedStatus, MailboxMoved, MailFailure, PermanentFailure
+from mailsvc.mail import Address
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 #: Longest text of one reply line: RFC 5321 §4.5.3.1.5 allows 512 octets with code and CRLF.
@@ -62,8 +64,6 @@ def reply(code: int, status: str, *lines: str) -> Reply:
 
 
 # 2yz, 3yz
-SYSTEM_STATUS = 211
-HELLO_OK = 250
 BYE = reply(221, "2.0.0", "Bye")
 RESET_OK = reply(250, "2.0.0", "Forgotten; ready for a new transaction")
 NOOP_OK = reply(250, "2.0.0", "Nothing done")
@@ -82,7 +82,7 @@ TOO_MANY_MESSAGES = reply(421, "4.7.0", "Enough messages for one connection; con
 NOT_HTTP = reply(421, "4.7.0", "This is SMTP, not HTTP")
 NOT_TLS = reply(421, "4.7.0", "This port does not begin with TLS")
 LOCAL_ERROR = reply(451, "4.3.0", "Local error in processing; try again later")
-TOO_MANY_RECIPIENTS = reply(452, "4.5.3", "Too many recipients; send the rest another message")
+TOO_MANY_RECIPIENTS = reply(452, "4.5.3", "Too many recipients; send to the rest separately")
 
 # 5yz: syntax
 BAD_CHARACTERS = reply(500, "5.5.2", "Control character in command; only CRLF ends a line")
@@ -92,7 +92,6 @@ NO_ARGUMENT = reply(501, "5.5.4", "No argument is allowed here")
 NOT_IMPLEMENTED = reply(502, "5.5.1", "Command not implemented")
 EXPN_DISABLED = reply(502, "5.7.1", "EXPN is not available here")
 UNKNOWN_TOPIC = reply(504, "5.5.4", "No help on that topic; HELP alone lists the commands")
-UNKNOWN_PARAMETER = 555
 
 # 5yz: order
 HELLO_FIRST = reply(503, "5.5.1", "Say EHLO or HELO first")
@@ -116,6 +115,18 @@ NEEDS_SMTPUTF8 = reply(553, "5.6.7", "Address is not ASCII; use the SMTPUTF8 par
 def accepted(id: str) -> Reply:
     """The reply that takes responsibility for a message (RFC 5321 §4.2.5)."""
     return reply(250, "2.0.0", f"Message accepted as {id}")
+
+
+def verified(asked: Address, found: Iterable[Address]) -> Reply:
+    """What VRFY and EXPN say of *asked*, which means the mailboxes *found* (RFC 5321 §3.5)."""
+    found = list(found)
+    if not all(address.is_ascii for address in found):
+        # They could be named in UTF-8 only, which a reply has no room for (RFC 6531 §3.7.4.2).
+        return CANNOT_VERIFY
+    if len(found) == 1 and asked.domain not in ("", found[0].domain):
+        # RFC 5321 §3.4: the server knows where the user is, and will forward.
+        return reply(251, "2.1.5", f"User not local; will forward to <{found[0]}>")
+    return reply(250, "2.1.5", *(f"<{address}>" for address in found))
 
 
 def from_failure(failure: MailFailure, *, rcpt: bool = False) -> Reply:

@@ -22,14 +22,14 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mailsvc.conversation import FOREVER, LINGER, Conversation, ConversationFactory
+from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
 from mailsvc.errors import MailFailure
 from mailsvc.interfaces import IMailboxStore, IRouter
 from mailsvc.mail import Address, Envelope, Recipient
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.commands import READY, START
 from mailsvc.smtp.limits import SMTPSettings
-from mailsvc.smtp.replies import Reply, from_failure, reply
+from mailsvc.smtp.replies import Reply, from_failure
 from mailsvc.smtp.session import Session
 from mailsvc.trace import trace_header
 
@@ -67,8 +67,8 @@ class SMTPProtocol(Conversation):
             self._drop("connection lost")
         super().connectionLost(reason)
 
-    def say_goodbye(self) -> None:
-        if self.session.phase in (START, READY):
+    def say_goodbye(self, now: bool) -> None:
+        if now or self.session.phase in (START, READY):
             self.session.close(replies.SHUTTING_DOWN)
 
     def keep_time(self, said: bool) -> None:
@@ -87,7 +87,7 @@ class SMTPProtocol(Conversation):
 
     def time_is_up(self, now: float) -> None:
         if self._closing:
-            self._cut_off()
+            self._cut_off("time is up")
         else:
             self.session.close(replies.TIMED_OUT)
             self.writable = True
@@ -167,12 +167,7 @@ class SMTPProtocol(Conversation):
                 found = await found
         except MailFailure as failure:
             return from_failure(failure, rcpt=True)
-        if isinstance(found, Address):
-            if mailbox.domain and found.domain != mailbox.domain:
-                # RFC 5321 §3.4: the server knows where the user is, and will forward.
-                return reply(251, "2.1.5", f"User not local; will forward to <{found}>")
-            return reply(250, "2.1.5", f"<{found}>")
-        return reply(250, "2.1.5", *(f"<{address}>" for address in found))
+        return replies.verified(mailbox, [found] if isinstance(found, Address) else found)
 
     def _on_data_begins(self, event: events.DataBegins) -> None:
         factory, envelope = self.factory, self.session.envelope
@@ -259,7 +254,7 @@ class SMTPProtocol(Conversation):
             )
 
     def _on_closed(self, event: events.Closed) -> None:
-        self._hang_up(event.asked, LINGER)
+        self._hang_up(event.asked)
 
 
 _ABOUT = (

@@ -52,6 +52,7 @@ from mailsvc.smtp.replies import Reply, printable, reply
 from mailsvc.wire import LineReader, LineTooLong
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_WHITE_SPACE = re.compile(rb"[ \t]+")
 # What a web page can be made to send here (ALPACA), in HTTP or in TLS.  RFC 5321 §3.8 asks for
 # patience with unknown commands, but not with these as the first thing said.
 _HTTP = frozenset((b"CONNECT", b"DELETE", b"GET", b"HEAD", b"OPTIONS", b"PATCH", b"POST", b"PUT"))
@@ -213,7 +214,7 @@ class Session:
         self.hello, self.extended = "", False
 
     def close(self, answer: Reply) -> None:
-        """Say *answer* (221 or 421) and end the session, dropping what is under way."""
+        """Say *answer* (221, 421) and end the session, dropping what is under way."""
         if self.phase is CLOSED:
             return
         if self._question is not None and self._pending:
@@ -285,7 +286,7 @@ class Session:
             self.refuse(replies.BAD_CHARACTERS)
             return True
         # bytes.upper() changes ASCII letters only, so no look-alike passes for a letter.
-        word, _, argument = line.rstrip(b" \t").partition(b" ")
+        word, _, argument = _WHITE_SPACE.sub(b" ", line.rstrip(b" \t"), count=1).partition(b" ")
         command = COMMANDS.get(word.upper())
         if command is None:
             if self.phase is START and word.upper() in _HTTP:
@@ -302,7 +303,7 @@ class Session:
             self.refuse(out_of_order(command.verb, self))
             return True
         try:
-            command.act(self, argument.strip(b" \t"))
+            command.act(self, argument)
         except SyntaxFault as fault:
             status = command.fault if isinstance(fault, AddressFault) else "5.5.4"
             self.refuse(reply(fault.code, status, printable(str(fault))))

@@ -72,7 +72,14 @@ def stored_octets(name: bytes) -> int | None:
 def sent_octets(name: bytes) -> int | None:
     """The size that RETR sends according to ``,W=``; None without a sound one."""
     found = _SENT.match(name)
-    return int(found[1]) if found else None
+    if found is None:
+        return None
+    sent, stored = int(found[1]), stored_octets(name)
+    # Each octet may be an LF that gets its CR, and the last line may get its CRLF.  What does not
+    # fit was not counted.
+    if stored is not None and not stored <= sent <= 2 * stored + 2:
+        return None
+    return sent
 
 
 def is_trashed(name: bytes) -> bool:
