@@ -314,7 +314,7 @@ def test_networks_are_checked() -> None:
     check = field.metadata["check"]
     assert check([]) is None
     assert check(["192.0.2.0/24", "192.0.2.7/24", "192.0.2.1", "2001:db8::/32", "::1"]) is None
-    for wrong in ("", "example.org", "192.0.2.0/33", "192.0.2", "2001:db8::/129", "::1%eth0/64"):
+    for wrong in ("", "example.org", "192.0.2.0/33", "192.0.2", "2001:db8::/129"):
         assert check(["::1", wrong]) == 'networks like "192.0.2.0/24" and "2001:db8::/32"'
 
 
