@@ -120,8 +120,9 @@ def accepted(id: str) -> Reply:
 def verified(asked: Address, found: Iterable[Address]) -> Reply:
     """What VRFY and EXPN say of *asked*, which means the mailboxes *found* (RFC 5321 §3.5)."""
     found = list(found)
-    if not all(address.is_ascii for address in found):
-        # They could be named in UTF-8 only, which a reply has no room for (RFC 6531 §3.7.4.2).
+    if not found or not all(address.is_ascii for address in found):
+        # Nothing to name, or it could be named in UTF-8 only, for which a reply has no room
+        # (RFC 6531 §3.7.4.2).
         return CANNOT_VERIFY
     if len(found) == 1 and asked.domain not in ("", found[0].domain):
         # RFC 5321 §3.4: the server knows where the user is, and will forward.
