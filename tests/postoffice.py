@@ -311,7 +311,13 @@ class Line:
 
     @property
     def reading(self) -> bool:
-        return self.transport.producerState == "producing" and not self.transport.disconnecting
+        """Whether what arrives reaches the protocol."""
+        return not self.paused and not self.transport.disconnecting
+
+    @property
+    def paused(self) -> bool:
+        """Whether the protocol has asked not to be given any more for now."""
+        return self.transport.producerState == "paused"
 
     def release(self) -> str:
         """Give the oldest late answer; its kind."""
