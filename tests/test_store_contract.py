@@ -595,6 +595,7 @@ async def test_a_quota_of_octets(store: Any) -> None:
     assert not await has_room(store, account, 1)
     # Of unknown size, but no message is smaller than one octet.
     assert not await has_room(store, account, 0)
+    assert await has_room(store, Account("q", "example.org", quota_octets=101), 0)
     assert await has_room(store, ALICE, 100)
     maildrop = await store.open_maildrop(account)
     await maildrop.update([2])
@@ -651,6 +652,18 @@ async def test_stopping_waits_for_what_was_begun(name: str, tmp_path: Path) -> N
     assert committed.called
     await committed
     assert await it.stop() is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_memory_tells_messages_of_one_id_apart() -> None:
+    store = MemoryStore()
+    for _ in range(2):
+        await deliver(store, MESSAGE, id="SAME")
+    assert await contents(store) == [MESSAGE, MESSAGE]
+    maildrop = await store.open_maildrop(ALICE)
+    await maildrop.update([1])
+    await deliver(store, MESSAGE, id="SAME")
+    assert await contents(store) == [MESSAGE, MESSAGE]
 
 
 @pytest_twisted.ensureDeferred
