@@ -135,6 +135,16 @@ def test_the_credentials_that_the_portal_gets() -> None:
     assert interfaces == (IMaildrop,)
 
 
+def test_stls_is_offered_where_there_is_a_certificate() -> None:
+    assert "STLS" not in Client().ask("CAPA")
+    context = object()
+    client = Client(tls=context)
+    assert "STLS" in client.ask("CAPA")
+    assert client.ask("STLS") == ["+OK Begin TLS"]
+    assert client.transport.tls is context
+    assert "STLS" not in client.ask("CAPA")
+
+
 def test_apop_digests() -> None:
     # The example of RFC 1939 §7.
     credentials = ApopCredentials(b"mrose", TIMESTAMP.encode(), b"c4c9334bac560ecc979e58001b3e22fb")
