@@ -329,7 +329,8 @@ def test_a_missing_place_for_accounts(tmp_path: Path) -> None:
 
 def test_an_unknown_store(tmp_path: Path) -> None:
     configured = Settings.from_mapping({
-        "service": {"data": str(tmp_path), "store": "mbox:x"}, "listeners": {"smtp": [ANY]}})
+        "service": {"data": str(tmp_path), "store": "mbox:x"},
+        "listeners": {"smtp": [ANY], "pop3": []}})
     assert "'mbox:x' names no store" in refusal(configured)
 
 
