@@ -266,6 +266,9 @@ def test_fields_of_names() -> None:
     assert filenames.stored_octets(b"1.a.h,S=5.5") is None
     assert filenames.sent_octets(b"1.a.h,S=5,W=6:2,S") == 6
     assert filenames.sent_octets(b"1.a.h,S=5") is None
+    # What cannot be: fewer octets than the file has, or more than a CR for each and a last CRLF.
+    assert [filenames.sent_octets(b"1.a.h,S=5,W=%d" % sent) for sent in (4, 5, 12, 13)] == [
+        None, 5, 12, None]
     assert filenames.sent_octets(b"1.a.hW=6") is None
     assert filenames.is_trashed(b"1.a.h:2,ST")
     assert not filenames.is_trashed(b"1.a.hT:2,S")
