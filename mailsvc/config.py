@@ -35,6 +35,7 @@ from mailsvc.pop3.limits import POP3Settings
 from mailsvc.routing import RoutingSettings
 from mailsvc.settings import Check, at_least, setting
 from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.store import STORES
 from mailsvc.store.maildir import MaildirSettings
 from mailsvc.toml import Path, assignment, literal, locate, parsed
 
@@ -52,6 +53,12 @@ def _not_empty(value: str) -> str | None:
     return None if value else "at least one character"
 
 
+def _store(value: str) -> str | None:
+    scheme, colon, _ = value.partition(":")
+    return None if colon and scheme in STORES else (
+        "scheme:argument, beginning with one of " + ", ".join(f"{name}:" for name in STORES))
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
     """``[service]``."""
@@ -63,7 +70,7 @@ class ServiceSettings:
         "/var/lib/mailsvc", "The directory that {data} stands for elsewhere.", check=_not_empty)
     store: str = setting(
         "maildir:{data}/mail", "Where mail is kept, as scheme:argument.  maildir:DIR keeps it in "
-        "DIR/<domain>/<local-part>/{tmp,new,cur}.", check=_not_empty)
+        "DIR/<domain>/<local-part>/{tmp,new,cur}.", check=_store)
     grace_seconds: float = setting(
         30, "How long a stop waits for transactions and sessions in progress.", unit="seconds",
         check=at_least(0))

@@ -56,7 +56,7 @@ class Conversation(Protocol):
     :cvar handlers: event class -> method.
     """
 
-    log = Logger()
+    log: Logger
     handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
     factory: Any
     # Any: a TCP, TLS or Unix transport, and each has more than ITransport.
@@ -106,6 +106,7 @@ class Conversation(Protocol):
 
     def connectionMade(self) -> None:
         factory = self.factory
+        self.log = factory.log
         self.id = new_id()
         self.client = client_address(self.transport.getPeer())
         # Answers are written whole, once a turn; Nagle would only add a delayed ACK to each.
@@ -289,9 +290,11 @@ class ConversationFactory(Factory):
     :param settings: the protocol's section; has the limits on connections.
     :param clock: the reactor, or a Clock.
     :param tls: the context for STARTTLS or STLS, or None not to offer it.
+    :cvar namespace: what the log lines of its connections begin with.
     """
 
     noisy = False
+    namespace: ClassVar[str]
 
     def __init__(
         self,
@@ -304,6 +307,7 @@ class ConversationFactory(Factory):
         self.hostname = hostname
         self.clock = clock
         self.tls = tls
+        self.log = Logger(self.namespace)
         self.connections = Connections(
             settings.connections, settings.connections_per_address, settings.exempt_networks, clock
         )

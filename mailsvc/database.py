@@ -47,7 +47,8 @@ class Database:
                 if not create:
                     raise DirectoryError(f"there is no {self.path} yet",
                                          "begin with `mailsvc domain add DOMAIN`, or name the "
-                                         "right place with --dir or --config")
+                                         "right place: service.data of the configuration, or "
+                                         "`mailsvc --dir DIR`")
                 _create(self.path, f"{schema}; PRAGMA user_version = {version}")
             self._db = self._connect(QUERY_TIMEOUT)
         except (OSError, sqlite3.Error) as error:
@@ -176,8 +177,8 @@ def _require_access(path: Path) -> None:
             _require(nearest, os.W_OK | os.X_OK)
             break
         if place != path and not place.is_dir():
-            raise DirectoryError(f"{place} is not a directory", "name another place with --dir or "
-                                 "--config, or move it away")
+            raise DirectoryError(f"{place} is not a directory", "move it away, or name another "
+                                 "place: service.data of the configuration, or `mailsvc --dir DIR`")
         _require(place, modes.get(place, os.X_OK))
         nearest = place
 

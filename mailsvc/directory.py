@@ -300,7 +300,7 @@ class SqliteDirectory:
         address = check_address(address)
         check_maildir_name(address.local_part)
         with self.transaction():
-            self._domain(address.domain)
+            self._domain_to_add_to(address.domain)
             found = self._account_at(address)
             if found:
                 raise DirectoryError(
@@ -353,7 +353,7 @@ class SqliteDirectory:
         distinct = {_key(target): target for target in map(check_address, targets)}
         alias = Alias(address.local_part, address.domain, tuple(distinct.values()), moved)
         with self.transaction():
-            self._domain(address.domain)
+            self._domain_to_add_to(address.domain)
             found = self._alias_at(address)
             if found and not replace:
                 raise DirectoryError(
@@ -384,12 +384,14 @@ class SqliteDirectory:
 
     # --- What changes must hold to; inside their transactions ------------------------------------
 
-    def _domain(self, name: str) -> Domain:
+    def _domain(self, name: str, remedy: str = "see `mailsvc domain list`") -> Domain:
         domain = self.domain(name)
         if not domain:
-            raise DirectoryError(f"domain {name!r} is not served here",
-                                 f"add it with: mailsvc domain add {name}")
+            raise DirectoryError(f"domain {name!r} is not served here", remedy)
         return domain
+
+    def _domain_to_add_to(self, name: str) -> Domain:
+        return self._domain(name, f"add it with: mailsvc domain add {name}")
 
     def _account(self, address: Address) -> Account:
         account = self._account_at(address)

@@ -59,6 +59,8 @@ from mailsvc.smtp.server import SMTPFactory
 from mailsvc.store import Store, StoreUnusable, open_store
 from mailsvc.systemd import NotifyService
 
+_log = Logger("mailsvc")
+
 
 class CannotStart(SystemExit, Exception):
     """The service cannot start; the text names the cause and the remedy.
@@ -98,7 +100,6 @@ class MailService(MultiService):
     :ivar log_observer: what ``twistd`` shall log to, or None to leave that to its options.
     """
 
-    _log = Logger()
     _bound: Deferred[Any] | None = None
     _directory: SqliteDirectory | None = None
     _store: Store | None = None
@@ -202,7 +203,7 @@ class MailService(MultiService):
             self.ready.errback(problem)
             return
         for listener in self._listeners:
-            self._log.info("{protocol} listens on {address}", protocol=listener.protocol,
+            _log.info("{protocol} listens on {address}", protocol=listener.protocol,
                            address=listener.address, endpoint=listener.description)
         self._notify.ready("serving " + ", ".join(map(str, self._listeners)))
         self.ready.callback(self._listeners)
@@ -212,7 +213,7 @@ class MailService(MultiService):
 
         def log(removed: int) -> None:
             if removed:
-                self._log.info("removed {removed} leftovers of abandoned deliveries",
+                _log.info("removed {removed} leftovers of abandoned deliveries",
                                removed=removed)
 
         return self._store.sweep().addCallback(log)
@@ -226,7 +227,7 @@ class MailService(MultiService):
     async def _stop(self) -> None:
         seconds = self._settings.service.grace_seconds
         connections = sum(len(factory.connections) for factory in self._factories.values())
-        self._log.info("stopping; {connections} connections have {seconds:g} seconds to end",
+        _log.info("stopping; {connections} connections have {seconds:g} seconds to end",
                        connections=connections, seconds=seconds)
         self._notify.stopping(f"stopping: waiting for {connections} connections")
         await self._close_listeners()
@@ -238,7 +239,7 @@ class MailService(MultiService):
             await self._store.stop()
         if self._directory is not None:
             self._directory.close()
-        self._log.info("stopped")
+        _log.info("stopped")
 
     def _close_listeners(self) -> Deferred[Any]:
         return gatherResults([listener.close() for listener in self._listeners])

@@ -21,7 +21,7 @@ from twisted.python.logfile import LogFile
 
 from mailsvc import log
 from mailsvc.config import DEFAULT_PATH, ConfigurationError, Settings, load
-from mailsvc.service import MailService, build
+from mailsvc.service import CannotStart, MailService, build
 from mailsvc.toml import literal
 
 
@@ -62,6 +62,15 @@ class Options(usage.Options, AuthOptionMixin):
         """Override one key of the configuration: SECTION.KEY=VALUE"""
         self["set"].append(assignment)
 
+    def opt_auth(self, description: str) -> None:
+        """Check passwords by this, not by those of `mailsvc account`; --help-auth lists what."""
+        super().opt_auth(description)
+        path = getattr(self["credCheckers"][-1], "filename", None)
+        if isinstance(path, str) and not os.access(path, os.R_OK):
+            # Twisted only warns, and the service would refuse everybody.
+            raise usage.UsageError(f"--auth {description}: {path} cannot be read; name a file that "
+                                   "the user who runs the service may read")
+
     def postOptions(self) -> None:
         overrides = list(self["set"])
         for protocol in "smtp", "pop3":
@@ -70,7 +79,8 @@ class Options(usage.Options, AuthOptionMixin):
         try:
             self.settings = load(self["config"], overrides)
         except ConfigurationError as error:
-            raise usage.UsageError(f"the configuration has mistakes:\n{error}") from error
+            # Not UsageError: twistd would put a page about its own options before them.
+            raise CannotStart(f"the configuration has mistakes:\n{error}") from error
 
 
 def makeService(options: Options) -> MailService:
@@ -87,7 +97,7 @@ def makeService(options: Options) -> MailService:
 
 def _give_up(failure: Failure, reactor: Any) -> None:
     """End the process: a listener turned out, too late to raise it, not to be possible."""
-    Logger().critical("{problem}", problem=str(failure.value))
+    Logger("mailsvc").critical("{problem}", problem=str(failure.value))
     # twistd has no other way to end with a status.
     reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
     reactor.stop()

@@ -95,7 +95,7 @@ def log() -> Iterator[list[str]]:
     with capturedLogs() as caught:
         yield lines
     for event in caught:
-        assert event["log_namespace"] in ("mailsvc.pop3.server", "mailsvc.pop3.server.POP3Protocol")
+        assert event["log_namespace"] == "mailsvc.pop3"
         line = formatEvent(event)
         if "connection" in event:
             assert line.startswith(event["connection"] + " ")

@@ -96,7 +96,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_first_walk(fresh: CommandLine) -> None:
     assert fresh.fails("account", "list") == (
         f"there is no {fresh.dir}/accounts.sqlite yet; begin with `mailsvc domain add DOMAIN`, or "
-        "name the right place with --dir or --config")
+        "name the right place: service.data of the configuration, or `mailsvc --dir DIR`")
     assert not fresh.dir.exists()
     assert fresh("domain", "add", "Example.org") == (
         "Added domain example.org; make an account in it with: mailsvc account add "
@@ -235,18 +235,42 @@ def test_accounts_in_full(run: CommandLine) -> None:
         "carol@example.org  1G     500       password, APOP"]
     assert run.json("account", "show", "Carol@example.org") == {
         "name": "carol@example.org", "quota_octets": 1 << 30, "quota_messages": 500,
-        "password": True, "apop": True, "mail": f"{run.dir}/mail/example.org/carol",
+        "password": True, "apop": True, "held_octets": 0, "held_messages": 0,
+        "mail": f"{run.dir}/mail/example.org/carol",
         "aliases": ["sales@example.org", "all@example.org"]}
     assert run("account", "show", "carol@example.org") == (
         "Name:     carol@example.org\n"
-        "Quota:    1G\n"
-        "Messages: 500\n"
+        "Octets:   0 of 1G\n"
+        "Messages: 0 of 500\n"
         "Login:    password, APOP\n"
         f"Mail:     {run.dir}/mail/example.org/carol\n"
         "Aliases:  sales@example.org, all@example.org\n")
     assert run("account", "show", "alice@example.org").splitlines()[1:4] == [
-        "Quota:    no limit", "Messages: no limit", "Login:    no"]
+        "Octets:   0, no limit", "Messages: 0, no limit", "Login:    no"]
     assert run.login("carol@example.org")[1] == "pässword"
+
+
+def test_what_an_account_holds(run: CommandLine) -> None:
+    new = run.dir / "mail" / "example.org" / "alice" / "new"
+    new.mkdir(parents=True)
+    (new / "1.a.host,S=700").write_bytes(b"7 octets")
+    (new / "2.b.host").write_bytes(b"8 octets")
+    run("account", "quota", "alice@example.org", "--quota-octets", "1M", "--messages", "9")
+    shown = run.json("account", "show", "alice@example.org")
+    assert (shown["held_octets"], shown["held_messages"]) == (708, 2)
+    assert run("account", "show", "alice@example.org").splitlines()[1:3] == [
+        "Octets:   708 of 1M", "Messages: 2 of 9"]
+    assert not (new.parent / "maildirsize").exists()
+
+
+def test_what_an_account_holds_elsewhere(run: CommandLine) -> None:
+    configuration = run.dir / "memory.toml"
+    configuration.write_text(f'[service]\ndata = "{run.dir}"\nstore = "memory:"\n')
+    done = run.runner.invoke(main, ["account", "show", "alice@example.org",
+                                    "--config", str(configuration)])
+    assert done.stdout.splitlines()[1:3] == [
+        "Octets:   unknown, no limit", "Messages: unknown, no limit"]
+    assert "Mail:     the store memory:" in done.stdout
 
 
 def test_nothing_to_list(fresh: CommandLine) -> None:
@@ -448,7 +472,7 @@ def test_domains(run: CommandLine) -> None:
         "Mail for unknown names of xn--bcher-kva.example goes to bob@example.org\n")
     assert run("domain", "list") == (
         "DOMAIN                 CATCH-ALL        SEPARATORS\n"
-        "example.org            -                as set\n"
+        "example.org            -                + (default)\n"
         "xn--bcher-kva.example  bob@example.org  +-\n"
         "plain.example          -                none\n").replace("DOMAIN", "NAME  ")
     assert run.json("domain", "list") == [

@@ -159,7 +159,8 @@ format = "xml"
         "2: smtp.recipient = 3: no such key; did you mean smtp.recipients?",
         '5: service.hostnam = "x": no such key; did you mean service.hostname?',
         '6: service.grace_seconds = "long": expected a number (seconds)',
-        "7: service.store = \"\": expected at least one character",
+        "7: service.store = \"\": expected scheme:argument, beginning with one of maildir:, "
+        "memory:",
         "11: pop3.recipients = [1]: no such key; did you mean smtp.recipients?",
         "14: pop3.autologout_seconds = 10: expected 600 or more (seconds)",
         "15: pop3.apop = 1: expected true or false",
@@ -336,11 +337,15 @@ def test_check(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text("smtp.recipients = 9\n")
     bad.write_text("smtp.recipients = 0\nx = 1\n")
-    assert run("check", good) == (0, "ok\n", "")
+    note = "Note: there is no directory /var/lib/mailsvc (service.data) here; make it before "
+    status, out, err = run("check", good)
+    assert (status, out) == (0, f"{good}: ok\n")
+    assert err.startswith(note)
     status, out, err = run("check", bad)
     assert (status, out) == (1, "")
     assert f"{bad}:1: smtp.recipients = 0: expected 1 or more\n{bad}:2: x = 1: " in err
-    assert run("check", "--config", good)[0] == 0
+    assert run("check", "--config", good)[:2] == (0, f"{good}: ok\n")
+    assert run("check", "--dir", tmp_path) == (0, f"--dir {tmp_path}: ok\n", "")
     assert run("check", "--config", bad)[0] == 1
     assert run("check", tmp_path / "none")[0] == 1
 

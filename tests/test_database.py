@@ -113,7 +113,7 @@ def test_not_a_database(tmp_path: Path) -> None:
 def test_a_file_amid_the_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in ("file/t.sqlite", "file/d/t.sqlite"):
-        with pytest.raises(DirectoryError, match="/file is not a directory; name another place"):
+        with pytest.raises(DirectoryError, match="/file is not a directory; move it away"):
             open_(tmp_path / path)
     with pytest.raises(DirectoryError, match="cannot be used"):
         open_(tmp_path)

@@ -158,7 +158,7 @@ def test_domains_come_and_go(directory: SqliteDirectory) -> None:
     assert directory.remove_domain("EXAMPLE.com").name == "example.com"
     assert directory.domain("example.com") is None
     assert refused(directory.remove_domain, "example.com") == (
-        "domain 'example.com' is not served here; add it with: mailsvc domain add example.com")
+        "domain 'example.com' is not served here; see `mailsvc domain list`")
 
 
 def test_a_domain_in_use_stays(directory: SqliteDirectory) -> None:

@@ -327,13 +327,6 @@ def test_a_missing_place_for_accounts(tmp_path: Path) -> None:
     assert f"there is no {tmp_path}/none/accounts.sqlite yet" in refusal(configured)
 
 
-def test_an_unknown_store(tmp_path: Path) -> None:
-    configured = Settings.from_mapping({
-        "service": {"data": str(tmp_path), "store": "mbox:x"},
-        "listeners": {"smtp": [ANY], "pop3": []}})
-    assert "'mbox:x' names no store" in refusal(configured)
-
-
 def test_a_database_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "accounts.sqlite").write_text("no database, whatever it is\n" * 100)
     assert "mailsvc cannot start: " in refusal(settings(tmp_path))
@@ -517,6 +510,14 @@ def test_twistd_lists_the_mistakes_of_a_file(tmp_path: Path) -> None:
         assert f"{path}:1: smtp.recipients = 0: expected 1 or more" in process.output
         assert f"{path}:2: x = 1: no such key" in process.output
         assert '--set: listeners.pop3 = ["tcp:x"]: expected' in process.output
+        assert "Usage:" not in process.output
+
+
+def test_twistd_refuses_passwords_that_cannot_be_read(tmp_path: Path) -> None:
+    with twistd("mailsvc", "--auth", f"file:{tmp_path}/none") as process:
+        assert process.wait() == 1
+        assert (f"--auth file:{tmp_path}/none: {tmp_path}/none cannot be read; name a file"
+                in process.output)
 
 
 def test_twistd_fails_on_a_port_in_use(configuration: Path) -> None:

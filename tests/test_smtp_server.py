@@ -46,7 +46,7 @@ def logged() -> Iterator[Sequence[LogEvent]]:
     """The events that the adaptor logs meanwhile; there must be no others."""
     with capturedLogs() as events:
         yield events
-    assert {event["log_namespace"] for event in events} <= {"mailsvc.smtp.server.SMTPProtocol"}
+    assert {event["log_namespace"] for event in events} <= {"mailsvc.smtp"}
 
 
 def texts(events: Sequence[LogEvent]) -> list[str]:
@@ -326,7 +326,8 @@ def test_an_accepted_message_is_one_line() -> None:
     assert event["log_level"] is LogLevel.info
     assert formatEvent(event) == (
         f"{delivery.id} accepted sender= recipients=['alice@example.org', 'bob@example.org'] "
-        f"size=20 client=198.51.100.7 hello=client.example.net connection={one.protocol.id}")
+        f"size=20 client=198.51.100.7 hello=client.example.net connection={one.protocol.id} "
+        "accounts=['alice@example.org', 'bob@example.org']")
     assert delivery.id.encode() in one.news()
     one.hang_up()
 

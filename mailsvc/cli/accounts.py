@@ -10,7 +10,14 @@ import click
 from mailsvc.accounts import PASSWORD_OCTETS, PasswordHasher, check_password
 from mailsvc.cli.arguments import MAILBOX, OCTETS, octets_text
 from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import mail_of, open_directory, place_options, settings
+from mailsvc.cli.place import (
+    Command,
+    held,
+    mail_of,
+    open_directory,
+    place_options,
+    settings,
+)
 from mailsvc.directory import SqliteDirectory
 from mailsvc.mail import Account, Address
 from mailsvc.names import DirectoryError
@@ -18,6 +25,17 @@ from mailsvc.names import DirectoryError
 password_option = click.option(
     "--password-stdin", is_flag=True,
     help="Read the password from standard input; without this it is asked for, twice.")
+
+
+def quota_options(command: Command) -> Command:
+    """Give *command* the options --octets and --messages, None when they are left out."""
+    for names, kind, metavar, sentence in (
+            (("--messages", "--quota-messages"), click.IntRange(0), "N",
+             "Most messages it may hold; 0 for no limit."),
+            (("--octets", "--quota-octets"), OCTETS, "OCTETS",
+             "Most octets its mail may take: 500K, 20M, 1G; 0 for no limit.")):
+        command = click.option(*names, type=kind, metavar=metavar, help=sentence)(command)
+    return command
 
 
 def _ask_password(password_stdin: bool) -> tuple[str, bytes]:
@@ -65,14 +83,11 @@ def account() -> None:
 @account.command()
 @click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
 @password_option
-@click.option("--quota-octets", type=OCTETS, default="0", metavar="OCTETS",
-              help="Most octets its mail may take: 500K, 20M, 1G; 0 for no limit.")
-@click.option("--quota-messages", type=click.IntRange(0), default=0, metavar="N",
-              help="Most messages it may hold; 0 for no limit.")
+@quota_options
 @click.option("--apop", is_flag=True,
               help="Keep the password readable too, in the accounts' file, as APOP needs it.")
 @place_options
-def add(name: Address, password_stdin: bool, quota_octets: int, quota_messages: int,
+def add(name: Address, password_stdin: bool, octets: int | None, messages: int | None,
         apop: bool) -> None:
     """Make an account.
 
@@ -86,7 +101,7 @@ def add(name: Address, password_stdin: bool, quota_octets: int, quota_messages: 
         verifier, password = _ask_password(password_stdin)
         made = directory.add_account(name, verifier=verifier,
                                      secret=password.decode() if apop else None,
-                                     quota_octets=quota_octets, quota_messages=quota_messages)
+                                     quota_octets=octets or 0, quota_messages=messages or 0)
         click.echo(f"Made account {made.name}; its mail will be in {mail_of(made)}")
 
 
@@ -117,6 +132,11 @@ def _limit(text: str) -> str:
     return "-" if text == "0" else text
 
 
+def _of(held: int | None, quota: str) -> str:
+    return ("unknown" if held is None else str(held)) + (
+        f" of {quota}" if quota != "0" else ", no limit")
+
+
 def _login(described: dict[str, Any]) -> str:
     if not described["password"]:
         return "no"
@@ -128,9 +148,10 @@ def _login(described: dict[str, Any]) -> str:
 @json_option
 @place_options
 def show(name: Address, as_json: bool) -> None:
-    """Show one account: its quota, how it logs in, where its mail is, which aliases lead to it.
+    """Show one account: what it holds, its quota, its logins, its maildir and its aliases.
 
-    The keys in JSON are those of `account list`, and mail and aliases.
+    The keys in JSON are those of `account list`; held_octets and held_messages, null when they
+    cannot be counted; mail and aliases.
 
     \b
     Example:
@@ -139,6 +160,8 @@ def show(name: Address, as_json: bool) -> None:
     with open_directory() as directory:
         found = _found(directory, name)
         described = _described(directory, found)
+        octets, messages = held(found) or (None, None)
+        described["held_octets"], described["held_messages"] = octets, messages
         described["mail"] = mail_of(found)
         described["aliases"] = [
             alias.name for alias in directory.aliases()
@@ -149,9 +172,8 @@ def show(name: Address, as_json: bool) -> None:
         return
     for label, text in (
             ("Name", described["name"]),
-            ("Quota", octets_text(described["quota_octets"])
-             if described["quota_octets"] else "no limit"),
-            ("Messages", str(described["quota_messages"] or "no limit")),
+            ("Octets", _of(octets, octets_text(described["quota_octets"]))),
+            ("Messages", _of(messages, str(described["quota_messages"]))),
             ("Login", _login(described)),
             ("Mail", described["mail"]),
             ("Aliases", ", ".join(described["aliases"]) or "none")):
@@ -182,10 +204,7 @@ def passwd(name: Address, password_stdin: bool, apop: bool | None) -> None:
 
 @account.command()
 @click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
-@click.option("--octets", type=OCTETS, metavar="OCTETS",
-              help="Most octets its mail may take: 500K, 20M, 1G; 0 for no limit.")
-@click.option("--messages", type=click.IntRange(0), metavar="N",
-              help="Most messages it may hold; 0 for no limit.")
+@quota_options
 @place_options
 def quota(name: Address, octets: int | None, messages: int | None) -> None:
     """Change an account's quota.  What is not given stays as it is.

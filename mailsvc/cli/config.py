@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
+from mailsvc.cli import place
 from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import place_options, settings
 from mailsvc.config import ConfigurationError, Settings, load, reference
@@ -33,17 +35,20 @@ def config() -> None:
 @file_argument
 @place_options
 def check(file: str | None) -> None:
-    """List every mistake in FILE, or say "ok".
+    """List every mistake in FILE, or say that it is ok.
 
-    Exit status 1 when there is one.  Without FILE it is the file of --config, or
+    Exit status 1 when there is a mistake.  Without FILE it is the file of --config, or
     /etc/mailsvc.toml if there is one.
 
     \b
     Example:
       mailsvc config check /etc/mailsvc.toml
     """
-    _loaded(file)
-    click.echo("ok")
+    loaded = _loaded(file)
+    if not Path(loaded.service.data).is_dir():
+        click.echo(f"Note: there is no directory {loaded.service.data} (service.data) here; make "
+                   "it before the service starts, and give it to the user that runs it", err=True)
+    click.echo(f"{file or place.name()}: ok")
 
 
 @config.command()

@@ -39,7 +39,7 @@ from mailsvc import log
 from mailsvc.accounts import PasswordHasher, check_password
 from mailsvc.cli import place
 from mailsvc.cli.arguments import DOMAIN
-from mailsvc.config import ConfigurationError, Settings
+from mailsvc.config import KEYS, ConfigurationError, Settings
 from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import MailFailure
 from mailsvc.mail import Address
@@ -134,6 +134,13 @@ class _AliasType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+def _check_hostname(ctx: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    expected = None if name is None else KEYS["service.hostname"].expected(name)
+    if expected is not None:
+        raise click.BadParameter(f"{name!r}: expected {expected}", ctx, option)
+    return name
+
+
 PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
 
 
@@ -142,7 +149,8 @@ PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
               metavar="DIR", help="Data directory; accounts are in DIR/accounts.sqlite, mail in "
               "DIR/mail/DOMAIN/LOCAL-PART.  Without it, a temporary one, removed at the end.")
 @click.option("--domain", "domains", type=DOMAIN, multiple=True, help="Serve this domain.")
-@click.option("--hostname", metavar="NAME", help="What the service calls itself [this host].")
+@click.option("--hostname", metavar="NAME", callback=_check_hostname,
+              help="What the service calls itself [this host].")
 @click.option("--account", "accounts", type=ACCOUNT, multiple=True,
               help="Make this account, or give it this password; its domain is served too.")
 @click.option("--accounts", "accounts_file", type=click.File("rb"), metavar="FILE",
@@ -291,7 +299,12 @@ def _make_accounts(
                 directory.add_account(address, verifier=verifier)
         demo = None if accounts else _demonstration(directory, hasher, domains)
         for address, targets in aliases:
-            directory.add_alias(address, targets, replace=True)
+            try:
+                directory.add_alias(address, targets, replace=True)
+            except DirectoryError as error:
+                raise click.UsageError(
+                    f"--alias {address}: {error.problem}; its targets are to be made by --account, "
+                    "or by an --alias that stands before it") from error
         return demo
 
 

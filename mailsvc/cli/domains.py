@@ -6,7 +6,7 @@ import click
 
 from mailsvc.cli.arguments import DOMAIN, MAILBOX
 from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import open_directory, place_options
+from mailsvc.cli.place import open_directory, place_options, settings
 from mailsvc.mail import Address
 
 
@@ -57,9 +57,11 @@ def list_(as_json: bool) -> None:
                      "catch_all": each.catch_all and str(each.catch_all),
                      "separators": each.separators} for each in domains])
         return
+    default = settings().routing.separators
     print_rows(["name", "catch-all", "separators"],
                [[each.name, str(each.catch_all or "-"),
-                 "as set" if each.separators is None else each.separators or "none"]
+                 (each.separators or "none") if each.separators is not None
+                 else f"{default or 'none'} (default)"]
                 for each in domains])
 
 

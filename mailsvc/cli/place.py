@@ -6,6 +6,7 @@ They may stand before or behind a command's name.  Without them it is the servic
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,12 @@ from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import MailFailure
 from mailsvc.mail import Account
 from mailsvc.names import DirectoryError
+from mailsvc.store import maildirsize
+from mailsvc.store.maildirsize import Amount
 
 SYSTEM_CONFIGURATION = Path("/etc/mailsvc.toml")
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _remember(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
@@ -33,7 +36,7 @@ def _remember(ctx: click.Context, option: click.Parameter, value: str | None) ->
     ctx.meta[f"{__name__}.{option.name}"] = value
 
 
-def place_options(command: _Command) -> _Command:
+def place_options(command: Command) -> Command:
     """Give *command* the options --config and --dir."""
     for name, metavar, sentence in (
             ("--dir", "DIR", "Data directory of the service, as for `mailsvc dev --dir`: accounts "
@@ -44,17 +47,29 @@ def place_options(command: _Command) -> _Command:
     return command
 
 
-def settings() -> Settings:
-    """The settings of the service that the present command line names."""
+def _given() -> tuple[str | None, str | os.PathLike[str] | None]:
+    """The data directory and the configuration file that the present command line names."""
     meta = click.get_current_context().meta
     directory, config = (meta.get(f"{__name__}.{name}") for name in ("dir", "config"))
     if directory is not None and config is not None:
         raise click.UsageError("Give either --dir or --config, not both.")
+    if directory is None and config is None and SYSTEM_CONFIGURATION.exists():
+        config = SYSTEM_CONFIGURATION
+    return directory, config
+
+
+def name() -> str:
+    """What :func:`settings` come from, for people."""
+    directory, config = _given()
+    return str(config or (f"--dir {directory}" if directory else "no file, all defaults"))
+
+
+def settings() -> Settings:
+    """The settings of the service that the present command line names."""
+    directory, config = _given()
     try:
         if directory is not None:
             return Settings.from_mapping({"service": {"data": directory}})
-        if config is None and SYSTEM_CONFIGURATION.exists():
-            config = SYSTEM_CONFIGURATION
         return load(config)
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from error
@@ -72,7 +87,18 @@ def open_directory(*, create: bool = False) -> Iterator[SqliteDirectory]:
 
 def mail_of(account: Account) -> str:
     """Where the account's mail lies: its maildir, or what the store is called."""
+    return str(_maildir(account) or f"the store {settings().service.store}")
+
+
+def held(account: Account) -> Amount | None:
+    """How much mail the account has, or None when that cannot be told from here."""
+    maildir = _maildir(account)
+    try:
+        return None if maildir is None else maildirsize.count(os.fsencode(maildir))
+    except OSError:
+        return None
+
+
+def _maildir(account: Account) -> Path | None:
     scheme, _, argument = settings().service.store.partition(":")
-    if scheme != "maildir":
-        return f"the store {scheme}:{argument}"
-    return str(Path(argument) / account.domain / account.local_part)
+    return Path(argument) / account.domain / account.local_part if scheme == "maildir" else None

@@ -36,7 +36,6 @@ from twisted.internet.interfaces import (
     IReactorTime,
 )
 from twisted.internet.protocol import connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -78,7 +77,6 @@ class ApopCredentials:
 class POP3Protocol(Conversation):
     """One POP3 connection."""
 
-    log = Logger()
     factory: POP3Factory
     session: Session
     #: The name last given to log in with.
@@ -364,6 +362,7 @@ class POP3Factory(ConversationFactory):
     """
 
     protocol = POP3Protocol  # type: ignore[assignment]
+    namespace = "mailsvc.pop3"
     settings: POP3Settings
 
     def __init__(

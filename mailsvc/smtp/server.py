@@ -19,7 +19,6 @@ from typing import Any
 from twisted.internet import defer
 from twisted.internet.interfaces import IOpenSSLContextFactory, IReactorTime
 from twisted.internet.protocol import connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
@@ -37,7 +36,6 @@ from mailsvc.trace import trace_header
 class SMTPProtocol(Conversation):
     """One SMTP connection."""
 
-    log = Logger()
     factory: SMTPFactory
     session: Session
     #: Why this connection is one too many, or None.
@@ -235,7 +233,8 @@ class SMTPProtocol(Conversation):
         if failure is not None:
             self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **about)
             return from_failure(failure)
-        self.log.info("{id} accepted " + _ABOUT, **about)
+        self.log.info("{id} accepted " + _ABOUT + " accounts={accounts}",
+                      accounts=[account.name for account in envelope.accounts()], **about)
         return replies.accepted(envelope.id)
 
     def _on_aborted(self, event: events.Aborted) -> None:
@@ -286,6 +285,7 @@ class SMTPFactory(ConversationFactory):
     """
 
     protocol = SMTPProtocol  # type: ignore[assignment]
+    namespace = "mailsvc.smtp"
     settings: SMTPSettings
 
     def __init__(

@@ -92,15 +92,20 @@ def record(home: bytes, octets: int, messages: int) -> None:
             os.unlink(path)
 
 
-def recalculate(home: bytes, quota: Amount) -> Amount:
-    """Count what *home* holds, and write the file."""
-    before = {path: _changed(path) for path in _directories(home)}
+def count(home: bytes) -> Amount:
+    """What *home* holds; nothing when there is no such maildir."""
     octets = messages = 0
-    for directory in before:
+    for directory in _directories(home):
         for size in _sizes(directory):
             octets += size
             messages += 1
-    usage = Amount(octets, messages)
+    return Amount(octets, messages)
+
+
+def recalculate(home: bytes, quota: Amount) -> Amount:
+    """Count what *home* holds, and write the file."""
+    before = {path: _changed(path) for path in _directories(home)}
+    usage = count(home)
     try:
         _write(home, quota, usage)
         # Somebody changed something meanwhile, counted or not: do not keep the result.
