@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "wire": [],
     "toml": [],
     "interfaces": [],
+    "credentials": [],
     "trace": ["mail"],
     "smtp.server": [*CONTRACTS, "trace", "smtp", "conversation"],
     "pop3.server": [*CONTRACTS, "pop3", "conversation"],
