@@ -99,10 +99,19 @@ class ListenerSettings:
     """``[listeners]``."""
 
     smtp: list[str] = setting(
-        ["tcp:25:backlog=1024"], "Where SMTP listens: Twisted endpoint strings; [] for nowhere.",
-        check=_endpoints)
+        ["tcp:25:backlog=1024"], "Where mail from other servers is taken (SMTP): Twisted endpoint "
+        "strings; [] for nowhere.", check=_endpoints)
+    submission: list[str] = setting(
+        [], "Where users log in and send, as a rule tcp:587: TLS by STARTTLS.", check=_endpoints)
+    submissions: list[str] = setting(
+        [], "The same with TLS from the first octet, as a rule tcp:465.", check=_endpoints)
+    lmtp: list[str] = setting(
+        [], "Where a mail server beside this one delivers (LMTP), as a rule tcp:24 on loopback or "
+        "unix:/run/mailsvc/lmtp.  Whoever reaches it is trusted.", check=_endpoints)
     pop3: list[str] = setting(
-        ["tcp:110:backlog=1024"], "Where POP3 listens.", check=_endpoints)
+        ["tcp:110:backlog=1024"], "Where POP3 listens: TLS by STLS.", check=_endpoints)
+    pop3s: list[str] = setting(
+        [], "The same with TLS from the first octet, as a rule tcp:995.", check=_endpoints)
 
 
 @dataclass(frozen=True, slots=True)

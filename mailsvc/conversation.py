@@ -290,6 +290,7 @@ class ConversationFactory(Factory):
     :param settings: the protocol's section; has the limits on connections.
     :param clock: the reactor, or a Clock.
     :param tls: the context for STARTTLS or STLS, or None not to offer it.
+    :param connections: those of its protocol, when several factories share a limit.
     :cvar namespace: what the log lines of its connections begin with.
     """
 
@@ -302,12 +303,13 @@ class ConversationFactory(Factory):
         hostname: str,
         clock: IReactorTime,
         tls: IOpenSSLContextFactory | None = None,
+        connections: Connections | None = None,
     ) -> None:
         self.settings = settings
         self.hostname = hostname
         self.clock = clock
         self.tls = tls
         self.log = Logger(self.namespace)
-        self.connections = Connections(
+        self.connections = connections if connections is not None else Connections(
             settings.connections, settings.connections_per_address, settings.exempt_networks, clock
         )

@@ -18,43 +18,31 @@ What keeps it from starting is a :class:`CannotStart`, whose text says what to d
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pwd
 import resource
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from twisted.application.internet import TimerService
 from twisted.application.service import IServiceCollection, MultiService
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.portal import Portal
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import (
-    Deferred,
-    DeferredList,
-    gatherResults,
-    maybeDeferred,
-    succeed,
-)
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import (
-    IAddress,
-    IListeningPort,
-    IOpenSSLContextFactory,
-)
-from twisted.internet.protocol import Factory
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.interfaces import IOpenSSLContextFactory
 from twisted.logger import ILogObserver, Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.components import Componentized
-from twisted.python.failure import Failure
 
 from mailsvc.accounts import DirectoryChecker, MailRealm, PasswordHasher
 from mailsvc.config import Settings
+from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
+from mailsvc.listeners import KINDS, CannotStart, Listener
 from mailsvc.names import DirectoryError
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.routing import Router
+from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.store import Store, StoreUnusable, open_store
 from mailsvc.systemd import NotifyService
@@ -62,29 +50,21 @@ from mailsvc.systemd import NotifyService
 _log = Logger("mailsvc")
 
 
-class CannotStart(SystemExit, Exception):
-    """The service cannot start; the text names the cause and the remedy.
-
-    Left to itself it ends the process with that text and status 1, instead of a traceback.  That it
-    is an Exception as well makes twistd remove its pid file and tell whoever waits for the daemon.
-    """
-
-
 def build(
     settings: Settings, reactor: Any, *, checkers: Iterable[ICredentialsChecker] = (),
-    tls: IOpenSSLContextFactory | None = None,
+    tls: IOpenSSLContextFactory | None = None, optional: Collection[str] = (),
 ) -> MailService:
     """The service that *settings* describe.
 
     :param checkers: who checks passwords, instead of the directory.
     :param tls: the context for STARTTLS and STLS, or None to offer neither.
+    :param optional: the kinds of listeners that are left out when their port is taken.
     :raises CannotStart: when an endpoint cannot be understood, or there is none.
     """
     listeners = [
-        Listener(protocol, description, reactor)
-        for protocol, descriptions in (
-            ("smtp", settings.listeners.smtp), ("pop3", settings.listeners.pop3))
-        for description in descriptions]
+        Listener(kind, description, reactor, optional=kind.name in optional)
+        for kind in KINDS.values()
+        for description in getattr(settings.listeners, kind.name)]
     if not listeners:
         raise CannotStart("nothing to do: give an endpoint to listeners.smtp or listeners.pop3")
     return MailService(settings, reactor, listeners, tuple(checkers), tls)
@@ -114,7 +94,7 @@ class MailService(MultiService):
         self._listeners = listeners
         self._checkers = checkers
         self._tls = tls
-        self._factories: dict[str, SMTPFactory | POP3Factory] = {}
+        self._connections: list[Connections] = []
         self._hasher = PasswordHasher(settings.passwords, reactor)
         self._notify = NotifyService(reactor)
         sweep = TimerService(3600 * settings.service.sweep_every_hours, self._sweep)
@@ -148,7 +128,7 @@ class MailService(MultiService):
             raise self._bound.result
 
     def _problem(self, outcomes: list[tuple[bool, Any]]) -> CannotStart | None:
-        problems = [str(failure.value) for bound, failure in outcomes if not bound]
+        problems = [str(failure.value) for done, failure in outcomes if not done]
         if not problems:
             return None
         self._close_listeners()
@@ -189,12 +169,21 @@ class MailService(MultiService):
         portal = Portal(
             realm, self._checkers or [DirectoryChecker(directory, self._hasher, domain)])
         router = Router(directory, hostname, settings.routing)
-        self._factories = {
-            "smtp": SMTPFactory(store, router, settings.smtp, hostname, reactor, self._tls),
-            "pop3": POP3Factory(portal, settings.pop3, hostname, reactor, self._tls),
-        }
+        smtp, pop3 = (
+            Connections(section.connections, section.connections_per_address,
+                        section.exempt_networks, reactor)
+            for section in (settings.smtp, settings.pop3))
+        self._connections = [smtp, pop3]
+        factories: dict[str, Any] = {"pop3": POP3Factory(
+            portal, settings.pop3, hostname, reactor, self._tls, pop3)}
+        for mode in TRANSPORT, SUBMISSION, LMTP:
+            factories[mode.name] = SMTPFactory(
+                store, router, settings.smtp, hostname, reactor, self._tls, mode, smtp)
+        if self._tls is not None:
+            for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
+                factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
         for listener in self._listeners:
-            listener.open(self._factories[listener.protocol])
+            listener.open(factories[listener.kind.name])
 
     def _announce(self, problem: CannotStart | None) -> None:
         if not self.running:
@@ -202,9 +191,10 @@ class MailService(MultiService):
         if problem is not None:
             self.ready.errback(problem)
             return
+        self._listeners = [listener for listener in self._listeners if listener.bound]
         for listener in self._listeners:
-            _log.info("{protocol} listens on {address}", protocol=listener.protocol,
-                           address=listener.address, endpoint=listener.description)
+            _log.info("{kind} listens on {address}", kind=listener.kind.name,
+                      address=listener.address, endpoint=listener.description)
         self._notify.ready("serving " + ", ".join(map(str, self._listeners)))
         self.ready.callback(self._listeners)
 
@@ -226,13 +216,12 @@ class MailService(MultiService):
 
     async def _stop(self) -> None:
         seconds = self._settings.service.grace_seconds
-        connections = sum(len(factory.connections) for factory in self._factories.values())
+        connections = sum(map(len, self._connections))
         _log.info("stopping; {connections} connections have {seconds:g} seconds to end",
                        connections=connections, seconds=seconds)
         self._notify.stopping(f"stopping: waiting for {connections} connections")
         await self._close_listeners()
-        await gatherResults([factory.connections.shut_down(seconds)
-                             for factory in self._factories.values()])
+        await gatherResults([each.shut_down(seconds) for each in self._connections])
         await super().stopService()
         # A client that left does not stop the commit of what it sent.
         if self._store is not None:
@@ -243,90 +232,6 @@ class MailService(MultiService):
 
     def _close_listeners(self) -> Deferred[Any]:
         return gatherResults([listener.close() for listener in self._listeners])
-
-
-class Listener:
-    """One endpoint of one protocol: bound first, and opened when there is something to lead to.
-
-    :ivar protocol: "smtp" or "pop3".
-    :ivar description: the endpoint string.
-    """
-
-    def __init__(self, protocol: str, description: str, reactor: Any) -> None:
-        self.protocol = protocol
-        self.description = description
-        self._entrance = _Entrance()
-        self._port: IListeningPort | None = None
-        try:
-            self._endpoint = serverFromString(reactor, description)
-        except Exception as error:
-            remedy = ("systemd has passed no such socket; start the service by "
-                      "`systemctl start mailsvc.socket mailsvc.service`, or name an endpoint such "
-                      "as tcp:2525" if description.startswith("systemd:")
-                      else f"not a Twisted endpoint string such as tcp:2525 ({error})")
-            raise CannotStart(f"{protocol} on {description}: {remedy}") from error
-
-    def __str__(self) -> str:
-        return f"{self.protocol} {self.address}"
-
-    @property
-    def address(self) -> str:
-        """Where it really listens: ``127.0.0.1:25``, ``[::]:25`` or a path."""
-        host = self._port.getHost() if self._port is not None else None
-        if isinstance(host, IPv4Address):
-            return f"{host.host}:{host.port}"
-        if isinstance(host, IPv6Address):
-            return f"[{host.host}]:{host.port}"
-        if isinstance(host, UNIXAddress) and host.name:
-            return os.fsdecode(host.name)
-        return str(host)
-
-    def bind(self) -> Deferred[None]:
-        """Take the port; fails with a :class:`CannotStart`."""
-        bound = maybeDeferred(self._endpoint.listen, self._entrance)
-        return bound.addCallbacks(self._keep, self._explain)
-
-    def open(self, factory: Factory) -> None:
-        """Lead connections to *factory*, which got none so far."""
-        self._entrance.factory = factory
-
-    def close(self) -> Deferred[None]:
-        """Give the port back, if it is bound."""
-        port, self._port = self._port, None
-        closed = port.stopListening() if port is not None else None
-        return succeed(None) if closed is None else closed
-
-    def _keep(self, port: IListeningPort) -> None:
-        self._port = port
-
-    def _explain(self, failure: Failure) -> None:
-        error = failure.value
-        if isinstance(error, CannotListenError):
-            error = error.socketError
-        code = getattr(error, "errno", None) or 0
-        reason = f"{errno.errorcode[code]}, {os.strerror(code)}" if code else str(error)
-        remedy = _REMEDIES.get(code, "")
-        raise CannotStart(f"{self.protocol} on {self.description}: {reason}{remedy}") from error
-
-
-_REMEDIES = {
-    errno.EADDRINUSE: "; another program has this port: `ss -ltnp` names it.  Stop it, or choose "
-                      "another port",
-    errno.EADDRNOTAVAIL: "; this machine has no such address: `ip address` lists those it has",
-    errno.EACCES: "; ports below 1024 are for root: let systemd open them (etc/mailsvc.socket), "
-                  "choose a port from 1024 up, or give Python the capability "
-                  "(setcap cap_net_bind_service=+ep)",
-}
-
-
-class _Entrance(Factory):
-    """What is bound before there is a factory.  No connection is accepted before there is."""
-
-    noisy = False
-    factory: Factory | None = None
-
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        return self.factory.buildProtocol(addr) if self.factory is not None else None
 
 
 def _refuse_root(settings: Settings) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
@@ -21,8 +21,17 @@ from twisted.python.logfile import LogFile
 
 from mailsvc import log
 from mailsvc.config import DEFAULT_PATH, ConfigurationError, Settings, load
-from mailsvc.service import CannotStart, MailService, build
+from mailsvc.listeners import KINDS, CannotStart
+from mailsvc.service import MailService, build
 from mailsvc.toml import literal
+
+
+def _endpoints(kind: str) -> Callable[[Options, str], None]:
+    def option(self: Options, endpoint: str) -> None:
+        self[kind].append(endpoint)
+
+    option.__doc__ = f"Listen on this ENDPOINT, instead of listeners.{kind} of the configuration."
+    return option
 
 
 class Options(usage.Options, AuthOptionMixin):
@@ -32,8 +41,8 @@ class Options(usage.Options, AuthOptionMixin):
     longdesc = (
         "Receives mail by SMTP into maildirs and hands it out by POP3.  An ENDPOINT is a Twisted "
         "endpoint string: tcp:25, tcp:2525:interface=127.0.0.1, tcp6:25, "
-        "systemd:domain=INET6:index=0, haproxy:tcp:25.  Each of --smtp, --pop3, --auth and --set "
-        "may be given several times.  Accounts are made with `mailsvc account add`; "
+        "systemd:domain=INET6:index=0, haproxy:tcp:25.  Those for endpoints, --auth and --set may"
+        " be given several times.  Accounts are made with `mailsvc account add`; "
         "`mailsvc config reference` lists the keys of the configuration file; `mailsvc dev` starts "
         "a service to try things out, without twistd.")
     supportedInterfaces = (IUsernamePassword, IUsernameHashedPassword)
@@ -46,17 +55,11 @@ class Options(usage.Options, AuthOptionMixin):
 
     def __init__(self) -> None:
         super().__init__()
-        self["smtp"] = []
-        self["pop3"] = []
-        self["set"] = []
+        for name in (*KINDS, "set"):
+            self[name] = []
 
-    def opt_smtp(self, endpoint: str) -> None:
-        """Listen for SMTP on this ENDPOINT, instead of listeners.smtp of the configuration."""
-        self["smtp"].append(endpoint)
-
-    def opt_pop3(self, endpoint: str) -> None:
-        """Listen for POP3 on this ENDPOINT, instead of listeners.pop3 of the configuration."""
-        self["pop3"].append(endpoint)
+    opt_smtp, opt_submission, opt_submissions, opt_lmtp, opt_pop3, opt_pop3s = map(
+        _endpoints, KINDS)
 
     def opt_set(self, assignment: str) -> None:
         """Override one key of the configuration: SECTION.KEY=VALUE"""
@@ -73,9 +76,7 @@ class Options(usage.Options, AuthOptionMixin):
 
     def postOptions(self) -> None:
         overrides = list(self["set"])
-        for protocol in "smtp", "pop3":
-            if self[protocol]:
-                overrides.append(f"listeners.{protocol}={literal(self[protocol])}")
+        overrides += (f"listeners.{kind}={literal(self[kind])}" for kind in KINDS if self[kind])
         try:
             self.settings = load(self["config"], overrides)
         except ConfigurationError as error:

@@ -31,6 +31,7 @@ from mailsvc.errors import (
 from mailsvc.interfaces import IDelivery, IMailboxStore, IRouter
 from mailsvc.mail import Account, Address
 from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.server import SMTPFactory, SMTPProtocol
 from mailsvc.store.memory import MemoryDelivery, MemoryStore
 
@@ -280,7 +281,8 @@ class Line:
     """
 
     def __init__(self, answers: Answers | None = None, *, host: str = "198.51.100.7",
-                 hostname: str = HOSTNAME, accounts: Iterable[Address] = (), tls: Any = None,
+                 hostname: str = HOSTNAME, mode: Mode = TRANSPORT,
+                 accounts: Iterable[Address] = (), tls: Any = None,
                  factory: SMTPFactory | None = None, transport: StringTransport | None = None,
                  **settings: Any) -> None:
         self.answers = answers or Answers()
@@ -288,7 +290,7 @@ class Line:
             self.clock = Clock()
             self.clock.rightNow = NOW
             factory = SMTPFactory(FakeStore(self.answers), FakeRouter(self.answers, accounts),
-                                  SMTPSettings(**settings), hostname, self.clock, tls)
+                                  SMTPSettings(**settings), hostname, self.clock, tls, mode)
         self.factory = factory
         self.clock = factory.clock  # type: ignore[assignment]
         self.store: FakeStore = factory.store  # type: ignore[assignment]

@@ -17,7 +17,7 @@ VALUES = ["errors", "mail", "settings", "wire"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "directory"]
 PARTS = [*PEOPLE, "routing", "accounts", "store", "smtp", "pop3"]
-SERVICE = [*PARTS, "toml", "config", "log", "systemd"]
+SERVICE = [*PARTS, "toml", "config", "log", "systemd", "connections", "listeners"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -29,8 +29,8 @@ MAY_IMPORT = {
     "interfaces": [],
     "credentials": [],
     "trace": ["mail"],
-    "smtp.server": [*CONTRACTS, "trace", "smtp", "conversation"],
-    "pop3.server": [*CONTRACTS, "pop3", "conversation"],
+    "smtp.server": [*CONTRACTS, "trace", "smtp", "connections", "conversation"],
+    "pop3.server": [*CONTRACTS, "pop3", "connections", "conversation"],
     "smtp": [*VALUES, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
     "pop3": [*VALUES, "pop3"],
@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "routing": PEOPLE,
     "accounts": PEOPLE,
     "systemd": ["settings"],
+    "listeners": [],
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
     "service": SERVICE,

@@ -25,13 +25,15 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
 from twisted.logger import ILogObserver
 
-from mailsvc import service as module
+from mailsvc import listeners
+from mailsvc import service as service_module
 from mailsvc.accounts import PasswordHasher
 from mailsvc.config import Settings
 from mailsvc.directory import SqliteDirectory
+from mailsvc.listeners import CannotStart, Listener
 from mailsvc.log import LogSettings, observer
 from mailsvc.names import parse_address
-from mailsvc.service import CannotStart, Listener, MailService, build
+from mailsvc.service import MailService, build
 from tests.service import Dialogue, Service, fetch, submit
 from tests.twistd import IPV6, TWISTD, Twistd
 
@@ -118,7 +120,7 @@ async def test_every_endpoint_is_bound(tmp_path: Path) -> None:
     service, listeners = await started(
         settings(tmp_path, smtp=[ANY, f"unix:{path}", *IPV6_ENDPOINTS], pop3=[]))
     try:
-        assert {listener.protocol for listener in listeners} == {"smtp"}
+        assert {listener.kind.name for listener in listeners} == {"smtp"}
         assert listeners[1].address == str(path)
         assert [listener.address for listener in listeners[2:]] == [
             f"[::1]:{port(listener)}" for listener in listeners[2:]]
@@ -179,7 +181,7 @@ def test_the_descriptor_limit_is_raised() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
     try:
-        module._raise_descriptor_limit()
+        service_module._raise_descriptor_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -235,7 +237,7 @@ class FakeEndpoint:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
-    monkeypatch.setattr(module, "serverFromString", lambda *_: FakeEndpoint(outcome))
+    monkeypatch.setattr(listeners, "serverFromString", lambda *_: FakeEndpoint(outcome))
 
 
 def test_a_privileged_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +289,7 @@ async def test_connections_wait_for_the_factory(
             seen.append(factory)
             return succeed(Port())
 
-    monkeypatch.setattr(module, "serverFromString", lambda *_: Endpoint())
+    monkeypatch.setattr(listeners, "serverFromString", lambda *_: Endpoint())
     service = build(settings(tmp_path, pop3=[]), reactor)
     service.privilegedStartService()
     assert seen[0].buildProtocol(None) is None
@@ -532,13 +534,13 @@ def test_twistd_fails_on_a_port_in_use(configuration: Path) -> None:
 def test_twistd_fails_when_a_listener_fails_late(configuration: Path) -> None:
     script = """
 from twisted.internet import defer, reactor
-import mailsvc.service
+import mailsvc.listeners
 class Endpoint:
     def listen(self, factory):
         outcome = defer.Deferred()
         reactor.callLater(0.1, outcome.errback, RuntimeError("no onions today"))
         return outcome
-mailsvc.service.serverFromString = lambda *_: Endpoint()
+mailsvc.listeners.serverFromString = lambda *_: Endpoint()
 from twisted.scripts.twistd import run
 run()
 """

@@ -21,6 +21,7 @@ from mailsvc.mail import Address, Recipient
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.grammar import mailbox
 from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
 from mailsvc.smtp.replies import LOCAL_ERROR, Reply, accepted, from_failure, verified
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.smtp.session import Session
@@ -51,7 +52,8 @@ class World:
     """What a script's ``=`` lines describe.
 
     ``= hostname NAME``, ``= accounts ADDRESS…`` (besides the cast of example.org), ``= tls yes``,
-    ``= spoilt KIND…`` (answers that fail with "disk full"), and any of the [smtp] section.
+    ``= mode NAME``, ``= spoilt KIND…`` (answers that fail with "disk full"), and any of the [smtp]
+    section.
     """
 
     def __init__(self, script: Script) -> None:
@@ -59,6 +61,7 @@ class World:
         self.hostname = HOSTNAME
         self.accounts: list[Address] = []
         self.tls = False
+        self.mode = TRANSPORT
         self.settings: dict[str, Any] = {}
         known = {field.name: type(field.default) for field in fields(SMTPSettings)}
         for name, value in script.settings:
@@ -68,6 +71,8 @@ class World:
                 self.accounts += (mailbox(word.encode()) for word in value.split())
             elif name == "tls":
                 self.tls = value == "yes"
+            elif name == "mode":
+                self.mode = {mode.name: mode for mode in (TRANSPORT, SUBMISSION, LMTP)}[value]
             elif name == "spoilt":
                 full = StorageFull("The disk is full; try again later")
                 self.answers.spoilt.update(dict.fromkeys(value.split(), full))
@@ -109,7 +114,7 @@ class Owner:
     """The owner of a bare session: answers its questions at once, from a router and a store."""
 
     def __init__(self, world: World) -> None:
-        self.session = Session(world.hostname, SMTPSettings(**world.settings),
+        self.session = Session(world.hostname, SMTPSettings(**world.settings), world.mode,
                                tls_available=world.tls)
         self.store = FakeStore(world.answers)
         self.router = FakeRouter(world.answers, world.accounts)
@@ -227,7 +232,7 @@ def test_the_session_with_all_sent_ahead(name: str, cut: Cut) -> None:
 
 def line(script: Script) -> Line:
     world = World(script)
-    return Line(world.answers, hostname=world.hostname, accounts=world.accounts,
+    return Line(world.answers, mode=world.mode, hostname=world.hostname, accounts=world.accounts,
                 tls=object() if world.tls else None, **world.settings)
 
 
@@ -242,7 +247,8 @@ class LateLine(Line):
 def late_line(script: Script) -> LateLine:
     world = World(script)
     world.answers.late = {"route", "room", "verify", "expand", "write", "commit"}
-    return LateLine(world.answers, hostname=world.hostname, accounts=world.accounts,
+    return LateLine(world.answers, mode=world.mode, hostname=world.hostname,
+                    accounts=world.accounts,
                     tls=object() if world.tls else None, **world.settings)
 
 

@@ -106,7 +106,8 @@ ORDER: dict[bytes, dict[str, tuple[Reply, str]]] = {
     b"STARTTLS": {**_everywhere(replies.NOT_IMPLEMENTED), CHUNKS: (replies.MID_CHUNKS, CHUNKS)},
     **{line: _everywhere(replies.NOT_IMPLEMENTED) for line in (
         b"AUTH PLAIN", b"TURN", b"ATRN example.org", b"ETRN example.org", b"XEXCH50 1 1")},
-    b"WHAT": _everywhere(replies.UNRECOGNIZED),
+    # LHLO is LMTP's.
+    **{line: _everywhere(replies.UNRECOGNIZED) for line in (b"WHAT", b"LHLO client.example.net")},
 }
 
 

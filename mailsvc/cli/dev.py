@@ -22,11 +22,12 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 from OpenSSL.SSL import Error as SSLError
@@ -42,9 +43,10 @@ from mailsvc.cli.arguments import DOMAIN
 from mailsvc.config import KEYS, ConfigurationError, Settings
 from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import MailFailure
+from mailsvc.listeners import KINDS, Listener
 from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, parse_address
-from mailsvc.service import Listener, build
+from mailsvc.service import build
 from mailsvc.toml import literal
 
 #: The least that Argon2id takes; --set passwords.memory_kib=… makes it real.
@@ -141,6 +143,29 @@ def _check_hostname(ctx: click.Context, option: click.Parameter, name: str | Non
     return name
 
 
+#: Where each kind of listener listens without its flag.
+PORTS = {"smtp": 2525, "submission": 2587, "submissions": 2465, "lmtp": 2024, "pop3": 2110,
+         "pop3s": 2995}
+
+
+def _places(command: Callable[..., None]) -> Callable[..., None]:
+    """Give *command* an option for each kind of listener."""
+    for kind, port in reversed(PORTS.items()):
+        command = click.option(
+            f"--{kind}", type=PLACE, default=f"127.0.0.1:{port}", show_default=True,
+            metavar="[ADDRESS:]PORT|off", help=_PLACE_HELP[kind])(command)
+    return command
+
+
+_PLACE_HELP = {
+    "smtp": "Where SMTP listens; port 0 for any.",
+    "submission": "Where users log in and send, with STARTTLS.",
+    "submissions": "The same with TLS from the first octet.",
+    "lmtp": "Where LMTP listens.",
+    "pop3": "Where POP3 listens; port 0 for any.",
+    "pop3s": "The same with TLS from the first octet.",
+}
+
 PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
 
 
@@ -157,10 +182,7 @@ PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
               help="Accounts, one NAME@DOMAIN:PASSWORD a line; empty lines and # are left out.")
 @click.option("--alias", "aliases", type=ALIAS, multiple=True,
               help="Lead mail for one address to others, which exist or stand before it.")
-@click.option("--smtp", type=PLACE, default="127.0.0.1:2525", show_default=True,
-              metavar="[ADDRESS:]PORT|off", help="Where SMTP listens; port 0 for any.")
-@click.option("--pop3", type=PLACE, default="127.0.0.1:2110", show_default=True,
-              metavar="[ADDRESS:]PORT|off", help="Where POP3 listens; port 0 for any.")
+@_places
 @click.option("--tls-cert", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Certificate and its chain, PEM: offers STARTTLS and STLS.")
 @click.option("--tls-key", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -174,15 +196,17 @@ PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
 def dev(
     ctx: click.Context, directory: Path | None, domains: Sequence[str], hostname: str | None,
     accounts: Sequence[NewAccount], accounts_file: Any,
-    aliases: Sequence[tuple[Address, list[Address]]], smtp: Place | None, pop3: Place | None,
-    tls_cert: Path | None, tls_key: Path | None, workers: int, overrides: Sequence[str],
-    hints: bool,
+    aliases: Sequence[tuple[Address, list[Address]]], tls_cert: Path | None, tls_key: Path | None,
+    workers: int, overrides: Sequence[str], hints: bool, **places: Place | None,
 ) -> None:
     """Start a throwaway service in the foreground, from flags alone.
 
     It prints a line for each listener, such as "smtp 127.0.0.1:2525", and then "ready"; it logs to
     standard error.  Ctrl-C and SIGTERM stop it.  Without accounts it makes one and prints it.
     Passwords are hashed too quickly to be safe: use it for tests.
+
+    Without any flag for a listener, all of them listen.  With one, SMTP and POP3 do unless they are
+    off, and of the others those that have a flag.
 
     \b
     Example:
@@ -196,16 +220,23 @@ def dev(
         raise click.UsageError("no configuration file is read here: give each key with --set")
     if directory is None and (before := ctx.meta.get(f"{place.__name__}.dir")):
         directory = Path(before)
-    if smtp is None and pop3 is None:
-        raise click.UsageError("nothing to do: --smtp and --pop3 are both off")
+    unasked = [kind for kind in places if kind not in ("smtp", "pop3")
+               and ctx.get_parameter_source(kind) is ParameterSource.DEFAULT]
     tls = _tls(tls_cert, tls_key)
+    if tls is None:
+        places = {kind: None if KINDS[kind].tls else place for kind, place in places.items()}
+    if any(ctx.get_parameter_source(kind) is not ParameterSource.DEFAULT for kind in places):
+        # Whoever says where some listen wants these and no more.
+        places.update(dict.fromkeys(unasked))
+    if not any(places.values()):
+        raise click.UsageError("nothing to do: every listener is off")
     given = [*accounts, *_accounts_in(accounts_file)]
     with _data_directory(directory) as data:
         settings = _settings([
             *CHEAP_PASSWORDS,
             f"service.data={literal(str(data))}",
-            f"listeners.smtp={literal([smtp.endpoint] if smtp else [])}",
-            f"listeners.pop3={literal([pop3.endpoint] if pop3 else [])}",
+            *(f"listeners.{kind}={literal([place.endpoint] if place else [])}"
+              for kind, place in places.items()),
             *([f"service.hostname={literal(hostname)}"] if hostname else []),
             *overrides])
         try:
@@ -215,7 +246,9 @@ def dev(
         if demo is not None:
             click.echo(f"account {demo.address} {demo.password}")
         shown = demo or (given[0] if given else None)
-        _run(settings, tls, lambda listeners: _hints(listeners, shown) if hints else ())
+        # That another service has the ports that nobody asked for is no reason to fail.
+        _run(settings, tls, unasked,
+             lambda listeners: _hints(listeners, shown) if hints else ())
 
 
 # ---- what the flags mean ------------------------------------------------------------------------
@@ -332,7 +365,8 @@ def _demonstration(
 
 
 def _run(
-    settings: Settings, tls: Any, hints: Callable[[Sequence[Listener]], Iterable[str]]
+    settings: Settings, tls: Any, optional: Collection[str],
+    hints: Callable[[Sequence[Listener]], Iterable[str]],
 ) -> None:
     """Serve until a signal ends it."""
     from twisted.internet import reactor as installed  # noqa: PLC0415 - it installs one
@@ -359,7 +393,7 @@ def _run(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         return service.stopService()
 
-    service = build(settings, reactor, tls=tls)
+    service = build(settings, reactor, tls=tls, optional=optional)
     service.ready.addCallback(announce).addErrback(give_up)
     service.privilegedStartService()
     service.startService()
@@ -371,7 +405,7 @@ def _run(
 
 def _hints(listeners: Sequence[Listener], account: NewAccount | None) -> Iterator[str]:
     """How to send a message, fetch it, and set up a mail program."""
-    where = {listener.protocol: listener.address.replace("0.0.0.0", "127.0.0.1")
+    where = {listener.kind.name: listener.address.replace("0.0.0.0", "127.0.0.1")
              .replace("[::]", "[::1]") for listener in listeners}
     name = str(account.address) if account else "NAME@DOMAIN"
     password = account.password if account else "PASSWORD"

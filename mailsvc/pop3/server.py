@@ -39,6 +39,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mailsvc.connections import Connections
 from mailsvc.conversation import Conversation, ConversationFactory
 from mailsvc.errors import MailFailure, PermanentFailure, SomeNotRemoved, TemporaryFailure
 from mailsvc.interfaces import IMaildrop
@@ -372,8 +373,9 @@ class POP3Factory(ConversationFactory):
         hostname: str,
         clock: IReactorTime,
         tls: IOpenSSLContextFactory | None = None,
+        connections: Connections | None = None,
     ) -> None:
-        super().__init__(settings, hostname, clock, tls)
+        super().__init__(settings, hostname, clock, tls, connections)
         self.portal = portal
 
     def timestamp(self) -> str:

@@ -26,6 +26,7 @@ from mailsvc.smtp.events import (
 )
 from mailsvc.smtp.grammar import SyntaxFault
 from mailsvc.smtp.intake import Intake
+from mailsvc.smtp.mode import Mode
 from mailsvc.smtp.replies import Reply, printable, reply
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Command:
     :ivar usage: what HELP says of it; empty for a command that is not implemented.
     :ivar fault: the enhanced status of a syntax error in its address.
     :ivar idle: whether it counts as a command that brings no mail along.
+    :ivar known: whether it is recognized in a mode.
     """
 
     verb: str
@@ -63,6 +65,7 @@ class Command:
     usage: str = ""
     fault: str = "5.1.3"
     idle: bool = False
+    known: Callable[[Mode], bool] = lambda mode: True
 
 
 def out_of_order(verb: str, session: Session) -> Reply:
@@ -70,12 +73,13 @@ def out_of_order(verb: str, session: Session) -> Reply:
     if session.phase is CHUNKS:
         return replies.MID_CHUNKS
     if session.phase is START:
-        return replies.HELLO_FIRST
+        return replies.LHLO_FIRST if session.mode.lmtp else replies.HELLO_FIRST
     if verb == "MAIL":
         return replies.NESTED_MAIL
     if verb in ("DATA", "BDAT") and session.phase is MAIL:
         # RFC 5321 §3.3: 554 when recipients were named and none of them would do.
-        none_valid = session.refused_recipient
+        # RFC 2033 §4.2 wants 503 all the same.
+        none_valid = session.refused_recipient and not session.mode.lmtp
         return replies.NO_VALID_RECIPIENTS if none_valid else replies.RECIPIENT_FIRST
     return replies.MAIL_FIRST
 
@@ -95,6 +99,9 @@ def _ehlo(session: Session, argument: bytes) -> None:
 
 def _mail(session: Session, argument: bytes) -> None:
     parsed = grammar.reverse_path(argument)
+    if session.mode.submission and not session.authenticated:
+        session.refuse(replies.LOG_IN_FIRST)
+        return
     if session.exhausted:
         session.close(replies.TOO_MANY_MESSAGES)
         return
@@ -210,13 +217,14 @@ def _help(session: Session, argument: bytes) -> None:
     topic = argument.upper()
     command = COMMANDS.get(topic)
     if not topic:
-        verbs = sorted(row.verb for row in COMMANDS.values() if row.usage)
+        verbs = sorted(row.verb for row in COMMANDS.values()
+                       if row.usage and row.known(session.mode))
         session.say(reply(214, "2.0.0", "Commands: " + " ".join(verbs), "HELP verb says more"))
     elif topic == b"STATUS":
         size = session.limits.message_octets or "any number of"
         most = session.limits.recipients
         session.say(reply(211, "2.0.0", f"Messages of {size} octets to {most} recipients each"))
-    elif command is None or not command.usage:
+    elif command is None or not command.usage or not command.known(session.mode):
         session.refuse(replies.UNKNOWN_TOPIC)
     else:
         session.say(reply(214, "2.0.0", command.usage))
@@ -239,8 +247,10 @@ def _not_implemented(session: Session, argument: bytes) -> None:
 
 
 _ROWS = (
-    Command("HELO", _helo, _ANY, "HELO your.host.name", idle=True),
-    Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True),
+    # RFC 2033 §4.1: LHLO in the place of both.
+    Command("HELO", _helo, _ANY, "HELO your.host.name", idle=True, known=lambda m: not m.lmtp),
+    Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True, known=lambda m: not m.lmtp),
+    Command("LHLO", _ehlo, _ANY, "LHLO your.host.name", idle=True, known=lambda m: m.lmtp),
     Command("MAIL", _mail, frozenset({READY}),
             "MAIL FROM:<address> [SIZE=octets] [BODY=8BITMIME] [SMTPUTF8]", fault="5.1.7"),
     Command("RCPT", _rcpt, frozenset({MAIL, RCPT}), "RCPT TO:<address>"),

@@ -95,7 +95,9 @@ UNKNOWN_TOPIC = reply(504, "5.5.4", "No help on that topic; HELP alone lists the
 
 # 5yz: order
 HELLO_FIRST = reply(503, "5.5.1", "Say EHLO or HELO first")
+LHLO_FIRST = reply(503, "5.5.1", "Say LHLO first")
 MAIL_FIRST = reply(503, "5.5.1", "MAIL first")
+LOG_IN_FIRST = reply(530, "5.7.0", "Log in first; this port is for submission")
 NESTED_MAIL = reply(503, "5.5.1", "A transaction is open; finish it or RSET")
 RECIPIENT_FIRST = reply(503, "5.5.1", "RCPT first")
 MID_CHUNKS = reply(503, "5.5.1", "BDAT chunks under way; send the rest, or RSET")

@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IOpenSSLContextFactory, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
+from mailsvc.connections import Connections
 from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
 from mailsvc.errors import MailFailure
 from mailsvc.interfaces import IMailboxStore, IRouter
@@ -28,6 +29,7 @@ from mailsvc.mail import Address, Envelope, Recipient
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.commands import READY, START
 from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, from_failure
 from mailsvc.smtp.session import Session
 from mailsvc.trace import trace_header
@@ -52,6 +54,7 @@ class SMTPProtocol(Conversation):
         return Session(
             factory.hostname,
             factory.settings,
+            factory.mode,
             tls_available=factory.tls is not None,
             tls_active=tls_active,
         )
@@ -282,6 +285,7 @@ class SMTPFactory(ConversationFactory):
 
     :param store: where accepted mail goes.
     :param router: which recipients are accepted.
+    :param mode: what its listeners are for.
     """
 
     protocol = SMTPProtocol  # type: ignore[assignment]
@@ -296,7 +300,10 @@ class SMTPFactory(ConversationFactory):
         hostname: str,
         clock: IReactorTime,
         tls: IOpenSSLContextFactory | None = None,
+        mode: Mode = TRANSPORT,
+        connections: Connections | None = None,
     ) -> None:
-        super().__init__(settings, hostname, clock, tls)
+        super().__init__(settings, hostname, clock, tls, connections)
+        self.mode = mode
         self.store = store
         self.router = router

@@ -48,6 +48,7 @@ from mailsvc.smtp.events import (
 from mailsvc.smtp.grammar import AddressFault, SyntaxFault
 from mailsvc.smtp.intake import Intake
 from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, printable, reply
 from mailsvc.wire import LineReader, LineTooLong
 
@@ -64,26 +65,29 @@ class Session:
 
     :param hostname: what the server calls itself.
     :param limits: the [smtp] section.
+    :param mode: what the listener is for.
     :param tls_available: whether STARTTLS may be offered.
     :param tls_active: whether TLS runs from the first octet.
     """
 
     __slots__ = (
         "_errors", "_idle", "_input", "_messages", "_opening", "_output", "_pending", "_question",
-        "envelope", "extended", "hello", "hostname", "intake", "limits", "phase",
-        "refused_recipient", "tls_active", "tls_available",
+        "authenticated", "envelope", "extended", "hello", "hostname", "intake", "limits", "mode",
+        "phase", "refused_recipient", "tls_active", "tls_available",
     )  # fmt: skip
 
     def __init__(
         self,
         hostname: str,
         limits: SMTPSettings,
+        mode: Mode = TRANSPORT,
         *,
         tls_available: bool = False,
         tls_active: bool = False,
     ) -> None:
         self.hostname: str = hostname
         self.limits: SMTPSettings = limits
+        self.mode: Mode = mode
         self.tls_available: bool = tls_available
         self.tls_active: bool = tls_active
         self.phase = GREETING
@@ -91,6 +95,8 @@ class Session:
         self.hello = ""
         #: Whether it said EHLO.
         self.extended = False
+        #: The name of the account that has logged in, or empty (RFC 4954).
+        self.authenticated = ""
         #: The open transaction, or None.
         self.envelope: Envelope | None = None
         #: Whether the open transaction had a recipient that was refused.
@@ -161,14 +167,18 @@ class Session:
         if not self.extended:
             return "SMTP"
         utf8 = self.envelope is not None and self.envelope.smtputf8
-        return ("UTF8SMTP" if utf8 else "ESMTP") + ("S" if self.tls_active else "")
+        if self.mode.lmtp:
+            name = "UTF8LMTP" if utf8 else "LMTP"
+        else:
+            name = "UTF8SMTP" if utf8 else "ESMTP"
+        return name + ("S" if self.tls_active else "")
 
     # ---- for the owner: answers ----
 
     @property
     def greeting(self) -> Reply:
         """The 220 to answer Connected with."""
-        return reply(220, "", f"{self.hostname} ESMTP mailsvc")
+        return reply(220, "", f"{self.hostname} {self.mode.protocol} mailsvc")
 
     def hello_reply(self, question: Hello) -> Reply:
         """The 250 to answer Hello with: for EHLO, the extensions offered (RFC 5321 §4.1.1.1)."""
@@ -211,7 +221,7 @@ class Session:
         self._input.clear()
         self.tls_active = True
         self.phase = START
-        self.hello, self.extended = "", False
+        self.hello, self.extended, self.authenticated = "", False, ""
 
     def close(self, answer: Reply) -> None:
         """Say *answer* (221, 421) and end the session, dropping what is under way."""
@@ -288,7 +298,7 @@ class Session:
         # bytes.upper() changes ASCII letters only, so no look-alike passes for a letter.
         word, _, argument = _WHITE_SPACE.sub(b" ", line.rstrip(b" \t"), count=1).partition(b" ")
         command = COMMANDS.get(word.upper())
-        if command is None:
+        if command is None or not command.known(self.mode):
             if self.phase is START and word.upper() in _HTTP:
                 self.close(replies.NOT_HTTP)
             else:
@@ -342,12 +352,31 @@ class Session:
         if not intake.refusal:
             self.ask(MessageEnds(intake.size))
             return
-        if self.phase in (RCPT, CHUNKS):
+        if self.phase in (RCPT, CHUNKS) and (intake.dots_ended or intake.last):
+            self._message_refused(intake.refusal)
+        elif self.phase in (RCPT, CHUNKS):
+            # A chunk that is not the last has one reply, in LMTP too.
             self.end_transaction(intake.refusal.lines[0])
+            self.refuse(intake.refusal)
         else:
             # BDAT out of order: no message had begun, and a transaction without recipients goes on.
             self.intake = None
-        self.refuse(intake.refusal)
+            self.refuse(intake.refusal)
+
+    def _message_refused(self, answer: Reply) -> None:
+        answers = self._for_each_recipient(answer)
+        self.end_transaction(answer.lines[0])
+        for each in answers[:-1]:
+            self.say(each)
+        self.refuse(answers[-1])
+
+    def _for_each_recipient(self, answer: Reply) -> list[Reply]:
+        """What is said of a message: *answer*, or for LMTP one for each RCPT (RFC 2033 §4.2)."""
+        if not self.mode.lmtp or self.envelope is None:
+            return [answer]
+        return [Reply(answer.code, answer.status,
+                      (printable(f"<{recipient.forward_path}> {answer.lines[0]}"),))
+                for recipient in self.envelope.recipients]
 
     # ---- transitions ----
 
@@ -405,13 +434,15 @@ class Session:
 
     def _message_ends(self, question: MessageEnds, answer: Reply) -> None:
         self.intake = None
-        self.end_transaction("")
         if not answer.positive:
-            self.refuse(answer)
+            self._message_refused(answer)
             return
+        answers = self._for_each_recipient(answer)
+        self.end_transaction("")
         self._messages += 1
         self._errors = self._idle = 0
-        self.say(answer)
+        for each in answers:
+            self.say(each)
 
 
 _TRANSITIONS: dict[type, Callable[[Session, Any, Reply], None]] = {

@@ -1,0 +1,152 @@
+"""Where the service listens: the kinds of listeners, and the endpoints of each.
+
+An endpoint is bound first and opened when there is a factory to lead to, so that ports below 1024
+can be taken while the process is still root.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+_log = Logger("mailsvc")
+
+
+class CannotStart(SystemExit, Exception):
+    """The service cannot start; the text names the cause and the remedy.
+
+    Left to itself it ends the process with that text and status 1, instead of a traceback.  That it
+    is an Exception as well makes twistd remove its pid file and tell whoever waits for the daemon.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of listener.
+
+    :ivar name: as in ``[listeners]``.
+    :ivar protocol: "smtp" or "pop3".
+    :ivar tls: whether TLS begins with the first octet (RFC 8314); endpoints name no certificate.
+    """
+
+    name: str
+    protocol: str
+    tls: bool = False
+
+
+#: Every kind by its name, in the order of the configuration.
+KINDS = {kind.name: kind for kind in (
+    Kind("smtp", "smtp"),
+    Kind("submission", "smtp"),
+    Kind("submissions", "smtp", tls=True),
+    Kind("lmtp", "smtp"),
+    Kind("pop3", "pop3"),
+    Kind("pop3s", "pop3", tls=True),
+)}
+
+
+class Listener:
+    """One endpoint of one kind.
+
+    :ivar kind: what it is for.
+    :ivar description: the endpoint string.
+    :ivar optional: whether it is left out, with a line in the log, when its port is taken.
+    """
+
+    def __init__(self, kind: Kind, description: str, reactor: Any, *,
+                 optional: bool = False) -> None:
+        self.kind = kind
+        self.description = description
+        self.optional = optional
+        self._entrance = _Entrance()
+        self._port: IListeningPort | None = None
+        try:
+            self._endpoint = serverFromString(reactor, description)
+        except Exception as error:
+            remedy = ("systemd has passed no such socket; start the service by "
+                      "`systemctl start mailsvc.socket mailsvc.service`, or name an endpoint such "
+                      "as tcp:2525" if description.startswith("systemd:")
+                      else f"not a Twisted endpoint string such as tcp:2525 ({error})")
+            raise CannotStart(f"{kind.name} on {description}: {remedy}") from error
+
+    def __str__(self) -> str:
+        return f"{self.kind.name} {self.address}"
+
+    @property
+    def bound(self) -> bool:
+        """Whether it has its port."""
+        return self._port is not None
+
+    @property
+    def address(self) -> str:
+        """Where it really listens: ``127.0.0.1:25``, ``[::]:25`` or a path."""
+        host = self._port.getHost() if self._port is not None else None
+        if isinstance(host, IPv4Address):
+            return f"{host.host}:{host.port}"
+        if isinstance(host, IPv6Address):
+            return f"[{host.host}]:{host.port}"
+        if isinstance(host, UNIXAddress) and host.name:
+            return os.fsdecode(host.name)
+        return str(host)
+
+    def bind(self) -> Deferred[None]:
+        """Take the port; fails with a :class:`CannotStart`."""
+        bound = maybeDeferred(self._endpoint.listen, self._entrance)
+        return bound.addCallbacks(self._keep, self._explain)
+
+    def open(self, factory: Factory) -> None:
+        """Lead connections to *factory*; they got none so far."""
+        self._entrance.factory = factory
+
+    def close(self) -> Deferred[None]:
+        """Give the port back, if it is bound."""
+        port, self._port = self._port, None
+        closed = port.stopListening() if port is not None else None
+        return succeed(None) if closed is None else closed
+
+    def _keep(self, port: IListeningPort) -> None:
+        self._port = port
+
+    def _explain(self, failure: Failure) -> None:
+        error = failure.value
+        if isinstance(error, CannotListenError):
+            error = error.socketError
+        code = getattr(error, "errno", None) or 0
+        if self.optional and code == errno.EADDRINUSE:
+            _log.info("{kind} is left out: another program has {endpoint}", kind=self.kind.name,
+                      endpoint=self.description)
+            return
+        reason = f"{errno.errorcode[code]}, {os.strerror(code)}" if code else str(error)
+        remedy = _REMEDIES.get(code, "")
+        raise CannotStart(f"{self.kind.name} on {self.description}: {reason}{remedy}") from error
+
+
+_REMEDIES = {
+    errno.EADDRINUSE: "; another program has this port: `ss -ltnp` names it.  Stop it, or choose "
+                      "another port",
+    errno.EADDRNOTAVAIL: "; this machine has no such address: `ip address` lists those it has",
+    errno.EACCES: "; ports below 1024 are for root: let systemd open them (etc/mailsvc.socket), "
+                  "choose a port from 1024 up, or give Python the capability "
+                  "(setcap cap_net_bind_service=+ep)",
+}
+
+
+class _Entrance(Factory):
+    """What is bound before there is a factory.  No connection is accepted before there is."""
+
+    noisy = False
+    factory: Factory | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        return self.factory.buildProtocol(addr) if self.factory is not None else None
