@@ -83,15 +83,20 @@ def _endpoints(values: list[str]) -> str | None:
     # Not at the top: checking an endpoint is all that needs Twisted here.
     from twisted.internet.endpoints import serverFromString  # noqa: PLC0415
 
+    problems = []
     for value in values:
         # Whether systemd passed the socket is not known before the service starts.
         if not value.startswith("systemd:"):
             try:
                 serverFromString(None, value)
+            except PermissionError:
+                pass  # a key that is for root, or for the service's user
+            except OSError as error:
+                problems.append(f"{value!r}: {error.filename}: {error.strerror}")
             except Exception as error:
-                return (f'Twisted endpoint strings such as "tcp:2525" or "tcp6:2525" '
-                        f"({value!r}: {error})")
-    return None
+                problems.append(f"{value!r}: {error}")
+    return (f'Twisted endpoint strings such as "tcp:2525" or "tcp6:2525" ({"; ".join(problems)})'
+            if problems else None)
 
 
 @dataclass(frozen=True, slots=True)

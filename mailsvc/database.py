@@ -42,7 +42,7 @@ class Database:
         self._version = version
         self._changing = False  # whether a transaction is open
         try:
-            _require_access(self.path)
+            _require_access(self.path, create)
             if not self.path.exists():
                 if not create:
                     raise DirectoryError(f"there is no {self.path} yet",
@@ -167,14 +167,18 @@ def _give_to_owner_of(folder: Path, made: Path) -> None:
         os.chown(made, owner.st_uid, owner.st_gid)
 
 
-def _require_access(path: Path) -> None:
-    """Refuse *path*, naming the first thing on the way to it that this user may not use."""
+def _require_access(path: Path, create: bool) -> None:
+    """Refuse *path*, naming the first thing on the way to it that this user may not use.
+
+    :param create: whether what is missing will be made.
+    """
     # The directory must be writable as well: SQLite keeps the -wal and -shm files there.
     modes = {path.parent: os.R_OK | os.W_OK | os.X_OK, path: os.R_OK | os.W_OK}
     nearest = path
     for place in (*reversed(path.parents), path):
         if not place.exists():
-            _require(nearest, os.W_OK | os.X_OK)
+            if create:
+                _require(nearest, os.W_OK | os.X_OK)
             break
         if place != path and not place.is_dir():
             raise DirectoryError(f"{place} is not a directory", "move it away, or name another "
@@ -190,5 +194,7 @@ def _require(place: Path, mode: int) -> None:
             user = pwd.getpwuid(owner).pw_name
         except KeyError:
             user = f"'#{owner}'"
-        raise DirectoryError(f"permission denied on {place}",
-                             f"run as the user who owns it: sudo -u {user} mailsvc …")
+        remedy = f"run as the user who owns it: sudo -u {user} mailsvc …"
+        if owner == 0:
+            remedy += f", or give it to the user that runs the service: chown -R USER {place}"
+        raise DirectoryError(f"permission denied on {place}", remedy)

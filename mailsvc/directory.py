@@ -249,13 +249,15 @@ class SqliteDirectory:
         with self.transaction():
             domain = self._domain(name)
             name = domain.name
-            for kind in ("account", "alias"):
-                rows = self._rows(f"SELECT local_part FROM {kind} WHERE domain = ? ORDER BY id",
-                                  name)
-                if rows:
-                    raise DirectoryError(
-                        f"{name} still has the {kind} " + _some(f"{row[0]}@{name}" for row in rows),
-                        f"first remove each with: mailsvc {kind} remove NAME")
+            left = {kind: [f"{row[0]}@{name}" for row in self._rows(
+                f"SELECT local_part FROM {kind} WHERE domain = ? ORDER BY id", name)]
+                for kind in ("account", "alias")}
+            if any(left.values()):
+                raise DirectoryError(
+                    f"{name} still has the " + " and the ".join(
+                        f"{kind} {_some(names)}" for kind, names in left.items() if names),
+                    "first remove each with: " + ", ".join(
+                        f"mailsvc {kind} remove NAME" for kind, names in left.items() if names))
             users = [alias.name for alias in self.aliases()
                      if not alias.moved and any(target.domain == name for target in alias.targets)]
             users += [f"*@{other.name}" for other in self.domains()
@@ -270,6 +272,9 @@ class SqliteDirectory:
             domain = self._domain(name)
             if target is not None:
                 target = check_address(target)
+                if not self.domain(target.domain):
+                    raise DirectoryError(f"{target} is in a domain that is not served here",
+                                         "mail is not relayed: choose an account or alias here")
                 if not self._exists(target):
                     raise DirectoryError(f"there is no account or alias {target}",
                                          f"first add it with: mailsvc account add {target}")

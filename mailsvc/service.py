@@ -17,7 +17,6 @@ What keeps it from starting is a :class:`CannotStart`, whose text says what to d
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import resource
@@ -156,6 +155,7 @@ class MailService(MultiService):
 
     def _open(self) -> None:
         settings, reactor = self._settings, self._reactor
+        _refuse_unreadable(self._checkers)
         hostname, domain = settings.service.hostname, settings.routing.default_domain
         _make_mail_directory(settings)
         store = self._store = open_store(
@@ -251,15 +251,37 @@ def _refuse_root(settings: Settings) -> None:
             f"{name}: sudo -u {name} …")
 
 
+def _refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
+    """Do not serve with a file of passwords that would refuse everybody; Twisted only warns."""
+    for checker in checkers:
+        path = getattr(checker, "filename", None)
+        if isinstance(path, str) and not os.access(path, os.R_OK):
+            raise CannotStart(f"mailsvc cannot start: --auth: {path} cannot be read by user "
+                              f"{os.geteuid()}; name a file that the user who runs the service may "
+                              "read")
+
+
 def _make_mail_directory(settings: Settings) -> None:
     """Make the directory that mail lies in, in a data directory that must be there.
 
     A data directory that is missing is a wrong name or a file system that is not mounted.
     """
     scheme, _, place = settings.service.store.partition(":")
-    if scheme == "maildir" and os.path.dirname(os.path.abspath(place)) == settings.service.data:
-        with contextlib.suppress(FileExistsError, FileNotFoundError):
+    data = settings.service.data
+    if scheme == "maildir" and os.path.dirname(os.path.abspath(place)) == data:
+        try:
             os.mkdir(place, 0o700)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            raise CannotStart(
+                f"mailsvc cannot start: there is no directory {data} (service.data); make it for "
+                f"the user that runs mailsvc: install -d -o USER -g USER -m 700 {data}") from None
+        except PermissionError:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            raise CannotStart(
+                f"mailsvc cannot start: {user} may not write in {data} (service.data); give it to "
+                f"the user that runs mailsvc: chown -R {user} {data}") from None
 
 
 def _raise_descriptor_limit() -> None:

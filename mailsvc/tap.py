@@ -65,15 +65,6 @@ class Options(usage.Options, AuthOptionMixin):
         """Override one key of the configuration: SECTION.KEY=VALUE"""
         self["set"].append(assignment)
 
-    def opt_auth(self, description: str) -> None:
-        """Check passwords by this, not by those of `mailsvc account`; --help-auth lists what."""
-        super().opt_auth(description)
-        path = getattr(self["credCheckers"][-1], "filename", None)
-        if isinstance(path, str) and not os.access(path, os.R_OK):
-            # Twisted only warns, and the service would refuse everybody.
-            raise usage.UsageError(f"--auth {description}: {path} cannot be read; name a file that "
-                                   "the user who runs the service may read")
-
     def postOptions(self) -> None:
         overrides = list(self["set"])
         overrides += (f"listeners.{kind}={literal(self[kind])}" for kind in KINDS if self[kind])
@@ -113,7 +104,11 @@ def _log_observer(
     path = twistd.get("logfile") or ("-" if twistd.get("nodaemon", True) else "twistd.log")
     if path == "-":
         return log.observer(settings.log, sys.stdout)
-    file = LogFile.fromFullPath(path)
+    # As the service's user, who has to begin new files; and it names who writes to whom.
+    file = LogFile.fromFullPath(path, defaultMode=0o640)
+    if os.geteuid() == 0:
+        uid, gid = (twistd.get(key) for key in ("uid", "gid"))
+        os.chown(path, -1 if uid is None else int(uid), -1 if gid is None else int(gid))
     # As twistd does: SIGUSR1 begins a new file, unless somebody else has a use for it.
     if not signal.getsignal(signal.SIGUSR1):
         signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(file.rotate))

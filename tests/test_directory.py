@@ -163,8 +163,9 @@ def test_domains_come_and_go(directory: SqliteDirectory) -> None:
 
 def test_a_domain_in_use_stays(directory: SqliteDirectory) -> None:
     assert refused(directory.remove_domain, "example.org") == (
-        "example.org still has the account Bob@example.org, alice@example.org; "
-        "first remove each with: mailsvc account remove NAME")
+        "example.org still has the account Bob@example.org, alice@example.org and the alias "
+        "team@example.org; first remove each with: mailsvc account remove NAME, mailsvc alias "
+        "remove NAME")
     directory.add_account(at("zoe@example.net"))
     directory.add_alias(at("z@example.net"), [at("zoe+x@example.net")])
     directory.remove_account(at("zoe@example.net"))

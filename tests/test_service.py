@@ -25,7 +25,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
 from twisted.logger import ILogObserver
 
-from mailsvc import listeners
+from mailsvc import listeners, tap
 from mailsvc import service as service_module
 from mailsvc.accounts import PasswordHasher
 from mailsvc.config import Settings
@@ -318,7 +318,8 @@ def test_an_endpoint_that_makes_no_sense(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_missing_data_directory(tmp_path: Path) -> None:
     data = tmp_path / "none"
-    assert f"{data}/mail does not exist; make it" in refusal(settings(data))
+    assert (f"there is no directory {data} (service.data); make it for the user that runs mailsvc: "
+            f"install -d -o USER -g USER -m 700 {data}") in refusal(settings(data))
     assert not data.exists()
 
 
@@ -518,8 +519,7 @@ def test_twistd_lists_the_mistakes_of_a_file(tmp_path: Path) -> None:
 def test_twistd_refuses_passwords_that_cannot_be_read(tmp_path: Path) -> None:
     with twistd("mailsvc", "--auth", f"file:{tmp_path}/none") as process:
         assert process.wait() == 1
-        assert (f"--auth file:{tmp_path}/none: {tmp_path}/none cannot be read; name a file"
-                in process.output)
+        assert f"--auth: {tmp_path}/none cannot be read by user " in process.output
 
 
 def test_twistd_fails_on_a_port_in_use(configuration: Path) -> None:
@@ -576,6 +576,17 @@ def test_twistd_as_a_daemon(configuration: Path, tmp_path: Path) -> None:
     finally:
         os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not (tmp_path / "twistd.pid").exists())
+
+
+def test_the_log_of_a_daemon_is_its_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, owners = tmp_path / "log", []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda *arguments: owners.append(arguments))
+    write = tap._log_observer(Settings(), {
+        "logfile": str(path), "uid": 4321, "gid": 4322, "nodaemon": False}, reactor)
+    assert write is not None
+    assert owners == [(str(path), 4321, 4322)]
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_daemon_that_cannot_start_says_so(configuration: Path, tmp_path: Path) -> None:

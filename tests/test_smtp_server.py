@@ -31,6 +31,9 @@ MESSAGE = b"DATA\r\nSubject: x\r\n\r\ntext\r\n.\r\n"
 TRANSACTION = SENDER + RECIPIENT + MESSAGE
 TAKEN = ["250 2.1.0", "250 2.1.5", "354", "250 2.0.0"]
 
+#: What the log says of a message that is given up.
+ABOUT = "sender=a@example.net recipients=['alice@example.org'] client=198.51.100.7"
+
 
 def line(*late: str, **how: Any) -> Line:
     """A line that has said HELO, on which answers of the kinds *late* are held back."""
@@ -202,7 +205,7 @@ def test_a_write_that_raises(failure: Exception, code: str) -> None:
     assert one.codes() == [code, "250 2.0.0"]
     assert [delivery.outcome for delivery in one.store.deliveries] == ["aborted", "aborted"]
     why = failure.text if isinstance(failure, MailFailure) else "internal error"
-    assert f"ID dropped client=198.51.100.7 connection=ID: {why}" in texts(events)
+    assert f"ID dropped {ABOUT} connection=ID: {why}" in texts(events)
     for found in (events, more):
         assert len([event for event in found if "log_failure" in event]) == (
             not isinstance(failure, MailFailure))
@@ -364,7 +367,7 @@ def test_a_message_that_has_begun_and_is_not_taken_is_one_line(data: bytes, reas
     (event,) = events
     (delivery,) = one.store.deliveries
     assert delivery.outcome == "aborted"
-    assert formatEvent(event) == (f"{delivery.id} dropped client=198.51.100.7 "
+    assert formatEvent(event) == (f"{delivery.id} dropped {ABOUT} "
                                   f"connection={one.protocol.id}: {reason}")
 
 
@@ -375,7 +378,7 @@ def test_a_message_that_could_not_begin_is_one_line(data: bytes) -> None:
     with logged() as events:
         one.say(SENDER + RECIPIENT + data)
         one.hang_up()
-    assert texts(events) == [f"ID dropped client=198.51.100.7 connection=ID: {FULL.text}"]
+    assert texts(events) == [f"ID dropped {ABOUT} connection=ID: {FULL.text}"]
 
 
 def test_a_message_that_could_not_be_stored_is_one_line() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
 from mailsvc.cli.arguments import DOMAIN, MAILBOX
@@ -31,10 +34,15 @@ def add(name: str, separators: str | None) -> None:
     Example:
       mailsvc domain add example.org
     """
+    home = Path(settings().accounts.database).parent
+    made_home = not home.exists()
     with open_directory(create=True) as directory:
         made = directory.add_domain(name, separators=separators)
         click.echo(f"Added domain {made.name}; make an account in it with: "
                    f"mailsvc account add NAME@{made.name}")
+        if made_home and os.geteuid() == 0:
+            click.echo(f"Note: made {home}, which belongs to {home.owner()} as yet; give it to the "
+                       f"user that will run the service: chown -R USER {home}", err=True)
 
 
 @domain.command(name="list")

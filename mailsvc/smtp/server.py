@@ -13,7 +13,7 @@ itself is at work no time runs.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from twisted.internet import defer
@@ -45,6 +45,9 @@ class SMTPProtocol(Conversation):
     #: The message on its way to the store, and its id, from DataBegins to the end of MessageEnds.
     _delivery: Any = None  # IDelivery | None
     _message = ""
+    #: What the log says of that message.
+    _sender = ""
+    _recipients: Sequence[str] = ()
     #: When the present message must be whole.
     _message_deadline = FOREVER
 
@@ -174,6 +177,8 @@ class SMTPProtocol(Conversation):
         factory, envelope = self.factory, self.session.envelope
         assert envelope is not None
         self._message = envelope.id
+        self._sender = str(envelope.reverse_path)
+        self._recipients = [str(each.forward_path) for each in envelope.recipients]
         # One message may follow another in the same chunk (BDAT), and has its own time.
         self._message_deadline = FOREVER
         try:
@@ -226,8 +231,8 @@ class SMTPProtocol(Conversation):
             self._delivery, self._message = None, ""
         about = {
             "id": envelope.id,
-            "sender": str(envelope.reverse_path),
-            "recipients": [str(r.forward_path) for r in envelope.recipients],
+            "sender": self._sender,
+            "recipients": self._recipients,
             "size": size,
             "client": self.client,
             "hello": self.session.hello,
@@ -251,8 +256,10 @@ class SMTPProtocol(Conversation):
             delivery.abort()
         if message:
             self.log.info(
-                "{id} dropped client={client} connection={connection}: {reason}",
+                "{id} dropped sender={sender} recipients={recipients} client={client} "
+                "connection={connection}: {reason}",
                 id=message, client=self.client, connection=self.id, reason=reason,
+                sender=self._sender, recipients=self._recipients,
             )
 
     def _on_closed(self, event: events.Closed) -> None:
