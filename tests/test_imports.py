@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 VALUES = ["errors", "mail", "settings", "wire"]
+LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "directory"]
 PARTS = [*PEOPLE, "routing", "accounts", "store", "smtp", "pop3"]
@@ -28,12 +29,13 @@ MAY_IMPORT = {
     "toml": [],
     "interfaces": [],
     "credentials": [],
+    "sasl": ["credentials", "settings", "sasl"],
     "trace": ["mail"],
-    "smtp.server": [*CONTRACTS, "trace", "smtp", "connections", "conversation"],
-    "pop3.server": [*CONTRACTS, "pop3", "connections", "conversation"],
-    "smtp": [*VALUES, "trace", "smtp"],
+    "smtp.server": [*CONTRACTS, *LOGINS, "trace", "smtp", "connections", "conversation"],
+    "pop3.server": [*CONTRACTS, *LOGINS, "pop3", "connections", "conversation"],
+    "smtp": [*VALUES, *LOGINS, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
-    "pop3": [*VALUES, "pop3"],
+    "pop3": [*VALUES, *LOGINS, "pop3"],
     "connections": VALUES,
     "conversation": [*VALUES, "connections"],
     "store": [*CONTRACTS, "store"],

@@ -20,6 +20,7 @@ from mailsvc.pop3 import grammar
 from mailsvc.pop3.events import ApopLogin, Listing, Login, Retrieve, StartTLS, Update
 from mailsvc.pop3.marks import BLOCK_LINES
 from mailsvc.pop3.replies import plural, positive
+from mailsvc.sasl.mechanisms import offered
 
 if TYPE_CHECKING:
     from mailsvc.pop3.session import Session
@@ -113,8 +114,14 @@ def _quit(session: Session) -> None:
 
 # ---- AUTHORIZATION ----
 
+#: Why nobody logs in.
+_ENCRYPT = "Use STLS first; nobody logs in unencrypted here"
+
 
 def _user(session: Session, user: str) -> None:
+    if not session.private:
+        session.refuse(_ENCRYPT)
+        return
     # The same answer whether there is such a user or not, so that names cannot be tried out.
     session.user = user
     session.ok("Send the password")
@@ -122,7 +129,9 @@ def _user(session: Session, user: str) -> None:
 
 def _pass(session: Session, password: bytes) -> None:
     user, session.user = session.user, None
-    if user is None:
+    if not session.private:
+        session.refuse(_ENCRYPT)
+    elif user is None:
         session.refuse("USER first")
     else:
         session.ask(Login(user, password))
@@ -130,14 +139,25 @@ def _pass(session: Session, password: bytes) -> None:
 
 def _apop(session: Session, user: str, digest: bytes) -> None:
     session.user = None
-    if session.timestamp:
+    if session.timestamp and not session.private:
+        session.refuse(_ENCRYPT)
+    elif session.timestamp:
         session.ask(ApopLogin(user, session.timestamp.encode("ascii"), digest))
     else:
         session.refuse("APOP is not offered; use USER and PASS")
 
 
-def _auth(session: Session) -> None:
-    session.refuse("AUTH is not offered; use USER and PASS")
+def _auth(session: Session, mechanism: bytes, initial: bytes | None) -> None:
+    if session.sasl is None:
+        session.refuse("AUTH is not offered; use USER and PASS")
+    elif not mechanism and session.private:
+        # Not in RFC 5034, but what clients that know no SASL capability ask.
+        session.lines("Mechanisms follow", *offered(session.sasl()))
+    elif not mechanism:
+        session.refuse(_ENCRYPT)
+    else:
+        session.user = None
+        session.authenticate(mechanism, initial)
 
 
 def _stls(session: Session) -> None:
@@ -235,17 +255,25 @@ def _can_be_had(session: Session, number: int) -> bool:
     return True
 
 
+def _mechanisms(session: Session) -> str:
+    # RFC 5034 §3.
+    mechanisms = offered(session.sasl()) if session.sasl else ()
+    return "SASL " + " ".join(mechanisms) if mechanisms else ""
+
+
 def _rows() -> Iterator[Command]:
     yield Command("CAPA", grammar.nothing, _ANY, _capa, "CAPA")
     yield Command("USER", grammar.name, _BEFORE_LOGIN, _user, "USER name-in-UTF-8",
-                  lambda session: "USER")
+                  lambda session: "USER" if session.private else "")
     yield Command("PASS", grammar.password, _BEFORE_LOGIN, _pass, "PASS password-in-UTF-8")
     yield Command("APOP", grammar.name_and_digest, _BEFORE_LOGIN, _apop, "APOP name digest")
-    yield Command("AUTH", grammar.anything, _BEFORE_LOGIN, _auth, "AUTH mechanism")
+    yield Command("AUTH", grammar.perhaps_mechanism, _BEFORE_LOGIN, _auth,
+                  "AUTH mechanism [initial-response]", _mechanisms)
     yield Command("STLS", grammar.nothing, _BEFORE_LOGIN, _stls, "STLS",
                   lambda s: "STLS" if s.tls_available and not s.tls_active else "")
     # RFC 6856 §2.2: USER says that names and passwords may be UTF-8 too.
-    yield Command("UTF8", grammar.nothing, _BEFORE_LOGIN, _utf8, "UTF8", lambda s: "UTF8 USER")
+    yield Command("UTF8", grammar.nothing, _BEFORE_LOGIN, _utf8, "UTF8",
+                  lambda s: "UTF8 USER" if s.private else "UTF8")
     yield Command("LANG", grammar.perhaps_language, _ANY, _lang, "LANG [language]",
                   lambda session: "LANG")
     yield Command("STAT", grammar.nothing, _LOGGED_IN, _stat, "STAT")

@@ -1,13 +1,16 @@
 """What a :class:`mailsvc.pop3.session.Session` tells and asks its owner.
 
 A *question* must be answered, by the methods of the session that it names, before the next event is
-asked for.
+asked for.  Those of AUTH are in :mod:`mailsvc.sasl.steps`: Lookup is answered by ``keys``, LogIn
+like Login.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from mailsvc.sasl.steps import LogIn, Lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +88,6 @@ class Closed:
     asked: bool
 
 
-Event = Login | ApopLogin | Retrieve | Listing | Update | StartTLS | Gathered | Closed
+Event = (
+    Login | ApopLogin | Lookup | LogIn | Retrieve | Listing | Update | StartTLS | Gathered | Closed
+)

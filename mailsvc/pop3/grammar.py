@@ -26,9 +26,10 @@ def nothing(argument: bytes) -> tuple[()]:
     return ()
 
 
-def anything(argument: bytes) -> tuple[()]:
-    """An argument that nobody looks at."""
-    return ()
+def perhaps_mechanism(argument: bytes) -> tuple[bytes, bytes | None]:
+    """A SASL mechanism, or b"", and its initial response, or None (RFC 5034 §4)."""
+    words = _words(argument, 0, 2)
+    return (words[0] if words else b"", words[1] if len(words) > 1 else None)
 
 
 def message(argument: bytes) -> tuple[int]:

@@ -11,8 +11,8 @@ marks are kept here too and leave as one set in ``Update``, at QUIT alone: a ses
 any other way deletes nothing (RFC 1939 §3, §6).
 
 Extensions: CAPA, response codes, PIPELINING, EXPIRE and LOGIN-DELAY (2449), [SYS/TEMP], [SYS/PERM]
-and [AUTH] (3206), UTF8 and LANG (6856), STLS (2595) where the listener has a certificate.  AUTH
-(5034) is recognized and refused.
+and [AUTH] (3206), UTF8 and LANG (6856), STLS (2595) where the listener has a certificate, AUTH
+(5034) by the mechanisms of :mod:`mailsvc.sasl`.
 
 Leniency: the name given by USER stays until PASS, so that CAPA may come in between.  A message with
 UTF-8 in its header is sent as it is even without UTF8, because nobody is served by mail that cannot
@@ -26,8 +26,10 @@ gather before they are sent.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
+from mailsvc.credentials import ScramKeys
 from mailsvc.errors import MailFailure
 from mailsvc.pop3 import grammar
 from mailsvc.pop3.commands import COMMANDS, OUT_OF_ORDER, State, summary
@@ -45,6 +47,9 @@ from mailsvc.pop3.events import (
 from mailsvc.pop3.limits import POP3Settings
 from mailsvc.pop3.marks import Maildrop, MarkedMaildrop
 from mailsvc.pop3.replies import from_failure, negative, plural, positive
+from mailsvc.sasl.context import Context
+from mailsvc.sasl.exchange import LINE_OCTETS, Exchange
+from mailsvc.sasl.steps import Challenge, Failed, Kind, LogIn, Lookup, Step
 from mailsvc.wire import DotStuffer, LineReader, LineTooLong
 
 #: Octets owed from which ``next_event`` asks to send them.  LIST is six octets long and its answer
@@ -62,6 +67,18 @@ _LISTENING = frozenset({State.AUTHORIZATION, State.TRANSACTION})
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
+#: The answer to wrong credentials, whatever is wrong with them.
+WRONG_LOGIN = negative("[AUTH] Wrong name or password")
+#: Why an AUTH exchange failed otherwise.
+_FAILED = {
+    Kind.UNSUPPORTED: "No such mechanism here; CAPA lists them",
+    Kind.ENCRYPTION_NEEDED: "Use STLS first; nobody logs in unencrypted here",
+    Kind.MALFORMED: "That is not what the mechanism expects",
+    Kind.TOO_LONG: "Line too long for an exchange",
+    Kind.CANCELLED: "Cancelled, as you wished",
+}
+
+
 class Session:
     """One POP3 connection, seen from the server.
 
@@ -69,15 +86,16 @@ class Session:
     :param settings: the [pop3] section.
     :param timestamp: the msg-id that ends the banner, never the same twice (RFC 1939 §7, APOP);
         empty when APOP is not offered.
+    :param sasl: describes the connection as it is now, for AUTH; None not to offer it.
     :param tls_available: whether STLS may be offered.
     :param tls_active: whether TLS runs from the first octet.
     :ivar maildrop: the open maildrop, in the TRANSACTION state.
     """
 
     __slots__ = (
-        "_errors", "_event", "_heard_nothing", "_input", "_login_failures", "_output", "_owed",
-        "_question", "_stuffer", "hostname", "maildrop", "settings", "state", "timestamp",
-        "tls_active", "tls_available", "user", "utf8",
+        "_errors", "_event", "_exchange", "_heard_nothing", "_input", "_login_failures", "_output",
+        "_owed", "_question", "_stuffer", "hostname", "maildrop", "sasl", "settings", "state",
+        "timestamp", "tls_active", "tls_available", "user", "utf8",
     )  # fmt: skip
 
     maildrop: MarkedMaildrop
@@ -88,12 +106,14 @@ class Session:
         settings: POP3Settings,
         *,
         timestamp: str = "",
+        sasl: Callable[[], Context] | None = None,
         tls_available: bool = False,
         tls_active: bool = False,
     ) -> None:
         self.hostname: str = hostname
         self.settings: POP3Settings = settings
         self.timestamp: str = timestamp
+        self.sasl: Callable[[], Context] | None = sasl
         self.tls_available: bool = tls_available
         self.tls_active: bool = tls_active
         self.state = State.AUTHORIZATION
@@ -102,7 +122,10 @@ class Session:
         #: Whether UTF8 was said (RFC 6856 §2.1).
         self.utf8 = False
         self._heard_nothing = True
-        self._input = LineReader(settings.command_octets)
+        self._input = LineReader(
+            max(settings.command_octets, LINE_OCTETS) if sasl else settings.command_octets)
+        #: The AUTH command under way, or None.
+        self._exchange: Exchange | None = None
         self._output: list[bytes] = []
         self._owed = 0
         #: What next_event hands out next; a question stays in `_question` until it is answered.
@@ -161,6 +184,11 @@ class Session:
         return len(self._input)
 
     @property
+    def private(self) -> bool:
+        """Whether this client may log in: nobody listens, or the operator does not mind."""
+        return self.sasl is None or self.sasl().private
+
+    @property
     def owed(self) -> int:
         """How many octets ``data_to_send`` would return."""
         return self._owed
@@ -169,21 +197,32 @@ class Session:
 
     def logged_in(self, maildrop: Maildrop) -> None:
         """The credentials are right and *maildrop* is locked for this session."""
-        self._answer(Login, ApopLogin)
+        self._answer(Login, ApopLogin, LogIn)
+        self._exchange = None
         self.maildrop = MarkedMaildrop(maildrop)
         self.state = State.TRANSACTION
         self.ok(summary(self))
 
     def login_refused(self) -> None:
         """The name or the password is wrong; which of them is not told."""
-        self._login_failed(negative("[AUTH] Wrong name or password"))
+        self._login_failed(WRONG_LOGIN)
 
     def login_failed(self, failure: MailFailure) -> None:
         """The maildrop cannot be opened."""
         self._login_failed(from_failure(failure))
 
+    def keys(self, keys: ScramKeys) -> None:
+        """Answer Lookup."""
+        self._answer(Lookup)
+        assert self._exchange is not None
+        self._step(self._exchange.answer(keys))
+
     def _login_failed(self, answer: bytes) -> None:
-        self._answer(Login, ApopLogin)
+        self._answer(Login, ApopLogin, LogIn, Lookup)
+        self._failed_login(answer)
+
+    def _failed_login(self, answer: bytes) -> None:
+        self._exchange = None
         self._login_failures += 1
         if self._login_failures < self.settings.login_failures:
             self.send(answer)
@@ -245,6 +284,7 @@ class Session:
         self.forget_input()
         self.tls_active = True
         self.user = None
+        self._exchange = None
 
     def close(self, failure: MailFailure) -> None:
         """End the session from our side, deleting nothing; not amid a question."""
@@ -304,15 +344,40 @@ class Session:
         """Drop what was received and not looked at."""
         self._input.clear()
 
+    def authenticate(self, mechanism: bytes, initial: bytes | None) -> None:
+        """Begin an AUTH exchange."""
+        assert self.sasl is not None
+        self._exchange = Exchange(self.sasl())
+        self._step(self._exchange.start(mechanism, initial))
+
+    def _step(self, step: Step) -> None:
+        """Do what the AUTH exchange asks for (RFC 5034 §4)."""
+        if isinstance(step, Challenge):
+            self.send(b"+ " + step.line + b"\r\n")
+        elif isinstance(step, Lookup | LogIn):
+            self.ask(step)
+        elif isinstance(step, Failed) and step.kind is Kind.WRONG:
+            self._failed_login(WRONG_LOGIN)
+        elif isinstance(step, Failed):
+            self._exchange = None
+            self.refuse(_FAILED[step.kind])
+
     def _read_command(self) -> bool:
         """Act on one command line; False when none is complete."""
         try:
             line = self._input.line()
         except LineTooLong:
+            self._exchange = None
             self.refuse("Line too long")
             return True
         if line is None:
             return False
+        if self._exchange is not None:
+            self._step(self._exchange.receive(line))
+            return True
+        if len(line) + 2 > self.settings.command_octets and line[:5].upper() != b"AUTH ":
+            self.refuse("Line too long")
+            return True
         if _CONTROL.search(line):
             self.refuse("Control character in the command; only CRLF ends a line")
             return True

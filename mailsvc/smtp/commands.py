@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mailsvc.mail import Address, Envelope, new_id
+from mailsvc.sasl.mechanisms import offered
 from mailsvc.smtp import grammar, replies
 from mailsvc.smtp.events import (
     DataBegins,
@@ -100,7 +101,8 @@ def _ehlo(session: Session, argument: bytes) -> None:
 def _mail(session: Session, argument: bytes) -> None:
     parsed = grammar.reverse_path(argument)
     if session.mode.submission and not session.authenticated:
-        session.refuse(replies.LOG_IN_FIRST)
+        can_log_in = session.sasl is not None and session.sasl().private
+        session.refuse(replies.LOG_IN_FIRST if can_log_in else replies.TLS_FIRST)
         return
     if session.exhausted:
         session.close(replies.TOO_MANY_MESSAGES)
@@ -242,6 +244,21 @@ def _starttls(session: Session, argument: bytes) -> None:
         session.ask(TLSBegins())
 
 
+def _auth(session: Session, argument: bytes) -> None:
+    mechanism, space, initial = argument.partition(b" ")
+    if session.sasl is None:
+        session.refuse(replies.NOT_IMPLEMENTED)
+    elif session.phase is not READY:
+        # RFC 4954 §4: not during a mail transaction.
+        session.refuse(out_of_order("MAIL", session))
+    elif session.authenticated:
+        session.refuse(replies.LOGGED_IN_ALREADY)
+    elif not mechanism:
+        raise SyntaxFault("Syntax: AUTH mechanism [initial-response]")
+    else:
+        session.authenticate(mechanism, initial.strip(b" ") if space else None)
+
+
 def _not_implemented(session: Session, argument: bytes) -> None:
     session.refuse(replies.NOT_IMPLEMENTED)
 
@@ -264,8 +281,9 @@ _ROWS = (
     Command("HELP", _help, _ANY, "HELP [verb | STATUS]", idle=True),
     Command("VRFY", _vrfy, _BETWEEN_MESSAGES, "VRFY user@domain", idle=True),
     Command("EXPN", _expn, _BETWEEN_MESSAGES, "EXPN list@domain", idle=True),
+    # These two depend on the listener; EHLO tells.
+    Command("AUTH", _auth, _ANY, idle=True),
     Command("STARTTLS", _starttls, _BETWEEN_MESSAGES, idle=True),
-    Command("AUTH", _not_implemented, _ANY, idle=True),
     Command("TURN", _not_implemented, _ANY, idle=True),
     Command("ATRN", _not_implemented, _ANY, idle=True),
     Command("ETRN", _not_implemented, _ANY, idle=True),
@@ -293,6 +311,9 @@ EXTENSIONS: tuple[Callable[[Session], str], ...] = (
     lambda session: "CHUNKING",
     lambda session: "ENHANCEDSTATUSCODES",
     _limits,
+    # RFC 4954 §4: nothing is offered that would be refused in the clear.
+    lambda session: "AUTH " + " ".join(mechanisms) if (
+        mechanisms := offered(session.sasl()) if session.sasl else ()) else "",
     lambda session: "STARTTLS" if session.tls_available and not session.tls_active else "",
     lambda session: "VRFY" if session.limits.disclose_mailboxes else "",
     lambda session: "EXPN" if session.limits.disclose_mailboxes else "",

@@ -1,6 +1,8 @@
 """What a receiving SMTP session tells its owner, and asks.
 
-Some events are questions, as their docstrings say: ``Session.reply`` answers them.
+Some events are questions, as their docstrings say: ``Session.reply`` answers them.  Those of AUTH
+are in :mod:`mailsvc.sasl.steps`: ``Session.keys`` answers Lookup, ``logged_in`` or
+``login_refused`` LogIn, and a negative ``reply`` either when it cannot be found out.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mailsvc.mail import Address, Envelope
+from mailsvc.sasl.steps import LogIn, Lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,5 +113,7 @@ Event = (
     | MessageEnds
     | Aborted
     | TLSBegins
+    | Lookup
+    | LogIn
     | Closed
 )

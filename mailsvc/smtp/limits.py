@@ -36,6 +36,9 @@ class SMTPSettings:
         50, "Commands refused, since the last accepted message, that end a connection.",
         check=at_least(1),
     )
+    login_failures: int = setting(
+        3, "Failed logins that end a connection.", check=at_least(1)
+    )
     idle_commands: int = setting(
         1000,
         "NOOP, RSET, HELO, VRFY and such, since the last accepted message, that end a connection.",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from mailsvc.errors import EnhancedStatus, MailboxMoved, MailFailure, PermanentFailure
 from mailsvc.mail import Address
+from mailsvc.sasl.steps import Kind
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 #: Longest text of one reply line: RFC 5321 §4.5.3.1.5 allows 512 octets with code and CRLF.
@@ -65,6 +66,7 @@ def reply(code: int, status: str, *lines: str) -> Reply:
 
 # 2yz, 3yz
 BYE = reply(221, "2.0.0", "Bye")
+LOGGED_IN = reply(235, "2.7.0", "Logged in")
 RESET_OK = reply(250, "2.0.0", "Forgotten; ready for a new transaction")
 NOOP_OK = reply(250, "2.0.0", "Nothing done")
 SENDER_OK = reply(250, "2.1.0", "Sender OK")
@@ -78,6 +80,7 @@ SHUTTING_DOWN = reply(421, "4.3.2", "Service shutting down; come back soon")
 TIMED_OUT = reply(421, "4.4.2", "Timed out waiting for you; connect again when ready")
 TOO_MANY_ERRORS = reply(421, "4.7.0", "Too many errors; connect again with fewer")
 TOO_MANY_COMMANDS = reply(421, "4.7.0", "Too many commands without a message; connect again")
+TOO_MANY_LOGINS = reply(421, "4.7.0", "Too many failed logins; connect again later")
 TOO_MANY_MESSAGES = reply(421, "4.7.0", "Enough messages for one connection; connect again")
 NOT_HTTP = reply(421, "4.7.0", "This is SMTP, not HTTP")
 NOT_TLS = reply(421, "4.7.0", "This port does not begin with TLS")
@@ -98,6 +101,8 @@ HELLO_FIRST = reply(503, "5.5.1", "Say EHLO or HELO first")
 LHLO_FIRST = reply(503, "5.5.1", "Say LHLO first")
 MAIL_FIRST = reply(503, "5.5.1", "MAIL first")
 LOG_IN_FIRST = reply(530, "5.7.0", "Log in first; this port is for submission")
+TLS_FIRST = reply(530, "5.7.0", "Say STARTTLS first, then log in")
+LOGGED_IN_ALREADY = reply(503, "5.5.1", "You are logged in already")
 NESTED_MAIL = reply(503, "5.5.1", "A transaction is open; finish it or RSET")
 RECIPIENT_FIRST = reply(503, "5.5.1", "RCPT first")
 MID_CHUNKS = reply(503, "5.5.1", "BDAT chunks under way; send the rest, or RSET")
@@ -112,6 +117,17 @@ TEXT_LINE_TOO_LONG = reply(554, "5.6.0", "A line of the message is too long")
 MESSAGE_TOO_BIG = reply(552, "5.3.4", "Message exceeds the size limit announced by EHLO")
 LOOP = reply(554, "5.4.6", "Too many Received fields: the message is going in circles")
 NEEDS_SMTPUTF8 = reply(553, "5.6.7", "Address is not ASCII; use the SMTPUTF8 parameter of MAIL")
+
+
+#: RFC 4954 §6, RFC 5248: why an AUTH exchange failed.
+FAILED_AUTH = {
+    Kind.UNSUPPORTED: reply(504, "5.5.4", "No such mechanism here; EHLO lists them"),
+    Kind.ENCRYPTION_NEEDED: reply(538, "5.7.11", "Say STARTTLS first; nobody logs in unencrypted"),
+    Kind.MALFORMED: reply(501, "5.5.2", "That is not what the mechanism expects"),
+    Kind.TOO_LONG: reply(500, "5.5.6", "Line too long for an exchange"),
+    Kind.CANCELLED: reply(501, "5.0.0", "Cancelled, as you wished"),
+    Kind.WRONG: reply(535, "5.7.8", "Wrong name or password"),
+}
 
 
 def accepted(id: str) -> Reply:

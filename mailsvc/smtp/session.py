@@ -10,7 +10,8 @@ answer is.  A positive reply makes the transition that the command asks for, a n
 
 Extensions: PIPELINING (2920), SIZE (1870), 8BITMIME (6152), SMTPUTF8 (6531), CHUNKING (3030),
 ENHANCEDSTATUSCODES (2034), LIMITS (9422), STARTTLS (3207) where the listener has a certificate.
-TURN, ETRN, ATRN, AUTH and XEXCH50 are recognized and answered 502.
+AUTH (4954) on the listeners for submission, by the mechanisms of :mod:`mailsvc.sasl`.
+TURN, ETRN, ATRN and XEXCH50 are recognized and answered 502.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from mailsvc.credentials import ScramKeys
 from mailsvc.mail import Envelope
+from mailsvc.sasl.context import Context
+from mailsvc.sasl.exchange import LINE_OCTETS, Exchange
+from mailsvc.sasl.steps import Challenge, Kind, LogIn, Lookup, Step, Succeeded
 from mailsvc.smtp import replies
 from mailsvc.smtp.commands import (
     CHUNKS,
@@ -66,14 +71,16 @@ class Session:
     :param hostname: what the server calls itself.
     :param limits: the [smtp] section.
     :param mode: what the listener is for.
+    :param sasl: describes the connection as it is now, for AUTH; None where nobody can log in.
     :param tls_available: whether STARTTLS may be offered.
     :param tls_active: whether TLS runs from the first octet.
     """
 
     __slots__ = (
-        "_errors", "_idle", "_input", "_messages", "_opening", "_output", "_pending", "_question",
-        "authenticated", "envelope", "extended", "hello", "hostname", "intake", "limits", "mode",
-        "phase", "refused_recipient", "tls_active", "tls_available",
+        "_errors", "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening",
+        "_output", "_pending", "_question", "authenticated", "envelope", "extended", "hello",
+        "hostname", "intake", "limits", "mode", "phase", "refused_recipient", "sasl", "tls_active",
+        "tls_available",
     )  # fmt: skip
 
     def __init__(
@@ -82,12 +89,14 @@ class Session:
         limits: SMTPSettings,
         mode: Mode = TRANSPORT,
         *,
+        sasl: Callable[[], Context] | None = None,
         tls_available: bool = False,
         tls_active: bool = False,
     ) -> None:
         self.hostname: str = hostname
         self.limits: SMTPSettings = limits
         self.mode: Mode = mode
+        self.sasl: Callable[[], Context] | None = sasl
         self.tls_available: bool = tls_available
         self.tls_active: bool = tls_active
         self.phase = GREETING
@@ -103,7 +112,10 @@ class Session:
         self.refused_recipient = False
         #: The message that is arriving, or None.
         self.intake: Intake | None = None
-        self._input = LineReader(limits.command_octets)
+        self._input = LineReader(
+            max(limits.command_octets, LINE_OCTETS) if sasl else limits.command_octets)
+        #: The AUTH command under way, or None.
+        self._exchange: Exchange | None = None
         #: The first octet of all.
         self._opening = b""
         self._output: list[bytes] = []
@@ -114,6 +126,7 @@ class Session:
         self._errors = 0
         self._idle = 0
         self._messages = 0
+        self._login_failures = 0
         self.ask(Connected())
 
     # ---- for the owner: in and out ----
@@ -171,7 +184,7 @@ class Session:
             name = "UTF8LMTP" if utf8 else "LMTP"
         else:
             name = "UTF8SMTP" if utf8 else "ESMTP"
-        return name + ("S" if self.tls_active else "")
+        return name + ("S" if self.tls_active else "") + ("A" if self.authenticated else "")
 
     # ---- for the owner: answers ----
 
@@ -197,12 +210,35 @@ class Session:
             raise RuntimeError("no question is open")
         if answer.code == 421:
             self.close(answer)
+        elif isinstance(question, Lookup | LogIn):
+            # Neither right nor wrong: it could not be found out.
+            self._exchange = None
+            self.refuse(answer)
         elif type(question) in _TRANSITIONS:
             _TRANSITIONS[type(question)](self, question, answer)
         elif answer.positive:
             self.say(answer)
         else:
             self.refuse(answer)
+
+    def keys(self, keys: ScramKeys) -> None:
+        """Answer Lookup."""
+        self._question = None
+        assert self._exchange is not None
+        self._step(self._exchange.answer(keys))
+
+    def logged_in(self, name: str) -> None:
+        """Answer LogIn: the client is who it says, and *name* the account's."""
+        self._question = None
+        assert self._exchange is not None
+        self.authenticated = name
+        self._step(self._exchange.answer(True))
+
+    def login_refused(self) -> None:
+        """Answer LogIn: the name or the password is wrong; which of them is not told."""
+        self._question = None
+        assert self._exchange is not None
+        self._step(self._exchange.answer(False))
 
     def refuse_message(self, answer: Reply) -> None:
         """Decide amid a message how it will end: the rest is swallowed, then *answer* sent."""
@@ -222,6 +258,7 @@ class Session:
         self.tls_active = True
         self.phase = START
         self.hello, self.extended, self.authenticated = "", False, ""
+        self._exchange = None
 
     def close(self, answer: Reply) -> None:
         """Say *answer* (221, 421) and end the session, dropping what is under way."""
@@ -254,6 +291,12 @@ class Session:
         self._errors += 1
         if self._errors >= self.limits.errors:
             self.close(replies.TOO_MANY_ERRORS)
+
+    def authenticate(self, mechanism: bytes, initial: bytes | None) -> None:
+        """Begin an AUTH exchange."""
+        assert self.sasl is not None
+        self._exchange = Exchange(self.sasl())
+        self._step(self._exchange.start(mechanism, initial))
 
     def end_transaction(self, reason: str) -> None:
         """Forget the transaction; the owner of a message that has begun is told *reason*."""
@@ -288,12 +331,19 @@ class Session:
         try:
             line = self._input.line()
         except LineTooLong:
+            self._exchange = None
             self.refuse(replies.LINE_TOO_LONG)
             return True
         if line is None:
             return False
+        if self._exchange is not None:
+            self._step(self._exchange.receive(line))
+            return True
         if _CONTROL.search(line):
             self.refuse(replies.BAD_CHARACTERS)
+            return True
+        if len(line) + 2 > self.limits.command_octets and line[:5].upper() != b"AUTH ":
+            self.refuse(replies.LINE_TOO_LONG)
             return True
         # bytes.upper() changes ASCII letters only, so no look-alike passes for a letter.
         word, _, argument = _WHITE_SPACE.sub(b" ", line.rstrip(b" \t"), count=1).partition(b" ")
@@ -318,6 +368,22 @@ class Session:
             status = command.fault if isinstance(fault, AddressFault) else "5.5.4"
             self.refuse(reply(fault.code, status, printable(str(fault))))
         return True
+
+    def _step(self, step: Step) -> None:
+        """Do what the AUTH exchange asks for (RFC 4954 §4)."""
+        if isinstance(step, Challenge):
+            self._output.append(b"334 " + step.line + b"\r\n")
+        elif isinstance(step, Lookup | LogIn):
+            self.ask(step)
+        elif isinstance(step, Succeeded):
+            self._exchange = None
+            self.say(replies.LOGGED_IN)
+        else:
+            self._exchange = None
+            self.refuse(replies.FAILED_AUTH[step.kind])
+            self._login_failures += step.kind is Kind.WRONG
+            if self._login_failures >= self.limits.login_failures:
+                self.close(replies.TOO_MANY_LOGINS)
 
     def _read_message(self) -> None:
         intake = self.intake
