@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -157,9 +158,14 @@ def test_apop_is_offered_only_where_somebody_could_use_it() -> None:
     assert "<" not in Client().news()[0]
     banners = [Client(apop=True).news()[0] for _ in range(3)]
     assert len(set(banners)) == 3
-    assert all(banner.endswith(f"@{HOSTNAME}>") for banner in banners)
+    # What follows the dot are 64 bits of chance.
+    assert all(re.search(rf" <[0-9A-Za-z]+\.[0-9a-f]{{16}}@{re.escape(HOSTNAME)}>$", banner)
+               for banner in banners)
     without = POP3Factory(Portal(Realm(two())), POP3Settings(apop=True), HOSTNAME, Clock())
-    assert "<" not in Client(factory=without).news()[0]
+    client = Client(factory=without)
+    assert client.news() == Client().news()
+    assert client.ask(f"APOP {USER} {'0' * 32}") == [
+        "-ERR APOP is not offered; use USER and PASS"]
 
 
 def test_a_maildrop_that_is_no_maildrop() -> None:

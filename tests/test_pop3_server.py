@@ -11,6 +11,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IProtocolFactory, IPushProducer
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from zope.interface.verify import verifyObject
 
 from mailsvc.errors import MessageVanished, SomeNotRemoved, TemporaryFailure
@@ -44,6 +45,15 @@ def test_interfaces() -> None:
     assert verifyObject(IConsumer, Retrieval(client.protocol))
     assert verifyObject(IUsernameHashedPassword, ApopCredentials(b"u", b"<1@h>", b"d"))
     assert verifyObject(IMaildrop, two())
+
+
+def test_to_listen_is_not_logged() -> None:
+    # The service tells where it listens, once for all.
+    with capturedLogs() as caught:
+        factory = Client().factory
+        factory.doStart()
+        factory.doStop()
+    assert caught == []
 
 
 def test_a_connection_begins() -> None:
@@ -311,6 +321,22 @@ def test_a_store_that_reads_on_when_it_was_cancelled() -> None:
     assert client.realm.open == 0
 
 
+def test_a_bug_behind_a_message_cuts_the_session_off() -> None:
+    maildrop = two()
+    maildrop.late = {"read"}
+    maildrop.uidl = None  # type: ignore[method-assign,assignment]
+    client = Client(maildrop).log_in()
+    client.ask("DELE 1", "RETR 2", "UIDL 2", "QUIT")
+    with log() as lines:
+        maildrop.go_on()
+    assert lines == ["is cut off", "logged out user='mrose' retrieved=1 deleted=0 "
+                     "client=198.51.100.7: internal error"]
+    assert client.transport.disconnected
+    assert maildrop.happened == [("read", 2, None)]
+    assert client.realm.open == 0
+    client.hang_up()
+
+
 # ---- listings ----
 
 
@@ -337,6 +363,31 @@ def test_a_long_listing_goes_at_the_peers_pace(verb: str) -> None:
     assert lines[2].startswith("3 ")
     assert lines[-3:-1] == [lines[-3], "."]
     assert lines[-1].startswith("+OK 29999 ")
+    client.hang_up()
+
+
+@pytest.mark.parametrize("vanished", [False, True])
+def test_listings_and_messages_behind_each_other(vanished: bool) -> None:
+    # What is over has no part in the pace of what follows.
+    maildrop = FakeMaildrop([LONG] + [message(30)] * 20_000)
+    if vanished:
+        maildrop.spoilt["read"] = MessageVanished("Gone")
+    valve = Valve()
+    client = Client(maildrop, transport=valve).log_in()
+    valve.take_all()
+    client.news()
+    client.say(b"RETR 1\r\nLIST\r\nRETR 1\r\nUIDL\r\nSTAT\r\n")
+    valve.take_all()
+    message_lines = ["-ERR Gone"] if vanished else [
+        "+OK 300000 octets", *wire(LONG).removesuffix("\r\n").split("\r\n")]
+    assert client.news() == [
+        *message_lines,
+        "+OK 20001 messages (900000 octets)", "1 300000",
+        *(f"{n} 30" for n in range(2, 20_002)), ".",
+        *message_lines,
+        "+OK Unique-ids follow", *(f"{n} uid-{n}" for n in range(1, 20_002)), ".",
+        "+OK 20001 900000",
+    ]
     client.hang_up()
 
 
@@ -402,6 +453,20 @@ def test_an_update_that_fails(failure: Exception, answer: str, outcome: str) -> 
     assert lines[-1] == f"logged out user='mrose' retrieved=0 {outcome}"
     assert client.closed
     assert client.realm.open == 0
+
+
+def test_a_bug_in_giving_back_cuts_the_session_off() -> None:
+    def log_out() -> None:
+        raise ZeroDivisionError("a bug")
+
+    client = Client()
+    client.realm._log_out = log_out  # type: ignore[method-assign]
+    client.log_in()
+    with log() as lines:
+        client.ask("QUIT")
+    assert lines == ["is cut off"]
+    assert client.transport.disconnected
+    client.hang_up()
 
 
 # ---- memory ----

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mailsvc import __version__
 from mailsvc.errors import MaildropInUse, SomeNotRemoved, TemporaryFailure
 from mailsvc.pop3 import events
 from mailsvc.pop3.commands import COMMANDS, State
@@ -95,6 +96,14 @@ def test_a_malformed_argument_is_answered_with_the_syntax(row: Any) -> None:
     assert subject.next_event() is None
     assert subject.data_to_send() == f"-ERR Syntax: {row.syntax}\r\n".encode()
     assert row.syntax.split()[0] == row.verb
+
+
+@pytest.mark.parametrize(("state", "lines"), [
+    (A, []), (T, [f"IMPLEMENTATION mailsvc-{__version__}"]),
+])
+def test_strangers_are_not_told_the_version(state: State, lines: list[str]) -> None:
+    capabilities = ask(session(state), "CAPA").splitlines()
+    assert [line for line in capabilities if "mailsvc" in line] == lines
 
 
 # ---- questions and answers ----
@@ -392,10 +401,10 @@ def test_short_commands_with_long_answers_are_not_answered_all_at_once() -> None
 
 def test_gathering_begins_at_its_limit() -> None:
     subject = session(T)
-    subject.send(b"x" * (GATHER - 1))
+    subject.send(b"x" * (64 * 1024 - 1))
     assert subject.next_event() is None
     subject.send(b"x")
-    assert subject.owed == GATHER
+    assert subject.owed == GATHER == 64 * 1024
     assert subject.next_event() == events.Gathered()
 
 

@@ -26,6 +26,16 @@ def test_logging_in_takes_only_so_long() -> None:
     client.hang_up()
 
 
+def test_each_connection_has_its_own_time_to_log_in() -> None:
+    first = Client(login_seconds=120)
+    first.clock.advance(1000)
+    second = Client(factory=first.factory)
+    second.clock.advance(119)
+    assert not second.closed
+    second.clock.advance(1)
+    assert second.closed
+
+
 @pytest.mark.parametrize(("login", "autologout"), [(120, 600), (7200, 600), (600, 600)])
 def test_autologout(login: float, autologout: float) -> None:
     client = Client(login_seconds=login, autologout_seconds=autologout)
@@ -169,6 +179,17 @@ def test_a_reader_slower_than_the_buffer(monkeypatch: pytest.MonkeyPatch) -> Non
     client.hang_up()
 
 
+def test_the_last_octet_is_taken_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([1, 0])
+    monkeypatch.setattr(server, "_unacknowledged", lambda transport: next(held))
+    client = Client().log_in()
+    client.clock.advance(600)
+    client.clock.advance(59)
+    assert not client.closed
+    client.clock.advance(1)
+    assert client.closed
+
+
 def test_a_client_that_still_takes_a_message_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     held = iter([5000, 4000, 0])
     monkeypatch.setattr(server, "_unacknowledged", lambda transport: next(held))
@@ -191,12 +212,17 @@ def test_before_login_the_kernel_is_not_asked(monkeypatch: pytest.MonkeyPatch) -
     assert client.closed
 
 
-def test_a_client_that_quits_may_take_its_time_with_the_rest() -> None:
+@pytest.mark.parametrize("ending", ["QUIT", "half a close"])
+def test_a_client_that_is_done_may_take_its_time_with_the_rest(ending: str) -> None:
     maildrop = FakeMaildrop([message(60_000)])
     valve = Valve()
     client = Client(maildrop, transport=valve).log_in()
     valve.take_all()
-    client.say(b"RETR 1\r\nDELE 1\r\nQUIT\r\n")
+    client.say(b"RETR 1\r\nDELE 1\r\n")
+    if ending == "QUIT":
+        client.say(b"QUIT\r\n")
+    else:
+        client.protocol.readConnectionLost()
     assert client.closed
     client.clock.advance(599)
     assert not valve.disconnected

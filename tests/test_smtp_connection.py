@@ -86,6 +86,17 @@ def test_nothing_is_done_for_a_peer_that_does_not_read() -> None:
     one.hang_up()
 
 
+def test_a_chunk_that_waits_already_is_the_last_for_a_peer_that_does_not_read() -> None:
+    one = line()
+    one.say(b"NO")
+    assert not one.paused
+    one.protocol.pauseProducing()
+    assert one.paused
+    one.protocol.resumeProducing()
+    assert not one.paused
+    one.hang_up()
+
+
 class FullTransport(Wire):
     """Its buffer takes so many octets before the producer is paused, as that of a TCP transport."""
 

@@ -105,6 +105,17 @@ def test_a_connection_may_be_aborted() -> None:
     assert one.store.deliveries[0].outcome == "committed"
 
 
+def test_an_idle_connection_that_is_aborted_is_told_so_and_not_waited_for() -> None:
+    one = line()
+    one.protocol.abort()
+    assert one.codes() == STOPPING
+    assert one.transport.disconnecting
+    assert not one.transport.half_closed  # type: ignore[attr-defined]
+    one.clock.advance(1)
+    assert one.transport.disconnected
+    one.hang_up()
+
+
 @pytest.mark.parametrize("kind", ["route", "room", "write", "commit"])
 def test_who_closes_his_side_is_answered_first(kind: str) -> None:
     one = line(kind)
