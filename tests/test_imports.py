@@ -55,7 +55,7 @@ MAY_IMPORT = {
 
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "directory", "routing",
-           "smtp", "pop3"]
+           "sasl", "smtp", "pop3"]
 ADAPTORS = ["smtp.server", "pop3.server", "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))

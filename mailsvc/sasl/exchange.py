@@ -67,7 +67,7 @@ class Exchange:
         try:
             self._conversation = self._begin(mechanism, initial)
         except Refused as refused:
-            return self._end(refused)
+            return _failed(refused)
         return self._proceed(None)
 
     def receive(self, line: bytes) -> Step:
@@ -78,7 +78,7 @@ class Exchange:
                 raise Refused(Kind.CANCELLED, "cancelled by the client")
             response = _decode(line)
         except Refused as refused:
-            return self._end(refused)
+            return _failed(refused)
         return self._proceed(response)
 
     def answer(self, answer: ScramKeys | bool) -> Step:
@@ -117,7 +117,7 @@ class Exchange:
         except StopIteration:
             return Succeeded()
         except Refused as refused:
-            return self._end(refused)
+            return _failed(refused)
         self._question = question
         return question
 
@@ -127,9 +127,9 @@ class Exchange:
             raise RuntimeError(f"the open question is {self._question!r}")
         self._question = None
 
-    def _end(self, refused: Refused) -> Failed:
-        self._conversation = None
-        return Failed(refused.kind, refused.reason, refused.username)
+
+def _failed(refused: Refused) -> Failed:
+    return Failed(refused.kind, refused.reason, refused.username)
 
 
 def _decode(line: bytes) -> bytes:
