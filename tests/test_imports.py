@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "store": [*CONTRACTS, "store"],
     "names": ["mail"],
     "database": ["errors", "names"],
+    "state": ["errors", "names", "database"],
     "directory": [*CONTRACTS, "names", "database"],
     "routing": PEOPLE,
     "accounts": PEOPLE,
@@ -54,8 +55,8 @@ MAY_IMPORT = {
 }
 
 #: Left of the servers nothing knows a reactor.
-SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "directory", "routing",
-           "sasl", "smtp", "pop3"]
+SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "directory",
+           "routing", "sasl", "smtp", "pop3"]
 ADAPTORS = ["smtp.server", "pop3.server", "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
