@@ -1,0 +1,39 @@
+"""What a submission server allows and does to a message: the [submission] section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mailsvc.settings import at_least, setting
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionSettings:
+    """The [submission] section.  0 means no limit where a sentence says so."""
+
+    check_from: bool = setting(
+        True, "Whether From and Sender of a message must name an address of the login, as the "
+        "envelope always must.  If not, a Sender field tells whose login it was.")
+    header_octets: int = setting(
+        262_144, "Longest header of a submitted message.", unit="octets", check=at_least(1024))
+    repair: bool = setting(
+        False, "Whether text that is 8-bit without BODY=8BITMIME, or has lines longer than 998 "
+        "octets, is made quoted-printable or base64.  Signed messages are left as they are.")
+    repair_octets: int = setting(
+        2_097_152, "Longest message that is repaired; longer ones are left as they are.",
+        unit="octets", check=at_least(0))
+    messages_per_minute: int = setting(
+        30, "Messages that one account may send in a minute; 0 for no limit.", check=at_least(0))
+    messages_per_hour: int = setting(
+        300, "Messages that one account may send in an hour; 0 for no limit.", check=at_least(0))
+    messages_per_day: int = setting(
+        2000, "Messages that one account may send in a day; 0 for no limit.", check=at_least(0))
+    recipients_per_minute: int = setting(
+        500, "Recipients that one account may send to in a minute; 0 for no limit.",
+        check=at_least(0))
+    recipients_per_hour: int = setting(
+        2000, "Recipients that one account may send to in an hour; 0 for no limit.",
+        check=at_least(0))
+    recipients_per_day: int = setting(
+        5000, "Recipients that one account may send to in a day; 0 for no limit.",
+        check=at_least(0))
