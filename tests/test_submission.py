@@ -254,6 +254,13 @@ def test_the_limit_is_exact(rest: bytes, excess: int) -> None:
             assert header in complete(header + rest, *cuts, header_octets=1024)
 
 
+@pytest.mark.parametrize("end", [b"", b"\r", b"\r\n"])
+def test_the_limit_of_a_header_that_nothing_ends(end: bytes) -> None:
+    header = b"X: y\r\n folded " + b"z" * (1024 - 14 - len(end)) + end
+    assert header in complete(header, header_octets=len(header))
+    refused(header, "5.6.0", header_octets=len(header) - 1)
+
+
 def test_a_long_line_of_a_header_is_bounded() -> None:
     one = completion()
     one.feed(b"Subject: ")
@@ -325,6 +332,7 @@ def test_the_refusal_names_the_address() -> None:
     b"bob@one.example eve@two.example", b"<bob@one.example> eve@two.example", b"<bob@one.example",
     b"<eve@two.example><bob@one.example>", b"<@two.example:bob@one.example>", b"bob@one.example>",
     b"bob@one.example@two.example", b"bob..b@one.example", b".bob@one.example", b"bob@.one.example",
+    b"bob.@one.example", b"bob@one.example.", b"@one.example", b"bob@",
     b"bob@one.example;", b"a: b: bob@one.example;;", b"a: bob@one.example", b'"bob@one.example',
     b"(bob@one.example", b"bob@one.example)", b"bob\x00@one.example", b"b\xffb@one.example",
     b"Pat, Bob <bob@one.example>", b": bob@one.example;", b"eve@two.example\x0b,bob@one.example",
@@ -351,6 +359,7 @@ def test_a_sender_must_be_ones_own_too() -> None:
     message = b"From: eve@two.example, bob@one.example\r\nSender: %s\r\n" + DATE + ID + b"\r\n"
     assert complete(message % b"sales@one.example") == message % b"sales@one.example"
     assert "<eve@two.example>" in refused(message % b"eve@two.example", "5.7.1")
+    assert "<eve@two.example>" in refused(message % b"eve@two.example, bob@one.example", "5.7.1")
     assert "Sender field" in refused(message % b"nobody", "5.6.0")
     assert "<eve@two.example>" in refused(b"Sender: eve@two.example\r\n\r\n", "5.7.1")
     other = message % b"eve@two.example"
@@ -405,12 +414,13 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
             directory.add_domain(domain, separators=separators)
         for name in ("Bob@one.example", "alice@one.example", "bob+lists@one.example",
                      "redirected@one.example", "carol@one.example", "bob@dash.example",
-                     "anna@all.example", "quiet@one.example"):
+                     "anna@all.example", "quiet@one.example", "loop@one.example"):
             directory.add_account(at(name))
         for name, *targets in (
                 ("sales@one.example", "bob@one.example"),
                 ("all@one.example", "sales@one.example", "alice@one.example"),
                 ("info@two.example", "all@one.example"),
+                ("loop@one.example", "loop+x@one.example"),
                 ("redirected@one.example", "alice@one.example")):
             directory.add_alias(at(name), list(map(at, targets)))
         directory.add_alias(at("carol@one.example"), [at("c@new.example")], moved=True)
@@ -432,6 +442,7 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
     ("info@two.example", "bob alice"),
     ("redirected@one.example", "redirected alice"),
     ("redirected+x@one.example", "alice"),
+    ("loop@one.example", "loop"),
     ("carol@one.example", ""),
     ("whoever@all.example", "anna@all"),
     ("anna@all.example", "anna@all"),
@@ -442,13 +453,13 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
     ("abuse@one.example", "quiet"),
     ("ghost@one.example", ""),
     ("bob@one.example.", "bob"),
-    ("<>", "bob alice bob+lists redirected carol quiet bob@dash anna@all"),
+    ("<>", "bob alice bob+lists redirected carol quiet loop bob@dash anna@all"),
 ])
 def test_owners(router: Router, address: str, owners: str) -> None:
     local_part, _, domain = address.rpartition("@")
     asked = NULL_PATH if address == "<>" else Address(local_part, domain)
     found = []
-    for name in ("bob", "alice", "bob+lists", "redirected", "carol", "quiet", "bob@dash",
+    for name in ("bob", "alice", "bob+lists", "redirected", "carol", "quiet", "loop", "bob@dash",
                  "anna@all"):
         local, _, where = name.partition("@")
         # What else is known of an account may have changed since its login.

@@ -145,8 +145,6 @@ class Completion:
 
     def _complete(self, separator: bytes) -> bytes:
         """Let the header go, which ends where the present line begins, and what is behind it."""
-        if self._line > self._settings.header_octets:
-            raise self._too_long()
         header, rest = bytes(self._held[: self._line]), bytes(self._held[self._line :])
         self._held.clear()
         self._passing = True

@@ -115,7 +115,7 @@ def _is_phrase(words: list[_Token]) -> bool:
 def _address(words: list[_Token]) -> Address:
     """The addr-spec (§3.4.1) that *words* are."""
     kinds = [kind for kind, _ in words]
-    if kinds.count("@") != 1:
+    if "@" not in kinds:
         raise ValueError("an address is not local-part@domain")
     at = kinds.index("@")
     local_part, domain = words[:at], words[at + 1 :]

@@ -20,7 +20,8 @@ from email.message import Message
 from email.parser import BytesHeaderParser
 
 _LINE_OCTETS = 998
-_LONG = re.compile(rb"[^\r\n]{%d}" % (_LINE_OCTETS + 1))
+# Tried at the beginnings of lines alone, so that each octet is looked at once.
+_LONG = re.compile(rb"(?:\A|\n)[^\r\n]{%d}" % (_LINE_OCTETS + 1))
 _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 _END_OF_HEADER = re.compile(rb"(?:\A|\r\n)\r\n")
 _ENCODING_FIELD = re.compile(
