@@ -165,6 +165,22 @@ async def test_a_maildir_found_is_made_durable_too(tmp_path: Path, calls: System
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_maildir_that_could_not_be_made_again_is_not_taken_for_durable(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls
+) -> None:
+    await deliver(store, MESSAGE)
+    (tmp_path / "example.org").rename(tmp_path / "elsewhere")
+    calls.fault = lambda _, call: errno.EIO if (
+        call.name == "fsync" and call.path.endswith("/example.org")) else None
+    with pytest.raises(TemporaryFailure):
+        await deliver(store, MESSAGE)
+    calls.fault = lambda _, call: None
+    calls.calls.clear()
+    await deliver(store, MESSAGE)
+    assert f"{tmp_path}/example.org" in calls.of("fsync")
+
+
+@pytest_twisted.ensureDeferred
 async def test_only_so_many_maildirs_are_remembered(
     store: MaildirStore, calls: SystemCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:

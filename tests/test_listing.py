@@ -176,6 +176,12 @@ def test_the_size_cache_is_bounded() -> None:
         assert cache.get(b"b", os.stat_result(other)) is None
 
 
+def test_an_empty_place_of_the_size_cache_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor to the one name whose key looks like it."""
+    monkeypatch.setattr(listing, "hash", lambda what: 0, raising=False)
+    assert SizeCache(places=1).get(b"a", os.stat(__file__)) is None
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_file_that_cannot_be_read_hides_no_other(
     store: MaildirStore, tmp_path: Path, calls: SystemCalls, logged: list[dict[str, Any]]

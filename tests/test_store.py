@@ -15,14 +15,15 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 
-from mailsvc.errors import TemporaryFailure
+from mailsvc.errors import MailFailure, StorageFull, TemporaryFailure
 from mailsvc.store import STORES, StoreUnusable, open_store
+from mailsvc.store.failures import mail_failure
 from mailsvc.store.maildir import MaildirSettings, MaildirStore
 from mailsvc.store.memory import MemoryStore
 from mailsvc.store.threads import Threads
-from tests.stores import ALICE, BOB, CAROL, descriptors, home, maildir_store, put
+from tests.stores import ALICE, BOB, CAROL, descriptors, home, maildir_store, pause, put
 from tests.system_calls import Call, SystemCalls
 
 
@@ -67,12 +68,14 @@ def test_stores_are_opened_by_their_scheme(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(("uri", "words"), [
     ("", "maildir:, memory:"), ("maildir", "maildir:, memory:"), ("mbox:/x", "'mbox:/x'"),
     ("/srv/mail", "maildir:, memory:"), ("maildir:", "needs a directory"),
-    ("memory:x", "takes nothing"), ("maildir:{}/none", "mkdir -p {}/none"),
+    ("memory:x", "takes nothing"),
+    ("maildir:{}/none", "(mkdir -p {}/none) and give it to the user that runs mailsvc "
+     "(chown USER {}/none)"),
     ("maildir:{}/file", "{}/file is not a directory"),
 ])
 def test_stores_that_cannot_be_opened(uri: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreUnusable, match=re.escape(words.format(tmp_path))):
+    with pytest.raises(StoreUnusable, match=re.escape(words.replace("{}", str(tmp_path)))):
         open_store(uri.format(tmp_path), MaildirSettings(), "h", reactor)
 
 
@@ -81,9 +84,29 @@ def test_a_directory_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode))
     with pytest.raises(StoreUnusable, match="run as the user that owns it, or chown") as caught:
         open_store(f"maildir:{tmp_path}", MaildirSettings(), "h", reactor)
-    assert str(tmp_path) in str(caught.value)
-    assert f"user {tmp_path.stat().st_uid}" in str(caught.value)
+    assert str(caught.value).startswith(
+        f"user {os.geteuid()} may not write in {tmp_path}, which belongs to user "
+        f"{tmp_path.stat().st_uid};")
     assert asked == [os.R_OK | os.W_OK | os.X_OK]
+
+
+# ---- what an error is called ------------------------------------------------
+
+
+@pytest.mark.parametrize(("error", "failure", "code", "line"), [
+    (OSError(errno.EIO, "x", "/m/1.a"), TemporaryFailure, "EIO", "Input/output error (/m/1.a)"),
+    (OSError(errno.EIO, "x", b"/m/\xff"), TemporaryFailure, "EIO",
+     "Input/output error (/m/\udcff)"),
+    (OSError(errno.ENOSPC, "x"), StorageFull, "ENOSPC", "No space left on device ()"),
+    (OSError("no number"), TemporaryFailure, "", "Success ()"),
+])
+def test_an_error_is_logged_for_the_operator(
+    logged: list[dict[str, Any]], error: OSError, failure: type[MailFailure], code: str, line: str
+) -> None:
+    assert type(mail_failure(error, "do it", id="ID1")) is failure
+    [event] = logged
+    assert formatEvent(event) == f"the store could not do it: {line}"
+    assert (event["errno"], event["id"]) == (code, "ID1")
 
 
 # ---- threads ----------------------------------------------------------------
@@ -144,7 +167,9 @@ async def test_abandoned_work(logged: list[dict[str, Any]]) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_abandoned_files_are_swept(store: MaildirStore, tmp_path: Path) -> None:
+async def test_abandoned_files_are_swept(
+    store: MaildirStore, tmp_path: Path, logged: list[dict[str, Any]]
+) -> None:
     hour = 3600.0
     now = time.time()
     alice, carol = home(tmp_path), home(tmp_path, CAROL)
@@ -185,6 +210,10 @@ async def test_abandoned_files_are_swept(store: MaildirStore, tmp_path: Path) ->
     assert [path for path in kept if not path.exists()] == []
     assert (alice / "tmp/link").is_symlink()
     assert (alice / "tmp/directory").is_dir()
+    # Other links are no maildirs, and nothing to tell of.
+    [event] = [event for event in logged if "cannot sweep" in (event["log_format"] or "")]
+    assert formatEvent(event) == (
+        f"cannot sweep {tmp_path}/example.org/dave/tmp: {os.strerror(errno.ENOTDIR)}")
     assert await store.sweep() == 0
 
 
@@ -209,18 +238,37 @@ async def test_a_sweep_goes_on_past_what_it_cannot_remove(
     assert await store.sweep() == 1
     assert descriptors() == before
     [event] = [event for event in logged if "cannot sweep" in (event["log_format"] or "")]
-    assert event["path"].startswith(f"{tmp_path}/example.org/")
+    assert re.fullmatch(r"example\.org/(alice|bob)/tmp" + ("/old" if name == "unlink" else ""),
+                        event["path"].removeprefix(f"{tmp_path}/"))
     calls.fault = lambda _, call: errno.ENOENT if call.name == "unlink" else None
     assert await store.sweep() == 0  # another sweep was faster
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_sweep_waits_for_nobody_to_open_a_pipe(store: MaildirStore, tmp_path: Path) -> None:
+    pipe = home(tmp_path) / "tmp"
+    pipe.rmdir()
+    os.mkfifo(pipe)
+    swept = store.sweep()
+    for _ in range(200):
+        if swept.called:
+            break
+        await pause(0.01)
+    waits = not swept.called
+    if waits:
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # so that this test can end
+    assert await swept == 0
+    assert not waits
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_root_that_cannot_be_swept(
-    store: MaildirStore, calls: SystemCalls, logged: list[dict[str, Any]]
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, logged: list[dict[str, Any]]
 ) -> None:
     calls.fault = lambda _, call: errno.EACCES
     assert await store.sweep() == 0
-    assert [event for event in logged if "cannot sweep" in (event["log_format"] or "")]
+    [event] = [event for event in logged if "cannot sweep" in (event["log_format"] or "")]
+    assert event["path"] == str(tmp_path)
 
 
 @pytest_twisted.ensureDeferred
