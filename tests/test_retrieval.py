@@ -319,6 +319,8 @@ async def test_a_consumer_that_stops_from_within_write() -> None:
     with pytest.raises(CancelledError):
         await finished
     assert len(sink.blocks) == 1
+    # A consumer that has ended it itself is not told to.
+    assert sink.producer is not None
 
 
 @pytest_twisted.ensureDeferred

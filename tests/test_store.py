@@ -79,6 +79,13 @@ def test_stores_that_cannot_be_opened(uri: str, words: str, tmp_path: Path) -> N
         open_store(uri.format(tmp_path), MaildirSettings(), "h", reactor)
 
 
+@pytest.mark.parametrize("key", ["small_message_octets", "threads", "sweep_hours"])
+def test_settings_are_one_or_more(key: str) -> None:
+    check = MaildirSettings.__dataclass_fields__[key].metadata["check"]
+    assert check(0) == check(0.9) == "1 or more"
+    assert check(1) is None
+
+
 def test_a_directory_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode))
