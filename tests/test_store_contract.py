@@ -731,6 +731,8 @@ async def test_the_failing_store_works_up_to_there() -> None:
     store = FailingStore(TemporaryFailure("no"), "update")
     await deliver(store, MESSAGE)
     assert await contents(store) == [MESSAGE]
+    with pytest.raises(MailboxFull):
+        store.room(Account("alice", "example.org", quota_messages=1), 1)
     store = FailingStore(TemporaryFailure("no"), "read")
     await deliver(store, MESSAGE)
     maildrop = await store.open_maildrop(ALICE)
