@@ -279,6 +279,18 @@ async def test_a_root_that_cannot_be_swept(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_sweep_hides_no_error_of_our_own(
+    store: MaildirStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sweep(before: float) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(store._tree, "sweep", sweep)
+    with pytest.raises(ZeroDivisionError):
+        await store.sweep()
+
+
+@pytest_twisted.ensureDeferred
 async def test_sweep_hours_is_obeyed(tmp_path: Path) -> None:
     store = maildir_store(tmp_path, sweep_hours=2)
     store.start()
