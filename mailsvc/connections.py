@@ -1,14 +1,14 @@
 """The open connections of one protocol: how many there may be, and how they end together.
 
 Each protocol's factory owns one :class:`Connections`.  It counts connections in all and by client
-address, refuses those over the limit, and at the end of the service lets the transactions in flight
-finish within a time limit.
+address, refuses those over the limit or too soon after one another, and at the end of the service
+lets the transactions in flight finish within a time limit.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -16,6 +16,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 
 from mailsvc.errors import EnhancedStatus, TemporaryFailure
+
+#: Of how many addresses that connected lately the rate is known; the quietest are forgotten.
+_RATES = 10_000
 
 
 class Connection(Protocol):
@@ -47,14 +50,20 @@ class Connections:
 
     :param most: how many there may be at once.
     :param most_per_address: how many from one IPv4 address or one IPv6 /64.
-    :param exempt: networks in CIDR form that *most_per_address* does not bind.
+    :param exempt: networks in CIDR form that *most_per_address* and *per_minute* do not bind.
+    :param per_minute: how many may come from one address in a minute; as many may come at once.
+        What is refused for this does not count.  0 for no limit.
     """
 
     def __init__(
-        self, most: int, most_per_address: int, exempt: Iterable[str], clock: IReactorTime
+        self, most: int, most_per_address: int, exempt: Iterable[str], clock: IReactorTime,
+        per_minute: int = 0,
     ) -> None:
         self._most = most
         self._most_per_address = most_per_address
+        self._per_minute = per_minute
+        #: How many connections were made lately, and when that was; the last to come at the end.
+        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._exempt = [ipaddress.ip_network(network, strict=False) for network in exempt]
         self._clock = clock
         self._open: dict[Connection, str] = {}
@@ -69,7 +78,8 @@ class Connections:
 
         It is counted, and to be removed, even if this fails.
 
-        :raises TemporaryFailure: there are too many, or too many from its address.
+        :raises TemporaryFailure: there are too many, or too many from its address, at once or
+            lately.
         """
         source = self._source(client)
         self._open[connection] = source
@@ -82,6 +92,11 @@ class Connections:
         if self._sources[source] > self._most_per_address:
             raise TemporaryFailure(
                 "Too many connections from your address; try again later", EnhancedStatus(4, 7, 0)
+            )
+        if source and self._per_minute and self._is_too_soon(source):
+            raise TemporaryFailure(
+                "Too many connections from your address within a minute; try again later",
+                EnhancedStatus(4, 7, 0),
             )
 
     def remove(self, connection: Connection) -> None:
@@ -119,6 +134,20 @@ class Connections:
     def _abort(self) -> None:
         for connection in list(self._open):
             connection.abort()
+
+    def _is_too_soon(self, source: str) -> bool:
+        """Whether a connection from *source* is over its rate; if not, it counts."""
+        now = self._clock.seconds()
+        level, since = self._rates.get(source, (0.0, now))
+        level = max(0.0, level - max(0.0, now - since) * self._per_minute / 60)
+        # Some tolerance, for a sum of many fractions.
+        if level + 1 > self._per_minute + 1e-6:
+            return True
+        self._rates[source] = level + 1, now
+        self._rates.move_to_end(source)
+        if len(self._rates) > _RATES:
+            self._rates.popitem(last=False)
+        return False
 
     def _source(self, client: str) -> str:
         """What connections are counted by: an IPv4 address, an IPv6 /64, or "" for no count."""

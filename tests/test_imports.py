@@ -17,8 +17,8 @@ VALUES = ["errors", "mail", "settings", "wire"]
 LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "directory"]
-PARTS = [*PEOPLE, "state", "routing", "submission", "rates", "accounts", "store", "sasl", "smtp",
-         "pop3"]
+PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "routing", "submission", "rates", "accounts",
+         "store", "sasl", "smtp", "pop3", "proxy"]
 SERVICE = [*PARTS, "toml", "config", "log", "systemd", "connections", "listeners"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
@@ -39,10 +39,14 @@ MAY_IMPORT = {
     "pop3": [*VALUES, *LOGINS, "pop3"],
     "connections": VALUES,
     "conversation": [*VALUES, "connections"],
+    "proxy": [*VALUES, "connections"],
     "store": [*CONTRACTS, "store"],
     "names": ["mail"],
     "database": ["errors", "names"],
     "state": ["errors", "names", "database"],
+    "bans": ["state"],
+    "ledger": ["errors", "names", "state", "bans"],
+    "brakes": ["errors", "settings", "names", "bans", "ledger"],
     "directory": [*CONTRACTS, "names", "database"],
     "routing": PEOPLE,
     "accounts": PEOPLE,
@@ -61,8 +65,8 @@ MAY_IMPORT = {
 }
 
 #: Left of the servers nothing knows a reactor.
-SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "directory",
-           "routing", "sasl", "submission", "smtp", "pop3"]
+SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
+           "directory", "routing", "sasl", "submission", "smtp", "pop3"]
 ADAPTORS = ["smtp.server", "pop3.server", "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))

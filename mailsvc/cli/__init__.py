@@ -17,6 +17,7 @@ from mailsvc.cli.place import place_options
 COMMANDS = {
     "account": "mailsvc.cli.accounts",
     "alias": "mailsvc.cli.aliases",
+    "ban": "mailsvc.cli.bans",
     "config": "mailsvc.cli.config",
     "dev": "mailsvc.cli.dev",
     "domain": "mailsvc.cli.domains",
@@ -42,7 +43,8 @@ class CommandTable(click.Group):
 def main() -> None:
     """Administer the mailsvc mail service.
 
-    Changes of accounts, aliases and domains count at once, also for a running service.
+    Changes of accounts, aliases and domains count at once, also for a running service; bans count
+    within a second.
 
     \b
     Example:

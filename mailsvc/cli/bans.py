@@ -1,0 +1,193 @@
+"""``mailsvc ban``: the networks that may not connect, for wrong passwords or by your order."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mailsvc.bans import MANUAL, Ban, BanTable, Network
+from mailsvc.cli.listing import json_option, print_json, print_rows
+from mailsvc.cli.place import place_options, settings
+from mailsvc.errors import MailFailure
+from mailsvc.ledger import forgive
+from mailsvc.names import DirectoryError
+from mailsvc.state import State
+
+#: The longest ban that can be asked for, in seconds: a hundred years.
+_MOST_SECONDS = 3_155_760_000
+
+
+class _Network(click.ParamType):
+    name = "NETWORK"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Network:
+        try:
+            network = ipaddress.ip_network(value, strict=False)
+        except ValueError:
+            self.fail(f"{value!r} is not a network; expected an address such as 192.0.2.7 or a "
+                      "network such as 192.0.2.0/24 or 2001:db8::/32", param, ctx)
+        if network.prefixlen == 0:
+            self.fail(f"{value} is everybody; to take no connections stop the service", param, ctx)
+        return network
+
+
+class _NetworkOrAll(_Network):
+    name = "NETWORK|all"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Any:
+        return None if value == "all" else super().convert(value, param, ctx)
+
+
+class _Duration(click.ParamType):
+    name = "DURATION"
+    _seconds: dict[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]{1,10})([smhdw])", value, re.ASCII)
+        seconds = int(match[1]) * self._seconds[match[2]] if match else 0
+        if not 0 < seconds <= _MOST_SECONDS:
+            self.fail(f"{value!r} is not a time; expected seconds, minutes, hours, days or weeks "
+                      "such as 90s, 30m, 12h, 7d or 52w, a hundred years at most", param, ctx)
+        return seconds
+
+
+def _reason(ctx: click.Context, option: click.Parameter, value: str) -> str:
+    if not value.isprintable():
+        raise click.BadParameter("it holds control characters", ctx, option)
+    return value
+
+
+@contextlib.contextmanager
+def _open_bans(*, create: bool = False) -> Iterator[tuple[State, BanTable] | None]:
+    """The table of bans of the service that the command line names; None when there is none yet.
+
+    What it refuses ends the command with status 1.
+    """
+    data = Path(settings().service.data)
+    path = data / "state.sqlite"
+    try:
+        if not data.is_dir():
+            raise DirectoryError(f"there is no directory {data}",
+                                 "name the right place: service.data of the configuration, or "
+                                 "`mailsvc --dir DIR`")
+        if not (create or path.exists()):
+            yield None
+            return
+        with contextlib.closing(State(path)) as state:
+            yield state, BanTable(state)
+    except (DirectoryError, MailFailure) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+@click.group()
+def ban() -> None:
+    """List, make and lift bans.
+
+    A banned network cannot connect.  Wrong passwords make bans by themselves, as the section
+    [brakes] of the configuration says.  Changes count within a second, also for a running service.
+    """
+
+
+@ban.command(name="list")
+@json_option
+@place_options
+def list_(as_json: bool) -> None:
+    """List the bans that bind now, the newest first.
+
+    The keys in JSON are network, since and until (RFC 3339), times (how many bans in a row),
+    origin (address, network or manual) and reason.
+
+    \b
+    Example:
+      mailsvc ban list --json
+    """
+    with _open_bans() as opened:
+        bans = [] if opened is None else opened[1].active(time.time())
+    if as_json:
+        print_json([{"network": str(each.network), "since": _time(each.since),
+                     "until": _time(each.until), "times": each.times, "origin": each.origin,
+                     "reason": each.reason} for each in bans])
+        return
+    print_rows(["network", "until", "times", "origin", "reason"],
+               [[str(each.network), _time(each.until), str(each.times), each.origin,
+                 each.reason or "-"] for each in bans])
+
+
+@ban.command()
+@click.argument("network", type=_Network(), metavar="NETWORK")
+@click.option("--for", "seconds", type=_Duration(), default="1h", metavar="DURATION",
+              help="How long: 90s, 30m, 12h, 7d, 52w [1h].")
+@click.option("--reason", metavar="TEXT", default="", callback=_reason,
+              help="Why, for who reads the list.")
+@place_options
+def add(network: Network, seconds: int, reason: str) -> None:
+    """Ban an address or a network, or change how long it is banned.
+
+    It binds exempt networks too.  Sessions that are open go on until they next log in.
+
+    \b
+    Example:
+      mailsvc ban add 192.0.2.0/24 --for 7d --reason "password guessing"
+    """
+    now = time.time()
+    with _open_bans(create=True) as opened:
+        assert opened is not None
+        state, table = opened
+        with state.transaction():
+            table.put(Ban(network, now, now + seconds, origin=MANUAL, reason=reason))
+        click.echo(f"Banned {network} until {_time(now + seconds)}")
+
+
+@ban.command()
+@click.argument("network", type=_NetworkOrAll(), metavar="NETWORK|all")
+@place_options
+def remove(network: Network | None) -> None:
+    """Lift the ban of a network and those inside it, or all bans; forgive what led to them.
+
+    \b
+    Example:
+      mailsvc ban remove 192.0.2.7
+      mailsvc ban remove all
+    """
+    with _open_bans() as opened:
+        lifted = [] if opened is None else _lift(*opened, network)
+    for each in lifted:
+        click.echo(f"Lifted the ban of {each.network}")
+    if network is None and not lifted:
+        click.echo("Nothing is banned")
+
+
+def _lift(state: State, table: BanTable, network: Network | None) -> list[Ban]:
+    with state.transaction():
+        active = table.active(time.time())
+        lifted = [each for each in active if network is None or _within(each.network, network)]
+        for each in lifted:
+            table.lift(each)
+            forgive(state, str(each.network))
+        if network is None:
+            forgive(state, None)
+    if network is not None and not lifted:
+        around = next((each.network for each in active if _within(network, each.network)), None)
+        if around is None:
+            raise DirectoryError(f"{network} is not banned", "see `mailsvc ban list`")
+        raise DirectoryError(f"{network} is banned only as a part of {around}",
+                             f"lift that: mailsvc ban remove {around}")
+    return lifted
+
+
+def _within(inner: Network, outer: Network) -> bool:
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
