@@ -184,6 +184,65 @@ def test_what_is_beside_an_exempt_network_is_not_exempt(client: str) -> None:
     assert [refusal(among, client) for _ in range(2)] == [None, "4.7.0"]
 
 
+# ---- how fast ----
+
+
+def rated(per_minute: int, clock: Clock, *exempt: str) -> Connections:
+    return Connections(10**6, 10**6, exempt, clock, per_minute)
+
+
+def test_the_rate_of_one_address() -> None:
+    clock = Clock()
+    among = rated(6, clock)
+    assert [refusal(among, "192.0.2.1") for _ in range(8)] == [None] * 6 + ["4.7.0"] * 2
+    assert refusal(among, "192.0.2.2") is None
+    clock.advance(9.9)
+    assert refusal(among, "192.0.2.1") == "4.7.0"
+    clock.advance(0.1)
+    assert [refusal(among, "192.0.2.1") for _ in range(2)] == [None, "4.7.0"]
+    clock.advance(600)
+    assert [refusal(among, "192.0.2.1") for _ in range(7)] == [None] * 6 + ["4.7.0"]
+
+
+def test_a_steady_client_within_its_rate_is_never_refused() -> None:
+    clock = Clock()
+    among = rated(7, clock)
+    for _ in range(500):
+        assert refusal(among, "192.0.2.1") is None
+        clock.advance(60 / 7)
+
+
+def test_the_rate_of_a_64_is_one() -> None:
+    among = rated(2, Clock())
+    assert [refusal(among, f"2001:db8:1:2::{number}") for number in range(3)] == [
+        None, None, "4.7.0"]
+    assert refusal(among, "2001:db8:1:3::1") is None
+
+
+@pytest.mark.parametrize("client", ["127.0.0.1", "::1", ""])
+def test_exempt_networks_and_unix_sockets_have_no_rate(client: str) -> None:
+    among = rated(1, Clock(), "127.0.0.0/8", "::1")
+    assert [refusal(among, client) for _ in range(5)] == [None] * 5
+
+
+def test_what_is_refused_as_one_too_many_does_not_count_for_the_rate() -> None:
+    among, first = Connections(10**6, 1, (), Clock(), 2), Connection()
+    among.add(first, "192.0.2.1")
+    assert [refusal(among, "192.0.2.1") for _ in range(5)] == ["4.7.0"] * 5
+    assert among._rates["192.0.2.1"] == (1.0, 0.0)
+
+
+def test_rates_of_a_million_addresses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailsvc.connections._RATES", 100)
+    among, connection = rated(1, Clock()), Connection()
+    for number in range(10_000):
+        client = f"2001:db8:{number:x}::1"
+        among.add(connection, client)
+        among.remove(connection)
+    assert len(among._rates) == 100
+    assert refusal(among, client) == "4.7.0", "the last to come are known"
+
+
 # ---- how they end ----
 
 
