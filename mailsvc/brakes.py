@@ -116,11 +116,8 @@ def log_failed_login(log: Logger, *, connection: str, user: str, client: str, pr
 
 # ---- the brakes ---------------------------------------------------------------------------------
 
-_BANNED = TemporaryFailure(
-    "Too many failed logins from your address or network; try again later",
-    EnhancedStatus(4, 7, 0))
-_BARRED = TemporaryFailure(
-    "Connections from your network are not taken now", EnhancedStatus(4, 7, 0))
+_BANNED = "Too many failed logins from your address or network; try again later"
+_BARRED = "Connections from your network are not taken now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +191,13 @@ class Brakes:
         if source is None:
             return None
         for ban in self._ledger.bans.covering(source.address, self._clock.seconds()):
+            # New each time: one that is raised again keeps every frame it went through.
             if ban.origin == MANUAL:
-                return _BARRED
+                return TemporaryFailure(_BARRED, EnhancedStatus(4, 7, 0))
             spared = source.exempt or (
                 ban.origin == NETWORK and self._ledger.knows(str(source.host)))
             if not spared:
-                return _BANNED
+                return TemporaryFailure(_BANNED, EnhancedStatus(4, 7, 0))
         return None
 
     async def permit(self, client: str, name: str | bytes) -> None:

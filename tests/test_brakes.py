@@ -388,6 +388,16 @@ def test_permit_refuses_whom_a_ban_meets_while_he_waits(world: World) -> None:
     assert [failure.check(TemporaryFailure) for failure in fired] == [TemporaryFailure] * 2
 
 
+def test_refusals_hold_on_to_nothing(world: World) -> None:
+    brakes = world.process()
+    fail(brakes, "192.0.2.1", 20)
+    for _ in range(2):
+        with pytest.raises(TemporaryFailure) as refusal:
+            brakes.permit("192.0.2.1", BOB).send(None)
+        assert len(refusal.traceback) == 2
+    assert brakes.admit("192.0.2.1") is not brakes.admit("192.0.2.1")
+
+
 # ---- processes and restarts ----
 
 
