@@ -30,13 +30,17 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from mailsvc.accounts import PasswordSettings
+from mailsvc.brakes import BrakeSettings
 from mailsvc.log import LogSettings
 from mailsvc.pop3.limits import POP3Settings
+from mailsvc.proxy import ProxySettings
 from mailsvc.routing import RoutingSettings
+from mailsvc.sasl.context import AuthSettings
 from mailsvc.settings import Check, at_least, setting
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.store import STORES
 from mailsvc.store.maildir import MaildirSettings
+from mailsvc.submission.limits import SubmissionSettings
 from mailsvc.toml import Path, assignment, literal, locate, parsed
 
 # ---- the sections that no other module owns -----------------------------------------------------
@@ -135,10 +139,14 @@ class Settings:
     service: ServiceSettings = ServiceSettings()
     listeners: ListenerSettings = field(default_factory=ListenerSettings)
     smtp: SMTPSettings = field(default_factory=SMTPSettings)
+    submission: SubmissionSettings = field(default_factory=SubmissionSettings)
     pop3: POP3Settings = field(default_factory=POP3Settings)
     maildir: MaildirSettings = field(default_factory=MaildirSettings)
     accounts: AccountSettings = AccountSettings()
     passwords: PasswordSettings = field(default_factory=PasswordSettings)
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    brakes: BrakeSettings = field(default_factory=BrakeSettings)
+    proxy: ProxySettings = field(default_factory=ProxySettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
     log: LogSettings = field(default_factory=LogSettings)
     #: The keys that were given and not left to their defaults, dotted.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 
-from mailsvc.errors import EnhancedStatus, TemporaryFailure
+from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
 
 #: Of how many addresses that connected lately the rate is known; the quietest are forgotten.
 _RATES = 10_000
@@ -53,12 +53,14 @@ class Connections:
     :param exempt: networks in CIDR form that *most_per_address* and *per_minute* do not bind.
     :param per_minute: how many may come from one address in a minute; as many may come at once.
         What is refused for this does not count.  0 for no limit.
+    :param admit: why else a client may not connect, or None.
     """
 
     def __init__(
         self, most: int, most_per_address: int, exempt: Iterable[str], clock: IReactorTime,
-        per_minute: int = 0,
+        per_minute: int = 0, admit: Callable[[str], MailFailure | None] = lambda client: None,
     ) -> None:
+        self._admit = admit
         self._most = most
         self._most_per_address = most_per_address
         self._per_minute = per_minute
@@ -78,13 +80,16 @@ class Connections:
 
         It is counted, and to be removed, even if this fails.
 
-        :raises TemporaryFailure: there are too many, or too many from its address, at once or
-            lately.
+        :raises mailsvc.errors.MailFailure: there are too many, or too many from its address, at
+            once or lately, or it is not admitted.
         """
         source = self._source(client)
         self._open[connection] = source
         if source:
             self._sources[source] += 1
+        refusal = self._admit(client)
+        if refusal is not None:
+            raise refusal
         if len(self._open) > self._most:
             raise TemporaryFailure(
                 "Too many connections; try again later", EnhancedStatus(4, 3, 2)

@@ -15,9 +15,11 @@ its last command still gets all that it asked for: the end of input is not the e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar
 
+from twisted.cred.error import LoginFailed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IOpenSSLContextFactory,
@@ -28,11 +30,14 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import Interface, implementer
 
+from mailsvc.authentication import Authenticator, Who
 from mailsvc.connections import Connections, client_address
-from mailsvc.errors import MailFailure
+from mailsvc.errors import MailFailure, TemporaryFailure
 from mailsvc.mail import new_id
+from mailsvc.sasl.context import Context
+from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 
 #: How long a connection that was ended from our side may take to swallow the reason, in seconds.
 LINGER = 10.0
@@ -54,6 +59,7 @@ class Conversation(Protocol):
         ``waiting``, ``buffered``, ``tls_active`` and ``tls_started``.
     :ivar writable: whether the peer takes what it is sent.
     :cvar handlers: event class -> method.
+    :cvar avatar: what a login is for.
     """
 
     log: Logger
@@ -62,6 +68,7 @@ class Conversation(Protocol):
     # Any: a TCP, TLS or Unix transport, and each has more than ITransport.
     transport: Any
     session: Any
+    avatar: type[Interface]
     id = ""
     client = ""
     writable = True
@@ -77,6 +84,10 @@ class Conversation(Protocol):
     _input_ended = False
     #: Whether something else than the peer must be waited for before the next event.
     _stalled = False
+    #: Who logs in, or has.
+    _user = ""
+    #: What Received says of TLS (RFC 8314 §4.3).
+    tls_clause = ""
     #: When patience ends.
     _deadline = FOREVER
 
@@ -221,6 +232,78 @@ class Conversation(Protocol):
         # What was flushed here is nothing to the end of the turn.
         self.keep_time(said)
 
+    # ---- logging in ----
+
+    def sasl_context(self) -> Context:
+        """The connection as SASL sees it now."""
+        factory = self.factory
+        return factory.authenticator.context(
+            factory.login_protocol, self.client, tls_active=self.session.tls_active,
+            cleartext=factory.settings.allow_cleartext_auth,
+            channel_bindings={}, certificate_names=())
+
+    def logged_in(self, avatar: Any, log_out: Callable[[], object]) -> None:
+        """A login succeeded: answer the session's question."""
+        raise AssertionError("nobody logs in here")
+
+    def look_up_keys(self, question: Lookup) -> None:
+        """The handler of Lookup."""
+        attempt = self.sasl_context().attempt("SCRAM")
+        self._once(self.factory.authenticator.keys(question.name, attempt), self.session.keys)
+
+    def log_in(self, question: LogIn) -> None:
+        """The handler of LogIn."""
+        self._user = question.credentials.username.decode("utf-8", "replace")
+        self._once(self.factory.authenticator.log_in(
+            question.credentials, self.avatar, self.who, question.authorize_as), self._admit)
+
+    def count_guess(self, question: Guessed) -> None:
+        """The handler of Guessed."""
+        self.factory.authenticator.failed(
+            question.username, self.sasl_context().attempt("SCRAM"), self.who, "wrong proof")
+        self.session.login_refused()
+
+    @property
+    def who(self) -> Who:
+        """This client, for log lines."""
+        return Who(self.id, self.log)
+
+    def _admit(self, login: tuple[Any, Callable[[], object]]) -> None:
+        avatar, log_out = login
+        if self._connected:
+            self.logged_in(avatar, log_out)
+        else:
+            log_out()
+
+    def _once(self, work: Coroutine[Any, Any, Any], then: Callable[[Any], None]) -> None:
+        """Do *then* with the outcome of *work*, and go on."""
+        answered = Deferred.fromCoroutine(work)
+        answered.addCallbacks(then, self._login_failed)
+        answered.addCallback(self._go_on)
+        answered.addErrback(self._cannot_go_on)
+
+    def _login_failed(self, failure: Failure) -> None:
+        found: Any = failure.value
+        wrong = failure.check(LoginFailed) is not None
+        if not wrong and not isinstance(found, MailFailure):
+            self.log.failure("{connection} could not answer", failure, connection=self.id)
+            found = TemporaryFailure("Local error; try again later")
+        if not wrong:
+            self.log.info("{connection} login refused user={user!r} client={client}: {reason}",
+                          connection=self.id, user=self._user, client=self.client,
+                          reason=found.text)
+        if not self._connected:
+            return
+        if wrong:
+            self.session.login_refused()
+        else:
+            self.session.login_failed(found)
+
+    def _cannot_go_on(self, failure: Failure) -> None:
+        """The session is unsound."""
+        self.log.failure("{connection} is cut off", failure, connection=self.id)
+        self._cut_off("internal error")
+
     # ---- time ----
 
     def _wait_until(self, deadline: float) -> None:
@@ -291,11 +374,14 @@ class ConversationFactory(Factory):
     :param clock: the reactor, or a Clock.
     :param tls: the context for STARTTLS or STLS, or None not to offer it.
     :param connections: those of its protocol, when several factories share a limit.
+    :param authenticator: logs clients in.
+    :cvar login_protocol: what a login is for, as in :class:`mailsvc.credentials.Attempt`.
     :cvar namespace: what the log lines of its connections begin with.
     """
 
     noisy = False
     namespace: ClassVar[str]
+    login_protocol: ClassVar[str]
 
     def __init__(
         self,
@@ -304,7 +390,9 @@ class ConversationFactory(Factory):
         clock: IReactorTime,
         tls: IOpenSSLContextFactory | None = None,
         connections: Connections | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
+        self.authenticator = authenticator
         self.settings = settings
         self.hostname = hostname
         self.clock = clock

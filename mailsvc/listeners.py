@@ -112,6 +112,8 @@ class Listener:
     def close(self) -> Deferred[None]:
         """Give the port back, if it is bound."""
         port, self._port = self._port, None
+        if self._entrance.factory is not None:
+            self._entrance.factory.stopFactory()
         closed = port.stopListening() if port is not None else None
         return succeed(None) if closed is None else closed
 

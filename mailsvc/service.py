@@ -21,6 +21,7 @@ import os
 import pwd
 import resource
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 from twisted.application.internet import TimerService
@@ -34,16 +35,21 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.components import Componentized
 
 from mailsvc.accounts import DirectoryChecker, MailRealm, PasswordHasher
+from mailsvc.authentication import Authenticator
+from mailsvc.brakes import Brakes
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
 from mailsvc.listeners import KINDS, CannotStart, Listener
 from mailsvc.names import DirectoryError
 from mailsvc.pop3.server import POP3Factory
+from mailsvc.proxy import ProxiedFactory
+from mailsvc.rates import Rates
 from mailsvc.routing import Router
 from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.store import Store, StoreUnusable, open_store
+from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
 
 _log = Logger("mailsvc")
@@ -82,6 +88,7 @@ class MailService(MultiService):
     _bound: Deferred[Any] | None = None
     _directory: SqliteDirectory | None = None
     _store: Store | None = None
+    _brakes: Brakes | None = None
 
     def __init__(
         self, settings: Settings, reactor: Any, listeners: list[Listener],
@@ -169,21 +176,35 @@ class MailService(MultiService):
         portal = Portal(
             realm, self._checkers or [DirectoryChecker(directory, self._hasher, domain)])
         router = Router(directory, hostname, settings.routing)
+        state = Path(settings.service.data) / "state.sqlite"
+        brakes = self._brakes = Brakes(settings.brakes, state, reactor)
+        brakes.start()
+        rates = Rates(state, settings.submission, reactor)
+        rates.setServiceParent(self)
+        authenticator = Authenticator(
+            portal, directory, settings.auth, hostname=hostname, brakes=brakes,
+            default_domain=domain)
         smtp, pop3 = (
             Connections(section.connections, section.connections_per_address,
-                        section.exempt_networks, reactor)
+                        section.exempt_networks, reactor, section.connections_per_minute,
+                        brakes.admit)
             for section in (settings.smtp, settings.pop3))
         self._connections = [smtp, pop3]
         factories: dict[str, Any] = {"pop3": POP3Factory(
-            portal, settings.pop3, hostname, reactor, self._tls, pop3)}
-        for mode in TRANSPORT, SUBMISSION, LMTP:
+            authenticator, settings.pop3, hostname, reactor, self._tls, pop3)}
+        for mode in TRANSPORT, LMTP:
             factories[mode.name] = SMTPFactory(
                 store, router, settings.smtp, hostname, reactor, self._tls, mode, smtp)
+        factories[SUBMISSION.name] = SMTPFactory(
+            store, router, settings.smtp, hostname, reactor, self._tls, SUBMISSION, smtp,
+            authenticator, SubmissionAgent(settings.submission, router, rates, hostname))
         if self._tls is not None:
             for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
                 factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
         for listener in self._listeners:
-            listener.open(factories[listener.kind.name])
+            factory = factories[listener.kind.name]
+            listener.open(ProxiedFactory(factory, settings.proxy, reactor)
+                          if settings.proxy.networks else factory)
 
     def _announce(self, problem: CannotStart | None) -> None:
         if not self.running:
@@ -223,6 +244,8 @@ class MailService(MultiService):
         await self._close_listeners()
         await gatherResults([each.shut_down(seconds) for each in self._connections])
         await super().stopService()
+        if self._brakes is not None:
+            await self._brakes.stop()
         # A client that left does not stop the commit of what it sent.
         if self._store is not None:
             await self._store.stop()

@@ -36,13 +36,15 @@ def address_literal(ip: str) -> str:
 
 
 def trace_header(
-    envelope: Envelope, *, client: str, hello: str, protocol: str, hostname: str, seconds: int
+    envelope: Envelope, *, client: str, hello: str, protocol: str, hostname: str, seconds: int,
+    tls: str = "",
 ) -> bytes:
     """The Return-Path and Received fields for *envelope*, received at *seconds*.
 
     :param client: the peer's IP address, or "" when it has none (a Unix socket).
     :param hello: what the peer called itself in HELO or EHLO; a Domain or address literal.
     :param protocol: the transmission type of RFC 3848 or RFC 6531 §4.3, such as "ESMTP".
+    :param tls: what clause to put behind it, as RFC 8314 §4.3 has one.
     """
     source = f"{hello} ({address_literal(client)})" if client else hello
     # RFC 5321 §7.6: naming one recipient to the others would disclose it.
@@ -51,7 +53,7 @@ def trace_header(
     return (
         f"Return-Path: <{envelope.reverse_path}>\r\n"
         f"Received: from {source}\r\n"
-        f"\tby {hostname} with {protocol} id {envelope.id}{target};\r\n"
+        f"\tby {hostname} with {protocol}{tls} id {envelope.id}{target};\r\n"
         f"\t{date(seconds)}\r\n"
     ).encode()
 

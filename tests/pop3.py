@@ -22,6 +22,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mailsvc.authentication import Authenticator
 from mailsvc.errors import TemporaryFailure
 from mailsvc.interfaces import IMaildrop
 from mailsvc.pop3 import events
@@ -29,6 +30,7 @@ from mailsvc.pop3.commands import State
 from mailsvc.pop3.limits import POP3Settings
 from mailsvc.pop3.server import POP3Factory, POP3Protocol
 from mailsvc.pop3.session import Session
+from mailsvc.sasl.context import AuthSettings
 from tests.maildrops import FakeMaildrop, Sizes, message
 
 HOSTNAME = "dbc.mtview.ca.us"
@@ -149,6 +151,26 @@ def portal(realm: Realm, accounts: dict[str, str] | None = None) -> Portal:
     return Portal(realm, [checker])
 
 
+class NoDirectory:
+    """Has no domains and accounts, so that a login name is what it is."""
+
+    def domains(self, most: int = -1) -> list[Any]:
+        return []
+
+    def credentials(self, name: str) -> None:
+        return None
+
+
+def authenticator(portal: Portal) -> Authenticator:
+    """What logs clients in, by *portal*."""
+    return Authenticator(portal, NoDirectory(), AuthSettings(), hostname=HOSTNAME)  # type: ignore[arg-type]
+
+
+def settings(**chosen: Any) -> POP3Settings:
+    """The section, with logins in the clear from anywhere."""
+    return POP3Settings(**{"allow_cleartext_auth": "yes", **chosen})
+
+
 class Pipe(StringTransport):
     """A transport with what a TCP connection has more."""
 
@@ -205,15 +227,15 @@ class Client:
 
     def __init__(self, maildrop: Any = None, *, factory: POP3Factory | None = None,
                  transport: Pipe | None = None, accounts: dict[str, str] | None = None,
-                 host: str = "198.51.100.7", tls: Any = None, **settings: Any) -> None:
+                 host: str = "198.51.100.7", tls: Any = None, **chosen: Any) -> None:
         if factory is None:
             if maildrop is None:
                 maildrop = FakeMaildrop([message(120, 1), message(200, 2)])
-            factory = POP3Factory(portal(Realm(maildrop), accounts), POP3Settings(**settings),
-                                  HOSTNAME, Clock(), tls)
+            factory = POP3Factory(authenticator(portal(Realm(maildrop), accounts)),
+                                  settings(**chosen), HOSTNAME, Clock(), tls)
         self.factory = factory
         self.clock: Clock = factory.clock  # type: ignore[assignment]
-        self.realm: Realm = factory.portal.realm  # type: ignore[assignment]
+        self.realm: Realm = factory.authenticator.portal.realm  # type: ignore[assignment]
         self.maildrop = self.realm.maildrop
         peer = IPv4Address("TCP", host, 40_000)
         self.transport = transport or Pipe(peerAddress=peer)

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
+from twisted.cred.portal import IRealm, Portal
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
@@ -17,6 +19,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mailsvc.authentication import Authenticator
 from mailsvc.errors import (
     EnhancedStatus,
     MailboxFull,
@@ -28,8 +31,9 @@ from mailsvc.errors import (
     TemporaryFailure,
     UnknownMailbox,
 )
-from mailsvc.interfaces import IDelivery, IMailboxStore, IRouter
+from mailsvc.interfaces import IDelivery, IMailboxStore, IRouter, ISubmitter
 from mailsvc.mail import Account, Address
+from mailsvc.sasl.context import AuthSettings
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.server import SMTPFactory, SMTPProtocol
@@ -63,6 +67,42 @@ CAST: dict[str, tuple[Account, ...] | Exception] = {
     "archive": PermanentFailure("The mailbox takes no more mail", EnhancedStatus(5, 2, 2)),
     "loop": RoutingLoop("The alias leads back to itself"),
 }
+
+
+#: Who may submit, and by which password.
+PASSWORDS = {"alice@example.org": "tanstaaf"}
+
+
+@implementer(ISubmitter)
+class Submitter:
+    """Whoever logged in."""
+
+    def __init__(self, name: str) -> None:
+        self.account = Account(*name.split("@"))
+
+
+@implementer(IRealm)
+class Submitters:
+    """Opens the door for whoever is let in."""
+
+    def requestAvatar(self, name: bytes, mind: object, *interfaces: Any) -> Any:
+        return ISubmitter, Submitter(name.decode()), lambda: None
+
+
+class NoDirectory:
+    """Has no accounts."""
+
+    def credentials(self, name: str) -> None:
+        return None
+
+
+def authenticator() -> Authenticator:
+    """Lets :data:`PASSWORDS` in."""
+    checker = InMemoryUsernamePasswordDatabaseDontUse()
+    for name, password in PASSWORDS.items():
+        checker.addUser(name.encode(), password.encode())
+    return Authenticator(Portal(Submitters(), [checker]), NoDirectory(),  # type: ignore[arg-type]
+                         AuthSettings(), hostname=HOSTNAME)
 
 
 class Answers:
@@ -290,7 +330,8 @@ class Line:
             self.clock = Clock()
             self.clock.rightNow = NOW
             factory = SMTPFactory(FakeStore(self.answers), FakeRouter(self.answers, accounts),
-                                  SMTPSettings(**settings), hostname, self.clock, tls, mode)
+                                  SMTPSettings(**settings), hostname, self.clock, tls, mode,
+                                  authenticator=authenticator() if mode.submission else None)
         self.factory = factory
         self.clock = factory.clock  # type: ignore[assignment]
         self.store: FakeStore = factory.store  # type: ignore[assignment]

@@ -18,7 +18,7 @@ LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "routing", "submission", "rates", "accounts",
-         "store", "sasl", "smtp", "pop3", "proxy"]
+         "authentication", "store", "sasl", "smtp", "pop3", "proxy"]
 SERVICE = [*PARTS, "toml", "config", "log", "systemd", "connections", "listeners"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
@@ -32,13 +32,14 @@ MAY_IMPORT = {
     "credentials": [],
     "sasl": ["credentials", "settings", "sasl"],
     "trace": ["mail"],
-    "smtp.server": [*CONTRACTS, *LOGINS, "trace", "smtp", "connections", "conversation"],
-    "pop3.server": [*CONTRACTS, *LOGINS, "pop3", "connections", "conversation"],
+    "smtp.server": [*CONTRACTS, *LOGINS, "authentication", "submission", "trace", "smtp",
+                    "connections", "conversation"],
+    "pop3.server": [*CONTRACTS, *LOGINS, "authentication", "pop3", "connections", "conversation"],
     "smtp": [*VALUES, *LOGINS, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
     "pop3": [*VALUES, *LOGINS, "pop3"],
     "connections": VALUES,
-    "conversation": [*VALUES, "connections"],
+    "conversation": [*VALUES, *LOGINS, "authentication", "connections"],
     "proxy": [*VALUES, "connections"],
     "store": [*CONTRACTS, "store"],
     "names": ["mail"],
@@ -53,8 +54,10 @@ MAY_IMPORT = {
     "submission.limits": ["settings"],
     "submission.mailboxes": ["mail"],
     "submission.repair": [],
+    "submission.agent": [*PEOPLE, "routing", "rates", "submission"],
     "submission": [*PEOPLE, "trace", "routing", "submission"],
     "rates": [*VALUES, "names", "state", "submission.limits"],
+    "authentication": [*PEOPLE, *LOGINS, "brakes", "accounts"],
     "systemd": ["settings"],
     "listeners": [],
     "log": ["settings"],
@@ -67,7 +70,7 @@ MAY_IMPORT = {
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
            "directory", "routing", "sasl", "submission", "smtp", "pop3"]
-ADAPTORS = ["smtp.server", "pop3.server", "pop3.retrieval"]
+ADAPTORS = ["smtp.server", "smtp.incoming", "submission.agent", "pop3.server", "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 

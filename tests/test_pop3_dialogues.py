@@ -12,6 +12,7 @@ fails NUMBER``.  An ``M:`` line is the size of a message that is left in the end
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import socket
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
+from mailsvc.credentials import Password
 from mailsvc.errors import (
     LoginTooSoon,
     MaildropInUse,
@@ -37,6 +39,8 @@ from mailsvc.pop3 import events
 from mailsvc.pop3.limits import POP3Settings
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.pop3.session import Session
+from mailsvc.sasl.context import AuthSettings, Context
+from mailsvc.sasl.steps import LogIn
 from tests.dialogue import (
     CUTS,
     Cut,
@@ -48,7 +52,17 @@ from tests.dialogue import (
     scripts,
 )
 from tests.maildrops import FakeMaildrop, message, top
-from tests.pop3 import HOSTNAME, SECRET, TIMESTAMP, USER, Client, Realm, portal
+from tests.pop3 import (
+    HOSTNAME,
+    SECRET,
+    TIMESTAMP,
+    USER,
+    Client,
+    Realm,
+    authenticator,
+    portal,
+    settings,
+)
 
 FAILURES: dict[str, MailFailure] = {
     "in-use": MaildropInUse("The maildrop is in use"),
@@ -66,6 +80,7 @@ class World:
         self.settings: dict[str, Any] = {}
         self.accounts = {USER: SECRET}
         self.tls = False
+        self.private = True
         self.login: MailFailure | None = None
         self.read: MailFailure | None = None
         self.update: MailFailure | None = None
@@ -77,6 +92,7 @@ class World:
                     setting, _, text = value.partition(" ")
                     kind = type(getattr(POP3Settings(), setting))
                     self.settings[setting] = text == "true" if kind is bool else kind(text)
+                    self.private = self.settings.get("allow_cleartext_auth") != "no"
                 case "messages":
                     sizes = [int(size) for size in value.split()]
                 case "message":
@@ -112,8 +128,9 @@ class World:
     def factory(self, clock: Any) -> POP3Factory:
         realm = Realm(self.maildrop())
         realm.failure = self.login
-        factory = POP3Factory(portal(realm, self.accounts), POP3Settings(**self.settings),
-                              HOSTNAME, clock, object() if self.tls else None)
+        factory = POP3Factory(authenticator(portal(realm, self.accounts)),
+                              settings(**self.settings), HOSTNAME, clock,
+                              object() if self.tls else None)
         if self.settings.get("apop"):
             factory.timestamp = lambda: TIMESTAMP  # type: ignore[method-assign]
         return factory
@@ -128,6 +145,12 @@ class World:
             assert list(script.mail) == (left or ["nothing"])
 
 
+#: Anybody may log in, or nobody without TLS.
+SASL = Context(protocol="pop3", hostname=HOSTNAME, settings=AuthSettings(),
+               usable=frozenset({"PLAIN", "LOGIN"}), cleartext_allowed=True)
+IN_THE_CLEAR = dataclasses.replace(SASL, cleartext_allowed=False)
+
+
 class BareSession:
     """A session whose questions are answered at once, as ``tests.dialogue.Server``."""
 
@@ -135,6 +158,8 @@ class BareSession:
         self.world = world
         self.maildrop = world.maildrop()
         self.session = Session(HOSTNAME, POP3Settings(**world.settings), tls_available=world.tls,
+                               sasl=lambda: SASL if world.private or self.session.tls_active
+                               else IN_THE_CLEAR,
                                timestamp=TIMESTAMP if world.settings.get("apop") else "")
         self.session.greet()
         self.sent = b""
@@ -158,6 +183,10 @@ class BareSession:
                 case events.ApopLogin(user, challenge, digest):
                     secret = self.world.accounts.get(user, "").encode()
                     self.log_in(hashlib.md5(challenge + secret).hexdigest().encode() == digest)
+                case LogIn(Password() as credentials, authorize_as):
+                    secret = self.world.accounts.get(credentials.username.decode(), "")
+                    self.log_in(bool(secret) and credentials.checkPassword(secret)
+                                and authorize_as is None)
                 case events.Retrieve(number, lines):
                     self.retrieve(number, lines)
                 case events.Update(deleted):
@@ -238,8 +267,8 @@ def test_over_tcp(script: Script) -> Iterator[Any]:
         if not any(name == "tls" for name, _ in script.settings):
             yield deferToThread(converse, script, port.getHost().port)
             yield factory.connections.shut_down(5)
-            world.check(script, factory.portal.realm.maildrop)  # type: ignore[attr-defined]
-            assert factory.portal.realm.open == 0  # type: ignore[attr-defined]
+            world.check(script, factory.authenticator.portal.realm.maildrop)  # type: ignore[attr-defined]
+            assert factory.authenticator.portal.realm.open == 0  # type: ignore[attr-defined]
     finally:
         yield port.stopListening()
 

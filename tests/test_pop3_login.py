@@ -6,17 +6,27 @@ import re
 from typing import Any
 
 import pytest
-from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import LoginDenied, UnauthorizedLogin
 from twisted.cred.portal import Portal
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
+from mailsvc.credentials import Attempt, Password
 from mailsvc.errors import MaildropInUse
 from mailsvc.interfaces import IMaildrop
-from mailsvc.pop3.limits import POP3Settings
-from mailsvc.pop3.server import ApopCredentials, POP3Factory
-from tests.pop3 import HOSTNAME, SECRET, TIMESTAMP, USER, Client, Realm, log, two
+from mailsvc.pop3.server import POP3Factory
+from tests.pop3 import (
+    HOSTNAME,
+    SECRET,
+    TIMESTAMP,
+    USER,
+    Client,
+    Realm,
+    authenticator,
+    log,
+    settings,
+    two,
+)
 
 
 def test_a_login_under_way_holds_commands_back() -> None:
@@ -67,17 +77,22 @@ def test_a_login_refused_too_late() -> None:
     assert client.news() == []
 
 
-@pytest.mark.parametrize(("failure", "answer", "reason"), [
-    (MaildropInUse("In use"), "-ERR [IN-USE] In use", "In use"),
-    (UnauthorizedLogin(), "-ERR [AUTH] Wrong name or password", "wrong name or password"),
-    (LoginDenied("not today"), "-ERR [AUTH] Wrong name or password", "wrong name or password"),
+WRONG = ("login failed user=mrose client=198.51.100.7 protocol=pop3 "
+         "reason=wrong name or password")
+
+
+@pytest.mark.parametrize(("failure", "answer", "line"), [
+    (MaildropInUse("In use"), "-ERR [IN-USE] In use",
+     "login refused user='mrose' client=198.51.100.7: In use"),
+    (UnauthorizedLogin(), "-ERR [AUTH] Wrong name or password", WRONG),
+    (LoginDenied("not today"), "-ERR [AUTH] Wrong name or password", WRONG),
 ])
-def test_logins_refused(failure: Exception, answer: str, reason: str) -> None:
+def test_logins_refused(failure: Exception, answer: str, line: str) -> None:
     client = Client()
     client.realm.failure = failure
     with log() as lines:
         assert client.ask(f"USER {USER}", f"PASS {SECRET}") == ["+OK Send the password", answer]
-    assert lines == [f"login refused user='mrose' client=198.51.100.7: {reason}"]
+    assert lines == [line]
     assert client.realm.open == 0
 
 
@@ -103,33 +118,35 @@ def test_a_bug_behind_the_portal() -> None:
 
 def test_a_portal_that_raises() -> None:
     client = Client()
-    client.factory.portal.login = None  # type: ignore[method-assign,assignment]
+    client.factory.authenticator.portal.login = None  # type: ignore[method-assign,assignment]
     with log():
         answers = client.ask(f"USER {USER}", f"PASS {SECRET}")
     assert answers[1] == "-ERR [SYS/TEMP] Local error; try again later"
 
 
 def test_a_portal_without_a_checker() -> None:
-    factory = POP3Factory(Portal(Realm(two())), POP3Settings(), HOSTNAME, Clock())
+    factory = POP3Factory(authenticator(Portal(Realm(two()))), settings(), HOSTNAME, Clock())
     with log() as lines:
         answers = Client(factory=factory).ask(f"USER {USER}", f"PASS {SECRET}")
     assert answers[1] == "-ERR [SYS/PERM] This way of logging in is not set up here"
-    assert lines[0] == "could not answer"
+    assert lines == [f"login refused user='{USER}' client=198.51.100.7: This way of logging in is "
+                     "not set up here"]
 
 
 def test_the_credentials_that_the_portal_gets() -> None:
     client = Client(accounts={"grå@example.org": "p äss "})
     seen = []
-    login = client.factory.portal.login
+    login = client.factory.authenticator.portal.login
 
     def spy(credentials: Any, mind: Any, *interfaces: Any) -> Any:
         seen.append((credentials, mind, interfaces))
         return login(credentials, mind, *interfaces)
 
-    client.factory.portal.login = spy  # type: ignore[method-assign]
+    client.factory.authenticator.portal.login = spy  # type: ignore[method-assign]
     assert client.ask("USER gra\N{COMBINING RING ABOVE}@example.org", "PASS p äss ")[1][:3] == "+OK"
     ((credentials, mind, interfaces),) = seen
-    assert isinstance(credentials, UsernamePassword)
+    assert isinstance(credentials, Password)
+    assert credentials.attempt == Attempt("pop3", "198.51.100.7", "USER")
     assert credentials.username == "grå@example.org".encode()
     assert credentials.password == "p äss ".encode()
     assert mind is None
@@ -148,9 +165,22 @@ def test_stls_is_offered_where_there_is_a_certificate() -> None:
 
 def test_apop_digests() -> None:
     # The example of RFC 1939 §7.
-    credentials = ApopCredentials(b"mrose", TIMESTAMP.encode(), b"c4c9334bac560ecc979e58001b3e22fb")
+    client = Client(apop=True)
+    client.factory.timestamp = lambda: TIMESTAMP  # type: ignore[method-assign]
+    client = Client(factory=client.factory)
+    seen: list[Any] = []
+
+    def spy(credentials: Any, mind: Any, *interfaces: Any) -> Any:
+        seen.append(credentials)
+        raise UnauthorizedLogin
+
+    client.factory.authenticator.portal.login = spy  # type: ignore[method-assign]
+    client.ask("APOP mrose c4c9334bac560ecc979e58001b3e22fb")
+    (credentials,) = seen
     assert credentials.username == b"mrose"
+    assert credentials.attempt == Attempt("pop3", "198.51.100.7", "APOP")
     assert credentials.checkPassword(b"tanstaaf")
+    assert credentials.checkPassword("tanstaaf")
     assert not credentials.checkPassword(b"tanstaag")
 
 
@@ -161,7 +191,8 @@ def test_apop_is_offered_only_where_somebody_could_use_it() -> None:
     # What follows the dot are 64 bits of chance.
     assert all(re.search(rf" <[0-9A-Za-z]+\.[0-9a-f]{{16}}@{re.escape(HOSTNAME)}>$", banner)
                for banner in banners)
-    without = POP3Factory(Portal(Realm(two())), POP3Settings(apop=True), HOSTNAME, Clock())
+    without = POP3Factory(authenticator(Portal(Realm(two()))), settings(apop=True), HOSTNAME,
+                          Clock())
     client = Client(factory=without)
     assert client.news() == Client().news()
     assert client.ask(f"APOP {USER} {'0' * 32}") == [

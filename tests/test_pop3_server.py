@@ -6,7 +6,6 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from twisted.cred.credentials import IUsernameHashedPassword
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IProtocolFactory, IPushProducer
@@ -16,9 +15,8 @@ from zope.interface.verify import verifyObject
 
 from mailsvc.errors import MessageVanished, SomeNotRemoved, TemporaryFailure
 from mailsvc.interfaces import IMaildrop
-from mailsvc.pop3.limits import POP3Settings
 from mailsvc.pop3.retrieval import Retrieval
-from mailsvc.pop3.server import ApopCredentials, POP3Factory
+from mailsvc.pop3.server import POP3Factory
 from tests.maildrops import FakeMaildrop, FakeProducer, message
 from tests.pop3 import (
     HOSTNAME,
@@ -29,8 +27,10 @@ from tests.pop3 import (
     Pipe,
     Realm,
     Valve,
+    authenticator,
     log,
     portal,
+    settings,
     two,
     wire,
 )
@@ -43,7 +43,6 @@ def test_interfaces() -> None:
     assert verifyObject(IProtocolFactory, client.factory)
     assert verifyObject(IPushProducer, client.protocol)
     assert verifyObject(IConsumer, Retrieval(client.protocol))
-    assert verifyObject(IUsernameHashedPassword, ApopCredentials(b"u", b"<1@h>", b"d"))
     assert verifyObject(IMaildrop, two())
 
 
@@ -479,8 +478,8 @@ def test_an_idle_connection_is_small() -> None:
         def __getattr__(self, name: str) -> Any:
             return lambda *_: IPv4Address("TCP", "198.51.100.7", 40_000)
 
-    factory = POP3Factory(portal(Realm(two())), POP3Settings(connections_per_address=10_000),
-                          HOSTNAME, Clock())
+    factory = POP3Factory(authenticator(portal(Realm(two()))),
+                          settings(connections_per_address=10_000), HOSTNAME, Clock())
     nothing: Any = Nothing()
 
     def connect(number: int) -> list[Any]:

@@ -22,11 +22,10 @@ from twisted.internet.threads import deferToThread
 
 from mailsvc.mail import Account
 from mailsvc.pop3.commands import State
-from mailsvc.pop3.limits import POP3Settings
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.store.memory import MemoryStore
 from tests.maildrops import FakeMaildrop, message
-from tests.pop3 import HOSTNAME, LONG, SECRET, USER, Realm, portal
+from tests.pop3 import HOSTNAME, LONG, SECRET, USER, Realm, authenticator, portal, settings
 
 
 @contextmanager
@@ -39,8 +38,8 @@ def listening(factory: POP3Factory) -> Iterator[int]:
         port.stopListening()
 
 
-def over_tcp(maildrop: Any, tls: Any = None, **settings: Any) -> POP3Factory:
-    return POP3Factory(portal(Realm(maildrop)), POP3Settings(**settings), HOSTNAME,
+def over_tcp(maildrop: Any, tls: Any = None, **chosen: Any) -> POP3Factory:
+    return POP3Factory(authenticator(portal(Realm(maildrop))), settings(**chosen), HOSTNAME,
                        reactor, tls)  # type: ignore[arg-type]
 
 
@@ -84,7 +83,7 @@ def test_poplib() -> Iterator[Any]:
         yield deferToThread(drive, port)
         yield factory.connections.shut_down(5)
     assert ("update", {3}) in maildrop.happened
-    assert factory.portal.realm.open == 0  # type: ignore[attr-defined]
+    assert factory.authenticator.portal.realm.open == 0  # type: ignore[attr-defined]
 
 
 @pytest_twisted.inlineCallbacks
@@ -210,7 +209,7 @@ def test_a_slow_reader_over_tcp() -> Iterator[Any]:
     clock = Clock()
     maildrop = FakeMaildrop([message(4_000_000)])
     maildrop.way = "pull"
-    factory = POP3Factory(portal(Realm(maildrop)), POP3Settings(), HOSTNAME, clock)
+    factory = POP3Factory(authenticator(portal(Realm(maildrop))), settings(), HOSTNAME, clock)
     with listening(factory) as port, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         yield deferToThread(client.connect, ("127.0.0.1", port))
@@ -236,7 +235,7 @@ def test_a_slow_reader_over_tcp() -> Iterator[Any]:
                 clock.advance(600)
                 yield pause()
         assert not protocol._connected
-        assert factory.portal.realm.open == 0  # type: ignore[attr-defined]
+        assert factory.authenticator.portal.realm.open == 0  # type: ignore[attr-defined]
         with pytest.raises(ConnectionResetError):
             while (yield deferToThread(client.recv, 1_000_000)):
                 pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,8 +17,11 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from mailsvc.credentials import Password
 from mailsvc.errors import MailFailure, StorageFull
 from mailsvc.mail import Address, Recipient
+from mailsvc.sasl.context import AuthSettings, Context
+from mailsvc.sasl.steps import LogIn
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.grammar import mailbox
 from mailsvc.smtp.limits import SMTPSettings
@@ -37,7 +41,16 @@ from tests.dialogue import (
     replay_in_turns,
     scripts,
 )
-from tests.postoffice import HOSTNAME, NOW, Answers, FakeDelivery, FakeRouter, FakeStore, Line
+from tests.postoffice import (
+    HOSTNAME,
+    NOW,
+    PASSWORDS,
+    Answers,
+    FakeDelivery,
+    FakeRouter,
+    FakeStore,
+    Line,
+)
 
 CLIENT = "198.51.100.7"
 SCRIPTS = {path.stem: read(path) for path in scripts("smtp")}
@@ -77,7 +90,8 @@ class World:
                 full = StorageFull("The disk is full; try again later")
                 self.answers.spoilt.update(dict.fromkeys(value.split(), full))
             elif name != "in":
-                self.settings[name] = value == "yes" if known[name] is bool else int(value)
+                kind = known[name]
+                self.settings[name] = value == "yes" if kind is bool else kind(value)
 
 
 def below_trace(message: bytes) -> bytes:
@@ -114,7 +128,12 @@ class Owner:
     """The owner of a bare session: answers its questions at once, from a router and a store."""
 
     def __init__(self, world: World) -> None:
+        self.sasl = Context(
+            protocol="submission", hostname=world.hostname, settings=AuthSettings(),
+            usable=frozenset({"PLAIN", "LOGIN"}),
+            cleartext_allowed=world.settings.get("allow_cleartext_auth") == "yes")
         self.session = Session(world.hostname, SMTPSettings(**world.settings), world.mode,
+                               sasl=self.context if world.mode.submission else None,
                                tls_available=world.tls)
         self.store = FakeStore(world.answers)
         self.router = FakeRouter(world.answers, world.accounts)
@@ -122,6 +141,9 @@ class Owner:
         self.closed = False
         self._heard = b""
         self._answer_questions()
+
+    def context(self) -> Context:
+        return dataclasses.replace(self.sasl, tls_active=self.session.tls_active)
 
     def say(self, data: bytes) -> None:
         self.session.receive(data)
@@ -148,6 +170,16 @@ class Owner:
         session = self.session
         envelope = session.envelope
         match event:
+            case LogIn(Password() as credentials, authorize_as):
+                secret = PASSWORDS.get(credentials.username.decode(), "")
+                if secret and credentials.checkPassword(secret) and authorize_as is None:
+                    session.logged_in(credentials.username.decode())
+                else:
+                    session.login_refused()
+                return None
+            case events.TLSBegins():
+                session.tls_started()
+                return None
             case events.Connected():
                 return session.greeting
             case events.Hello():
@@ -196,9 +228,9 @@ class Owner:
         return None
 
 
-#: The replies of RFC 5321 §4.2.3, but for 455, which nothing here calls for.
+#: The replies of RFC 5321 §4.2.3, but for 455, which nothing here calls for; and of RFC 4954 §6.
 CODES = {211, 214, 220, 221, 250, 251, 252, 354, 421, 450, 451, 452, 500, 501, 502, 503, 504, 550,
-         551, 552, 553, 554, 555}
+         551, 552, 553, 554, 555, 235, 334, 530, 535, 538}
 
 
 def test_every_reply_of_the_rfc_is_in_some_dialogue() -> None:

@@ -255,7 +255,8 @@ def test_a_failure_of_the_whole_address_is_not_cut() -> None:
     (TemporaryFailure("x", EnhancedStatus(4, 1, 2)), "451 4.1.2", "451 4.1.2"),
     (LoginTooSoon("x"), "451 4.7.0", "451 4.7.0"),
     (UnknownMailbox("x"), "550 5.1.1", "554 5.1.1"),
-    (RelayDenied("x"), "550 5.7.1", "554 5.7.1"),
+    (RelayDenied("x"), "550 5.7.1", "550 5.7.1"),
+    (TemporaryFailure("x", EnhancedStatus(4, 7, 1)), "450 4.7.1", "450 4.7.1"),
     (RoutingLoop("x"), "550 5.4.6", "554 5.4.6"),
     (MailFailure("x"), "451 4.3.0", "451 4.3.0"),
 ], ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value)

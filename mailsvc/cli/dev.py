@@ -51,6 +51,14 @@ from mailsvc.toml import literal
 
 #: The least that Argon2id takes; --set passwords.memory_kib=… makes it real.
 CHEAP_PASSWORDS = ("passwords.memory_kib=64", "passwords.passes=1")
+#: What would be in the way of a program under test: that its logins fail again and again, that it
+#: sends a lot, that it fetches without TLS.  Other loopback addresses are braked as anywhere.
+FOR_TESTS = (
+    'brakes.exempt_networks=["127.0.0.1/32", "::1/128"]',
+    "pop3.allow_cleartext_auth=yes",
+    *(f"submission.{what}_per_{period}=0"
+      for what in ("messages", "recipients") for period in ("minute", "hour", "day")),
+)
 DEMO_DOMAIN = "localhost"
 
 
@@ -203,7 +211,8 @@ def dev(
 
     It prints a line for each listener, such as "smtp 127.0.0.1:2525", and then "ready"; it logs to
     standard error.  Ctrl-C and SIGTERM stop it.  Without accounts it makes one and prints it.
-    Passwords are hashed too quickly to be safe: use it for tests.
+    Passwords are hashed too quickly to be safe, POP3 takes them without TLS, and 127.0.0.1 may guess
+    them: use it for tests.
 
     Without any flag for a listener, all of them listen.  With one, SMTP and POP3 do unless they are
     off, and of the others those that have a flag.
@@ -234,6 +243,7 @@ def dev(
     with _data_directory(directory) as data:
         settings = _settings([
             *CHEAP_PASSWORDS,
+            *FOR_TESTS,
             f"service.data={literal(str(data))}",
             *(f"listeners.{kind}={literal([place.endpoint] if place else [])}"
               for kind, place in places.items()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mailsvc.sasl.steps import LogIn, Lookup
+from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +89,6 @@ class Closed:
 
 
 Event = (
-    Login | ApopLogin | Lookup | LogIn | Retrieve | Listing | Update | StartTLS | Gathered | Closed
+    Login | ApopLogin | Lookup | LogIn | Guessed | Retrieve | Listing | Update | StartTLS | Gathered
+    | Closed
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mailsvc.settings import at_least, networks, setting
+from mailsvc.settings import at_least, networks, one_of, setting
 
 
 def _expire(value: str) -> str | None:
@@ -37,10 +37,19 @@ class POP3Settings:
     connections_per_address: int = setting(
         100, "Most connections at once from one address (IPv6: one /64).", check=at_least(1)
     )
+    connections_per_minute: int = setting(
+        0, "Most new connections in a minute from one address (IPv6: one /64); 0 for no limit.",
+        check=at_least(0),
+    )
     exempt_networks: list[str] = setting(
         ["127.0.0.0/8", "::1/128"],
-        "Networks that connections_per_address does not bind.",
+        "Networks that the two limits above do not bind.",
         check=networks,
+    )
+    allow_cleartext_auth: str = setting(
+        "loopback",
+        "Whether users may log in without TLS: no, from loopback alone, or yes.",
+        check=one_of("no", "loopback", "yes"),
     )
     apop: bool = setting(
         False, "Whether APOP is offered, for accounts whose secret can be recovered."

@@ -19,7 +19,6 @@ nothing is.  While the server itself is at work no session ends.
 from __future__ import annotations
 
 import fcntl
-import hmac
 import secrets
 import sys
 import termios
@@ -27,9 +26,6 @@ from collections.abc import Callable, Iterator
 from hashlib import md5
 from typing import Any
 
-from twisted.cred.credentials import ICredentials, IUsernameHashedPassword, UsernamePassword
-from twisted.cred.error import LoginFailed, UnhandledCredentials
-from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import (
     IOpenSSLContextFactory,
@@ -37,11 +33,12 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
+from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections
 from mailsvc.conversation import Conversation, ConversationFactory
-from mailsvc.errors import MailFailure, PermanentFailure, SomeNotRemoved, TemporaryFailure
+from mailsvc.credentials import Attempt, Digest, Password
+from mailsvc.errors import MailFailure, SomeNotRemoved, TemporaryFailure
 from mailsvc.interfaces import IMaildrop
 from mailsvc.mail import new_id
 from mailsvc.pop3 import events
@@ -49,6 +46,7 @@ from mailsvc.pop3.commands import State
 from mailsvc.pop3.limits import POP3Settings
 from mailsvc.pop3.retrieval import Retrieval
 from mailsvc.pop3.session import GATHER, Session
+from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 
 #: How soon to look again, in seconds, when time is up but the server is still at work.
 _AT_WORK = 5.0
@@ -57,31 +55,15 @@ _TAKING = 60.0
 
 _SHUTTING_DOWN = TemporaryFailure("Service shutting down; come back soon")
 _LOCAL_ERROR = TemporaryFailure("Local error; try again later")
-_NOT_SET_UP = PermanentFailure("This way of logging in is not set up here")
-
-
-@implementer(IUsernameHashedPassword)
-class ApopCredentials:
-    """A name, and the MD5 digest of a challenge and the secret (RFC 1939 §7, APOP)."""
-
-    def __init__(self, username: bytes, challenge: bytes, digest: bytes) -> None:
-        self.username = username
-        self._challenge = challenge
-        self._digest = digest
-
-    def checkPassword(self, password: bytes) -> bool:
-        """Whether *password* is the secret that the digest was made with."""
-        digest = md5(self._challenge + password, usedforsecurity=False).hexdigest()
-        return hmac.compare_digest(digest.encode("ascii"), self._digest)
 
 
 class POP3Protocol(Conversation):
     """One POP3 connection."""
 
     factory: POP3Factory
+    avatar = IMaildrop
     session: Session
     #: The name last given to log in with.
-    _user = ""
     _maildrop: Any = None  # IMaildrop | None
     _logout: Callable[[], object] | None = None
     _retrieval: Retrieval | None = None
@@ -98,6 +80,7 @@ class POP3Protocol(Conversation):
             factory.hostname,
             factory.settings,
             timestamp=factory.timestamp(),
+            sasl=self.sasl_context,
             tls_available=factory.tls is not None,
             tls_active=tls_active,
         )
@@ -203,51 +186,28 @@ class POP3Protocol(Conversation):
     # ---- login ----
 
     def _on_login(self, event: events.Login) -> None:
-        self._log_in(event.user, UsernamePassword(event.user.encode(), event.password))
+        attempt = Attempt("pop3", self.client, "USER")
+        self.log_in(LogIn(Password(event.user.encode(), event.password, attempt)))
 
     def _on_apop_login(self, event: events.ApopLogin) -> None:
-        user = event.user.encode()
-        self._log_in(event.user, ApopCredentials(user, event.challenge, event.digest))
+        def digest_of(secret: bytes) -> bytes:
+            digest = md5(event.challenge + secret, usedforsecurity=False)
+            return digest.hexdigest().encode("ascii")
 
-    def _log_in(self, user: str, credentials: ICredentials) -> None:
-        self._user = user
-        login: Deferred[Any] = maybeDeferred(
-            self.factory.portal.login, credentials, None, IMaildrop
-        )
-        login.addCallbacks(self._logged_in, self._login_failed)
-        login.addCallback(self._go_on)
-        login.addErrback(self._bug)
+        attempt = Attempt("pop3", self.client, "APOP")
+        self.log_in(LogIn(Digest(event.user.encode(), event.digest, digest_of, attempt)))
 
-    def _logged_in(self, avatar: tuple[object, Any, Callable[[], object]]) -> None:
-        _, maildrop, logout = avatar
-        if not self._connected:
-            logout()
-            return
-        self._maildrop, self._logout = maildrop, logout
-        self.session.logged_in(maildrop)
+    def logged_in(self, avatar: Any, log_out: Callable[[], object]) -> None:
+        self._maildrop, self._logout = avatar, log_out
+        self.session.logged_in(avatar)
         self._renew()
         self.log.info(
             "{connection} logged in user={user!r} messages={messages} octets={octets} "
             "client={client}",
-            connection=self.id, user=self._user, messages=len(maildrop.sizes),
-            octets=maildrop.octets, client=self.client,
+            connection=self.id, user=self._user, messages=len(avatar.sizes),
+            octets=avatar.octets, client=self.client,
         )
-        maildrop.lost.addBoth(self._lock_lost)
-
-    def _login_failed(self, failure: Failure) -> None:
-        refused = failure.check(LoginFailed) and not failure.check(UnhandledCredentials)
-        found = None if refused else self._mail_failure(failure)
-        self.log.info(
-            "{connection} login refused user={user!r} client={client}: {reason}",
-            connection=self.id, user=self._user, client=self.client,
-            reason="wrong name or password" if found is None else found.text,
-        )
-        if not self._connected:
-            return
-        if found is None:
-            self.session.login_refused()
-        else:
-            self.session.login_failed(found)
+        avatar.lost.addBoth(self._lock_lost)
 
     def _lock_lost(self, _: object) -> None:
         if self._logout is not None and self.session.state is State.TRANSACTION:
@@ -327,7 +287,7 @@ class POP3Protocol(Conversation):
         if isinstance(failure.value, MailFailure):
             return failure.value
         self.log.failure("{connection} could not answer", failure, connection=self.id)
-        return _NOT_SET_UP if failure.check(UnhandledCredentials) else _LOCAL_ERROR
+        return _LOCAL_ERROR
 
     def _bug(self, failure: Failure) -> None:
         """The session is unsound."""
@@ -338,6 +298,9 @@ class POP3Protocol(Conversation):
 POP3Protocol.handlers = {
     events.Login: POP3Protocol._on_login,
     events.ApopLogin: POP3Protocol._on_apop_login,
+    Lookup: POP3Protocol.look_up_keys,
+    LogIn: POP3Protocol.log_in,
+    Guessed: POP3Protocol.count_guess,
     events.Retrieve: POP3Protocol._on_retrieve,
     events.Listing: POP3Protocol._on_listing,
     events.Update: POP3Protocol._on_update,
@@ -359,29 +322,31 @@ def _unacknowledged(transport: Any) -> int:
 class POP3Factory(ConversationFactory):
     """Builds the protocols of one service's POP3 listeners, and holds them to its limits.
 
-    :param portal: answers a login for ``IMaildrop`` with a maildrop and what gives it back.
+    :param authenticator: its portal answers a login for ``IMaildrop`` with a maildrop and what
+        gives it back.
     """
 
     protocol = POP3Protocol  # type: ignore[assignment]
     namespace = "mailsvc.pop3"
+    login_protocol = "pop3"
+    authenticator: Authenticator
     settings: POP3Settings
 
     def __init__(
         self,
-        portal: Portal,
+        authenticator: Authenticator,
         settings: POP3Settings,
         hostname: str,
         clock: IReactorTime,
         tls: IOpenSSLContextFactory | None = None,
         connections: Connections | None = None,
     ) -> None:
-        super().__init__(settings, hostname, clock, tls, connections)
-        self.portal = portal
+        super().__init__(settings, hostname, clock, tls, connections, authenticator)
 
     def timestamp(self) -> str:
         """What the banner of a new connection ends with; "" when nobody could use APOP."""
         if not self.settings.apop:
             return ""
-        if IUsernameHashedPassword not in self.portal.listCredentialsInterfaces():
+        if not self.authenticator.checks_digests:
             return ""
         return f"<{new_id()}.{secrets.token_hex(8)}@{self.hostname}>"

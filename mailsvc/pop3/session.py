@@ -49,7 +49,7 @@ from mailsvc.pop3.marks import Maildrop, MarkedMaildrop
 from mailsvc.pop3.replies import from_failure, negative, plural, positive
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.exchange import LINE_OCTETS, Exchange
-from mailsvc.sasl.steps import Challenge, Failed, Kind, LogIn, Lookup, Step
+from mailsvc.sasl.steps import Challenge, Failed, Guessed, Kind, LogIn, Lookup, Step
 from mailsvc.wire import DotStuffer, LineReader, LineTooLong
 
 #: Octets owed from which ``next_event`` asks to send them.  LIST is six octets long and its answer
@@ -218,7 +218,7 @@ class Session:
         self._step(self._exchange.answer(keys))
 
     def _login_failed(self, answer: bytes) -> None:
-        self._answer(Login, ApopLogin, LogIn, Lookup)
+        self._answer(Login, ApopLogin, LogIn, Lookup, Guessed)
         self._failed_login(answer)
 
     def _failed_login(self, answer: bytes) -> None:
@@ -356,6 +356,9 @@ class Session:
             self.send(b"+ " + step.line + b"\r\n")
         elif isinstance(step, Lookup | LogIn):
             self.ask(step)
+        elif isinstance(step, Failed) and step.username:
+            self._exchange = None
+            self.ask(Guessed(step.username))
         elif isinstance(step, Failed) and step.kind is Kind.WRONG:
             self._failed_login(WRONG_LOGIN)
         elif isinstance(step, Failed):

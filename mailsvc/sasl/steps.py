@@ -105,6 +105,16 @@ class LogIn:
 
 
 @dataclass(frozen=True, slots=True)
+class Guessed:
+    """Not of an exchange, but what a session makes of one that failed by a wrong proof.
+
+    Question: count a failed login as *username*, then answer as for a ``LogIn`` that is wrong.
+    """
+
+    username: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Succeeded:
     """The exchange is over and the client logged in: 235 2.7.0 or ``+OK``."""
 

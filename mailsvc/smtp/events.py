@@ -2,7 +2,7 @@
 
 Some events are questions, as their docstrings say: ``Session.reply`` answers them.  Those of AUTH
 are in :mod:`mailsvc.sasl.steps`: ``Session.keys`` answers Lookup, ``logged_in`` or
-``login_refused`` LogIn, and a negative ``reply`` either when it cannot be found out.
+``login_refused`` LogIn, and ``login_failed`` either when it cannot be found out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mailsvc.mail import Address, Envelope
-from mailsvc.sasl.steps import LogIn, Lookup
+from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ Event = (
     | MessageEnds
     | Aborted
     | TLSBegins
+    | Guessed
     | Lookup
     | LogIn
     | Closed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailsvc.settings import at_least, networks, setting
+from mailsvc.settings import at_least, networks, one_of, setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class SMTPSettings:
     login_failures: int = setting(
         3, "Failed logins that end a connection.", check=at_least(1)
     )
+    allow_cleartext_auth: str = setting(
+        "no",
+        "Whether users may log in to submission without TLS: no, from loopback alone, or yes.",
+        check=one_of("no", "loopback", "yes"),
+    )
     idle_commands: int = setting(
         1000,
         "NOOP, RSET, HELO, VRFY and such, since the last accepted message, that end a connection.",
@@ -65,8 +70,12 @@ class SMTPSettings:
     connections_per_address: int = setting(
         100, "Most connections at once from one address (IPv6: one /64).", check=at_least(1)
     )
+    connections_per_minute: int = setting(
+        0, "Most new connections in a minute from one address (IPv6: one /64); 0 for no limit.",
+        check=at_least(0),
+    )
     exempt_networks: list[str] = setting(
         ["127.0.0.0/8", "::1/128"],
-        "Networks that connections_per_address does not bind.",
+        "Networks that the two limits above do not bind.",
         check=networks,
     )

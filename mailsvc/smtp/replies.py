@@ -157,6 +157,9 @@ def from_failure(failure: MailFailure, *, rcpt: bool = False) -> Reply:
     status = failure.status
     if isinstance(failure, MailboxMoved):
         code, text = 551, f"User not local; please try <{failure.forward_path}>"
+    elif status[1:] == (7, 1):
+        # Policy, whenever it shows.
+        code, text = (550 if isinstance(failure, PermanentFailure) else 450), failure.text
     elif status[1:] in ((2, 2), (3, 1)):
         code, text = (552 if isinstance(failure, PermanentFailure) else 452), failure.text
     elif isinstance(failure, PermanentFailure):

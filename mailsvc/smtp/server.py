@@ -13,7 +13,7 @@ itself is at work no time runs.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from twisted.internet import defer
@@ -21,17 +21,21 @@ from twisted.internet.interfaces import IOpenSSLContextFactory, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
+from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections
 from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
 from mailsvc.errors import MailFailure
-from mailsvc.interfaces import IMailboxStore, IRouter
-from mailsvc.mail import Address, Envelope, Recipient
+from mailsvc.interfaces import IMailboxStore, IRouter, ISubmitter
+from mailsvc.mail import Account, Address, Envelope, Recipient
+from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.commands import READY, START
+from mailsvc.smtp.incoming import Filter, Incoming
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, from_failure
 from mailsvc.smtp.session import Session
+from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.trace import trace_header
 
 
@@ -40,14 +44,13 @@ class SMTPProtocol(Conversation):
 
     factory: SMTPFactory
     session: Session
+    avatar = ISubmitter
     #: Why this connection is one too many, or None.
     _refusal: MailFailure | None = None
-    #: The message on its way to the store, and its id, from DataBegins to the end of MessageEnds.
-    _delivery: Any = None  # IDelivery | None
-    _message = ""
-    #: What the log says of that message.
-    _sender = ""
-    _recipients: Sequence[str] = ()
+    #: The message on its way to the store, from DataBegins to the end of MessageEnds.
+    _incoming: Incoming | None = None
+    #: Whose login it is, or None.
+    _account: Account | None = None
     #: When the present message must be whole.
     _message_deadline = FOREVER
 
@@ -58,6 +61,7 @@ class SMTPProtocol(Conversation):
             factory.hostname,
             factory.settings,
             factory.mode,
+            sasl=self.sasl_context if factory.authenticator and factory.mode.submission else None,
             tls_available=factory.tls is not None,
             tls_active=tls_active,
         )
@@ -128,7 +132,22 @@ class SMTPProtocol(Conversation):
         self.session.reply(self.session.hello_reply(event))
 
     def _on_mail_from(self, event: events.MailFrom) -> None:
-        self.session.reply(replies.SHUTTING_DOWN if self._last else replies.SENDER_OK)
+        agent = self.factory.agent
+        try:
+            if agent is not None and self._account is not None:
+                agent.admit_sender(self._account, event.envelope)
+        except MailFailure as failure:
+            answer = from_failure(failure, rcpt=True)
+            self.log.info(
+                "{id} refused sender={sender} user={user} client={client} "
+                "connection={connection}: {reply}",
+                id=event.envelope.id, sender=str(event.envelope.reverse_path),
+                user=self.session.authenticated, client=self.client, connection=self.id,
+                reply=f"{answer.code} {answer.status} {answer.lines[0]}",
+            )
+            self.session.reply(answer)
+        else:
+            self.session.reply(replies.SHUTTING_DOWN if self._last else replies.SENDER_OK)
 
     def _on_rcpt_to(self, event: events.RcptTo) -> None:
         envelope = self.session.envelope
@@ -136,7 +155,10 @@ class SMTPProtocol(Conversation):
         self._settle(self._route(envelope, event.forward_path))
 
     async def _route(self, envelope: Envelope, forward_path: Address) -> Reply:
+        agent = self.factory.agent
         try:
+            if agent is not None and self._account is not None:
+                agent.admit_recipient(self._account, envelope)
             accounts = self.factory.router.route(forward_path)
             if isinstance(accounts, defer.Deferred):
                 accounts = await accounts
@@ -173,43 +195,67 @@ class SMTPProtocol(Conversation):
             return from_failure(failure, rcpt=True)
         return replies.verified(mailbox, [found] if isinstance(found, Address) else found)
 
+    def logged_in(self, avatar: Any, log_out: Callable[[], object]) -> None:
+        log_out()  # which there is no need to wait for: a submitter holds nothing
+        self._account = avatar.account
+        self.session.logged_in(avatar.account.name)
+        self.log.info("{connection} logged in user={user} client={client}", connection=self.id,
+                      user=avatar.account.name, client=self.client)
+
     def _on_data_begins(self, event: events.DataBegins) -> None:
-        factory, envelope = self.factory, self.session.envelope
+        envelope = self.session.envelope
         assert envelope is not None
-        self._message = envelope.id
-        self._sender = str(envelope.reverse_path)
-        self._recipients = [str(each.forward_path) for each in envelope.recipients]
         # One message may follow another in the same chunk (BDAT), and has its own time.
         self._message_deadline = FOREVER
+        self._settle(self._begin(envelope))
+
+    async def _begin(self, envelope: Envelope) -> Reply:
+        factory, seconds = self.factory, int(self.factory.clock.seconds())
+        filters: Sequence[Filter] = ()
         try:
-            self._delivery = factory.store.begin(envelope.accounts(), envelope.id, envelope.size)
-            self._store(trace_header(
+            if factory.agent is not None and self._account is not None:
+                await factory.agent.count(self._account, envelope)
+                filters = factory.agent.filters(self._account, envelope, seconds)
+            incoming = Incoming(
+                envelope, factory.store.begin(envelope.accounts(), envelope.id, envelope.size),
+                filters)
+        except MailFailure as failure:
+            self.log.info("{id} dropped " + _DROPPED, **_about(envelope), **self._who(),
+                          reason=failure.text)
+            return from_failure(failure)
+        if not self._connected or self.session.envelope is not envelope:
+            incoming.abort()
+            return replies.LOCAL_ERROR
+        self._incoming = incoming
+        try:
+            self._pause(incoming.put(trace_header(
                 envelope,
                 client=self.client,
                 hello=self.session.hello,
                 protocol=self.session.transmission_type,
                 hostname=factory.hostname,
-                seconds=int(factory.clock.seconds()),
-            ))
+                seconds=seconds,
+                tls=self.tls_clause,
+            )))
         except MailFailure as failure:
             self._drop(failure.text)
-            self.session.reply(from_failure(failure))
+            return from_failure(failure)
         except Exception:
             self._drop("internal error")
-            self.session.reply(self._bug(Failure()))
-        else:
-            self.session.reply(replies.START_DATA)
+            raise
+        return replies.START_DATA
 
     def _on_message_block(self, event: events.MessageBlock) -> None:
+        assert self._incoming is not None
         try:
-            self._store(event.data)
+            self._pause(self._incoming.write(event.data))
         except MailFailure as failure:
             self.session.refuse_message(from_failure(failure))
         except Exception:
             self.session.refuse_message(self._bug(Failure()))
 
-    def _store(self, block: bytes) -> None:
-        pause = self._delivery.write(block)
+    def _pause(self, pause: defer.Deferred[None] | None) -> None:
+        """Hand over nothing more until *pause* fires."""
         if pause is not None:
             self._stalled = True
             # A failure is repeated by commit, which is where it is answered.
@@ -217,32 +263,27 @@ class SMTPProtocol(Conversation):
             pause.addCallback(self._go_on)
 
     def _on_message_ends(self, event: events.MessageEnds) -> None:
-        envelope = self.session.envelope
-        assert envelope is not None
-        self._settle(self._commit(envelope, event.size))
+        assert self._incoming is not None
+        self._settle(self._commit(self._incoming, event.size))
 
-    async def _commit(self, envelope: Envelope, size: int) -> Reply:
-        delivery, failure = self._delivery, None
+    async def _commit(self, incoming: Incoming, size: int) -> Reply:
+        envelope = incoming.envelope
+        said = {"size": size, "hello": self.session.hello, "user": self.session.authenticated,
+                **_about(envelope), **self._who()}
         try:
-            await delivery.commit()
-        except MailFailure as found:
-            failure = found
-        finally:
-            self._delivery, self._message = None, ""
-        about = {
-            "id": envelope.id,
-            "sender": self._sender,
-            "recipients": self._recipients,
-            "size": size,
-            "client": self.client,
-            "hello": self.session.hello,
-            "connection": self.id,
-        }
-        if failure is not None:
-            self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **about)
+            await incoming.finish()
+        except MailFailure as failure:
+            self._drop(failure.text)
             return from_failure(failure)
+        try:
+            await incoming.commit()
+        except MailFailure as failure:
+            self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
+            return from_failure(failure)
+        finally:
+            self._incoming = None
         self.log.info("{id} accepted " + _ABOUT + " accounts={accounts}",
-                      accounts=[account.name for account in envelope.accounts()], **about)
+                      accounts=[account.name for account in envelope.accounts()], **said)
         return replies.accepted(envelope.id)
 
     def _on_aborted(self, event: events.Aborted) -> None:
@@ -250,22 +291,26 @@ class SMTPProtocol(Conversation):
 
     def _drop(self, reason: str) -> None:
         """Forget the message that had begun, if any."""
-        delivery, self._delivery = self._delivery, None
-        message, self._message = self._message, ""
-        if delivery is not None:
-            delivery.abort()
-        if message:
-            self.log.info(
-                "{id} dropped sender={sender} recipients={recipients} client={client} "
-                "connection={connection}: {reason}",
-                id=message, client=self.client, connection=self.id, reason=reason,
-                sender=self._sender, recipients=self._recipients,
-            )
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            incoming.abort()
+            self.log.info("{id} dropped " + _DROPPED, reason=reason, **_about(incoming.envelope),
+                          **self._who())
+
+    def _who(self) -> dict[str, str]:
+        return {"client": self.client, "connection": self.id}
 
     def _on_closed(self, event: events.Closed) -> None:
         self._hang_up(event.asked)
 
 
+def _about(envelope: Envelope) -> dict[str, object]:
+    return {"id": envelope.id, "sender": str(envelope.reverse_path),
+            "recipients": [str(each.forward_path) for each in envelope.recipients]}
+
+
+_DROPPED = ("sender={sender} recipients={recipients} client={client} connection={connection}: "
+            "{reason}")
 _ABOUT = (
     "sender={sender} recipients={recipients} size={size} client={client} hello={hello} "
     "connection={connection}"
@@ -282,6 +327,9 @@ SMTPProtocol.handlers = {
     events.MessageBlock: SMTPProtocol._on_message_block,
     events.MessageEnds: SMTPProtocol._on_message_ends,
     events.Aborted: SMTPProtocol._on_aborted,
+    Lookup: SMTPProtocol.look_up_keys,
+    LogIn: SMTPProtocol.log_in,
+    Guessed: SMTPProtocol.count_guess,
     events.TLSBegins: SMTPProtocol.start_tls,
     events.Closed: SMTPProtocol._on_closed,
 }
@@ -293,10 +341,12 @@ class SMTPFactory(ConversationFactory):
     :param store: where accepted mail goes.
     :param router: which recipients are accepted.
     :param mode: what its listeners are for.
+    :param agent: holds submissions to what they may be.
     """
 
     protocol = SMTPProtocol  # type: ignore[assignment]
     namespace = "mailsvc.smtp"
+    login_protocol = "submission"
     settings: SMTPSettings
 
     def __init__(
@@ -309,8 +359,11 @@ class SMTPFactory(ConversationFactory):
         tls: IOpenSSLContextFactory | None = None,
         mode: Mode = TRANSPORT,
         connections: Connections | None = None,
+        authenticator: Authenticator | None = None,
+        agent: SubmissionAgent | None = None,
     ) -> None:
-        super().__init__(settings, hostname, clock, tls, connections)
+        super().__init__(settings, hostname, clock, tls, connections, authenticator)
         self.mode = mode
+        self.agent = agent
         self.store = store
         self.router = router

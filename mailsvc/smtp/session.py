@@ -21,10 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 from mailsvc.credentials import ScramKeys
+from mailsvc.errors import MailFailure
 from mailsvc.mail import Envelope
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.exchange import LINE_OCTETS, Exchange
-from mailsvc.sasl.steps import Challenge, Kind, LogIn, Lookup, Step, Succeeded
+from mailsvc.sasl.steps import Challenge, Guessed, Kind, LogIn, Lookup, Step, Succeeded
 from mailsvc.smtp import replies
 from mailsvc.smtp.commands import (
     CHUNKS,
@@ -54,7 +55,7 @@ from mailsvc.smtp.grammar import AddressFault, SyntaxFault
 from mailsvc.smtp.intake import Intake
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode
-from mailsvc.smtp.replies import Reply, printable, reply
+from mailsvc.smtp.replies import Reply, from_failure, printable, reply
 from mailsvc.wire import LineReader, LineTooLong
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -210,7 +211,7 @@ class Session:
             raise RuntimeError("no question is open")
         if answer.code == 421:
             self.close(answer)
-        elif isinstance(question, Lookup | LogIn):
+        elif isinstance(question, Lookup | LogIn | Guessed):
             # Neither right nor wrong: it could not be found out.
             self._exchange = None
             self.refuse(answer)
@@ -235,10 +236,18 @@ class Session:
         self._step(self._exchange.answer(True))
 
     def login_refused(self) -> None:
-        """Answer LogIn: the name or the password is wrong; which of them is not told."""
+        """Answer LogIn or Guessed: the login is wrong; whether by name or password is not told."""
         self._question = None
-        assert self._exchange is not None
-        self._step(self._exchange.answer(False))
+        if self._exchange is None:
+            self._wrong_login()
+        else:
+            self._step(self._exchange.answer(False))
+
+    def login_failed(self, failure: MailFailure) -> None:
+        """Answer Lookup, LogIn or Guessed: it could not be found out (RFC 4954 §6)."""
+        answer = from_failure(failure)
+        temporary = answer.code < 500
+        self.reply(Reply(454 if temporary else 534, answer.status, answer.lines))
 
     def refuse_message(self, answer: Reply) -> None:
         """Decide amid a message how it will end: the rest is swallowed, then *answer* sent."""
@@ -378,12 +387,21 @@ class Session:
         elif isinstance(step, Succeeded):
             self._exchange = None
             self.say(replies.LOGGED_IN)
+        elif step.kind is Kind.WRONG:
+            self._exchange = None
+            if step.username:
+                self.ask(Guessed(step.username))
+            else:
+                self._wrong_login()
         else:
             self._exchange = None
             self.refuse(replies.FAILED_AUTH[step.kind])
-            self._login_failures += step.kind is Kind.WRONG
-            if self._login_failures >= self.limits.login_failures:
-                self.close(replies.TOO_MANY_LOGINS)
+
+    def _wrong_login(self) -> None:
+        self.refuse(replies.FAILED_AUTH[Kind.WRONG])
+        self._login_failures += 1
+        if self._login_failures >= self.limits.login_failures:
+            self.close(replies.TOO_MANY_LOGINS)
 
     def _read_message(self) -> None:
         intake = self.intake
