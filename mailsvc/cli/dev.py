@@ -211,8 +211,8 @@ def dev(
 
     It prints a line for each listener, such as "smtp 127.0.0.1:2525", and then "ready"; it logs to
     standard error.  Ctrl-C and SIGTERM stop it.  Without accounts it makes one and prints it.
-    Passwords are hashed too quickly to be safe, POP3 takes them without TLS, and 127.0.0.1 may guess
-    them: use it for tests.
+    Passwords are hashed too quickly to be safe, POP3 takes them without TLS, and 127.0.0.1 may
+    guess them: use it for tests.
 
     Without any flag for a listener, all of them listen.  With one, SMTP and POP3 do unless they are
     off, and of the others those that have a flag.
