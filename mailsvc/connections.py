@@ -53,14 +53,14 @@ class Connections:
     :param exempt: networks in CIDR form that *most_per_address* and *per_minute* do not bind.
     :param per_minute: how many may come from one address in a minute; as many may come at once.
         What is refused for this does not count.  0 for no limit.
-    :param admit: why else a client may not connect, or None.
+    :ivar admit: why else a client may not connect, or None.
     """
 
     def __init__(
         self, most: int, most_per_address: int, exempt: Iterable[str], clock: IReactorTime,
         per_minute: int = 0, admit: Callable[[str], MailFailure | None] = lambda client: None,
     ) -> None:
-        self._admit = admit
+        self.admit = admit
         self._most = most
         self._most_per_address = most_per_address
         self._per_minute = per_minute
@@ -87,7 +87,7 @@ class Connections:
         self._open[connection] = source
         if source:
             self._sources[source] += 1
-        refusal = self._admit(client)
+        refusal = self.admit(client)
         if refusal is not None:
             raise refusal
         if len(self._open) > self._most:

@@ -84,6 +84,8 @@ class Envelope:
     :ivar size: octets declared by SIZE=, or 0 when not declared.
     :ivar body: BODY=, "7BIT" or "8BITMIME".
     :ivar smtputf8: whether SMTPUTF8 was given.
+    :ivar submitter: AUTH=, who submitted the message first, as a trusted client says (RFC 4954 §5).
+    :ivar requiretls: whether REQUIRETLS was given (RFC 8689).
     """
 
     id: str
@@ -91,6 +93,8 @@ class Envelope:
     size: int = 0
     body: str = "7BIT"
     smtputf8: bool = False
+    submitter: Address = NULL_PATH
+    requiretls: bool = False
     recipients: list[Recipient] = field(default_factory=list)
 
     def accounts(self) -> tuple[Account, ...]:

@@ -84,6 +84,8 @@ class World:
                 self.accounts += (mailbox(word.encode()) for word in value.split())
             elif name == "tls":
                 self.tls = value == "yes"
+            elif name == "trusted":
+                self.settings["xclient_networks"] = [CLIENT]
             elif name == "mode":
                 self.mode = {mode.name: mode for mode in (TRANSPORT, SUBMISSION, LMTP)}[value]
             elif name == "spoilt":
@@ -133,6 +135,7 @@ class Owner:
             usable=frozenset({"PLAIN", "LOGIN"}),
             cleartext_allowed=world.settings.get("allow_cleartext_auth") == "yes")
         self.session = Session(world.hostname, SMTPSettings(**world.settings), world.mode,
+                               trusted="xclient_networks" in world.settings,
                                sasl=self.context if world.mode.submission else None,
                                tls_available=world.tls)
         self.store = FakeStore(world.answers)
@@ -181,6 +184,8 @@ class Owner:
                 session.tls_started()
                 return None
             case events.Connected():
+                return session.greeting
+            case events.Proxied():
                 return session.greeting
             case events.Hello():
                 return session.hello_reply(event)

@@ -104,6 +104,7 @@ ORDER: dict[bytes, dict[str, tuple[Reply, str]]] = {
     b"EXPN bob@example.org": {**_everywhere(replies.EXPN_DISABLED),
                               CHUNKS: (replies.MID_CHUNKS, CHUNKS)},
     b"STARTTLS": {**_everywhere(replies.NOT_IMPLEMENTED), CHUNKS: (replies.MID_CHUNKS, CHUNKS)},
+    b"XCLIENT ADDR=192.0.2.1": _everywhere(replies.NOT_TRUSTED),
     **{line: _everywhere(replies.NOT_IMPLEMENTED) for line in (
         b"AUTH PLAIN", b"TURN", b"ATRN example.org", b"ETRN example.org", b"XEXCH50 1 1")},
     # LHLO is LMTP's.

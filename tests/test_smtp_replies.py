@@ -109,6 +109,7 @@ EXPECTED = {
     "EXPN_DISABLED": (502, "5.7.1"),
     "UNKNOWN_TOPIC": (504, "5.5.4"),
     "HELLO_FIRST": (503, "5.5.1"),
+    "NOT_TRUSTED": (550, "5.7.0"),
     "LHLO_FIRST": (503, "5.5.1"),
     "LOG_IN_FIRST": (530, "5.7.0"),
     "TLS_FIRST": (530, "5.7.0"),

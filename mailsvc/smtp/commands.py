@@ -13,14 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mailsvc.mail import Address, Envelope, new_id
+from mailsvc.mail import NULL_PATH, Address, Envelope, new_id
 from mailsvc.sasl.mechanisms import offered
-from mailsvc.smtp import grammar, replies
+from mailsvc.smtp import grammar, replies, xclient, xtext
 from mailsvc.smtp.events import (
     DataBegins,
     Expand,
     Hello,
     MailFrom,
+    Proxied,
     RcptTo,
     TLSBegins,
     Verify,
@@ -110,11 +111,13 @@ def _mail(session: Session, argument: bytes) -> None:
     envelope = Envelope(new_id(), parsed.path)
     for keyword, value in parsed.parameters.items():
         parameter = _MAIL_PARAMETERS.get(keyword)
-        if parameter is None:
+        if parameter is None or not parameter.offered(session):
             session.refuse(_unknown_parameter(keyword, "MAIL"))
             return
-        attribute, parse = parameter
-        setattr(envelope, attribute, parse(value))
+        setattr(envelope, parameter.attribute, parameter.parse(value))
+    if not session.trusted:
+        # RFC 4954 §5: what a stranger says of others counts as nothing said.
+        envelope.submitter = NULL_PATH
     most = session.limits.message_octets
     if parsed.internationalized and not envelope.smtputf8:
         session.refuse(replies.NEEDS_SMTPUTF8)
@@ -124,11 +127,22 @@ def _mail(session: Session, argument: bytes) -> None:
         session.ask(MailFrom(envelope))
 
 
-#: MAIL parameters: the Envelope attribute each one sets, and the parser of its value.
-_MAIL_PARAMETERS: dict[str, tuple[str, Callable[[str | None], object]]] = {
-    "SIZE": ("size", grammar.size),
-    "BODY": ("body", grammar.body),
-    "SMTPUTF8": ("smtputf8", grammar.flag),
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of MAIL: the Envelope attribute it sets, the parser of its value, and when."""
+
+    attribute: str
+    parse: Callable[[str | None], object]
+    offered: Callable[[Session], bool] = lambda session: True
+
+
+_MAIL_PARAMETERS = {
+    "SIZE": Parameter("size", grammar.size),
+    "BODY": Parameter("body", grammar.body),
+    "SMTPUTF8": Parameter("smtputf8", grammar.flag),
+    "AUTH": Parameter("submitter", xtext.auth_parameter, lambda session: session.sasl is not None),
+    # RFC 8689 §4.2.1: only said inside TLS.  Delivered here, the message has come to its end.
+    "REQUIRETLS": Parameter("requiretls", grammar.flag, lambda session: session.tls_active),
 }
 
 
@@ -259,6 +273,15 @@ def _auth(session: Session, argument: bytes) -> None:
         session.authenticate(mechanism, initial.strip(b" ") if space else None)
 
 
+def _xclient(session: Session, argument: bytes) -> None:
+    if not session.trusted:
+        session.refuse(replies.NOT_TRUSTED)
+    elif session.phase not in (START, READY):
+        session.refuse(out_of_order("MAIL", session))
+    else:
+        session.ask(Proxied(xclient.parse(argument)))
+
+
 def _not_implemented(session: Session, argument: bytes) -> None:
     session.refuse(replies.NOT_IMPLEMENTED)
 
@@ -281,9 +304,10 @@ _ROWS = (
     Command("HELP", _help, _ANY, "HELP [verb | STATUS]", idle=True),
     Command("VRFY", _vrfy, _BETWEEN_MESSAGES, "VRFY user@domain", idle=True),
     Command("EXPN", _expn, _BETWEEN_MESSAGES, "EXPN list@domain", idle=True),
-    # These two depend on the listener; EHLO tells.
+    # These depend on the listener and the client; EHLO tells.
     Command("AUTH", _auth, _ANY, idle=True),
     Command("STARTTLS", _starttls, _BETWEEN_MESSAGES, idle=True),
+    Command("XCLIENT", _xclient, _ANY, idle=True),
     Command("TURN", _not_implemented, _ANY, idle=True),
     Command("ATRN", _not_implemented, _ANY, idle=True),
     Command("ETRN", _not_implemented, _ANY, idle=True),
@@ -315,6 +339,8 @@ EXTENSIONS: tuple[Callable[[Session], str], ...] = (
     lambda session: "AUTH " + " ".join(mechanisms) if (
         mechanisms := offered(session.sasl()) if session.sasl else ()) else "",
     lambda session: "STARTTLS" if session.tls_available and not session.tls_active else "",
+    lambda session: "REQUIRETLS" if session.tls_active else "",
+    lambda session: "XCLIENT " + " ".join(xclient.ATTRIBUTES) if session.trusted else "",
     lambda session: "VRFY" if session.limits.disclose_mailboxes else "",
     lambda session: "EXPN" if session.limits.disclose_mailboxes else "",
     lambda session: "HELP",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mailsvc.mail import Address, Envelope
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
+from mailsvc.smtp.xclient import XClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,13 @@ class Hello:
 
     name: str
     extended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Proxied:
+    """Question: XCLIENT, from a client that may.  A positive reply begins the session anew."""
+
+    client: XClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +112,7 @@ class Closed:
 Event = (
     Connected
     | Hello
+    | Proxied
     | MailFrom
     | RcptTo
     | Verify

@@ -74,6 +74,12 @@ class SMTPSettings:
         0, "Most new connections in a minute from one address (IPv6: one /64); 0 for no limit.",
         check=at_least(0),
     )
+    xclient_networks: list[str] = setting(
+        [],
+        "Networks of proxies that may say by XCLIENT whose connection it is, and by AUTH= of MAIL "
+        "who submitted a message.",
+        check=networks,
+    )
     exempt_networks: list[str] = setting(
         ["127.0.0.0/8", "::1/128"],
         "Networks that the two limits above do not bind.",

@@ -92,6 +92,7 @@ BAD_CHARACTERS = reply(500, "5.5.2", "Control character in command; only CRLF en
 LINE_TOO_LONG = reply(500, "5.5.2", "Line too long")
 UNRECOGNIZED = reply(500, "5.5.1", "Command not recognized; try HELP")
 NO_ARGUMENT = reply(501, "5.5.4", "No argument is allowed here")
+NOT_TRUSTED = reply(550, "5.7.0", "You may not speak for others")
 NOT_IMPLEMENTED = reply(502, "5.5.1", "Command not implemented")
 EXPN_DISABLED = reply(502, "5.7.1", "EXPN is not available here")
 UNKNOWN_TOPIC = reply(504, "5.5.4", "No help on that topic; HELP alone lists the commands")

@@ -13,6 +13,7 @@ itself is at work no time runs.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class SMTPProtocol(Conversation):
             factory.settings,
             factory.mode,
             sasl=self.sasl_context if factory.authenticator and factory.mode.submission else None,
+            trusted=factory.trusts(self.client),
             tls_available=factory.tls is not None,
             tls_active=tls_active,
         )
@@ -130,6 +132,16 @@ class SMTPProtocol(Conversation):
 
     def _on_hello(self, event: events.Hello) -> None:
         self.session.reply(self.session.hello_reply(event))
+
+    def _on_proxied(self, event: events.Proxied) -> None:
+        # RFC 5321 §3.1: the greeting again, for a client that is new.
+        self.log.info("{connection} proxied client={client} proxy={proxy}", connection=self.id,
+                      client=event.client.addr, proxy=self.client)
+        self.client = self.client if event.client.addr is None else event.client.addr
+        self._account = None
+        refusal = self.factory.connections.admit(self.client)
+        self.session.reply(self.session.greeting if refusal is None
+                           else Reply(421, refusal.status, (refusal.text,)))
 
     def _on_mail_from(self, event: events.MailFrom) -> None:
         agent = self.factory.agent
@@ -319,6 +331,7 @@ _ABOUT = (
 SMTPProtocol.handlers = {
     events.Connected: SMTPProtocol._on_connected,
     events.Hello: SMTPProtocol._on_hello,
+    events.Proxied: SMTPProtocol._on_proxied,
     events.MailFrom: SMTPProtocol._on_mail_from,
     events.RcptTo: SMTPProtocol._on_rcpt_to,
     events.Verify: SMTPProtocol._on_verify,
@@ -367,3 +380,10 @@ class SMTPFactory(ConversationFactory):
         self.agent = agent
         self.store = store
         self.router = router
+        self._proxies = [ipaddress.ip_network(each, strict=False)
+                         for each in settings.xclient_networks]
+
+    def trusts(self, client: str) -> bool:
+        """Whether *client* may say for whom it speaks."""
+        return bool(client and self._proxies) and any(
+            ipaddress.ip_address(client) in network for network in self._proxies)

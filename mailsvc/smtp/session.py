@@ -49,6 +49,7 @@ from mailsvc.smtp.events import (
     MailFrom,
     MessageBlock,
     MessageEnds,
+    Proxied,
     RcptTo,
 )
 from mailsvc.smtp.grammar import AddressFault, SyntaxFault
@@ -73,6 +74,7 @@ class Session:
     :param limits: the [smtp] section.
     :param mode: what the listener is for.
     :param sasl: describes the connection as it is now, for AUTH; None where nobody can log in.
+    :param trusted: whether the client may say for whom it speaks (XCLIENT, AUTH= of MAIL).
     :param tls_available: whether STARTTLS may be offered.
     :param tls_active: whether TLS runs from the first octet.
     """
@@ -81,7 +83,7 @@ class Session:
         "_errors", "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening",
         "_output", "_pending", "_question", "authenticated", "envelope", "extended", "hello",
         "hostname", "intake", "limits", "mode", "phase", "refused_recipient", "sasl", "tls_active",
-        "tls_available",
+        "tls_available", "trusted",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +93,7 @@ class Session:
         mode: Mode = TRANSPORT,
         *,
         sasl: Callable[[], Context] | None = None,
+        trusted: bool = False,
         tls_available: bool = False,
         tls_active: bool = False,
     ) -> None:
@@ -98,6 +101,7 @@ class Session:
         self.limits: SMTPSettings = limits
         self.mode: Mode = mode
         self.sasl: Callable[[], Context] | None = sasl
+        self.trusted: bool = trusted
         self.tls_available: bool = tls_available
         self.tls_active: bool = tls_active
         self.phase = GREETING
@@ -482,6 +486,15 @@ class Session:
         self.hello, self.extended = question.name, question.extended
         self.say(answer)
 
+    def _proxied(self, question: Proxied, answer: Reply) -> None:
+        if not answer.positive:
+            self.refuse(answer)
+            return
+        self.phase = START
+        self.hello, self.extended, self.authenticated = "", False, ""
+        self.trusted = False
+        self.say(answer)
+
     def _sender(self, question: MailFrom, answer: Reply) -> None:
         if not answer.positive:
             self.refuse(answer)
@@ -532,6 +545,7 @@ class Session:
 _TRANSITIONS: dict[type, Callable[[Session, Any, Reply], None]] = {
     Connected: Session._connected,
     Hello: Session._greeted,
+    Proxied: Session._proxied,
     MailFrom: Session._sender,
     RcptTo: Session._recipient,
     DataBegins: Session._data_begins,
