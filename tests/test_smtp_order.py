@@ -188,7 +188,7 @@ def test_nothing_is_looked_at_after_the_end() -> None:
 # ---- which commands bring no mail along ----------------------------------------------------------
 
 IDLE = {b"HELO", b"EHLO", b"RSET", b"NOOP", b"HELP", b"VRFY", b"EXPN", b"STARTTLS", b"AUTH",
-        b"TURN", b"ATRN", b"ETRN", b"XEXCH50"}
+        b"TURN", b"ATRN", b"ETRN", b"XEXCH50", b"XCLIENT"}
 
 
 @pytest.mark.parametrize("line", ORDER, ids=bytes.decode)
