@@ -158,11 +158,24 @@ def test_the_same_is_said_of_the_older_form_of_an_encrypted_key(tmp_path: Path) 
     assert "is encrypted" in problem(tmp_path / "x.pem")
 
 
+def test_a_certificate_that_cannot_be_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise ValueError("garbage")
+
+    monkeypatch.setattr(certificates, "_names", fail)
+    text = problem(MX.write(tmp_path / "live"))
+    assert "fullchain.pem: not a certificate for TLS (garbage); get it issued again" in text
+
+
 def test_files_that_are_not_there_or_are_none(tmp_path: Path) -> None:
     assert problem(tmp_path / "x.pem").startswith(f"{tmp_path}/x.pem: no such file")
     MX.write(tmp_path / "live")
     assert f"{tmp_path}/b.key: no such file" in problem(
         f"{tmp_path}/live/fullchain.pem:{tmp_path}/b.key")
+    assert "Not a directory; name a PEM file" in problem(
+        tmp_path / "live" / "fullchain.pem" / "x.pem")
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in problem(tmp_path / "pipe")
     (tmp_path / "live" / "fullchain.pem").unlink()
@@ -374,6 +387,12 @@ def test_self_signed_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     short = certificate_at(path).load()
     self_signed(str(tmp_path), "mx.example.org")
     assert certificate_at(path).load().not_after > short.not_after
+
+
+def test_self_signed_replaces_one_for_nobody(tmp_path: Path) -> None:
+    (tmp_path / "self-signed.pem").write_bytes(AUTHORITY.issue().combined)
+    path = self_signed(str(tmp_path), "mx.example.org")
+    assert certificate_at(path).load().names == ("mx.example.org", "localhost")
 
 
 def test_what_root_makes_belongs_to_the_owner_of_the_data(
