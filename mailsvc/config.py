@@ -41,6 +41,7 @@ from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.store import STORES
 from mailsvc.store.maildir import MaildirSettings
 from mailsvc.submission.limits import SubmissionSettings
+from mailsvc.tls import TLSSettings
 from mailsvc.toml import Path, assignment, literal, locate, parsed
 
 # ---- the sections that no other module owns -----------------------------------------------------
@@ -138,6 +139,7 @@ class Settings:
 
     service: ServiceSettings = ServiceSettings()
     listeners: ListenerSettings = field(default_factory=ListenerSettings)
+    tls: TLSSettings = field(default_factory=TLSSettings)
     smtp: SMTPSettings = field(default_factory=SMTPSettings)
     submission: SubmissionSettings = field(default_factory=SubmissionSettings)
     pop3: POP3Settings = field(default_factory=POP3Settings)
@@ -159,6 +161,9 @@ class Settings:
             "service": dataclasses.replace(
                 service, data=data, hostname=(service.hostname or _own_name()).lower(),
                 store=service.store.replace("{data}", data)),
+            "tls": dataclasses.replace(
+                self.tls, client_ca=self.tls.client_ca.replace("{data}", data),
+                certificates=[place.replace("{data}", data) for place in self.tls.certificates]),
             "accounts": dataclasses.replace(
                 accounts, database=os.path.abspath(accounts.database.replace("{data}", data))),
         }

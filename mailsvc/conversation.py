@@ -22,7 +22,7 @@ from twisted.cred.error import LoginFailed
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
-    IOpenSSLContextFactory,
+    IOpenSSLServerConnectionCreator,
     IPushProducer,
     IReactorTime,
     ISSLTransport,
@@ -35,6 +35,7 @@ from zope.interface import Interface, implementer
 from mailsvc.authentication import Authenticator, Who
 from mailsvc.connections import Connections, client_address
 from mailsvc.errors import MailFailure, TemporaryFailure
+from mailsvc.handshake import TLSState, describe
 from mailsvc.mail import new_id
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
@@ -84,10 +85,9 @@ class Conversation(Protocol):
     _input_ended = False
     #: Whether something else than the peer must be waited for before the next event.
     _stalled = False
+    _tls: TLSState | None = None
     #: Who logs in, or has.
     _user = ""
-    #: What Received says of TLS (RFC 8314 §4.3).
-    tls_clause = ""
     #: When patience ends.
     _deadline = FOREVER
 
@@ -240,7 +240,15 @@ class Conversation(Protocol):
         return factory.authenticator.context(
             factory.login_protocol, self.client, tls_active=self.session.tls_active,
             cleartext=factory.settings.allow_cleartext_auth,
-            channel_bindings={}, certificate_names=())
+            channel_bindings=self.tls.channel_bindings if self.tls else {},
+            certificate_names=self.tls.client_names if self.tls else ())
+
+    @property
+    def tls(self) -> TLSState | None:
+        """What the TLS handshake agreed on, if there was one."""
+        if self._tls is None and self.session.tls_active:
+            self._tls = describe(self.transport)
+        return self._tls
 
     def logged_in(self, avatar: Any, log_out: Callable[[], object]) -> None:
         """A login succeeded: answer the session's question."""
@@ -388,7 +396,7 @@ class ConversationFactory(Factory):
         settings: Any,
         hostname: str,
         clock: IReactorTime,
-        tls: IOpenSSLContextFactory | None = None,
+        tls: IOpenSSLServerConnectionCreator | None = None,
         connections: Connections | None = None,
         authenticator: Authenticator | None = None,
     ) -> None:

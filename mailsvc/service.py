@@ -29,7 +29,6 @@ from twisted.application.service import IServiceCollection, MultiService
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
-from twisted.internet.interfaces import IOpenSSLContextFactory
 from twisted.logger import ILogObserver, Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.components import Componentized
@@ -51,18 +50,18 @@ from mailsvc.smtp.server import SMTPFactory
 from mailsvc.store import Store, StoreUnusable, open_store
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
+from mailsvc.tls import ServerTLS, TLSUnusable
 
 _log = Logger("mailsvc")
 
 
 def build(
     settings: Settings, reactor: Any, *, checkers: Iterable[ICredentialsChecker] = (),
-    tls: IOpenSSLContextFactory | None = None, optional: Collection[str] = (),
+    optional: Collection[str] = (),
 ) -> MailService:
     """The service that *settings* describe.
 
     :param checkers: who checks passwords, instead of the directory.
-    :param tls: the context for STARTTLS and STLS, or None to offer neither.
     :param optional: the kinds of listeners that are left out when their port is taken.
     :raises CannotStart: when an endpoint cannot be understood, or there is none.
     """
@@ -72,7 +71,7 @@ def build(
         for description in getattr(settings.listeners, kind.name)]
     if not listeners:
         raise CannotStart("nothing to do: give an endpoint to listeners.smtp or listeners.pop3")
-    return MailService(settings, reactor, listeners, tuple(checkers), tls)
+    return MailService(settings, reactor, listeners, tuple(checkers))
 
 
 class MailService(MultiService):
@@ -92,20 +91,21 @@ class MailService(MultiService):
 
     def __init__(
         self, settings: Settings, reactor: Any, listeners: list[Listener],
-        checkers: tuple[ICredentialsChecker, ...], tls: IOpenSSLContextFactory | None,
+        checkers: tuple[ICredentialsChecker, ...],
     ) -> None:
         super().__init__()
         self._settings = settings
         self._reactor = reactor
         self._listeners = listeners
         self._checkers = checkers
-        self._tls = tls
+        self._tls = ServerTLS(settings.tls, os.path.join(settings.service.data, "tls"),
+                              settings.service.hostname, reactor)
         self._connections: list[Connections] = []
         self._hasher = PasswordHasher(settings.passwords, reactor)
         self._notify = NotifyService(reactor)
         sweep = TimerService(3600 * settings.service.sweep_every_hours, self._sweep)
         sweep.clock = reactor
-        for part in self._hasher, self._notify, sweep:
+        for part in self._hasher, self._tls, self._notify, sweep:
             part.setServiceParent(self)
         self.for_good = False
         self.log_observer: ILogObserver | None = None
@@ -151,7 +151,7 @@ class MailService(MultiService):
             _refuse_root(self._settings)
         try:
             self._open()
-        except (DirectoryError, StoreUnusable, OSError) as error:
+        except (DirectoryError, StoreUnusable, TLSUnusable, OSError) as error:
             self._close_listeners()
             raise CannotStart(f"mailsvc cannot start: {error}") from error
         super().startService()
@@ -165,6 +165,7 @@ class MailService(MultiService):
         _refuse_unreadable(self._checkers)
         hostname, domain = settings.service.hostname, settings.routing.default_domain
         _make_mail_directory(settings)
+        self._tls.load()
         store = self._store = open_store(
             settings.service.store, settings.maildir, hostname, reactor)
         store.start()
@@ -198,9 +199,8 @@ class MailService(MultiService):
         factories[SUBMISSION.name] = SMTPFactory(
             store, router, settings.smtp, hostname, reactor, self._tls, SUBMISSION, smtp,
             authenticator, SubmissionAgent(settings.submission, router, rates, hostname))
-        if self._tls is not None:
-            for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
-                factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
+        for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
+            factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
         for listener in self._listeners:
             factory = factories[listener.kind.name]
             listener.open(ProxiedFactory(factory, settings.proxy, reactor)

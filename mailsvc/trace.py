@@ -44,16 +44,17 @@ def trace_header(
     :param client: the peer's IP address, or "" when it has none (a Unix socket).
     :param hello: what the peer called itself in HELO or EHLO; a Domain or address literal.
     :param protocol: the transmission type of RFC 3848 or RFC 6531 §4.3, such as "ESMTP".
-    :param tls: what clause to put behind it, as RFC 8314 §4.3 has one.
+    :param tls: the clause of RFC 8314 §4.3, or "".
     """
     source = f"{hello} ({address_literal(client)})" if client else hello
     # RFC 5321 §7.6: naming one recipient to the others would disclose it.
     only = envelope.recipients[0].forward_path if len(envelope.recipients) == 1 else None
     target = f"\r\n\tfor <{only}>" if only else ""
+    secured = f"\r\n\t{tls}" if tls else ""
     return (
         f"Return-Path: <{envelope.reverse_path}>\r\n"
         f"Received: from {source}\r\n"
-        f"\tby {hostname} with {protocol}{tls} id {envelope.id}{target};\r\n"
+        f"\tby {hostname} with {protocol} id {envelope.id}{target}{secured};\r\n"
         f"\t{date(seconds)}\r\n"
     ).encode()
 

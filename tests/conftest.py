@@ -8,7 +8,12 @@ import signal
 from collections.abc import Callable
 from typing import NoReturn
 
+import hypothesis
 import pytest
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("mailsvc", deadline=None)
+hypothesis.settings.load_profile("mailsvc")
 
 # A shell lets what it starts in the background ignore SIGINT, and that is inherited; services under
 # test must hear it.

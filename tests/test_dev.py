@@ -473,21 +473,25 @@ def test_nothing_older_than_tls_1_2(tmp_path: Path, identity: dict[str, Path]) -
         client.close()
 
 
-def test_without_a_certificate_tls_is_not_offered(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service, smtplib.SMTP(*service.smtp) as client:
-        client.ehlo()
-        assert not client.has_extn("starttls")
+def test_without_a_certificate_there_is_a_self_signed_one(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        with smtplib.SMTP(*service.smtp) as client:
+            client.ehlo()
+            trusting = ssl.create_default_context(cafile=tmp_path / "data/tls/self-signed.pem")
+            client._host = "mx.example.org"  # type: ignore[attr-defined]
+            assert client.starttls(context=trusting)[0] == 220
+        assert "no certificate is set: clients get a self-signed one" in service.log.read_text()
 
 
 @pytest.mark.parametrize(("files", "said"), [
     (("chain", None), "give both or neither"),
     ((None, "key"), "give both or neither"),
-    (("chain", "other"), "not a certificate and its own unencrypted private key"),
-    (("chain", "locked"), "not a certificate and its own unencrypted private key"),
-    (("chain", "chain"), "not a certificate and its own unencrypted private key"),
-    (("key", "key"), "not a certificate and its own unencrypted private key"),
-    (("empty", "key"), "not a certificate and its own unencrypted private key"),
-    (("none", "key"), "No such file or directory"),
+    (("chain", "other"), "chain.pem: the key belongs to another certificate"),
+    (("chain", "locked"), "locked.pem: the private key is encrypted"),
+    (("chain", "chain"), "chain.pem: no private key in PEM"),
+    (("key", "key"), "key.pem: no certificate in PEM"),
+    (("empty", "key"), "empty.pem: no certificate in PEM"),
+    (("none", "key"), "/none.pem: no such file; put it there, or name another place"),
 ])
 def test_wrong_certificates(identity: dict[str, Path], files: tuple[str | None, str | None],
                             said: str) -> None:

@@ -18,7 +18,7 @@ LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "routing", "submission", "rates", "accounts",
-         "authentication", "store", "sasl", "smtp", "pop3", "proxy"]
+         "authentication", "certificates", "tls", "store", "sasl", "smtp", "pop3", "proxy"]
 SERVICE = [*PARTS, "toml", "config", "log", "systemd", "connections", "listeners"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "pop3.retrieval": ["pop3"],
     "pop3": [*VALUES, *LOGINS, "pop3"],
     "connections": VALUES,
-    "conversation": [*VALUES, *LOGINS, "authentication", "connections"],
+    "conversation": [*VALUES, *LOGINS, "authentication", "connections", "handshake"],
     "proxy": [*VALUES, "connections"],
     "store": [*CONTRACTS, "store"],
     "names": ["mail"],

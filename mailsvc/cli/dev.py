@@ -28,22 +28,19 @@ from typing import Any, NamedTuple
 
 import click
 from click.core import ParameterSource
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.x509 import load_pem_x509_certificates
-from OpenSSL.SSL import Error as SSLError
 from twisted.internet.defer import Deferred
-from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
 
 from mailsvc import log
 from mailsvc.accounts import PasswordHasher, check_password
+from mailsvc.certificates import CertificateProblem, certificate_at
 from mailsvc.cli import place
 from mailsvc.cli.arguments import DOMAIN
 from mailsvc.config import KEYS, ConfigurationError, Settings
 from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import MailFailure
-from mailsvc.listeners import KINDS, Listener
+from mailsvc.listeners import Listener
 from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, parse_address
 from mailsvc.service import build
@@ -192,7 +189,7 @@ PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
               help="Lead mail for one address to others, which exist or stand before it.")
 @_places
 @click.option("--tls-cert", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Certificate and its chain, PEM: offers STARTTLS and STLS.")
+              help="Certificate and its chain, PEM.  Without it, a self-signed one.")
 @click.option("--tls-key", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="The certificate's private key, PEM.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, metavar="N",
@@ -231,9 +228,7 @@ def dev(
         directory = Path(before)
     unasked = [kind for kind in places if kind not in ("smtp", "pop3")
                and ctx.get_parameter_source(kind) is ParameterSource.DEFAULT]
-    tls = _tls(tls_cert, tls_key)
-    if tls is None:
-        places = {kind: None if KINDS[kind].tls else place for kind, place in places.items()}
+    certificates = _certificates(tls_cert, tls_key)
     if any(ctx.get_parameter_source(kind) is not ParameterSource.DEFAULT for kind in places):
         # Whoever says where some listen wants these and no more.
         places.update(dict.fromkeys(unasked))
@@ -244,6 +239,7 @@ def dev(
         settings = _settings([
             *CHEAP_PASSWORDS,
             *FOR_TESTS,
+            *certificates,
             f"service.data={literal(str(data))}",
             *(f"listeners.{kind}={literal([place.endpoint] if place else [])}"
               for kind, place in places.items()),
@@ -257,7 +253,7 @@ def dev(
             click.echo(f"account {demo.address} {demo.password}")
         shown = demo or (given[0] if given else None)
         # That another service has the ports that nobody asked for is no reason to fail.
-        _run(settings, tls, unasked,
+        _run(settings, unasked,
              lambda listeners: _hints(listeners, shown) if hints else ())
 
 
@@ -299,27 +295,18 @@ def _settings(overrides: Iterable[str]) -> Settings:
         raise click.UsageError(str(error)) from error
 
 
-def _tls(certificate: Path | None, key: Path | None) -> Any:
-    """A context factory for TLS 1.2 and newer, or None."""
+def _certificates(certificate: Path | None, key: Path | None) -> Iterator[str]:
+    """The setting for --tls-cert and --tls-key."""
     if certificate is None and key is None:
-        return None
+        return
     if certificate is None or key is None:
         raise click.UsageError("--tls-cert and --tls-key go together: give both or neither")
+    place = f"{certificate.absolute()}:{key.absolute()}"
     try:
-        # Any: Twisted's annotations name the types that pyOpenSSL would have us leave behind.
-        certificates: list[Any] = load_pem_x509_certificates(certificate.read_bytes())
-        private: Any = load_pem_private_key(key.read_bytes(), password=None)
-        options = CertificateOptions(
-            privateKey=private, certificate=certificates[0], extraCertChain=certificates[1:],
-            raiseMinimumTo=TLSVersion.TLSv1_2)
-        options.getContext().check_privatekey()
-    except OSError as error:
-        raise click.UsageError(f"cannot read {error.filename}: {error.strerror}") from error
-    except (ValueError, TypeError, SSLError) as error:
-        raise click.UsageError(
-            f"{certificate} and {key} are not a certificate and its own unencrypted private key, "
-            f"both in PEM ({error})") from error
-    return options
+        certificate_at(place).load()
+    except CertificateProblem as problem:
+        raise click.UsageError(str(problem)) from problem
+    yield f"tls.certificates={literal([place])}"
 
 
 def _make_accounts(
@@ -375,7 +362,7 @@ def _demonstration(
 
 
 def _run(
-    settings: Settings, tls: Any, optional: Collection[str],
+    settings: Settings, optional: Collection[str],
     hints: Callable[[Sequence[Listener]], Iterable[str]],
 ) -> None:
     """Serve until a signal ends it."""
@@ -403,7 +390,7 @@ def _run(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         return service.stopService()
 
-    service = build(settings, reactor, tls=tls, optional=optional)
+    service = build(settings, reactor, optional=optional)
     service.ready.addCallback(announce).addErrback(give_up)
     service.privilegedStartService()
     service.startService()

@@ -28,7 +28,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import (
-    IOpenSSLContextFactory,
+    IOpenSSLServerConnectionCreator,
     IReactorTime,
 )
 from twisted.internet.protocol import connectionDone
@@ -338,7 +338,7 @@ class POP3Factory(ConversationFactory):
         settings: POP3Settings,
         hostname: str,
         clock: IReactorTime,
-        tls: IOpenSSLContextFactory | None = None,
+        tls: IOpenSSLServerConnectionCreator | None = None,
         connections: Connections | None = None,
     ) -> None:
         super().__init__(settings, hostname, clock, tls, connections, authenticator)

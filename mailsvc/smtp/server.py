@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from twisted.internet import defer
-from twisted.internet.interfaces import IOpenSSLContextFactory, IReactorTime
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
@@ -247,7 +247,7 @@ class SMTPProtocol(Conversation):
                 protocol=self.session.transmission_type,
                 hostname=factory.hostname,
                 seconds=seconds,
-                tls=self.tls_clause,
+                tls=self.tls.clause if self.tls else "",
             )))
         except MailFailure as failure:
             self._drop(failure.text)
@@ -369,7 +369,7 @@ class SMTPFactory(ConversationFactory):
         settings: SMTPSettings,
         hostname: str,
         clock: IReactorTime,
-        tls: IOpenSSLContextFactory | None = None,
+        tls: IOpenSSLServerConnectionCreator | None = None,
         mode: Mode = TRANSPORT,
         connections: Connections | None = None,
         authenticator: Authenticator | None = None,
