@@ -1,222 +1,75 @@
-"""Logging in: the ``twisted.cred`` realm and checker over the directory, and the password hashing.
+"""Logging in: the ``twisted.cred`` realm and checker over the directory, and the SCRAM keyring.
 
-A POP3 login is ``portal.login(credentials, None, IMaildrop)``.  :class:`DirectoryChecker` finds who
+A POP3 login is ``portal.login(credentials, None, IMaildrop)``: :class:`DirectoryChecker` finds who
 it is, :class:`MailRealm` opens that account's maildrop, which is the avatar: locked while the
-session lasts, released by the logout callable.  Any other ``ICredentialsChecker`` (those of
-``twisted.cred.strcred``, say) serves as well: the realm takes its avatar id, ``str`` or ``bytes``,
-as a login name and looks the account up.
+session lasts, released by the logout callable.  A login to submit mail asks for ``ISubmitter``.
+Any other ``ICredentialsChecker`` (those of ``twisted.cred.strcred``, say) serves as well: the realm
+takes its avatar id, ``str`` or ``bytes``, as a login name and looks the account up.
 
 **Login names** are ``local-part@domain``, folded as the directory folds them.  Without a domain
 they are of the default domain, or of the only domain there is.  Aliases and subaddresses cannot
 log in.
 
-**Passwords** are compared as RFC 8265's OpaqueString, in UTF-8: NFC, any space as U+0020, nothing
-folded or trimmed.  Octets that are not UTF-8 are compared as they are.  They are kept as Argon2id
-(RFC 9106) with the least cost that OWASP's Password Storage Cheat Sheet recommends.  A verifier
-made with other parameters is made anew at the next login.
+**Passwords.**  An account has a main password and app passwords (:mod:`mailsvc.logins`), of which
+those count that are good for the attempt's protocol, its client's address, and now.  Credentials
+that know no attempt, as those of ``twisted.cred``, are of no protocol and from nowhere.  Who logs
+in by a password has it hashed anew, soon, where it was hashed with other parameters, and SCRAM keys
+derived where there are none.  When each was last used is noted, in batches and at most once a
+minute.
 
-**Promises.**  Hashing runs in threads of its own, never in the reactor's; more logins than may wait
-get a temporary failure.  Whatever is wrong (no such account, no password, another password), the
-answer is the same text after the same work: one hash, or for APOP one digest.  The time differs
-only for verifiers that still have other parameters.  A login that succeeded is remembered for a
-minute, as an HMAC under a key of this process over account, verifier and password: so a change of
-the password counts at once, and nothing that is kept can be turned back into it.
+**Roles.**  An account that only receives cannot submit, one that only sends has no maildrop: to
+either it is as if the password were wrong.
 
-**Limits.**  What is remembered, and LOGIN-DELAY, are of one process each.
+**Promises.**  Whatever is wrong (no such account, no password, another password, one that has
+expired or is for another protocol or network, the account's role), the answer is the same text
+after the same work: one slow hash and one quick one, or for APOP and CRAM-MD5 one digest.  How many
+app passwords there are makes no difference but the microsecond that each takes to be compared.  The
+time differs only for verifiers that still have other parameters.
+
+**Limits.**  LOGIN-DELAY is of one process.  What was noted of the last ten seconds' logins is lost
+when the process is killed.  Which password a SCRAM client proved is not known when the account has
+several with keys; then no use is noted.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import dataclasses
 import hmac
 import secrets
-import unicodedata
+import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import argon2
-from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
-from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import IRealm
-from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
-from twisted.internet.threads import deferToThreadPool
-from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
+from twisted.internet.defer import Deferred, maybeDeferred
 from zope.interface import Interface, implementer
 
-from mailsvc.directory import Credentials
-from mailsvc.errors import LoginTooSoon, TemporaryFailure
-from mailsvc.interfaces import IDirectory, IMailboxStore, IMaildrop
-from mailsvc.names import DirectoryError
-from mailsvc.settings import at_least, setting
+from mailsvc.credentials import Attempt, IProvenName, ScramKeys
+from mailsvc.errors import LoginTooSoon
+from mailsvc.interfaces import IDirectory, IKeyring, IMailboxStore, IMaildrop, ISubmitter
+from mailsvc.logins import Credentials, StoredPassword
+from mailsvc.mail import Account
+from mailsvc.names import fold_domain, fold_local_part
+from mailsvc.passwords import (
+    PasswordHasher,
+    app_verifier,
+    as_app_password,
+    prepare_password,
+    read_scram,
+    scram_salt,
+)
 
-#: The most octets of a new password: a PASS command of 255 octets holds it (RFC 2449 §4).
-PASSWORD_OCTETS = 248
+#: A password's use is noted when it was not for this long, together with those of the next seconds.
+USE_SECONDS = 60
+BATCH_SECONDS = 10
 
-
-@dataclass(frozen=True, slots=True)
-class PasswordSettings:
-    """``[passwords]``."""
-
-    memory_kib: int = setting(
-        19_456, "Memory that one Argon2id hash takes (OWASP: 19 MiB with 2 passes).", unit="KiB",
-        check=at_least(64))
-    passes: int = setting(
-        2, "Passes over that memory.", check=at_least(1))
-    lanes: int = setting(
-        1, "Lanes that the memory is divided into; 1 to 8.",
-        check=lambda value: None if 1 <= value <= 8 else "1 to 8")
-    threads: int = setting(
-        2, "Threads that hash passwords.", check=at_least(1))
-    waiting: int = setting(
-        100, "Logins that may wait for a thread; more are asked to try again later.",
-        check=at_least(1))
-    cache_seconds: float = setting(
-        60, "How long a login that succeeded is not hashed again; 0 for never.", unit="seconds",
-        check=at_least(0))
-    cache_entries: int = setting(
-        10_000, "How many such logins are remembered.", check=at_least(0))
-
-
-def prepare_password(password: str | bytes) -> bytes:
-    """The form that a password is hashed and compared in."""
-    if isinstance(password, bytes):
-        try:
-            return prepare_password(password.decode())
-        except UnicodeDecodeError:
-            return password
-    # RFC 8265 §4.2.2: other spaces become U+0020, then NFC.
-    spaced = "".join(" " if unicodedata.category(character) == "Zs" else character
-                     for character in password)
-    return unicodedata.normalize("NFC", spaced).encode("utf-8", "surrogatepass")
-
-
-def check_password(password: str) -> bytes:
-    """*password*, newly chosen, as it is hashed; :class:`DirectoryError` if it cannot be used."""
-    # The message does not quote it.
-    if not password:
-        raise DirectoryError("the password is empty", "expected at least one character")
-    if any(unicodedata.category(character) in {"Cc", "Cs", "Cn"} for character in password):
-        raise DirectoryError("the password holds control characters or is not UTF-8",
-                             "expected one line of text")  # RFC 8265 §4.2.1
-    prepared = prepare_password(password)
-    if len(prepared) > PASSWORD_OCTETS:
-        raise DirectoryError("the password is too long",
-                             f"expected at most {PASSWORD_OCTETS} octets of UTF-8")
-    return prepared
-
-
-class PasswordHasher(Service):
-    """Hashes and verifies passwords in a bounded pool of threads, while the service runs.
-
-    :param reactor: for its threads and its clock.
-    """
-
-    log = Logger()
-
-    def __init__(self, settings: PasswordSettings, reactor: Any) -> None:
-        self._settings = settings
-        self._reactor = reactor
-        self._argon2 = argon2.PasswordHasher(
-            time_cost=settings.passes, memory_cost=settings.memory_kib,
-            parallelism=settings.lanes, type=argon2.Type.ID)
-        # The verifier of no password: checking it costs what checking any other does.
-        salt, digest = (base64.b64encode(secrets.token_bytes(octets)).rstrip(b"=").decode()
-                        for octets in (self._argon2.salt_len, self._argon2.hash_len))
-        self._nobody = (f"$argon2id$v=19$m={settings.memory_kib},t={settings.passes},"
-                        f"p={settings.lanes}${salt}${digest}")
-        self._pool: ThreadPool | None = None
-        self._jobs = 0
-        self._key = secrets.token_bytes(32)
-        #: Marks of logins that succeeded, and until when they count; the oldest first.
-        self._successes: OrderedDict[bytes, float] = OrderedDict()
-
-    def startService(self) -> None:
-        super().startService()
-        self._pool = ThreadPool(0, self._settings.threads, "passwords")
-        self._pool.start()
-
-    def stopService(self) -> Deferred[None]:
-        super().stopService()
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return succeed(None)
-        # Joining the threads waits for the hashes under way.
-        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), pool.stop)
-
-    def hash(self, password: bytes) -> str:
-        """A new verifier of a prepared password.  Takes its time in the calling thread."""
-        return self._argon2.hash(password)
-
-    def is_outdated(self, verifier: str) -> bool:
-        """Whether *verifier* was made with other parameters than those set."""
-        return self._argon2.check_needs_rehash(verifier)
-
-    def verify(self, name: str, verifier: str | None, password: bytes) -> Deferred[bool]:
-        """Whether *password*, prepared, is that of *verifier*; always false when that is None.
-
-        Fails with :class:`TemporaryFailure` when too many wait.  *name* is the account's.
-        """
-        mark = self._mark(name, verifier, password)
-        if self._successes.get(mark, 0) > self._reactor.seconds():
-            return succeed(True)
-
-        def remember(right: bool) -> bool:
-            if right:
-                self._remember(mark)
-            return right
-
-        return self._in_thread(self._verify, verifier, password).addCallback(remember)
-
-    def renew(self, password: bytes, replace: Callable[[str], None]) -> None:
-        """Hash *password* anew, soon, and give the verifier to *replace*, both in a thread.
-
-        When that cannot be done now, the next login will try again.
-        """
-        self._in_thread(lambda: replace(self.hash(password))).addErrback(
-            lambda failure: self.log.failure("Verifier not renewed", failure))
-
-    def _in_thread(self, job: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        if self._pool is None or self._jobs >= self._settings.threads + self._settings.waiting:
-            return fail(TemporaryFailure("Too many logins at once; try again later"))
-        self._jobs += 1
-
-        def done(result: Any) -> Any:
-            self._jobs -= 1
-            return result
-
-        return deferToThreadPool(self._reactor, self._pool, job, *arguments).addBoth(done)
-
-    def _verify(self, verifier: str | None, password: bytes) -> bool:
-        try:
-            self._argon2.verify(verifier or self._nobody, password)
-        except VerifyMismatchError:
-            return False
-        except (InvalidHashError, VerificationError) as error:
-            self.log.error("An account's verifier cannot be read: {error}", error=error)
-            return self._verify(None, password)
-        return True
-
-    def _mark(self, name: str, verifier: str | None, password: bytes) -> bytes:
-        mark = hmac.new(self._key, digestmod=hashlib.sha256)
-        for part in (name.encode("utf-8", "surrogatepass"), (verifier or "").encode(), password):
-            mark.update(len(part).to_bytes(8, "big") + part)
-        return mark.digest()
-
-    def _remember(self, mark: bytes) -> None:
-        now = self._reactor.seconds()
-        self._successes.pop(mark, None)
-        self._successes[mark] = now + self._settings.cache_seconds
-        while self._successes and (len(self._successes) > self._settings.cache_entries
-                                   or next(iter(self._successes.values())) <= now):
-            self._successes.popitem(last=False)
+#: What SCRAM clients are told to do for names without keys, when none are kept at all (RFC 7677).
+LEAST_ITERATIONS = 4096
 
 
 def login_name(directory: IDirectory, name: str | bytes, default_domain: str = "") -> str:
@@ -232,56 +85,192 @@ def login_name(directory: IDirectory, name: str | bytes, default_domain: str = "
     return f"{name}@{default_domain}"
 
 
+def same_account(directory: IDirectory, name: str | bytes, other: str | bytes,
+                 default_domain: str = "") -> bool:
+    """Whether two login names mean one account, be there one or not.
+
+    For SASL's authorization identity *other*, beside the *name* that was authenticated: nobody may
+    act for anybody else, and an empty one is the same (RFC 4422 §3.4.1).
+    """
+    def folded(each: str | bytes) -> tuple[str, str]:
+        local_part, _, domain = login_name(directory, each, default_domain).rpartition("@")
+        return fold_local_part(local_part), fold_domain(domain)
+
+    return not other or folded(name) == folded(other)
+
+
+def _may(account: Account, protocol: str) -> bool:
+    return {"pop3": account.receives, "submission": account.sends}.get(protocol, True)
+
+
+def _usable(found: Credentials | None, attempt: Attempt | None,
+            now: float) -> list[StoredPassword]:
+    """The passwords of an account that are good for *attempt*."""
+    protocol, client = (attempt.protocol, attempt.client) if attempt else ("", "")
+    if found is None or not _may(found.account, protocol):
+        return []
+    return [each for each in found.passwords if each.admits(protocol, client, now)]
+
+
 @implementer(ICredentialsChecker)
 class DirectoryChecker:
-    """Checks passwords, and digests of recoverable ones (APOP), against the directory.
+    """Checks passwords, digests of recoverable ones, and proven names against the directory.
 
     The avatar id is the account's name.
+
+    :param now: Unix time.
     """
 
-    credentialInterfaces = (IUsernamePassword, IUsernameHashedPassword)
+    credentialInterfaces = (IProvenName, IUsernamePassword, IUsernameHashedPassword)
 
-    def __init__(self, directory: IDirectory, hasher: PasswordHasher,
-                 default_domain: str = "") -> None:
+    def __init__(self, directory: IDirectory, hasher: PasswordHasher, default_domain: str = "", *,
+                 now: Callable[[], float] = time.time) -> None:
         self._directory = directory
         self._hasher = hasher
         self._default_domain = default_domain
+        self._now = now
+        #: The passwords that are being hashed anew.
+        self._renewed: set[int] = set()
+        #: Uses not yet noted: id of the password, time, address.
+        self._uses: dict[int, tuple[int, int, str]] = {}
 
     def requestAvatarId(self, credentials: Any) -> Deferred[bytes | tuple[()]]:
         return Deferred.fromCoroutine(self._check(credentials))
 
     async def _check(self, credentials: Any) -> bytes:
+        attempt: Attempt | None = getattr(credentials, "attempt", None)
         name = login_name(self._directory, credentials.username, self._default_domain)
         found = self._directory.credentials(name)
+        usable = _usable(found, attempt, self._now())
+        if IProvenName.providedBy(credentials):
+            return self._proven(found, usable, credentials.attempt)
         if IUsernamePassword.providedBy(credentials):
-            right = await self._verify(name, found, prepare_password(credentials.password))
+            shown = prepare_password(credentials.password)
+            password = await self._matching(found.account.name if found else name, usable, shown)
         else:
-            # Without a secret, one that nobody knows: the same digest is worked out.
-            secret = found.secret if found else None
-            right = await maybeDeferred(
-                credentials.checkPassword,
-                secrets.token_bytes(16) if secret is None else secret.encode())
-            right = right and secret is not None
-        if found is None or not right:
+            shown = b""
+            password = await _digested(credentials, usable)
+        if found is None or password is None:
             raise UnauthorizedLogin("Authentication failed")
+        self._note_use(password, attempt)
+        if shown:
+            self._renew(found.account, password, shown)
         return found.account.name.encode()
 
-    async def _verify(self, name: str, found: Credentials | None, password: bytes) -> bool:
-        if found is None or found.verifier is None:
-            return await self._hasher.verify(name, None, password)
-        account, verifier = found.account, found.verifier
-        right = await self._hasher.verify(account.name, verifier, password)
-        if right and self._hasher.is_outdated(verifier):
-            self._hasher.renew(password, partial(self._directory.replace_verifier, account,
-                                                 verifier))
-        return right
+    def _proven(self, found: Credentials | None, usable: list[StoredPassword],
+                attempt: Attempt) -> bytes:
+        if found is None or not _may(found.account, attempt.protocol):
+            raise UnauthorizedLogin("Authentication failed")
+        keyed = [each for each in usable if each.scram]
+        if attempt.mechanism.startswith("SCRAM-") and len(keyed) == 1:
+            self._note_use(keyed[0], attempt)
+        return found.account.name.encode()
+
+    async def _matching(self, name: str, usable: list[StoredPassword],
+                        shown: bytes) -> StoredPassword | None:
+        verifier = app_verifier(self._directory, as_app_password(shown)).encode()
+        for password in usable:
+            if password.label and hmac.compare_digest((password.verifier or "").encode(), verifier):
+                return password
+        main = next((each for each in usable if not each.label), None)
+        right = await self._hasher.verify(name, main.verifier if main else None, shown)
+        return main if right else None
+
+    def _note_use(self, password: StoredPassword, attempt: Attempt | None) -> None:
+        now = int(self._now())
+        if password.id in self._uses or (password.used or 0) > now - USE_SECONDS:
+            return
+        self._uses[password.id] = password.id, now, attempt.client if attempt else ""
+        self._hasher.after(BATCH_SECONDS, self._record_uses)
+
+    def _record_uses(self) -> None:
+        # In a thread, while others are noted: each step is one that cannot be cut in two.
+        uses = []
+        while self._uses:
+            uses.append(self._uses.popitem()[1])
+        if uses:
+            self._directory.record_uses(uses)
+
+    def _renew(self, account: Account, password: StoredPassword, shown: bytes) -> None:
+        if password.label:
+            shown = as_app_password(shown)
+        hasher, salt, verifier = (
+            self._hasher, scram_salt(self._directory, account.name), password.verifier or "")
+        verifier_too = not password.label and hasher.is_outdated(verifier)
+        if password.id in self._renewed or not (
+                verifier_too or hasher.is_scram_outdated(password.scram, salt)):
+            return
+
+        def job() -> None:
+            self._directory.renew_password(
+                password, hasher.hash(shown) if verifier_too else verifier,
+                hasher.derive_scram(shown, salt))
+
+        def done(_: None) -> None:
+            self._renewed.discard(password.id)
+
+        self._renewed.add(password.id)
+        hasher.soon(job).addCallback(done)
+
+
+async def _digested(credentials: Any, usable: Iterable[StoredPassword]) -> StoredPassword | None:
+    """The password that a digest was made with."""
+    readable = [each for each in usable if each.secret is not None]
+    # Without any, one that nobody knows: the same digest is worked out.
+    for each in readable or [StoredPassword(secret=secrets.token_hex(16))]:
+        right = await maybeDeferred(credentials.checkPassword, (each.secret or "").encode())
+        if right and readable:
+            return each
+    return None
+
+
+@implementer(IKeyring)
+class Keyring:
+    """The SCRAM keys in the directory, and made-up ones for all other names.
+
+    :param iterations: of the made-up ones, as set for those that are derived; 0 for no others.
+    :param default_domain: as for :class:`DirectoryChecker`.
+    """
+
+    def __init__(self, directory: IDirectory, iterations: int, default_domain: str = "", *,
+                 now: Callable[[], float] = time.time) -> None:
+        self._directory = directory
+        self._iterations = iterations
+        self._default_domain = default_domain
+        self._now = now
+
+    def scram_keys(self, name: bytes, attempt: Attempt) -> ScramKeys:
+        """As the interface says; the main password's first, with the others that have its salt."""
+        directory = self._directory
+        login = login_name(directory, name, self._default_domain)
+        salt = scram_salt(directory, login)
+        made_up = ScramKeys(self._iterations or LEAST_ITERATIONS, salt,
+                            directory.keyed("SCRAM stored key", salt),
+                            directory.keyed("SCRAM server key", salt))
+        usable = _usable(directory.credentials(login), attempt, self._now())
+        keys = [found for each in sorted(usable, key=lambda each: bool(each.label))
+                if self._iterations and (found := read_scram(each.scram))]
+        if not keys:
+            return made_up
+        first, *others = keys
+        return dataclasses.replace(first, others=tuple(
+            other for other in others
+            if (other.iterations, other.salt) == (first.iterations, first.salt)))
+
+
+@implementer(ISubmitter)
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """See :class:`mailsvc.interfaces.ISubmitter`."""
+
+    account: Account
 
 
 @implementer(IRealm)
 class MailRealm:
-    """Opens the maildrop of whoever was authenticated.
+    """Opens the maildrop of whoever was authenticated, or lets them submit mail.
 
-    :param login_delay: seconds between two logins to one account; 0 for none (RFC 2449 §6.5).
+    :param login_delay: seconds between two POP3 logins to one account; 0 for none (RFC 2449 §6.5).
     :param default_domain: as for :class:`DirectoryChecker`, for avatar ids of other checkers.
     """
 
@@ -299,23 +288,26 @@ class MailRealm:
 
     def requestAvatar(self, avatarId: str | bytes | tuple[()], mind: object,
                       *interfaces: type[Interface]) -> Deferred[Any]:
-        """(IMaildrop, the maildrop, its release).
+        """(IMaildrop, the maildrop, its release), or (ISubmitter, the submitter, nothing to do).
 
-        Fails with ``UnauthorizedLogin`` when there is no such account, ``LoginTooSoon``, or as
-        :meth:`IMailboxStore.open_maildrop`.
+        Fails with ``UnauthorizedLogin`` when there is no such account or its role is another,
+        ``LoginTooSoon``, or as :meth:`IMailboxStore.open_maildrop`.
         """
-        return Deferred.fromCoroutine(self._open(avatarId, interfaces))
+        return Deferred.fromCoroutine(self._avatar(avatarId, interfaces))
 
-    async def _open(self, avatar_id: str | bytes | tuple[()],
-                    interfaces: tuple[type[Interface], ...]) -> tuple[Any, Any, Any]:
-        if IMaildrop not in interfaces:
-            raise TypeError("a mail account has no other avatar than its IMaildrop")
+    async def _avatar(self, avatar_id: str | bytes | tuple[()],
+                      interfaces: tuple[type[Interface], ...]) -> tuple[Any, Any, Any]:
+        wanted = next((each for each in interfaces if each in (IMaildrop, ISubmitter)), None)
+        if wanted is None:
+            raise TypeError("a mail account has no other avatar than IMaildrop and ISubmitter")
         # Anonymous logins have () for their avatar id.
         name = login_name(self._directory, avatar_id or "", self._default_domain)
-        found = self._directory.credentials(name)
-        if found is None:
+        local_part, _, domain = name.rpartition("@")
+        account = self._directory.account(local_part, domain)
+        if account is None or not (account.receives if wanted is IMaildrop else account.sends):
             raise UnauthorizedLogin("Authentication failed")
-        account = found.account
+        if wanted is ISubmitter:
+            return ISubmitter, Submitter(account), lambda: None
         self._forget_old_logins()
         if account.name in self._logins:
             raise LoginTooSoon(f"Wait {self._login_delay:g} seconds between logins")

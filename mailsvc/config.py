@@ -29,9 +29,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from mailsvc.accounts import PasswordSettings
 from mailsvc.brakes import BrakeSettings
 from mailsvc.log import LogSettings
+from mailsvc.passwords import PasswordSettings
 from mailsvc.pop3.limits import POP3Settings
 from mailsvc.proxy import ProxySettings
 from mailsvc.routing import RoutingSettings

@@ -102,9 +102,14 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class ScramKeys:
-    """What the server keeps to check SCRAM-SHA-256 (RFC 5802 §3, RFC 7677); not the password."""
+    """What the server keeps to check SCRAM-SHA-256 (RFC 5802 §3, RFC 7677); not the password.
+
+    :ivar others: the keys of the account's other passwords, which have the same iterations and
+        salt: a client that proves any of them is right.
+    """
 
     iterations: int
     salt: bytes
     stored_key: bytes = field(repr=False)
     server_key: bytes = field(repr=False)
+    others: tuple[ScramKeys, ...] = field(default=(), repr=False)

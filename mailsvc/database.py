@@ -4,7 +4,8 @@
 Transactions are atomic, and durable when they end (WAL, ``synchronous=FULL``); no query waits for
 one.  The file is made with mode 0600, missing directories above it with 0700, and what root makes
 belongs to the owner of the place it was made in.  A file that may not be used is named with the
-user who may.
+user who may.  A file of an older version is brought to this one when it is opened, in one
+transaction: whatever happens meanwhile, it is of the one version or of the other.
 
 **Limits.**  WAL needs shared memory: the file must lie on a local disk.  A connection must not be
 carried over ``fork`` and belongs to one thread, except for :meth:`Database.update`.  It is not
@@ -17,7 +18,7 @@ import contextlib
 import os
 import pwd
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,13 @@ class Database:
     """The file *path*, whose tables *schema* makes and whose ``user_version`` is *version*.
 
     :param create: make the file when it is missing.
+    :param migrations: for older versions, the statements that make a file of the next out of one
+        of that; there is a semicolon behind each of them and nowhere else.
     :raises DirectoryError: when it is missing, not of that version, or not permitted.
     """
 
-    def __init__(self, path: Path, schema: str, version: int, *, create: bool) -> None:
+    def __init__(self, path: Path, schema: str, version: int, *, create: bool,
+                 migrations: Mapping[int, str] | None = None) -> None:
         self.path = path.absolute()
         self._version = version
         self._changing = False  # whether a transaction is open
@@ -50,6 +54,8 @@ class Database:
                                          "right place: service.data of the configuration, or "
                                          "`mailsvc --dir DIR`")
                 _create(self.path, f"{schema}; PRAGMA user_version = {version}")
+            elif migrations:
+                _migrate(self.path, migrations)
             self._db = self._connect(QUERY_TIMEOUT)
         except (OSError, sqlite3.Error) as error:
             raise self._unusable(error) from error
@@ -59,12 +65,9 @@ class Database:
         self._db.close()
 
     def _connect(self, timeout: float) -> sqlite3.Connection:
-        # mode=rw: never make a file.  isolation_level None: no transactions but our own, so that
-        # each query sees the newest state.
-        db = sqlite3.connect(f"{self.path.as_uri()}?mode=rw", uri=True, timeout=timeout,
-                             isolation_level=None)
+        db = _opened(self.path, timeout)
         try:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
+            version = _version(db)
             if version != self._version:
                 raise DirectoryError(
                     f"{self.path} has schema version {version}, not {self._version}",
@@ -129,11 +132,42 @@ class Database:
 
         Raises :class:`TemporaryFailure`.
         """
+        self.update_all(statement, [parameters])
+
+    def update_all(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """The same for each of *rows* of parameters, in one transaction."""
         try:
             with contextlib.closing(self._connect(CHANGE_TIMEOUT)) as db:
-                db.execute(statement, parameters)
+                db.execute("BEGIN IMMEDIATE")
+                db.executemany(statement, rows)
+                db.execute("COMMIT")
         except sqlite3.Error as error:
             raise TemporaryFailure("The directory of accounts cannot be changed now") from error
+
+
+def _opened(path: Path, timeout: float) -> sqlite3.Connection:
+    # mode=rw: never make a file.  isolation_level None: no transactions but our own, so that each
+    # query sees the newest state.
+    return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=timeout,
+                           isolation_level=None)
+
+
+def _version(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _migrate(path: Path, migrations: Mapping[int, str]) -> None:
+    """Bring a file of an older version to the newest that *migrations* lead to."""
+    with contextlib.closing(_opened(path, CHANGE_TIMEOUT)) as db:
+        if _version(db) not in migrations:
+            return
+        db.execute("BEGIN IMMEDIATE")  # closing without COMMIT takes back what was done
+        while (version := _version(db)) in migrations:  # another process may have been as quick
+            for statement in migrations[version].split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {version + 1}")
+        db.execute("COMMIT")
 
 
 def _create(path: Path, script: str) -> None:

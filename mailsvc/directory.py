@@ -3,7 +3,7 @@
 Any number of processes may read it while another changes it, and see the change at their next
 look-up (:mod:`mailsvc.database`).  Changes are checked first; a refused one leaves the file as it
 was and raises :class:`DirectoryError`, whose text says what to do.  Look-ups are single indexed
-queries of 5 to 10 µs, with nothing cached.  SQL gets values as parameters only.
+queries of 5 to 15 µs, with nothing cached.  SQL gets values as parameters only.
 
 **Names** are folded as :mod:`mailsvc.names` says: case does not matter.  The spelling an account
 was made with is kept, for it names the maildir.
@@ -17,18 +17,22 @@ its last link is added; one by way of a catch-all or a subaddress is refused by 
 
 from __future__ import annotations
 
+import dataclasses
+import hmac
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from zope.interface import implementer
 
+from mailsvc import schema
 from mailsvc.database import Database
 from mailsvc.interfaces import IDirectory
-from mailsvc.mail import Account, Address
+from mailsvc.logins import COLUMNS, Credentials, PasswordTable, StoredPassword, stored
+from mailsvc.mail import ROLES, Account, Address
 from mailsvc.names import (
     RESERVED,
     SEPARATORS,
@@ -39,48 +43,6 @@ from mailsvc.names import (
     fold_domain,
     fold_local_part,
 )
-
-#: PRAGMA user_version of the files this module makes and reads.
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE domain (
-    id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
-    separators TEXT,
-    catch_all_local_part TEXT,
-    catch_all_domain TEXT
-);
-CREATE TABLE account (
-    id INTEGER PRIMARY KEY,
-    domain TEXT NOT NULL REFERENCES domain (name),
-    key TEXT NOT NULL,
-    local_part TEXT NOT NULL,
-    verifier TEXT,
-    secret TEXT,
-    quota_octets INTEGER NOT NULL,
-    quota_messages INTEGER NOT NULL,
-    UNIQUE (domain, key)
-);
-CREATE INDEX account_by_age ON account (domain, id);
-CREATE TABLE alias (
-    id INTEGER PRIMARY KEY,
-    domain TEXT NOT NULL REFERENCES domain (name),
-    key TEXT NOT NULL,
-    local_part TEXT NOT NULL,
-    moved INTEGER NOT NULL,
-    UNIQUE (domain, key)
-);
-CREATE TABLE target (
-    alias INTEGER NOT NULL REFERENCES alias (id) ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    domain TEXT NOT NULL,
-    key TEXT NOT NULL,
-    local_part TEXT NOT NULL,
-    PRIMARY KEY (alias, position)
-) WITHOUT ROWID;
-CREATE INDEX target_by_name ON target (domain, key);
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,23 +79,10 @@ class Alias:
         return f"{self.local_part}@{self.domain}"
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What a login is checked against.  Neither value shows in a ``repr``, hence in no log.
-
-    :ivar verifier: an encoded password hash; None when the account has no password.
-    :ivar secret: the password itself, for mechanisms such as APOP that need it; else None.
-    """
-
-    account: Account
-    verifier: str | None = field(default=None, repr=False)
-    secret: str | None = field(default=None, repr=False)
-
-
 # --- Rows --------------------------------------------------------------------------------------
 
 _DOMAIN = "SELECT name, catch_all_local_part, catch_all_domain, separators FROM domain"
-_ACCOUNT = "SELECT local_part, domain, quota_octets, quota_messages FROM account"
+_ACCOUNT = "SELECT local_part, domain, quota_octets, quota_messages, role FROM mailbox"
 _ALIAS = ("SELECT alias.id, alias.local_part, alias.domain, moved, target.local_part, "
           "target.domain FROM alias JOIN target ON target.alias = alias.id")
 
@@ -168,9 +117,13 @@ class SqliteDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
-        self._db = Database(Path(path), _SCHEMA, SCHEMA_VERSION, create=create)
+        self._db = Database(Path(path), schema.script(), schema.VERSION, create=create,
+                            migrations=schema.migrations())
         self._rows = self._db.rows
         self._change = self._db.change
+        #: What accounts log in with.
+        self.passwords = PasswordTable(self._db)
+        self._file_key: bytes | None = None
 
     def transaction(self) -> AbstractContextManager[None]:
         """Inside, changes become visible together, or none of them when the block raises.
@@ -207,16 +160,28 @@ class SqliteDirectory:
 
     def credentials(self, name: str) -> Credentials | None:
         local_part, _, domain = name.rpartition("@")
-        rows = self._rows("SELECT local_part, domain, quota_octets, quota_messages, verifier, "
-                          "secret FROM account WHERE domain = ? AND key = ?",
+        rows = self._rows("SELECT local_part, domain, quota_octets, quota_messages, role, "
+                          f"{COLUMNS} FROM mailbox LEFT JOIN password "
+                          "ON password.mailbox = mailbox.id WHERE domain = ? AND mailbox.key = ? "
+                          "ORDER BY password.id",
                           fold_domain(domain), fold_local_part(local_part))
-        return Credentials(Account(*rows[0][:4]), *rows[0][4:]) if rows else None
+        if not rows:
+            return None
+        # The last column is the password's id: NULL in the one row of an account without any.
+        return Credentials(Account(*rows[0][:5]),
+                           tuple(stored(row[5:]) for row in rows if row[-1] is not None))
+
+    def keyed(self, purpose: str, value: bytes) -> bytes:
+        if self._file_key is None:
+            ((self._file_key,),) = self._rows("SELECT value FROM file_key")
+        return hmac.digest(self._file_key, purpose.encode() + b"\0" + value, "sha256")
 
     def domains(self, most: int = -1) -> Iterator[Domain]:
         return map(_domain, self._rows(f"{_DOMAIN} ORDER BY id LIMIT ?", most))
 
     def oldest_account(self, domain: str) -> Account | None:
-        rows = self._rows(f"{_ACCOUNT} WHERE domain = ? ORDER BY id LIMIT 1", fold_domain(domain))
+        rows = self._rows(f"{_ACCOUNT} WHERE domain = ? AND role != 'send' ORDER BY id LIMIT 1",
+                          fold_domain(domain))
         return Account(*rows[0]) if rows else None
 
     def accounts(self) -> Iterator[Account]:
@@ -229,6 +194,10 @@ class SqliteDirectory:
         for row in self._rows(f"{_ALIAS} ORDER BY alias.id, position"):
             gathered.setdefault(row[0], []).append(row)
         return map(_alias, gathered.values())
+
+    def users_of(self, account: Account) -> list[str]:
+        """The aliases, and domains as ``*@domain``, that give their mail to *account*."""
+        return self._leading_to(_key(account))
 
     # --- Changes -------------------------------------------------------------------------------
 
@@ -250,8 +219,8 @@ class SqliteDirectory:
             domain = self._domain(name)
             name = domain.name
             left = {kind: [f"{row[0]}@{name}" for row in self._rows(
-                f"SELECT local_part FROM {kind} WHERE domain = ? ORDER BY id", name)]
-                for kind in ("account", "alias")}
+                f"SELECT local_part FROM {table} WHERE domain = ? ORDER BY id", name)]
+                for kind, table in (("account", "mailbox"), ("alias", "alias"))}
             if any(left.values()):
                 raise DirectoryError(
                     f"{name} still has the " + " and the ".join(
@@ -284,20 +253,24 @@ class SqliteDirectory:
         return Domain(domain.name, target, domain.separators)
 
     def add_account(self, address: Address, *, verifier: str | None = None,
-                    secret: str | None = None, quota_octets: int = 0,
-                    quota_messages: int = 0) -> Account:
+                    scram: str | None = None, secret: str | None = None, quota_octets: int = 0,
+                    quota_messages: int = 0, role: str = "both") -> Account:
         """Make an account; without a *verifier* nobody can log in to it.
 
-        Quotas as in :class:`mailsvc.mail.Account`.
+        Verifier, SCRAM keys and secret as in :class:`mailsvc.logins.StoredPassword`, quotas and
+        role as in :class:`mailsvc.mail.Account`.
         """
         _check_quota(quota_octets, quota_messages)
+        _check_role(role)
         with self.transaction():
             address = self.check_new_account(address)
-            account = Account(address.local_part, address.domain, quota_octets, quota_messages)
+            account = Account(address.local_part, address.domain, quota_octets, quota_messages,
+                              role)
             self._change(
-                "INSERT INTO account (domain, key, local_part, verifier, secret, quota_octets, "
-                "quota_messages) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                *_key(account), account.local_part, verifier, secret, quota_octets, quota_messages)
+                "INSERT INTO mailbox (domain, key, local_part, quota_octets, quota_messages, role) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                *_key(account), account.local_part, quota_octets, quota_messages, role)
+            self.passwords.set_main(account, verifier, scram, secret)
         return account
 
     def check_new_account(self, address: Address) -> Address:
@@ -320,33 +293,44 @@ class SqliteDirectory:
         """Forget an account that nothing leads to.  Its mail is not touched."""
         with self.transaction():
             account = self._account(address)
-            self._change("DELETE FROM account WHERE domain = ? AND key = ?", *_key(account))
+            self._change("DELETE FROM mailbox WHERE domain = ? AND key = ?", *_key(account))
             self._refuse_if_used(account.name, self._users(account))
         return account
 
-    def set_password(self, address: Address, verifier: str | None,
-                     secret: str | None = None) -> Account:
-        """Replace both what a password is checked against and the recoverable secret."""
+    def set_password(self, address: Address, verifier: str | None, secret: str | None = None, *,
+                     scram: str | None = None) -> Account:
+        """Replace the main password: what is not given is not kept."""
         with self.transaction():
             account = self._account(address)
-            self._change("UPDATE account SET verifier = ?, secret = ? "
-                         "WHERE domain = ? AND key = ?", verifier, secret, *_key(account))
+            self.passwords.set_main(account, verifier, scram, secret)
         return account
 
-    def replace_verifier(self, account: Account, old: str, new: str) -> None:
-        self._db.update("UPDATE account SET verifier = ? WHERE domain = ? AND key = ? "
-                        "AND verifier = ?", new, *_key(account), old)
+    def renew_password(self, password: StoredPassword, verifier: str | None,
+                       scram: str | None) -> None:
+        self.passwords.renew(password, verifier, scram)
+
+    def record_uses(self, uses: Iterable[tuple[int, int, str]]) -> None:
+        self.passwords.record(uses)
+
+    def set_role(self, address: Address, role: str) -> Account:
+        """Change what an account is for.  Mail that it has stays where it is."""
+        _check_role(role)
+        with self.transaction():
+            account = dataclasses.replace(self._account(address), role=role)
+            self._change("UPDATE mailbox SET role = ? WHERE domain = ? AND key = ?",
+                         role, *_key(account))
+        return account
 
     def set_quota(self, address: Address, *, octets: int | None = None,
                   messages: int | None = None) -> Account:
         """Change what is not None; 0 is no limit."""
         with self.transaction():
             found = self._account(address)
-            account = Account(found.local_part, found.domain,
-                              found.quota_octets if octets is None else octets,
-                              found.quota_messages if messages is None else messages)
+            account = dataclasses.replace(
+                found, quota_octets=found.quota_octets if octets is None else octets,
+                quota_messages=found.quota_messages if messages is None else messages)
             _check_quota(account.quota_octets, account.quota_messages)
-            self._change("UPDATE account SET quota_octets = ?, quota_messages = ? "
+            self._change("UPDATE mailbox SET quota_octets = ?, quota_messages = ? "
                          "WHERE domain = ? AND key = ?",
                          account.quota_octets, account.quota_messages, *_key(account))
         return account
@@ -468,6 +452,9 @@ class SqliteDirectory:
         if remaining:
             # To itself the alias meant the account; to all others the alias is what they mean.
             return [remaining.name] if key in map(_key, remaining.targets) else []
+        return self._leading_to(key)
+
+    def _leading_to(self, key: tuple[str, str]) -> list[str]:
         rows = self._rows("SELECT alias.local_part || '@' || alias.domain FROM target "
                           "JOIN alias ON alias.id = target.alias "
                           "WHERE target.domain = ? AND target.key = ? AND NOT moved", *key)
@@ -487,3 +474,8 @@ def _check_quota(octets: int, messages: int) -> None:
         if not 0 <= value < 1 << 63:
             raise DirectoryError(f"a quota of {value} {unit} is not possible",
                                  "expected a positive number, or 0 for no limit")
+
+
+def _check_role(role: str) -> None:
+    if role not in ROLES:
+        raise DirectoryError(f"there is no role {role!r}", f"expected {', '.join(ROLES)}")

@@ -145,8 +145,12 @@ class IDirectory(Interface):
     def credentials(name):
         """What a login as *name* (``local-part@domain``) is checked against.
 
-        :returns: a :class:`mailsvc.directory.Credentials`, or None when there is no such account.
+        :returns: a :class:`mailsvc.logins.Credentials`, or None when there is no such account.
         """
+
+    def keyed(purpose, value):
+        """The HMAC-SHA-256 of *value* (bytes) for *purpose* (str), under a key that this directory
+        keeps to itself and never changes."""
 
     def domains(most=-1):
         """The :class:`mailsvc.directory.Domain` there are, the oldest first; an iterator.
@@ -155,13 +159,42 @@ class IDirectory(Interface):
         """
 
     def oldest_account(domain):
-        """The first :class:`mailsvc.mail.Account` that was made in a domain, or None."""
+        """The first :class:`mailsvc.mail.Account` made in a domain that receives mail, or None."""
 
-    def replace_verifier(account, old, new):
-        """Put the verifier *new* in the place of *old*, unless the password was changed meanwhile.
+    def renew_password(password, verifier, scram):
+        """Keep other hashes of the same password, unless it was changed or removed meanwhile.
 
-        For the same password hashed anew.  The one method that may wait, and be called in any
-        thread.
+        May wait, and be called in any thread.
+
+        :param password: the :class:`mailsvc.logins.StoredPassword` as it was found.
+        """
+
+    def record_uses(uses):
+        """Note when, and from where, passwords were last used.
+
+        May wait, and be called in any thread.
+
+        :param uses: tuples of :attr:`mailsvc.logins.StoredPassword.id`, Unix time and address.
+        """
+
+
+class ISubmitter(Interface):
+    """Somebody who may submit mail: the avatar of a submission login."""
+
+    account = Attribute("The :class:`mailsvc.mail.Account` that logged in.")
+
+
+class IKeyring(Interface):
+    """Where SCRAM mechanisms get the keys that a client's proof is checked against."""
+
+    def scram_keys(name, attempt):
+        """The :class:`mailsvc.credentials.ScramKeys` of whoever *name* (bytes, UTF-8) is.
+
+        Synchronous and quick.  Where there is no such account, or it has no keys, or none that are
+        good for *attempt*, they are keys that no password has, and that are the same each time: a
+        client cannot tell.
+
+        :raises mailsvc.errors.TemporaryFailure: when the directory cannot be read.
         """
 
 

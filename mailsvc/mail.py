@@ -47,6 +47,10 @@ class Address:
 NULL_PATH = Address("", "")
 
 
+#: An account may both get and send mail, or do one of them.
+ROLES = ("both", "receive", "send")
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """A mailbox that mail is delivered to and fetched from.
@@ -55,12 +59,24 @@ class Account:
     :ivar domain: A-label form, lower case.
     :ivar quota_octets: most octets its maildrop may hold; 0 for no limit.
     :ivar quota_messages: most messages its maildrop may hold; 0 for no limit.
+    :ivar role: one of :data:`ROLES`: what it is for.
     """
 
     local_part: str
     domain: str
     quota_octets: int = 0
     quota_messages: int = 0
+    role: str = "both"
+
+    @property
+    def receives(self) -> bool:
+        """Whether it gets mail, which its owner may fetch."""
+        return self.role != "send"
+
+    @property
+    def sends(self) -> bool:
+        """Whether its owner may submit mail."""
+        return self.role != "receive"
 
     @property
     def name(self) -> str:

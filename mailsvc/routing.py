@@ -15,6 +15,9 @@ account of that name.  Each account is named once.  A member that leads nowhere 
 as another leads somewhere.  Aliases that come back to themselves, by whatever way, or that lead
 deeper or wider than the limits, are a :class:`~mailsvc.errors.RoutingLoop`.
 
+An account that only sends gets no mail: what leads to it alone is refused with 5.2.1 (RFC 3463
+§3.3, mailbox disabled), which tells a sender that the address is right and no typing error.
+
 A domain that is not ours is not relayed to.  ``<postmaster>`` without a domain, and postmaster and
 abuse at an address literal of this host (RFC 5321 §4.1.3, setting ``literals``), are those of the
 default domain; no other mailbox has a literal for its domain.  ``a%b@ours`` and ``b!a@ours`` are
@@ -132,6 +135,8 @@ class Router:
         domain = self._domain(name, default=True)
         mailbox = self._mailbox(name.local_part, domain)
         _refuse_moved(mailbox)
+        if isinstance(mailbox, Account) and not mailbox.receives:
+            raise _disabled()
         same = fold_local_part(mailbox.local_part) == fold_local_part(name.local_part)
         return Address(mailbox.local_part if same else name.local_part, name.domain or domain.name)
 
@@ -159,6 +164,9 @@ class Router:
     def _follow(self, mailbox: Account | Alias, way: tuple[_Key, ...], done: set[_Key],
                 accounts: dict[Account, None], dead_ends: list[PermanentFailure]) -> None:
         if isinstance(mailbox, Account):
+            if not mailbox.receives:
+                dead_ends.append(_disabled())
+                return
             accounts[mailbox] = None
             if len(accounts) > self._settings.alias_accounts:
                 raise RoutingLoop("The alias leads to too many mailboxes")
@@ -271,6 +279,9 @@ class Router:
 #: RFC 3463 §3.4: system incorrectly configured.
 NOT_SET_UP = EnhancedStatus(4, 3, 5)
 
+#: RFC 3463 §3.3: mailbox disabled, not accepting messages.
+MAILBOX_DISABLED = EnhancedStatus(5, 2, 1)
+
 _Key = tuple[str, str]
 
 
@@ -280,6 +291,10 @@ def _key(name: Address | Alias) -> _Key:
 
 def _is_reserved(address: Address) -> bool:
     return fold_local_part(address.local_part) in RESERVED
+
+
+def _disabled() -> PermanentFailure:
+    return PermanentFailure("The mailbox only sends; it takes no mail", MAILBOX_DISABLED)
 
 
 def _refuse_moved(mailbox: Account | Alias) -> None:

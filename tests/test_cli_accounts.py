@@ -103,8 +103,8 @@ def test_a_first_walk(fresh: CommandLine) -> None:
         "NAME@example.org\n")
     assert fresh("account", "add", "Bob@example.org", "--password-stdin", stdin="secret\n") == (
         f"Made account Bob@example.org; its mail will be in {fresh.dir}/mail/example.org/Bob\n")
-    assert fresh("account", "list") == ("NAME             QUOTA  MESSAGES  LOGIN\n"
-                                        "Bob@example.org  -      -         password\n")
+    assert fresh("account", "list") == ("NAME             ROLE  QUOTA  MESSAGES  LOGIN\n"
+                                        "Bob@example.org  both  -      -         password\n")
     verifier, secret = fresh.login("bob@example.org")
     assert verifier and argon2.PasswordHasher().verify(verifier, "secret")
     assert secret is None
@@ -125,7 +125,7 @@ def test_every_command_explains_itself_with_an_example(fresh: CommandLine) -> No
 
     ours = [name for each in ("account", "alias", "domain")
             for name in walk(main.get_command(click.Context(main), each) or main, (each,))]
-    assert len(ours) == 13
+    assert len(ours) == 17
     for name in ours:
         text = fresh(*name, "--help")
         assert "Example:\n    mailsvc " + " ".join(name) in text, name
@@ -223,29 +223,31 @@ def test_accounts_in_full(run: CommandLine) -> None:
     run("alias", "add", "sales@example.org", "carol@example.org", "bob@example.org")
     run("alias", "add", "all@example.org", "alice@example.org", "CAROL@example.org")
     assert run.json("account", "list") == [
-        {"name": "Bob@example.org", "quota_octets": 0, "quota_messages": 0, "password": True,
-         "apop": True},
-        {"name": "alice@example.org", "quota_octets": 0, "quota_messages": 0, "password": False,
-         "apop": False},
-        {"name": "carol@example.org", "quota_octets": 1 << 30, "quota_messages": 500,
-         "password": True, "apop": True}]
+        {"name": "Bob@example.org", "role": "both", "quota_octets": 0, "quota_messages": 0,
+         "password": True, "apop": True, "app_passwords": 0},
+        {"name": "alice@example.org", "role": "both", "quota_octets": 0, "quota_messages": 0,
+         "password": False, "apop": False, "app_passwords": 0},
+        {"name": "carol@example.org", "role": "both", "quota_octets": 1 << 30,
+         "quota_messages": 500, "password": True, "apop": True, "app_passwords": 0}]
     assert run("account", "list").splitlines()[1:] == [
-        "Bob@example.org    -      -         password, APOP",
-        "alice@example.org  -      -         no",
-        "carol@example.org  1G     500       password, APOP"]
+        "Bob@example.org    both  -      -         password, APOP",
+        "alice@example.org  both  -      -         no",
+        "carol@example.org  both  1G     500       password, APOP"]
     assert run.json("account", "show", "Carol@example.org") == {
-        "name": "carol@example.org", "quota_octets": 1 << 30, "quota_messages": 500,
-        "password": True, "apop": True, "held_octets": 0, "held_messages": 0,
+        "name": "carol@example.org", "role": "both", "quota_octets": 1 << 30,
+        "quota_messages": 500, "password": True, "apop": True, "app_passwords": 0,
+        "held_octets": 0, "held_messages": 0,
         "mail": f"{run.dir}/mail/example.org/carol",
         "aliases": ["sales@example.org", "all@example.org"]}
     assert run("account", "show", "carol@example.org") == (
         "Name:     carol@example.org\n"
+        "Role:     receives and sends\n"
         "Octets:   0 of 1G\n"
         "Messages: 0 of 500\n"
         "Login:    password, APOP\n"
         f"Mail:     {run.dir}/mail/example.org/carol\n"
         "Aliases:  sales@example.org, all@example.org\n")
-    assert run("account", "show", "alice@example.org").splitlines()[1:4] == [
+    assert run("account", "show", "alice@example.org").splitlines()[2:5] == [
         "Octets:   0, no limit", "Messages: 0, no limit", "Login:    no"]
     assert run.login("carol@example.org")[1] == "pässword"
 
@@ -258,7 +260,7 @@ def test_what_an_account_holds(run: CommandLine) -> None:
     run("account", "quota", "alice@example.org", "--quota-octets", "1M", "--messages", "9")
     shown = run.json("account", "show", "alice@example.org")
     assert (shown["held_octets"], shown["held_messages"]) == (708, 2)
-    assert run("account", "show", "alice@example.org").splitlines()[1:3] == [
+    assert run("account", "show", "alice@example.org").splitlines()[2:4] == [
         "Octets:   708 of 1M", "Messages: 2 of 9"]
     assert not (new.parent / "maildirsize").exists()
 
@@ -268,14 +270,14 @@ def test_what_an_account_holds_elsewhere(run: CommandLine) -> None:
     configuration.write_text(f'[service]\ndata = "{run.dir}"\nstore = "memory:"\n')
     done = run.runner.invoke(main, ["account", "show", "alice@example.org",
                                     "--config", str(configuration)])
-    assert done.stdout.splitlines()[1:3] == [
+    assert done.stdout.splitlines()[2:4] == [
         "Octets:   unknown, no limit", "Messages: unknown, no limit"]
     assert "Mail:     the store memory:" in done.stdout
 
 
 def test_nothing_to_list(fresh: CommandLine) -> None:
     fresh("domain", "add", "example.org")
-    assert fresh("account", "list") == "NAME  QUOTA  MESSAGES  LOGIN\n"
+    assert fresh("account", "list") == "NAME  ROLE  QUOTA  MESSAGES  LOGIN\n"
     assert fresh.json("account", "list") == fresh.json("alias", "list") == []
 
 
@@ -401,7 +403,9 @@ def test_accounts_there_are_not(run: CommandLine, command: str) -> None:
 
 @pytest.mark.parametrize("arguments", [
     ("account", "add"), ("account", "show"), ("account", "passwd"), ("account", "remove"),
-    ("account", "quota"), ("alias", "add"), ("alias", "remove"), ("domain", "add"),
+    ("account", "quota"), ("account", "role"), ("account", "app-password", "add"),
+    ("account", "app-password", "list"), ("account", "app-password", "remove"),
+    ("alias", "add"), ("alias", "remove"), ("domain", "add"),
     ("domain", "remove"), ("domain", "catch-all")])
 @pytest.mark.parametrize("bad", [
     "a\nb@example.org", "a\rb@example.org", "a\0b@example.org", "a\x1b[31m@example.org", "a@b\nc",
@@ -514,8 +518,8 @@ def test_wide_characters_are_aligned(run: CommandLine) -> None:
     with run.directory() as directory:
         directory.add_account(at("漢字@example.org"))
     lines = run("account", "list").splitlines()
-    assert lines[1] == "Bob@example.org    -      -         password, APOP"
-    assert lines[3] == "漢字@example.org   -      -         no"
+    assert lines[1] == "Bob@example.org    both  -      -         password, APOP"
+    assert lines[3] == "漢字@example.org   both  -      -         no"
     assert "漢字" in run("account", "list", "--json")
 
 

@@ -329,7 +329,9 @@ def test_thousands_of_accounts_are_hashed_cheaply(tmp_path: Path) -> None:
         assert found is not None
         assert "m=64,t=1,p=1" in str(found.verifier)
         assert found.secret is None
-    assert CHEAP_PASSWORDS == ("passwords.memory_kib=64", "passwords.passes=1")
+        assert found.main and found.main.scram is None  # until it logs in
+    assert CHEAP_PASSWORDS == ("passwords.memory_kib=64", "passwords.passes=1",
+                               "passwords.scram_iterations=4096")
 
 
 # ---- other flags --------------------------------------------------------------------------------
@@ -349,6 +351,7 @@ def test_settings(tmp_path: Path) -> None:
         found = directory.credentials("alice@example.org")
         assert found is not None
         assert "m=128," in str(found.verifier)
+        assert found.main and str(found.main.scram).startswith("SCRAM-SHA-256$4096:")
 
 
 def test_a_wrong_setting() -> None:

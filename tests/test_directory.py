@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zope.interface.verify import verifyObject
 
-from mailsvc.directory import Alias, Credentials, Domain, SqliteDirectory
+from mailsvc.directory import Alias, Domain, SqliteDirectory
 from mailsvc.errors import TemporaryFailure
 from mailsvc.interfaces import IDirectory
+from mailsvc.logins import Credentials, StoredPassword
 from mailsvc.mail import Account, Address
 from mailsvc.names import DirectoryError, parse_address
 
@@ -44,9 +46,24 @@ def directory(tmp_path: Path) -> Iterator[SqliteDirectory]:
         yield directory
 
 
+#: When all passwords of these tests are made.
+NOW = 1_800_000_000
+
+
+@pytest.fixture(autouse=True)
+def now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: NOW)
+
+
 BOB = Account("Bob", "example.org", 10, 2)
 ALICE = Account("alice", "example.org")
 TEAM = Alias("team", "example.org", (at("bob@example.org"), at("alice@example.org")))
+
+
+def logins(account: Account, verifier: str | None = None,
+           secret: str | None = None) -> Credentials:
+    """What there is of an account with just a main password, made now."""
+    return Credentials(account, (StoredPassword("", verifier, None, secret, made=NOW),))
 
 
 def cost(call: Callable[[], object]) -> float:
@@ -72,7 +89,7 @@ def test_it_keeps_the_interface(directory: SqliteDirectory) -> None:
     ("bob", "ｅxample.org")])
 def test_case_does_not_matter(directory: SqliteDirectory, local_part: str, domain: str) -> None:
     assert directory.account(local_part, domain) == BOB
-    assert directory.credentials(f"{local_part}@{domain}") == Credentials(BOB, "$v", "s")
+    assert directory.credentials(f"{local_part}@{domain}") == logins(BOB, "$v", "s")
     assert directory.alias("TEAM", domain) == TEAM
     assert directory.domain(domain) == Domain("example.org")
 
@@ -103,7 +120,7 @@ def test_credentials_do_not_show(directory: SqliteDirectory) -> None:
     found = directory.credentials("bob@example.org")
     assert found and found.verifier == "$v" and found.secret == "s"
     assert "$v" not in repr(found) and "'s'" not in repr(found)
-    assert directory.credentials("alice@example.org") == Credentials(ALICE, None, None)
+    assert directory.credentials("alice@example.org") == Credentials(ALICE)
     assert directory.credentials("alice") is None
 
 
@@ -133,7 +150,7 @@ def test_a_look_up_is_quick(directory: SqliteDirectory) -> None:
     with directory.transaction():
         for number in range(5000):
             directory._change(
-                "INSERT INTO account (domain, key, local_part, quota_octets, quota_messages) "
+                "INSERT INTO mailbox (domain, key, local_part, quota_octets, quota_messages) "
                 "VALUES ('example.org', ?, ?, 0, 0)", f"user{number}", f"user{number}")
     # Some 8 µs on the machine this was written on; a table scan would take 300.
     for look_up in (lambda: directory.account("user4321", "example.org"),
@@ -201,7 +218,7 @@ def test_catch_all(directory: SqliteDirectory) -> None:
 def test_a_catch_all_elsewhere_keeps_a_domain(directory: SqliteDirectory) -> None:
     directory.add_account(at("zoe@example.net"))
     directory.set_catch_all("example.org", at("zoe@example.net"))
-    directory._change("DELETE FROM account WHERE domain = 'example.net'")
+    directory._change("DELETE FROM mailbox WHERE domain = 'example.net'")
     assert refused(directory.remove_domain, "example.net").startswith(
         "example.net still gets the mail of *@example.org; first")
     # Its own does not count.
@@ -252,17 +269,186 @@ def test_hostile_names_make_nothing_hostile(directory: SqliteDirectory, local_pa
 
 def test_passwords(directory: SqliteDirectory) -> None:
     directory.set_password(at("bob@example.org"), "$new")
-    assert directory.credentials("bob@example.org") == Credentials(BOB, "$new", None)
+    assert directory.credentials("bob@example.org") == logins(BOB, "$new")
     directory.set_password(at("bob@example.org"), None, "secret")
-    assert directory.credentials("bob@example.org") == Credentials(BOB, None, "secret")
+    assert directory.credentials("bob@example.org") == logins(BOB, None, "secret")
     assert "there is no account" in refused(directory.set_password, at("x@example.org"), "$new")
 
 
-def test_a_verifier_is_replaced_only_while_it_is_the_one(directory: SqliteDirectory) -> None:
-    directory.replace_verifier(BOB, "$v", "$w")
-    assert directory.credentials("bob@example.org") == Credentials(BOB, "$w", "s")
-    directory.replace_verifier(BOB, "$v", "$x")
-    assert directory.credentials("bob@example.org") == Credentials(BOB, "$w", "s")
+def test_a_password_can_be_taken_away(directory: SqliteDirectory) -> None:
+    directory.set_password(at("bob@example.org"), None)
+    assert directory.credentials("bob@example.org") == Credentials(BOB)
+
+
+def test_scram_keys_go_with_their_password(directory: SqliteDirectory) -> None:
+    carol = directory.add_account(at("carol@example.org"), verifier="$v", scram="keys")
+    found = directory.credentials("carol@example.org")
+    assert found and found.main and found.main.scram == "keys"
+    assert "keys" not in repr(found)
+    directory.set_password(at("carol@example.org"), "$w")
+    assert directory.credentials("carol@example.org") == logins(carol, "$w")
+
+
+def test_a_verifier_is_renewed_only_while_it_is_the_one(directory: SqliteDirectory) -> None:
+    found = directory.credentials("bob@example.org")
+    assert found and found.main
+    directory.renew_password(found.main, "$w", "keys")
+    expected = StoredPassword("", "$w", "keys", "s", made=NOW)
+    assert directory.credentials("bob@example.org") == Credentials(BOB, (expected,))
+    directory.renew_password(found.main, "$x", None)
+    assert directory.credentials("bob@example.org") == Credentials(BOB, (expected,))
+
+
+def test_what_comes_late_about_a_removed_password_is_not_noted_of_another(
+        directory: SqliteDirectory) -> None:
+    found = directory.credentials("bob@example.org")
+    assert found and found.main
+    directory.set_password(at("bob@example.org"), "$v")
+    directory.renew_password(found.main, "$late", "keys")
+    directory.record_uses([(found.main.id, NOW, "192.0.2.1")])
+    assert directory.credentials("bob@example.org") == logins(BOB, "$v")
+
+
+# ---- app passwords -------------------------------------------------------------------------------
+
+
+def app(label: str, **limits: Any) -> StoredPassword:
+    return StoredPassword(label, "$app", **limits)
+
+
+def test_app_passwords_come_and_go(directory: SqliteDirectory) -> None:
+    made = directory.passwords.add(BOB, app(
+        "Phone", protocols=frozenset({"submission", "pop3"}), expires=NOW + 60,
+        networks=("192.0.2.0/24", "2001:db8::1", "10.1.2.3/32")))
+    assert made == app("Phone", protocols=frozenset({"submission", "pop3"}), expires=NOW + 60,
+                       made=NOW, networks=("192.0.2.0/24", "2001:db8::1/128", "10.1.2.3/32"))
+    printer = directory.passwords.add(BOB, app("office printer"))
+    found = directory.credentials("bob@example.org")
+    assert found and found.main and found.main.verifier == "$v"
+    assert found.app_passwords == (made, printer)
+    assert refused(directory.passwords.add, BOB, app("PHONE")) == (
+        "Bob@example.org has an app password 'Phone' already; choose another label, or first "
+        "remove that with: mailsvc account app-password remove Bob@example.org LABEL")
+    assert directory.passwords.remove(BOB, "phone") == made
+    assert refused(directory.passwords.remove, BOB, "phone") == (
+        "Bob@example.org has no app password 'phone'; see: mailsvc account app-password list "
+        "Bob@example.org")
+    # Neither the main password nor another account's is removed so.
+    assert "has no app password ''" in refused(directory.passwords.remove, BOB, "")
+    assert "has no app password" in refused(directory.passwords.remove, ALICE, "office printer")
+    found = directory.credentials("bob@example.org")
+    assert found and found.app_passwords == (printer,) and found.verifier == "$v"
+    directory.set_password(at("bob@example.org"), "$new")
+    found = directory.credentials("bob@example.org")
+    assert found and found.app_passwords == (printer,) and found.verifier == "$new"
+
+
+def test_passwords_go_with_their_account(directory: SqliteDirectory) -> None:
+    directory.passwords.add(ALICE, app("phone"))
+    directory.add_alias(TEAM_ADDRESS, [at("bob@example.org")], replace=True)
+    directory.remove_account(at("alice@example.org"))
+    directory.add_account(at("alice@example.org"))
+    assert directory.credentials("alice@example.org") == Credentials(ALICE)
+
+
+@pytest.mark.parametrize(("label", "limits", "text"), [
+    ("", {}, "'' cannot name an app password; expected a word or two, such as 'phone' or"),
+    (" x", {}, "' x' cannot name"), ("a\nb", {}, r"'a\nb' cannot name"),
+    ("a\x1b[0m", {}, r"'a\x1b[0m' cannot name"), ("\udc80", {}, r"'\udc80' cannot name"),
+    ("x" * 65, {}, "the label is too long; expected at most 64 characters"),
+    ("x", {"protocols": frozenset({"imap"})}, "a password cannot be for 'imap'; expected pop3 or "
+                                              "submission"),
+    ("x", {"networks": ("192.0.2.1/24",)}, "192.0.2.1/24 is an address in a network; expected the "
+                                           "network, 192.0.2.0/24, or the address alone"),
+    ("x", {"networks": ("192.0.2",)}, "'192.0.2' is not a network; expected an address such as"),
+    ("x", {"networks": ("a b",)}, "'a b' is not a network"),
+    ("x", {"networks": ("",)}, "'' is not a network"),
+    ("x", {"expires": NOW}, "the password would have expired already; choose a day to come"),
+])
+def test_app_passwords_that_cannot_be(directory: SqliteDirectory, label: str,
+                                      limits: dict[str, Any], text: str) -> None:
+    assert refused(directory.passwords.add, BOB, app(label, **limits)).startswith(text)
+    found = directory.credentials("bob@example.org")
+    assert found and not found.app_passwords
+
+
+def test_an_account_has_so_many_app_passwords_and_no_more(directory: SqliteDirectory) -> None:
+    with directory.transaction():
+        for number in range(100):
+            directory.passwords.add(BOB, app(str(number)))
+    assert refused(directory.passwords.add, BOB, app("x")).startswith(
+        "Bob@example.org has 100 app passwords already; remove those that are not used any more")
+
+
+@pytest.mark.parametrize(("limits", "protocol", "client", "admitted"), [
+    ({}, "", "", True),
+    ({}, "pop3", "192.0.2.1", True),
+    ({"protocols": frozenset({"pop3"})}, "pop3", "", True),
+    ({"protocols": frozenset({"pop3"})}, "submission", "", False),
+    ({"protocols": frozenset({"pop3"})}, "", "", False),
+    ({"networks": ("192.0.2.0/24",)}, "pop3", "192.0.2.255", True),
+    ({"networks": ("192.0.2.0/24",)}, "pop3", "192.0.3.0", False),
+    ({"networks": ("192.0.2.0/24",)}, "pop3", "::ffff:192.0.2.7", True),
+    ({"networks": ("192.0.2.0/24",)}, "pop3", "2001:db8::1", False),
+    ({"networks": ("192.0.2.0/24", "2001:db8::/32")}, "pop3", "2001:db8:1::1", True),
+    ({"networks": ("fe80::/10",)}, "pop3", "fe80::1%eth0", True),
+    ({"networks": ("0.0.0.0/0",)}, "pop3", "", False),
+    ({"networks": ("0.0.0.0/0",)}, "pop3", "mx.example.org", False),
+    ({"expires": NOW}, "", "", True),
+    ({"expires": NOW - 1}, "", "", False),
+])
+def test_what_a_password_is_good_for(limits: dict[str, Any], protocol: str, client: str,
+                                     admitted: bool) -> None:
+    assert app("x", **limits).admits(protocol, client, NOW) is admitted
+
+
+def test_uses_are_recorded(directory: SqliteDirectory) -> None:
+    ids = [each.id for each in (directory.passwords.add(BOB, app("a")),
+                                directory.passwords.add(BOB, app("b")))]
+    directory.record_uses([(ids[0], NOW, "192.0.2.1"), (ids[1], NOW + 1, ""), (999, NOW, "")])
+    directory.record_uses([])
+    found = directory.credentials("bob@example.org")
+    assert found and [(each.used, each.used_from) for each in found.passwords] == [
+        (None, ""), (NOW, "192.0.2.1"), (NOW + 1, "")]
+
+
+# ---- roles and keys ------------------------------------------------------------------------------
+
+
+def test_roles(directory: SqliteDirectory) -> None:
+    bob = at("bob@example.org")
+    assert (BOB.receives, BOB.sends) == (True, True)
+    changed = directory.set_role(bob, "send")
+    assert changed == Account("Bob", "example.org", 10, 2, "send")
+    assert changed == directory.account("bob", "example.org")
+    assert (changed.receives, changed.sends) == (False, True)
+    assert directory.oldest_account("example.org") == ALICE
+    assert directory.set_quota(bob, octets=7).role == "send"
+    directory.set_role(bob, "receive")
+    assert directory.oldest_account("example.org") == Account("Bob", "example.org", 7, 2, "receive")
+    made = directory.add_account(at("printer@example.net"), role="send")
+    assert made == directory.account("printer", "example.net")
+    assert directory.oldest_account("example.net") is None
+    for change in (directory.set_role, lambda *_: directory.add_account(at("x@example.net"),
+                                                                       role="admin")):
+        assert refused(change, bob, "admin") == (
+            "there is no role 'admin'; expected both, receive, send")
+    assert "there is no account" in refused(directory.set_role, at("x@example.org"), "both")
+
+
+def test_who_leads_to_an_account(directory: SqliteDirectory) -> None:
+    directory.set_catch_all("example.net", at("bob@example.org"))
+    assert directory.users_of(BOB) == ["team@example.org", "*@example.net"]
+    assert directory.users_of(ALICE) == ["team@example.org"]
+
+
+def test_the_files_own_key(directory: SqliteDirectory, tmp_path: Path) -> None:
+    value = directory.keyed("salt", b"bob")
+    assert len(value) == 32
+    assert value == SqliteDirectory(tmp_path / "accounts.sqlite").keyed("salt", b"bob")
+    assert value != directory.keyed("salt", b"bo") != directory.keyed("salt\0b", b"o")
+    with SqliteDirectory(tmp_path / "other.sqlite") as other:
+        assert value != other.keyed("salt", b"bob")
 
 
 def test_quotas(directory: SqliteDirectory) -> None:

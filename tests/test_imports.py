@@ -16,9 +16,10 @@ ROOT = Path(__file__).parent.parent
 VALUES = ["errors", "mail", "settings", "wire"]
 LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
-PEOPLE = [*CONTRACTS, "names", "database", "directory"]
-PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "routing", "submission", "rates", "accounts",
-         "authentication", "certificates", "tls", "store", "sasl", "smtp", "pop3", "proxy"]
+PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
+PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "routing", "submission", "rates",
+         "passwords", "accounts", "authentication", "certificates", "tls", "store", "sasl", "smtp",
+         "pop3", "proxy"]
 SERVICE = [*PARTS, "toml", "config", "log", "systemd", "connections", "listeners"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
@@ -48,9 +49,6 @@ MAY_IMPORT = {
     "bans": ["state"],
     "ledger": ["errors", "names", "state", "bans"],
     "brakes": ["errors", "settings", "names", "bans", "ledger"],
-    "directory": [*CONTRACTS, "names", "database"],
-    "routing": PEOPLE,
-    "accounts": PEOPLE,
     "submission.limits": ["settings"],
     "submission.mailboxes": ["mail"],
     "submission.repair": [],
@@ -61,6 +59,12 @@ MAY_IMPORT = {
     "certificates": [],
     "handshake": [],
     "tls": ["settings", "certificates", "handshake"],
+    "schema": [],
+    "logins": ["mail", "names", "database"],
+    "directory": [*CONTRACTS, "names", "database", "schema", "logins"],
+    "routing": PEOPLE,
+    "passwords": [*CONTRACTS, "names", "credentials"],
+    "accounts": [*PEOPLE, "credentials", "passwords"],
     "systemd": ["settings"],
     "listeners": [],
     "log": ["settings"],
@@ -72,7 +76,7 @@ MAY_IMPORT = {
 
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
-           "directory", "routing", "sasl", "submission", "smtp", "pop3"]
+           "schema", "logins", "directory", "routing", "sasl", "submission", "smtp", "pop3"]
 ADAPTORS = ["smtp.server", "smtp.incoming", "submission.agent", "pop3.server", "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from mailsvc.accounts import PASSWORD_OCTETS, PasswordHasher, check_password
 from mailsvc.cli.arguments import MAILBOX, OCTETS, octets_text
 from mailsvc.cli.listing import json_option, print_json, print_rows
+from mailsvc.cli.passwords import app_password
 from mailsvc.cli.place import (
     Command,
     held,
@@ -19,8 +19,12 @@ from mailsvc.cli.place import (
     settings,
 )
 from mailsvc.directory import SqliteDirectory
-from mailsvc.mail import Account, Address
+from mailsvc.mail import ROLES, Account, Address
 from mailsvc.names import DirectoryError
+from mailsvc.passwords import PASSWORD_OCTETS, PasswordHasher, check_password, scram_salt
+
+#: What each of the roles means.
+ROLE_SENTENCES = {"both": "receives and sends", "receive": "receives only", "send": "sends only"}
 
 password_option = click.option(
     "--password-stdin", is_flag=True,
@@ -38,8 +42,8 @@ def quota_options(command: Command) -> Command:
     return command
 
 
-def _ask_password(password_stdin: bool) -> tuple[str, bytes]:
-    """A verifier of the password that was piped in or typed, and the password as prepared."""
+def _ask_password(password_stdin: bool) -> bytes:
+    """The password that was piped in or typed, as prepared."""
     if password_stdin:
         line = sys.stdin.buffer.read(PASSWORD_OCTETS * 4)
         # Not UTF-8 becomes lone surrogates, which check_password refuses.
@@ -49,18 +53,25 @@ def _ask_password(password_stdin: bool) -> tuple[str, bytes]:
     else:
         raise click.ClickException("no password, and no terminal to ask for one; "
                                    "pipe it in and add --password-stdin")
-    prepared = check_password(password)
-    return PasswordHasher(settings().passwords, None).hash(prepared), prepared
+    return check_password(password)
+
+
+def _hashed(directory: SqliteDirectory, name: str, password: bytes) -> tuple[str, str | None]:
+    """The verifier and the SCRAM keys of a prepared password for the account *name*."""
+    hasher = PasswordHasher(settings().passwords, None)
+    return hasher.hash(password), hasher.derive_scram(password, scram_salt(directory, name))
 
 
 def _described(directory: SqliteDirectory, account: Account) -> dict[str, Any]:
     credentials = directory.credentials(account.name)
     return {
         "name": account.name,
+        "role": account.role,
         "quota_octets": account.quota_octets,
         "quota_messages": account.quota_messages,
         "password": credentials is not None and credentials.verifier is not None,
         "apop": credentials is not None and credentials.secret is not None,
+        "app_passwords": len(credentials.app_passwords) if credentials else 0,
     }
 
 
@@ -80,15 +91,20 @@ def account() -> None:
     """
 
 
+account.add_command(app_password)
+
+
 @account.command()
 @click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
 @password_option
 @quota_options
 @click.option("--apop", is_flag=True,
               help="Keep the password readable too, in the accounts' file, as APOP needs it.")
+@click.option("--role", type=click.Choice(ROLES), default="both", show_default=True,
+              help="What the account is for, as `mailsvc account role` says.")
 @place_options
 def add(name: Address, password_stdin: bool, octets: int | None, messages: int | None,
-        apop: bool) -> None:
+        apop: bool, role: str) -> None:
     """Make an account.
 
     \b
@@ -97,12 +113,15 @@ def add(name: Address, password_stdin: bool, octets: int | None, messages: int |
       pass mail/bob | mailsvc account add bob@example.org --password-stdin
     """
     with open_directory() as directory:
-        directory.check_new_account(name)  # before anybody types a password
-        verifier, password = _ask_password(password_stdin)
-        made = directory.add_account(name, verifier=verifier,
+        name = directory.check_new_account(name)  # before anybody types a password
+        password = _ask_password(password_stdin)
+        verifier, scram = _hashed(directory, f"{name.local_part}@{name.domain}", password)
+        made = directory.add_account(name, verifier=verifier, scram=scram,
                                      secret=password.decode() if apop else None,
-                                     quota_octets=octets or 0, quota_messages=messages or 0)
-        click.echo(f"Made account {made.name}; its mail will be in {mail_of(made)}")
+                                     quota_octets=octets or 0, quota_messages=messages or 0,
+                                     role=role)
+        click.echo(f"Made account {made.name}; " + (
+            f"its mail will be in {mail_of(made)}" if made.receives else "it gets no mail"))
 
 
 @account.command(name="list")
@@ -111,8 +130,8 @@ def add(name: Address, password_stdin: bool, octets: int | None, messages: int |
 def list_(as_json: bool) -> None:
     """List the accounts.
 
-    The keys in JSON are name, quota_octets, quota_messages (0 for no limit), password and apop
-    (true or false).
+    The keys in JSON are name, role (both, receive or send), quota_octets, quota_messages (0 for no
+    limit), password and apop (true or false) and app_passwords (how many).
 
     \b
     Example:
@@ -123,8 +142,8 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json(accounts)
         return
-    print_rows(["name", "quota", "messages", "login"],
-               [[each["name"], _limit(octets_text(each["quota_octets"])),
+    print_rows(["name", "role", "quota", "messages", "login"],
+               [[each["name"], each["role"], _limit(octets_text(each["quota_octets"])),
                  _limit(str(each["quota_messages"])), _login(each)] for each in accounts])
 
 
@@ -138,9 +157,11 @@ def _of(held: int | None, quota: str) -> str:
 
 
 def _login(described: dict[str, Any]) -> str:
-    if not described["password"]:
-        return "no"
-    return "password, APOP" if described["apop"] else "password"
+    count = described["app_passwords"]
+    ways = [way for way, there in (
+        ("password", described["password"]), ("APOP", described["apop"]),
+        (f"{count} app password{'s' if count > 1 else ''}", count)) if there]
+    return ", ".join(ways) or "no"
 
 
 @account.command()
@@ -148,7 +169,7 @@ def _login(described: dict[str, Any]) -> str:
 @json_option
 @place_options
 def show(name: Address, as_json: bool) -> None:
-    """Show one account: what it holds, its quota, its logins, its maildir and its aliases.
+    """Show one account: what it is for and holds, its quota, logins, maildir and aliases.
 
     The keys in JSON are those of `account list`; held_octets and held_messages, null when they
     cannot be counted; mail and aliases.
@@ -172,6 +193,7 @@ def show(name: Address, as_json: bool) -> None:
         return
     for label, text in (
             ("Name", described["name"]),
+            ("Role", ROLE_SENTENCES[described["role"]]),
             ("Octets", _of(octets, octets_text(described["quota_octets"]))),
             ("Messages", _of(messages, str(described["quota_messages"]))),
             ("Login", _login(described)),
@@ -187,7 +209,9 @@ def show(name: Address, as_json: bool) -> None:
               help="Keep the password readable too, as APOP needs it [as before].")
 @place_options
 def passwd(name: Address, password_stdin: bool, apop: bool | None) -> None:
-    """Change an account's password.  The next login needs the new one.
+    """Change an account's main password.  The next login needs the new one.
+
+    Its app passwords stay: `mailsvc account app-password` changes those.
 
     \b
     Example:
@@ -195,11 +219,16 @@ def passwd(name: Address, password_stdin: bool, apop: bool | None) -> None:
     """
     with open_directory() as directory:
         found = _found(directory, name)
-        verifier, password = _ask_password(password_stdin)
+        password = _ask_password(password_stdin)
+        verifier, scram = _hashed(directory, found.name, password)
+        described = _described(directory, found)
         if apop is None:
-            apop = _described(directory, found)["apop"]
-        directory.set_password(name, verifier, password.decode() if apop else None)
+            apop = described["apop"]
+        directory.set_password(name, verifier, password.decode() if apop else None, scram=scram)
         click.echo(f"Changed the password of {found.name}")
+        if described["app_passwords"]:
+            click.echo("Note: its app passwords are as before; see: mailsvc account app-password "
+                       f"list {found.name}", err=True)
 
 
 @account.command()
@@ -220,6 +249,29 @@ def quota(name: Address, octets: int | None, messages: int | None) -> None:
         click.echo(f"Quota of {changed.name}: "
                    f"octets {_limit(octets_text(changed.quota_octets))}, "
                    f"messages {_limit(str(changed.quota_messages))}")
+
+
+@account.command()
+@click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
+@click.argument("role", type=click.Choice(ROLES))
+@place_options
+def role(name: Address, role: str) -> None:
+    """Say what an account is for.
+
+    both: to get mail and to send it; receive: it cannot submit; send: it cannot fetch, and mail
+    for it is refused with 550 5.2.1.  Mail that it has stays where it is.
+
+    \b
+    Example:
+      mailsvc account role printer@example.org send
+    """
+    with open_directory() as directory:
+        changed = directory.set_role(name, role)
+        click.echo(f"Role of {changed.name}: {ROLE_SENTENCES[role]}")
+        leading = [] if changed.receives else directory.users_of(changed)
+        if leading:
+            click.echo("Note: these lead to it, and mail for them goes without it now, or is "
+                       f"refused: {', '.join(leading)}", err=True)
 
 
 @account.command()

@@ -33,7 +33,6 @@ from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
 
 from mailsvc import log
-from mailsvc.accounts import PasswordHasher, check_password
 from mailsvc.certificates import CertificateProblem, certificate_at
 from mailsvc.cli import place
 from mailsvc.cli.arguments import DOMAIN
@@ -43,11 +42,13 @@ from mailsvc.errors import MailFailure
 from mailsvc.listeners import Listener
 from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, parse_address
+from mailsvc.passwords import PasswordHasher, check_password, scram_salt
 from mailsvc.service import build
 from mailsvc.toml import literal
 
-#: The least that Argon2id takes; --set passwords.memory_kib=… makes it real.
-CHEAP_PASSWORDS = ("passwords.memory_kib=64", "passwords.passes=1")
+#: The least that Argon2id and SCRAM take; --set passwords.memory_kib=… makes it real.
+CHEAP_PASSWORDS = ("passwords.memory_kib=64", "passwords.passes=1",
+                   "passwords.scram_iterations=4096")
 #: What would be in the way of a program under test: that its logins fail again and again, that it
 #: sends a lot, that it fetches without TLS.  Other loopback addresses are braked as anywhere.
 FOR_TESTS = (
@@ -323,10 +324,12 @@ def _make_accounts(
                 directory.add_domain(domain)
         for address, password in accounts:
             verifier = hasher.hash(check_password(password))
+            # For a few accounts SCRAM keys take no time; thousands get them as they log in.
+            scram = _scram(hasher, directory, address, password) if len(accounts) <= 100 else None
             if directory.account(address.local_part, address.domain):
-                directory.set_password(address, verifier)
+                directory.set_password(address, verifier, scram=scram)
             else:
-                directory.add_account(address, verifier=verifier)
+                directory.add_account(address, verifier=verifier, scram=scram)
         demo = None if accounts else _demonstration(directory, hasher, domains)
         for address, targets in aliases:
             try:
@@ -336,6 +339,12 @@ def _make_accounts(
                     f"--alias {address}: {error.problem}; its targets are to be made by --account, "
                     "or by an --alias that stands before it") from error
         return demo
+
+
+def _scram(hasher: PasswordHasher, directory: SqliteDirectory, address: Address,
+           password: str) -> str | None:
+    return hasher.derive_scram(check_password(password),
+                               scram_salt(directory, f"{address.local_part}@{address.domain}"))
 
 
 def _demonstration(
@@ -354,7 +363,7 @@ def _demonstration(
     if not domains and directory.domain(DEMO_DOMAIN) is None:
         directory.add_domain(DEMO_DOMAIN)
     directory.add_account(made.address, verifier=hasher.hash(check_password(made.password)),
-                          secret=made.password)
+                          scram=_scram(hasher, directory, *made), secret=made.password)
     return made
 
 

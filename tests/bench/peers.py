@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mailsvc.accounts import PasswordSettings
+from mailsvc.passwords import PasswordSettings
 from tests.bench import maildirs
 from tests.bench.maildirs import Owner
 from tests.bench.process import ServerProcess, free_port

@@ -1,0 +1,334 @@
+"""How passwords are hashed, checked and made.
+
+**Main passwords** are compared as RFC 8265's OpaqueString, in UTF-8: NFC, any space as U+0020,
+nothing folded or trimmed.  Octets that are not UTF-8 are compared as they are.  They are kept as
+Argon2id (RFC 9106) with the least cost that OWASP's Password Storage Cheat Sheet recommends.
+Verifiers made with other parameters, and bcrypt's (``$2b$``, with the package bcrypt), can be
+checked.
+
+**App passwords** are made here: 24 letters, more than 108 random bits.  No guessing gets at so
+many, so they need no slow hash: their verifier is an HMAC-SHA-256 under the directory's own key,
+worked out once for whatever was sent and compared with those of the account.  Where the password
+itself is sent, its hyphens may be left out, and its case does not matter.
+
+**SCRAM-SHA-256 keys** (RFC 5802, RFC 7677) are derived by PBKDF2 and written as PostgreSQL writes
+them.  The salt is the directory's HMAC of the account's name: all passwords of an account share it,
+so that SCRAM, which tells the salt before it knows the password, can be done with any of them; and
+names that do not exist have one as well.
+
+**Promises.**  Hashing runs in threads of its own, never in the reactor's; more logins than may wait
+get a temporary failure.  A login that succeeded is remembered for a minute, as an HMAC under a key
+of this process over account, verifier and password: so a change of the password counts at once, and
+nothing that is kept can be turned back into it.
+
+**Limits.**  What is remembered is of one process.  Whoever steals the accounts file will guess by
+the cheaper of Argon2id and PBKDF2.  bcrypt sees 72 octets of a password, and a wrong password for
+such a verifier takes as long as bcrypt takes.  SCRAM's clients prepare passwords by RFC 4013, which
+differs from OpaqueString for a few characters beyond ASCII.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import argon2
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+
+from mailsvc.credentials import ScramKeys
+from mailsvc.errors import TemporaryFailure
+from mailsvc.interfaces import IDirectory
+from mailsvc.names import DirectoryError, fold_domain, fold_local_part
+from mailsvc.settings import at_least, setting
+
+#: The most octets of a new password: a PASS command of 255 octets holds it (RFC 2449 §4).
+PASSWORD_OCTETS = 248
+
+#: What app passwords are made of: no letter that another looks like.  24 of them are 108 bits.
+_LETTERS = "abcdefghjkmnpqrstuvwxyz"
+_APP_PASSWORD = re.compile(f"[{_LETTERS}]{{24}}".encode())
+
+#: The base64 of 32 octets has 44 characters.
+_SCRAM = re.compile(r"SCRAM-SHA-256\$([1-9][0-9]{0,9}):([^:$]+)\$([^:$]{44}):([^:$]{44})", re.ASCII)
+
+#: Version, cost, salt and digest, as OpenBSD, PHP and others write them.
+_BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}")
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordSettings:
+    """``[passwords]``."""
+
+    memory_kib: int = setting(
+        19_456, "Memory that one Argon2id hash takes (OWASP: 19 MiB with 2 passes).", unit="KiB",
+        check=at_least(64))
+    passes: int = setting(
+        2, "Passes over that memory.", check=at_least(1))
+    lanes: int = setting(
+        1, "Lanes that the memory is divided into; 1 to 8.",
+        check=lambda value: None if 1 <= value <= 8 else "1 to 8")
+    scram_iterations: int = setting(
+        100_000, "Iterations of PBKDF2 that the keys for SCRAM-SHA-256 are derived with, by each "
+        "client at each login: at least 4096 (RFC 7677), or 0 to keep no such keys.",
+        check=lambda value: None if value == 0 or 4096 <= value < 1 << 31
+        else "0, or 4096 to 2147483647")
+    threads: int = setting(
+        2, "Threads that hash passwords.", check=at_least(1))
+    waiting: int = setting(
+        100, "Logins that may wait for a thread; more are asked to try again later.",
+        check=at_least(1))
+    cache_seconds: float = setting(
+        60, "How long a login that succeeded is not hashed again; 0 for never.", unit="seconds",
+        check=at_least(0))
+    cache_entries: int = setting(
+        10_000, "How many such logins are remembered.", check=at_least(0))
+
+
+def prepare_password(password: str | bytes) -> bytes:
+    """The form that a password is hashed and compared in."""
+    if isinstance(password, bytes):
+        try:
+            return prepare_password(password.decode())
+        except UnicodeDecodeError:
+            return password
+    # RFC 8265 §4.2.2: other spaces become U+0020, then NFC.
+    spaced = "".join(" " if unicodedata.category(character) == "Zs" else character
+                     for character in password)
+    return unicodedata.normalize("NFC", spaced).encode("utf-8", "surrogatepass")
+
+
+def check_password(password: str) -> bytes:
+    """*password*, newly chosen, as it is hashed; :class:`DirectoryError` if it cannot be used."""
+    # The message does not quote it.
+    if not password:
+        raise DirectoryError("the password is empty", "expected at least one character")
+    if any(unicodedata.category(character) in {"Cc", "Cs", "Cn"} for character in password):
+        raise DirectoryError("the password holds control characters or is not UTF-8",
+                             "expected one line of text")  # RFC 8265 §4.2.1
+    prepared = prepare_password(password)
+    if len(prepared) > PASSWORD_OCTETS:
+        raise DirectoryError("the password is too long",
+                             f"expected at most {PASSWORD_OCTETS} octets of UTF-8")
+    return prepared
+
+
+def new_app_password() -> str:
+    """A password for a program: ``abcd-efgh-jkmn-pqrs-tuvw-xyza``."""
+    return _grouped("".join(secrets.choice(_LETTERS) for _ in range(24)))
+
+
+def _grouped(letters: str) -> str:
+    return "-".join(letters[start:start + 4] for start in range(0, 24, 4))
+
+
+def as_app_password(password: bytes) -> bytes:
+    """What *password* is if it is an app password, however typed, as it was made; else b""."""
+    letters = password.replace(b"-", b"").replace(b" ", b"").lower()
+    return _grouped(letters.decode()).encode() if _APP_PASSWORD.fullmatch(letters) else b""
+
+
+def app_verifier(directory: IDirectory, password: bytes) -> str:
+    """The verifier of an app password as it was made; the same work for whatever else."""
+    return "$hmac-sha256$" + directory.keyed("app password", password).hex()
+
+
+def scram_salt(directory: IDirectory, name: str) -> bytes:
+    """The salt of all SCRAM keys of the account *name*, be there one or not."""
+    local_part, _, domain = name.rpartition("@")
+    folded = f"{fold_local_part(local_part)}@{fold_domain(domain)}"
+    return directory.keyed("SCRAM salt", folded.encode("utf-8", "surrogatepass"))[:16]
+
+
+def derive_scram(password: bytes, salt: bytes, iterations: int) -> str:
+    """The SCRAM-SHA-256 keys of a password; takes its time in the calling thread."""
+    salted = hashlib.pbkdf2_hmac("sha256", password, salt, iterations)
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    parts = salt, hashlib.sha256(client_key).digest(), hmac.digest(salted, b"Server Key", "sha256")
+    salt_text, stored, server = (base64.b64encode(part).decode() for part in parts)
+    return f"SCRAM-SHA-256${iterations}:{salt_text}${stored}:{server}"
+
+
+def read_scram(text: str | None) -> ScramKeys | None:
+    """The keys that :func:`derive_scram` or PostgreSQL wrote, or None if it is anything else."""
+    match = _SCRAM.fullmatch(text or "")
+    if match is None:
+        return None
+    try:
+        salt, stored_key, server_key = (base64.b64decode(part, validate=True)
+                                        for part in match.groups()[1:])
+    except ValueError:
+        return None
+    return ScramKeys(int(match[1]), salt, stored_key, server_key)
+
+
+class PasswordHasher(Service):
+    """Hashes and verifies passwords in a bounded pool of threads, while the service runs.
+
+    :param reactor: for its threads and its clock.
+    """
+
+    log = Logger()
+
+    def __init__(self, settings: PasswordSettings, reactor: Any) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._argon2 = argon2.PasswordHasher(
+            time_cost=settings.passes, memory_cost=settings.memory_kib,
+            parallelism=settings.lanes, type=argon2.Type.ID)
+        # The verifier of no password: checking it costs what checking any other does.
+        salt, digest = (base64.b64encode(secrets.token_bytes(octets)).rstrip(b"=").decode()
+                        for octets in (self._argon2.salt_len, self._argon2.hash_len))
+        self._nobody = (f"$argon2id$v=19$m={settings.memory_kib},t={settings.passes},"
+                        f"p={settings.lanes}${salt}${digest}")
+        self._pool: ThreadPool | None = None
+        self._jobs = 0
+        self._key = secrets.token_bytes(32)
+        #: Marks of logins that succeeded, and until when they count; the oldest first.
+        self._successes: OrderedDict[bytes, float] = OrderedDict()
+        #: What :meth:`after` waits with.
+        self._later: dict[Callable[[], None], IDelayedCall] = {}
+
+    def startService(self) -> None:
+        super().startService()
+        self._pool = ThreadPool(0, self._settings.threads, "passwords")
+        self._pool.start()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return succeed(None)
+        for job, call in self._later.items():
+            call.cancel()
+            pool.callInThread(self._attempt, job)
+        self._later.clear()
+        # Joining the threads waits for the hashes under way.
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), pool.stop)
+
+    def hash(self, password: bytes) -> str:
+        """A new verifier of a prepared password.  Takes its time in the calling thread."""
+        return self._argon2.hash(password)
+
+    def derive_scram(self, password: bytes, salt: bytes) -> str | None:
+        """SCRAM keys of a prepared password, or None when none are to be kept.  Takes its time."""
+        iterations = self._settings.scram_iterations
+        return derive_scram(password, salt, iterations) if iterations else None
+
+    def is_outdated(self, verifier: str) -> bool:
+        """Whether *verifier* was made with other parameters than those set."""
+        try:
+            return self._argon2.check_needs_rehash(verifier)
+        except InvalidHashError:
+            return True
+
+    def is_scram_outdated(self, scram: str | None, salt: bytes) -> bool:
+        """Whether :meth:`derive_scram` would make other keys out of the same password."""
+        if not self._settings.scram_iterations:
+            return scram is not None
+        keys = read_scram(scram)
+        return keys is None or (keys.iterations, keys.salt) != (self._settings.scram_iterations,
+                                                                salt)
+
+    def verify(self, name: str, verifier: str | None, password: bytes) -> Deferred[bool]:
+        """Whether *password*, prepared, is that of *verifier*; always false when that is None.
+
+        Fails with :class:`TemporaryFailure` when too many wait.  *name* is the account's.
+        """
+        mark = self._mark(name, verifier, password)
+        if self._successes.get(mark, 0) > self._reactor.seconds():
+            return succeed(True)
+
+        def remember(right: bool) -> bool:
+            if right:
+                self._remember(mark)
+            return right
+
+        return self._in_thread(self._verify, verifier, password).addCallback(remember)
+
+    def soon(self, job: Callable[[], None]) -> Deferred[None]:
+        """Run *job* in a thread, unless logins need them all now; then it is not done.
+
+        :returns: fires when that is over; never fails, for a job that fails is logged.
+        """
+        if self._jobs >= self._settings.threads:
+            return succeed(None)
+        return self._in_thread(self._attempt, job).addErrback(lambda _: None)
+
+    def after(self, seconds: float, job: Callable[[], None]) -> None:
+        """Run *job* in a thread in so many seconds, or when the service stops if that is sooner."""
+        def begin() -> None:
+            del self._later[job]
+            if self._pool is not None:
+                self._pool.callInThread(self._attempt, job)
+
+        if self._pool is not None and job not in self._later:
+            self._later[job] = self._reactor.callLater(seconds, begin)
+
+    def _attempt(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception:
+            self.log.failure("Nothing could be changed in the directory of accounts; it will be "
+                             "tried again at later logins")
+
+    def _in_thread(self, job: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        if self._pool is None or self._jobs >= self._settings.threads + self._settings.waiting:
+            return fail(TemporaryFailure("Too many logins at once; try again later"))
+        self._jobs += 1
+
+        def done(result: Any) -> Any:
+            self._jobs -= 1
+            return result
+
+        return deferToThreadPool(self._reactor, self._pool, job, *arguments).addBoth(done)
+
+    def _verify(self, verifier: str | None, password: bytes) -> bool:
+        try:
+            if verifier and _BCRYPT.fullmatch(verifier):
+                return _is_bcrypt(verifier, password)
+            self._argon2.verify(verifier or self._nobody, password)
+        except VerifyMismatchError:
+            return False
+        except ImportError:
+            self.log.error("An account's verifier is bcrypt's, which takes the package bcrypt to "
+                           "check: pip install mailsvc[bcrypt]")
+            return self._verify(None, password)
+        except (InvalidHashError, VerificationError) as error:
+            self.log.error("An account's verifier cannot be read: {error}", error=error)
+            return self._verify(None, password)
+        return True
+
+    def _mark(self, name: str, verifier: str | None, password: bytes) -> bytes:
+        mark = hmac.new(self._key, digestmod=hashlib.sha256)
+        for part in (name.encode("utf-8", "surrogatepass"), (verifier or "").encode(), password):
+            mark.update(len(part).to_bytes(8, "big") + part)
+        return mark.digest()
+
+    def _remember(self, mark: bytes) -> None:
+        now = self._reactor.seconds()
+        self._successes.pop(mark, None)
+        self._successes[mark] = now + self._settings.cache_seconds
+        while self._successes and (len(self._successes) > self._settings.cache_entries
+                                   or next(iter(self._successes.values())) <= now):
+            self._successes.popitem(last=False)
+
+
+def _is_bcrypt(verifier: str, password: bytes) -> bool:
+    import bcrypt  # noqa: PLC0415 - an extra, for accounts that came from elsewhere
+
+    # Octets beyond these never counted; the package refuses them.
+    return bcrypt.checkpw(password[:72], verifier.encode())
