@@ -198,26 +198,6 @@ class IKeyring(Interface):
         """
 
 
-class ISubmitter(Interface):
-    """Somebody who may submit mail: the avatar of a submission login."""
-
-    account = Attribute("The :class:`mailsvc.mail.Account` that logged in.")
-
-
-class IKeyring(Interface):
-    """Where SCRAM mechanisms get the keys that a client's proof is checked against."""
-
-    def scram_keys(name, attempt):
-        """The :class:`mailsvc.credentials.ScramKeys` of whoever *name* (bytes, UTF-8) is.
-
-        Synchronous and quick.  Where there is no such account, or it has no keys, or none that are
-        good for *attempt*, they are keys that no password has, and that are the same each time: a
-        client cannot tell.
-
-        :raises mailsvc.errors.TemporaryFailure: when the directory cannot be read.
-        """
-
-
 class IRouter(Interface):
     """Where a forward-path leads."""
 

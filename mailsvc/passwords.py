@@ -53,6 +53,7 @@ from mailsvc.credentials import ScramKeys
 from mailsvc.errors import TemporaryFailure
 from mailsvc.interfaces import IDirectory
 from mailsvc.names import DirectoryError, fold_domain, fold_local_part
+from mailsvc.sasl.scram import decode_keys, encode_keys, scram_keys
 from mailsvc.settings import at_least, setting
 
 #: The most octets of a new password: a PASS command of 255 octets holds it (RFC 2449 §4).
@@ -62,8 +63,6 @@ PASSWORD_OCTETS = 248
 _LETTERS = "abcdefghjkmnpqrstuvwxyz"
 _APP_PASSWORD = re.compile(f"[{_LETTERS}]{{24}}".encode())
 
-#: The base64 of 32 octets has 44 characters.
-_SCRAM = re.compile(r"SCRAM-SHA-256\$([1-9][0-9]{0,9}):([^:$]+)\$([^:$]{44}):([^:$]{44})", re.ASCII)
 
 #: Version, cost, salt and digest, as OpenBSD, PHP and others write them.
 _BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}")
@@ -81,8 +80,11 @@ class PasswordSettings:
     lanes: int = setting(
         1, "Lanes that the memory is divided into; 1 to 8.",
         check=lambda value: None if 1 <= value <= 8 else "1 to 8")
+    # Whoever steals the accounts tries passwords against their cheapest verifier, which are these
+    # keys and not Argon2id; so as many as can be.  But the client works them out at each login, a
+    # phone in some tenth of a second, and Cyrus SASL's refuses more than 65,536.
     scram_iterations: int = setting(
-        100_000, "Iterations of PBKDF2 that the keys for SCRAM-SHA-256 are derived with, by each "
+        65_536, "Iterations of PBKDF2 that the keys for SCRAM-SHA-256 are derived with, by each "
         "client at each login: at least 4096 (RFC 7677), or 0 to keep no such keys.",
         check=lambda value: None if value == 0 or 4096 <= value < 1 << 31
         else "0, or 4096 to 2147483647")
@@ -155,24 +157,15 @@ def scram_salt(directory: IDirectory, name: str) -> bytes:
 
 def derive_scram(password: bytes, salt: bytes, iterations: int) -> str:
     """The SCRAM-SHA-256 keys of a password; takes its time in the calling thread."""
-    salted = hashlib.pbkdf2_hmac("sha256", password, salt, iterations)
-    client_key = hmac.digest(salted, b"Client Key", "sha256")
-    parts = salt, hashlib.sha256(client_key).digest(), hmac.digest(salted, b"Server Key", "sha256")
-    salt_text, stored, server = (base64.b64encode(part).decode() for part in parts)
-    return f"SCRAM-SHA-256${iterations}:{salt_text}${stored}:{server}"
+    return encode_keys(scram_keys(password, iterations, salt))
 
 
 def read_scram(text: str | None) -> ScramKeys | None:
     """The keys that :func:`derive_scram` or PostgreSQL wrote, or None if it is anything else."""
-    match = _SCRAM.fullmatch(text or "")
-    if match is None:
-        return None
     try:
-        salt, stored_key, server_key = (base64.b64decode(part, validate=True)
-                                        for part in match.groups()[1:])
+        return decode_keys(text or "")
     except ValueError:
         return None
-    return ScramKeys(int(match[1]), salt, stored_key, server_key)
 
 
 class PasswordHasher(Service):

@@ -33,7 +33,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.components import Componentized
 
-from mailsvc.accounts import DirectoryChecker, MailRealm, PasswordHasher
+from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm
 from mailsvc.authentication import Authenticator
 from mailsvc.brakes import Brakes
 from mailsvc.config import Settings
@@ -41,6 +41,7 @@ from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
 from mailsvc.listeners import KINDS, CannotStart, Listener
 from mailsvc.names import DirectoryError
+from mailsvc.passwords import PasswordHasher
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.proxy import ProxiedFactory
 from mailsvc.rates import Rates
@@ -182,8 +183,11 @@ class MailService(MultiService):
         brakes.start()
         rates = Rates(state, settings.submission, reactor)
         rates.setServiceParent(self)
+        # Keys of passwords that are kept elsewhere are not here.
+        keyring = None if self._checkers else Keyring(
+            directory, settings.passwords.scram_iterations, domain)
         authenticator = Authenticator(
-            portal, directory, settings.auth, hostname=hostname, brakes=brakes,
+            portal, directory, settings.auth, hostname=hostname, keyring=keyring, brakes=brakes,
             default_domain=domain)
         smtp, pop3 = (
             Connections(section.connections, section.connections_per_address,

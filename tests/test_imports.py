@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "logins": ["mail", "names", "database"],
     "directory": [*CONTRACTS, "names", "database", "schema", "logins"],
     "routing": PEOPLE,
-    "passwords": [*CONTRACTS, "names", "credentials"],
+    "passwords": [*CONTRACTS, *LOGINS, "names"],
     "accounts": [*PEOPLE, "credentials", "passwords"],
     "systemd": ["settings"],
     "listeners": [],

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mailsvc.credentials import Attempt
-from mailsvc.settings import at_least, setting
+from mailsvc.settings import setting
 
 
 def _known(values: list[str]) -> str | None:
@@ -39,15 +39,6 @@ class AuthSettings:
         "SASL mechanisms to offer, in this order, where they can work: EXTERNAL needs a client "
         "certificate, OAUTHBEARER and XOAUTH2 a token checker, CRAM-MD5 recoverable secrets.",
         check=_known,
-    )
-    # A thief of the accounts tries passwords against their cheapest verifier, which are these keys
-    # and not Argon2id; so as many as can be.  But the client works them out at each login, a phone
-    # in some tenth of a second, and Cyrus SASL's refuses more than 65,536.
-    scram_iterations: int = setting(
-        65_536,
-        "Iterations of PBKDF2 in new SCRAM keys (RFC 7677: 4096 or more; some clients refuse more "
-        "than 65536).",
-        check=at_least(4_096),
     )
     openid_configuration: str = setting(
         "",

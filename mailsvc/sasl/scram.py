@@ -15,7 +15,9 @@ PostgreSQL takes it.
 whichever of them the context holds.  A client that could have used -PLUS and says that it was not
 offered one when it was ("y") is refused: somebody cut it out of the list (RFC 5802 §6).
 
-**Leniency**: none.  **Limits**: one set of keys per name.  Errors end the exchange by the
+**Several passwords** of one name are tried in turn, where their keys share salt and iterations.
+
+**Leniency**: none.  Errors end the exchange by the
 protocol's reply, without the optional server-final-message ``e=`` (RFC 5802 §5.1).
 
 Written here because scramp 1.5 asks for keys by a callback that cannot wait, knows one type of
@@ -179,16 +181,22 @@ def converse(context: Context, first: bytes | None, name: str, *, plus: bool) ->
 
     # RFC 5802 §3: whoever knows the key that the stored one is the hash of knew the password.
     auth_message = b",".join((opened["bare"], server_first, final["bare"]))
-    signature = _hmac(keys.stored_key, auth_message)
-    client_key = bytes(a ^ b for a, b in zip(proof, signature, strict=True))
-    if not hmac.compare_digest(hashlib.sha256(client_key).digest(), keys.stored_key):
+    proven = [each for each in (keys, *keys.others) if _proves(proof, each, auth_message)]
+    if not proven:
         raise Refused(Kind.WRONG, "wrong proof", username)
 
     # Neither protocol has room for data in its positive reply, hence one more empty response.
-    verifier = base64.b64encode(_hmac(keys.server_key, auth_message))
+    verifier = base64.b64encode(_hmac(proven[0].server_key, auth_message))
     if (yield Challenge(b"v=" + verifier)):
         raise Refused(Kind.MALFORMED, "a response to the server-final-message")
     yield from log_in(ProvenName(username, context.attempt(name)), authorize_as)
+
+
+def _proves(proof: bytes, keys: ScramKeys, auth_message: bytes) -> bool:
+    """Whether *proof* is of the password that *keys* were made of."""
+    signature = _hmac(keys.stored_key, auth_message)
+    client_key = bytes(a ^ b for a, b in zip(proof, signature, strict=True))
+    return hmac.compare_digest(hashlib.sha256(client_key).digest(), keys.stored_key)
 
 
 def _channel(context: Context, opened: re.Match[bytes], name: str, plus: bool) -> bytes:
