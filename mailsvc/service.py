@@ -196,10 +196,12 @@ class MailService(MultiService):
             for section in (settings.smtp, settings.pop3))
         self._connections = [smtp, pop3]
         factories: dict[str, Any] = {"pop3": POP3Factory(
-            authenticator, settings.pop3, hostname, reactor, self._tls, pop3)}
+            authenticator, settings.pop3, hostname, reactor,
+            self._tls if settings.pop3.stls else None, pop3)}
         for mode in TRANSPORT, LMTP:
             factories[mode.name] = SMTPFactory(
-                store, router, settings.smtp, hostname, reactor, self._tls, mode, smtp)
+                store, router, settings.smtp, hostname, reactor,
+                self._tls if settings.smtp.starttls else None, mode, smtp)
         factories[SUBMISSION.name] = SMTPFactory(
             store, router, settings.smtp, hostname, reactor, self._tls, SUBMISSION, smtp,
             authenticator, SubmissionAgent(settings.submission, router, rates, hostname))

@@ -30,6 +30,7 @@ class Service:
     :param descriptors: the limit on open files it starts with; the machine's hard limit without.
     :ivar smtp: where the SMTP listener is bound, ``(host, port)``.
     :ivar pop3: where the POP3 listener is.
+    :ivar listeners: where each listener is, by its name.
     """
 
     def __init__(self, directory: Path, accounts: tuple[str, ...] = (),
@@ -56,7 +57,7 @@ class Service:
         except BaseException:
             self.kill()
             raise
-        listeners = {name.lower(): (host, int(port))
+        self.listeners = listeners = {name.lower(): (host, int(port))
                      for name, host, port in _LISTENER.findall(self.greeting)}
         self.smtp = listeners["smtp"]
         self.pop3 = listeners["pop3"]

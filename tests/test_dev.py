@@ -477,8 +477,13 @@ def test_nothing_older_than_tls_1_2(tmp_path: Path, identity: dict[str, Path]) -
 
 
 def test_without_a_certificate_there_is_a_self_signed_one(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
+    with Service(tmp_path / "data", options=("--submission", "0")) as service:
         with smtplib.SMTP(*service.smtp) as client:
+            client.ehlo()
+            # Programs that use what is offered would refuse it.
+            assert not client.has_extn("starttls")
+        assert "STLS" not in poplib.POP3(*service.pop3).capa()
+        with smtplib.SMTP(*service.listeners["submission"]) as client:
             client.ehlo()
             trusting = ssl.create_default_context(cafile=tmp_path / "data/tls/self-signed.pem")
             client._host = "mx.example.org"  # type: ignore[attr-defined]

@@ -10,10 +10,12 @@ import shutil
 import signal
 import smtplib
 import socket
+import ssl
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from mailsvc.directory import SqliteDirectory
 from mailsvc.names import parse_address
 from mailsvc.systemd import NotifyService
 from tests.conftest import absent
+from tests.service import PATIENCE
 from tests.twistd import IPV6, TWISTD, Twistd
 
 ETC = Path(__file__).parent.parent / "etc"
@@ -151,7 +154,7 @@ def test_the_stop_time_exceeds_the_grace_time() -> None:
 def test_each_socket_has_its_endpoint() -> None:
     (start,) = directive("mailsvc.service", "ExecStart")
     listeners = re.findall(r"--(\w+) systemd:domain=INET6:index=(\d+)", start)
-    ports = {"smtp": "25", "pop3": "110"}
+    ports = {"smtp": "25", "pop3": "110", "submissions": "465", "submission": "587", "pop3s": "995"}
     assert [ports[name] for name, _ in listeners] == directive("mailsvc.socket", "ListenStream")
     assert [index for _, index in listeners] == [str(n) for n in range(len(listeners))]
 
@@ -184,13 +187,13 @@ passes = 1
 
 
 @pytest.fixture(params=["INET6", "INET"] if IPV6 else ["INET"])
-def sockets(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two listening sockets, of either family: systemd makes INET ones where there is no IPv6."""
+def sockets(request: pytest.FixtureRequest) -> Iterator[list[socket.socket]]:
+    """The unit's listening sockets, of either family: systemd makes INET ones without IPv6."""
     family, host = ((socket.AF_INET6, "::1") if request.param == "INET6"
                     else (socket.AF_INET, "127.0.0.1"))
-    with socket.create_server((host, 0), family=family) as smtp, \
-            socket.create_server((host, 0), family=family) as pop3:
-        yield smtp, pop3
+    with ExitStack() as stack:
+        yield [stack.enter_context(socket.create_server((host, 0), family=family))
+               for _ in directive("mailsvc.socket", "ListenStream")]
 
 
 def exec_start(configuration: Path) -> list[str]:
@@ -201,11 +204,19 @@ def exec_start(configuration: Path) -> list[str]:
     return [word.replace("/etc/mailsvc.toml", str(configuration)) for word in command]
 
 
-def exchange(smtp: socket.socket, pop3: socket.socket) -> None:
-    """Send a message to one socket, and fetch it from the other."""
-    with smtplib.SMTP(*smtp.getsockname()[:2]) as sender:
+def exchange(smtp: socket.socket, pop3: socket.socket, *others: socket.socket) -> None:
+    """Send a message to one socket, and fetch it from another; the others answer too."""
+    submissions, submission, pop3s = (each.getsockname()[:2] for each in others)
+    with smtplib.SMTP(*smtp.getsockname()[:2], timeout=PATIENCE) as sender:
         sender.sendmail("bob@example.net", [ACCOUNT], "Subject: hello\r\n\r\nHello.\r\n")
-    session = poplib.POP3(*pop3.getsockname()[:2])
+    unverified = ssl._create_unverified_context()
+    with smtplib.SMTP_SSL(*submissions, context=unverified, timeout=PATIENCE) as login:
+        login.login(ACCOUNT, "secret")
+    with smtplib.SMTP(*submission, timeout=PATIENCE) as login:
+        login.starttls(context=unverified)
+        login.login(ACCOUNT, "secret")
+    poplib.POP3_SSL(*pop3s, context=unverified, timeout=PATIENCE).quit()
+    session = poplib.POP3(*pop3.getsockname()[:2], timeout=PATIENCE)
     session.user(ACCOUNT)
     session.pass_("secret")
     assert session.retr(1)[1][-1] == b"Hello."
@@ -213,7 +224,7 @@ def exchange(smtp: socket.socket, pop3: socket.socket) -> None:
 
 
 def test_the_unit_serves_on_inherited_sockets(
-    configuration: Path, sockets: tuple[socket.socket, socket.socket], tmp_path: Path
+    configuration: Path, sockets: list[socket.socket], tmp_path: Path
 ) -> None:
     with Twistd(exec_start(configuration), sockets=sockets, directory=tmp_path) as process:
         # A connection made before the service runs waits for it.
@@ -226,7 +237,7 @@ def test_the_unit_serves_on_inherited_sockets(
 
 
 def test_the_unit_is_restarted_on_the_same_sockets(
-    configuration: Path, sockets: tuple[socket.socket, socket.socket]
+    configuration: Path, sockets: list[socket.socket]
 ) -> None:
     for _ in range(2):
         with Twistd(exec_start(configuration), sockets=sockets) as process:
@@ -236,7 +247,7 @@ def test_the_unit_is_restarted_on_the_same_sockets(
 
 
 def test_the_manager_is_told(
-    configuration: Path, sockets: tuple[socket.socket, socket.socket],
+    configuration: Path, sockets: list[socket.socket],
     manager: tuple[socket.socket, str],
 ) -> None:
     receiver, name = manager

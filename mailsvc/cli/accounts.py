@@ -18,6 +18,7 @@ from mailsvc.cli.place import (
     place_options,
     settings,
 )
+from mailsvc.cli.sent import sent
 from mailsvc.directory import SqliteDirectory
 from mailsvc.mail import ROLES, Account, Address
 from mailsvc.names import DirectoryError
@@ -92,6 +93,7 @@ def account() -> None:
 
 
 account.add_command(app_password)
+account.add_command(sent)
 
 
 @account.command()

@@ -190,7 +190,8 @@ PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
               help="Lead mail for one address to others, which exist or stand before it.")
 @_places
 @click.option("--tls-cert", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Certificate and its chain, PEM.  Without it, a self-signed one.")
+              help="Certificate and its chain, PEM: offers STARTTLS and STLS everywhere.  Without "
+              "it there is a self-signed one, for the ports of submission and for POP3S.")
 @click.option("--tls-key", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="The certificate's private key, PEM.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, metavar="N",
@@ -299,6 +300,8 @@ def _settings(overrides: Iterable[str]) -> Settings:
 def _certificates(certificate: Path | None, key: Path | None) -> Iterator[str]:
     """The setting for --tls-cert and --tls-key."""
     if certificate is None and key is None:
+        # Programs that use TLS whenever it is offered would refuse the self-signed one.
+        yield from ("smtp.starttls=false", "pop3.stls=false")
         return
     if certificate is None or key is None:
         raise click.UsageError("--tls-cert and --tls-key go together: give both or neither")

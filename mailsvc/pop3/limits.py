@@ -46,6 +46,7 @@ class POP3Settings:
         "Networks that the two limits above do not bind.",
         check=networks,
     )
+    stls: bool = setting(True, "Whether STLS is offered.")
     allow_cleartext_auth: str = setting(
         "loopback",
         "Whether users may log in without TLS: no, from loopback alone, or yes.",

@@ -39,6 +39,11 @@ class SMTPSettings:
     login_failures: int = setting(
         3, "Failed logins that end a connection.", check=at_least(1)
     )
+    starttls: bool = setting(
+        True,
+        "Whether STARTTLS is offered where nobody logs in; programs that verify certificates "
+        "stumble over a self-signed one there.",
+    )
     allow_cleartext_auth: str = setting(
         "no",
         "Whether users may log in to submission without TLS: no, from loopback alone, or yes.",
