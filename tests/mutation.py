@@ -1,6 +1,6 @@
 """Are the tests able to fail?  Changes one thing at a time in a module and runs its tests.
 
-    python -m tests.mutation [--jobs N] [--minutes N] MODULE... -- TESTS...
+    python -m tests.mutation [--jobs N] [--minutes N] [--from LINE] MODULE... -- TESTS...
 
 as in ``python -m tests.mutation mailsvc/wire.py -- tests/test_wire.py``.  A change is a comparison,
 condition, constant, operator or returned value turned into another, or a statement left out.  Each
@@ -104,8 +104,8 @@ def edits(node: ast.AST) -> Iterator[tuple[Any, Any, Any]]:
                     yield block, n, ast.copy_location(ast.Pass(), statement)
 
 
-def mutants(path: Path) -> Iterator[Mutant]:
-    """Every change of the module at *path*."""
+def mutants(path: Path, first: int = 0) -> Iterator[Mutant]:
+    """Every change of the module at *path* from line *first* on."""
     tree = ast.parse((ROOT / path).read_text())
     plain = ast.unparse(tree).splitlines()
     for node in list(children(tree)):
@@ -113,6 +113,8 @@ def mutants(path: Path) -> Iterator[Mutant]:
             in_list = isinstance(owner, list)
             old = owner[key] if in_list else getattr(owner, key)
             line = getattr(old, "lineno", getattr(node, "lineno", 0))
+            if line < first:
+                continue
             owner.__setitem__(key, new) if in_list else setattr(owner, key, new)
             source = ast.unparse(tree)
             owner.__setitem__(key, old) if in_list else setattr(owner, key, old)
@@ -157,10 +159,12 @@ def checkout(copy: Path) -> Path:
     return copy
 
 
-def survives(mutant: Mutant, copies: Path, tests: list[str], seconds: float, until: float) -> bool:
-    """Whether *tests* pass with the change; False unheard when the time is *until*."""
+def survives(
+    mutant: Mutant, copies: Path, tests: list[str], seconds: float, until: float
+) -> bool | None:
+    """Whether *tests* pass with the change; None, untried, when the time is *until*."""
     if time.monotonic() > until:
-        return False
+        return None
     copy = checkout(copies / str(os.getpid()))
     module = copy / mutant.path
     plain = module.read_text()
@@ -176,12 +180,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--minutes", type=float, default=60, help="begin no run after so long")
+    parser.add_argument("--from", dest="first", type=int, default=0, metavar="LINE",
+                        help="change nothing before it")
     parser.add_argument("modules", nargs="+", type=Path, metavar="MODULE")
     ours, _, theirs = " ".join(sys.argv[1:]).partition(" -- ")
     options, tests = parser.parse_args(ours.split()), theirs.split()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    found = [mutant for module in options.modules for mutant in mutants(module)]
-    survivors = 0
+    found = [mutant for module in options.modules for mutant in mutants(module, options.first)]
+    survivors = untried = 0
     with tempfile.TemporaryDirectory() as directory:
         copies = Path(directory)
         started = time.monotonic()
@@ -194,12 +200,13 @@ def main() -> int:
                                     until=until)
         with ProcessPoolExecutor(options.jobs, mp_context=FORK) as pool:
             for mutant, survived in zip(found, pool.map(attempt, found), strict=True):
+                untried += survived is None
                 if survived:
                     survivors += 1
                     print(f"{mutant.path}:{mutant.line}: {mutant.text}", flush=True)
-        if time.monotonic() > until:
-            print("the time was up before all were tried")
-    print(f"{survivors} of {len(found)} not noticed")
+    if untried:
+        print(f"the time was up before the last {untried} were tried")
+    print(f"{survivors} of {len(found) - untried} not noticed")
     return min(survivors, 100)
 
 
