@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import mailbox
+import os
 import random
 import re
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 
 from mailsvc.errors import (
     MaildropInUse,
@@ -206,13 +207,15 @@ async def test_what_cannot_be_removed_is_named(
         await maildrop.update([4, 3, 2, 1])
     assert caught.value.numbers == (2, 4)
     assert [path.name[0] for path in files(directory)] == ["2", "4", "5"]
-    assert len([event for event in logged if "cannot remove" in (event["log_format"] or "")]) == 2
+    assert [formatEvent(event) for event in logged if "cannot" in (event["log_format"] or "")] == [
+        f"cannot remove a message: Input/output error ({bytes(path)!r})"
+        for path in files(directory)[:2]]
     (await store.open_maildrop(ALICE)).release()
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_removal_that_is_not_durable_is_named_too(
-    store: MaildirStore, tmp_path: Path, calls: SystemCalls
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, logged: list[dict[str, Any]]
 ) -> None:
     directory = home(tmp_path)
     for number, place in enumerate(["new", "cur", "new", "cur"], 1):
@@ -224,6 +227,8 @@ async def test_a_removal_that_is_not_durable_is_named_too(
     with pytest.raises(SomeNotRemoved) as caught:
         await maildrop.update([4, 3, 2, 1])
     assert caught.value.numbers == (2, 4)
+    [event] = [event for event in logged if "cannot remove" in (event["log_format"] or "")]
+    assert event["path"] == os.fsencode(directory / "cur")
     # One for each directory.
     assert sorted(calls.of("fsync")) == [f"{directory}/cur", f"{directory}/new"]
     for call in calls.calls:

@@ -13,7 +13,7 @@ import pytest
 import pytest_twisted
 from twisted.logger import globalLogPublisher
 
-from mailsvc.errors import MailboxFull, StorageFull, TemporaryFailure
+from mailsvc.errors import MailboxFull, SomeNotRemoved, StorageFull, TemporaryFailure
 from mailsvc.mail import Account
 from mailsvc.store import maildirsize
 from mailsvc.store.maildir import MaildirStore
@@ -114,6 +114,22 @@ async def test_a_file_that_another_program_keeps_is_kept_up(
     maildrop = await store.open_maildrop(ALICE)
     await maildrop.update([1])
     assert sums(home) == ["5000S", "20 1", "100 1", "-20 -1"]
+
+
+@pytest.mark.parametrize(("kept", "sent"), [("1.a.h", "2.a.h"), ("2.a.h", "1.a.h")])
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_be_removed_still_counts(
+    store: MaildirStore, home: Path, calls: SystemCalls, kept: str, sent: str
+) -> None:
+    (home / "maildirsize").write_text("5000S\n300 2\n")
+    put(home, f"new/{kept},S=200,W=200", 200)
+    put(home, f"new/{sent},S=100,W=100", 100)
+    calls.fault = lambda _, call: errno.EIO if call.name == "unlink" and kept in call.path else None
+    maildrop = await store.open_maildrop(ALICE)
+    with pytest.raises(SomeNotRemoved) as caught:
+        await maildrop.update([1, 2])
+    assert caught.value.numbers == (int(kept[0]),)
+    assert sums(home) == ["5000S", "300 2", "-100 -1"]
 
 
 @pytest_twisted.ensureDeferred
