@@ -21,6 +21,7 @@ from mailsvc.smtp.events import (
     Verify,
 )
 from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, reply
 from mailsvc.smtp.session import Session
 
@@ -41,9 +42,9 @@ class Talk:
     :ivar events: every event, in order.
     """
 
-    def __init__(self, *, tls_available: bool = False, tls_active: bool = False,
-                 **limits: Any) -> None:
-        self.session = Session("mx.example.org", SMTPSettings(**limits),
+    def __init__(self, *, mode: Mode = TRANSPORT, tls_available: bool = False,
+                 tls_active: bool = False, **limits: Any) -> None:
+        self.session = Session("mx.example.org", SMTPSettings(**limits), mode,
                                tls_available=tls_available, tls_active=tls_active)
         self.answers: dict[type, Reply] = {}
         self.events: list[Event] = []

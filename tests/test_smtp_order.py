@@ -33,6 +33,7 @@ from mailsvc.smtp.events import (
     Verify,
 )
 from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.smtp.mode import LMTP, TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, reply
 from mailsvc.smtp.session import Session
 from tests.smtp_talk import (
@@ -203,10 +204,11 @@ def test_idle_commands_are_counted(line: bytes) -> None:
         assert talk.events[-1] == Closed(asked=False)
 
 
-def test_ehlo_is_counted_among_the_idle_commands() -> None:
-    talk = Talk(idle_commands=1)
-    assert codes(talk.say(b"EHLO a.example\r\n")) == [250]
-    assert talk.say(b"EHLO a.example\r\n") == replies.TOO_MANY_COMMANDS.wire
+@pytest.mark.parametrize(("verb", "mode"), [(b"EHLO", TRANSPORT), (b"LHLO", LMTP)])
+def test_each_introduction_is_counted_among_the_idle_commands(verb: bytes, mode: Mode) -> None:
+    talk = Talk(mode=mode, idle_commands=1)
+    assert codes(talk.say(verb + b" a.example\r\n")) == [250]
+    assert talk.say(verb + b" a.example\r\n") == replies.TOO_MANY_COMMANDS.wire
 
 
 def test_a_message_that_was_refused_does_not_reset_the_counts() -> None:

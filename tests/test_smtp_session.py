@@ -18,6 +18,7 @@ from mailsvc.smtp.events import (
     Verify,
 )
 from mailsvc.smtp.limits import SMTPSettings
+from mailsvc.smtp.mode import LMTP, TRANSPORT
 from mailsvc.smtp.session import Session
 from tests.smtp_talk import (
     ACCEPTED,
@@ -43,13 +44,20 @@ from tests.smtp_talk import (
     (b"EHLO", b"", True, "ESMTPS"),
     (b"EHLO", b" SMTPUTF8", False, "UTF8SMTP"),
     (b"EHLO", b" SMTPUTF8", True, "UTF8SMTPS"),
+    (b"LHLO", b"", False, "LMTP"),
+    (b"LHLO", b"", True, "LMTPS"),
+    (b"LHLO", b" SMTPUTF8", False, "UTF8LMTP"),
+    (b"LHLO", b" SMTPUTF8", True, "UTF8LMTPS"),
 ])
 def test_transmission_types(hello: bytes, parameters: bytes, tls: bool, name: str) -> None:
-    talk = Talk(tls_active=tls)
+    talk = Talk(mode=LMTP if hello == b"LHLO" else TRANSPORT, tls_active=tls)
     talk.say(hello + b" client.example.net\r\n")
-    assert talk.session.transmission_type == name.replace("UTF8SMTP", "ESMTP")
+    before = name.replace("UTF8SMTP", "ESMTP").replace("UTF8LMTP", "LMTP")
+    assert talk.session.transmission_type == before
     talk.say(b"MAIL FROM:<a@example.net>" + parameters + b"\r\n")
     assert talk.session.transmission_type == name
+    talk.session.authenticated = "a@example.net"
+    assert talk.session.transmission_type == (name if hello == b"HELO" else name + "A")
 
 
 def test_a_new_session() -> None:
