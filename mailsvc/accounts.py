@@ -103,11 +103,14 @@ def _may(account: Account, protocol: str) -> bool:
     return {"pop3": account.receives, "submission": account.sends}.get(protocol, True)
 
 
-def _usable(found: Credentials | None, attempt: Attempt | None,
-            now: float) -> list[StoredPassword]:
+#: Who is checked when there is no such account: somebody whose password nothing is.
+_NOBODY = Credentials(Account("", ""), (StoredPassword(),))
+
+
+def _usable(found: Credentials, attempt: Attempt | None, now: float) -> list[StoredPassword]:
     """The passwords of an account that are good for *attempt*."""
     protocol, client = (attempt.protocol, attempt.client) if attempt else ("", "")
-    if found is None or not _may(found.account, protocol):
+    if not _may(found.account, protocol):
         return []
     return [each for each in found.passwords if each.admits(protocol, client, now)]
 
@@ -141,12 +144,13 @@ class DirectoryChecker:
         attempt: Attempt | None = getattr(credentials, "attempt", None)
         name = login_name(self._directory, credentials.username, self._default_domain)
         found = self._directory.credentials(name)
-        usable = _usable(found, attempt, self._now())
+        checked = found or _NOBODY
+        usable = _usable(checked, attempt, self._now())
         if IProvenName.providedBy(credentials):
             return self._proven(found, usable, credentials.attempt)
         if IUsernamePassword.providedBy(credentials):
             shown = prepare_password(credentials.password)
-            password = await self._matching(found.account.name if found else name, usable, shown)
+            password = await self._matching(checked.account.name, usable, shown)
         else:
             shown = b""
             password = await _digested(credentials, usable)
@@ -247,7 +251,7 @@ class Keyring:
         made_up = ScramKeys(self._iterations or LEAST_ITERATIONS, salt,
                             directory.keyed("SCRAM stored key", salt),
                             directory.keyed("SCRAM server key", salt))
-        usable = _usable(directory.credentials(login), attempt, self._now())
+        usable = _usable(directory.credentials(login) or _NOBODY, attempt, self._now())
         keys = [found for each in sorted(usable, key=lambda each: bool(each.label))
                 if self._iterations and (found := read_scram(each.scram))]
         if not keys:

@@ -87,6 +87,16 @@ _ALIAS = ("SELECT alias.id, alias.local_part, alias.domain, moved, target.local_
           "target.domain FROM alias JOIN target ON target.alias = alias.id")
 
 
+# Written so that the tables are looked into in the same order whether there is such an account.
+_CREDENTIALS = ("SELECT local_part, domain, quota_octets, quota_messages, role, "
+                f"{COLUMNS} FROM (SELECT coalesce((SELECT id FROM mailbox WHERE domain = ? "
+                "AND key = ?), 0) AS asked) LEFT JOIN mailbox ON mailbox.id = asked "
+                "LEFT JOIN password ON password.mailbox = asked ORDER BY password.id")
+
+#: A row as that finds it, of an account that is nobody's.
+_NOBODY = [("", "", 0, 0, "both", "", "", "", None, "", "", None, 0, None, "", 0)]
+
+
 def _domain(row: Any) -> Domain:
     name, local_part, domain, separators = row
     return Domain(name, None if domain is None else Address(local_part, domain), separators)
@@ -160,16 +170,15 @@ class SqliteDirectory:
 
     def credentials(self, name: str) -> Credentials | None:
         local_part, _, domain = name.rpartition("@")
-        rows = self._rows("SELECT local_part, domain, quota_octets, quota_messages, role, "
-                          f"{COLUMNS} FROM mailbox LEFT JOIN password "
-                          "ON password.mailbox = mailbox.id WHERE domain = ? AND mailbox.key = ? "
-                          "ORDER BY password.id",
-                          fold_domain(domain), fold_local_part(local_part))
-        if not rows:
-            return None
+        rows = self._rows(_CREDENTIALS, fold_domain(domain), fold_local_part(local_part))
+        # Where there is no account there is one row of NULLs, and the same is built, so that a
+        # login takes as long.
+        found = bool(rows) and rows[0][0] is not None
+        built = rows if found else _NOBODY
         # The last column is the password's id: NULL in the one row of an account without any.
-        return Credentials(Account(*rows[0][:5]),
-                           tuple(stored(row[5:]) for row in rows if row[-1] is not None))
+        credentials = Credentials(
+            Account(*built[0][:5]), tuple(stored(row[5:]) for row in built if row[-1] is not None))
+        return credentials if found else None
 
     def keyed(self, purpose: str, value: bytes) -> bytes:
         if self._file_key is None:

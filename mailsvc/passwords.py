@@ -300,7 +300,7 @@ class PasswordHasher(Service):
             self.log.error("An account's verifier is bcrypt's, which takes the package bcrypt to "
                            "check: pip install mailsvc[bcrypt]")
             return self._verify(None, password)
-        except (InvalidHashError, VerificationError) as error:
+        except (ValueError, VerificationError) as error:  # no hash at all; bcrypt's bad salt
             self.log.error("An account's verifier cannot be read: {error}", error=error)
             return self._verify(None, password)
         return True

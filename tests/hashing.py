@@ -1,6 +1,7 @@
 """A password hasher that is as cheap as can be, and counts what it is asked.
 
-:func:`cheap_hasher` and :func:`logged_events` are made fixtures by the tests that need them.
+:func:`stop_hashers`, :func:`cheap_hasher` and :func:`logged_events` are made fixtures by the tests
+that need them.
 """
 
 from __future__ import annotations
@@ -39,11 +40,24 @@ class Counting:
         return getattr(self.real, name)
 
 
+#: The hashers at work.  Their threads would keep a run of the tests from ending.
+_started: list[PasswordHasher] = []
+
+
+def stop_hashers() -> Iterator[None]:
+    """Stop, at the end, those that the test left at work, as a failing one does."""
+    yield
+    while _started:
+        pytest_twisted.blockon(_started.pop().stopService())
+
+
 def hasher_of(**options: Any) -> tuple[PasswordHasher, Counting]:
+    """One at work, with other settings than the cheapest."""
     hasher = PasswordHasher(PasswordSettings(**{**CHEAP, **options}), reactor)
     counting = Counting(hasher)
     hasher._argon2 = counting  # type: ignore[assignment]
     hasher.startService()
+    _started.append(hasher)
     return hasher, counting
 
 
@@ -60,7 +74,6 @@ def cheap_hasher() -> Iterator[PasswordHasher]:
     """One that is at work meanwhile."""
     hasher, _ = hasher_of()
     yield hasher
-    pytest_twisted.blockon(hasher.stopService())
 
 
 def count(hasher: PasswordHasher) -> list[str]:

@@ -119,6 +119,36 @@ def test_a_file_amid_the_path(tmp_path: Path) -> None:
         open_(tmp_path)
 
 
+def test_older_files_are_brought_to_this_version(tmp_path: Path) -> None:
+    path = tmp_path / "t.sqlite"
+    open_(path, version=5).close()
+    steps = {5: "ALTER TABLE t ADD w; INSERT INTO t VALUES ('five', 1);",
+             6: "INSERT INTO t\nVALUES ('six', 2);\n"}
+    for _ in range(2):
+        db = Database(path, "", 7, create=False, migrations=steps)
+        assert db.rows("SELECT v, w FROM t ORDER BY w") == [("five", 1), ("six", 2)]
+        db.close()
+    # There is a way from those versions alone, and none back.
+    for version in (4, 8):
+        other = tmp_path / f"{version}.sqlite"
+        open_(other, version=version).close()
+        with pytest.raises(DirectoryError, match=f"schema version {version}, not 7; upgrade"):
+            Database(other, "", 7, create=False, migrations=steps)
+    (tmp_path / "0.sqlite").touch()
+    with pytest.raises(DirectoryError, match="schema version 0, not 7; it is not a file of"):
+        Database(tmp_path / "0.sqlite", "", 7, create=False, migrations=steps)
+
+
+def test_a_migration_waits_for_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.sqlite"
+    theirs = open_(path, version=6)
+    monkeypatch.setattr(database, "CHANGE_TIMEOUT", 0.05)
+    with theirs.transaction(), pytest.raises(DirectoryError, match=r"locked\); see that "):
+        Database(path, "", 7, create=False, migrations={6: "DROP TABLE t;"})
+    assert theirs.rows("SELECT v FROM t") == []
+    theirs.close()
+
+
 # ---- who may -------------------------------------------------------------------------------------
 
 
@@ -296,6 +326,16 @@ def test_update_may_come_from_any_thread(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert db.rows("SELECT v FROM t") == [("x",)]
+    db.close()
+
+
+def test_many_updates_are_all_made_or_none(tmp_path: Path) -> None:
+    db = open_(tmp_path / "t.sqlite")
+    db.update_all("INSERT INTO t VALUES (?)", [("a",), ("b",)])
+    db.update_all("INSERT INTO t VALUES (?)", [])
+    with pytest.raises(TemporaryFailure):
+        db.update_all("INSERT INTO t VALUES (?)", [("c",), ("a",)])
+    assert db.rows("SELECT v FROM t ORDER BY v") == [("a",), ("b",)]
     db.close()
 
 

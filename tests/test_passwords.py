@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import math
+import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import argon2
+import bcrypt
 import pytest
 import pytest_twisted
 from hypothesis import given
@@ -15,17 +24,24 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 
+from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import TemporaryFailure
 from mailsvc.names import DirectoryError
 from mailsvc.passwords import (
     PASSWORD_OCTETS,
     PasswordHasher,
     PasswordSettings,
+    as_app_password,
     check_password,
+    derive_scram,
+    new_app_password,
     prepare_password,
+    read_scram,
+    scram_salt,
 )
-from tests.hashing import CHEAP, cheap_hasher, count, hasher_of, logged_events
+from tests.hashing import CHEAP, cheap_hasher, count, hasher_of, logged_events, stop_hashers
 
+stopped = pytest.fixture(autouse=True)(stop_hashers)
 hasher = pytest.fixture(cheap_hasher)
 logged = pytest.fixture(logged_events)
 
@@ -88,6 +104,8 @@ def test_settings_are_what_owasp_recommends() -> None:
 
 
 @pytest.mark.parametrize(("key", "good", "bad"), [
+    ("scram_iterations", 0, 1), ("scram_iterations", 4096, 4095),
+    ("scram_iterations", 4096, 1 << 31),
     ("memory_kib", 64, 63), ("passes", 1, 0), ("lanes", 8, 9), ("lanes", 1, 0), ("threads", 1, 0),
     ("waiting", 1, 0), ("cache_seconds", 0, -1), ("cache_entries", 0, -1)])
 def test_settings_are_checked(key: str, good: int, bad: int) -> None:
@@ -100,6 +118,94 @@ def test_every_setting_that_passes_can_hash() -> None:
     hasher = PasswordHasher(PasswordSettings(memory_kib=64, passes=1, lanes=8), reactor)
     assert not hasher.is_outdated(hasher.hash(b"x"))
     assert argon2.extract_parameters(hasher._nobody) == argon2.extract_parameters(hasher.hash(b"x"))
+
+
+# ---- app passwords -------------------------------------------------------------------------------
+
+
+def test_app_passwords_are_long_and_easy_to_type() -> None:
+    made = {new_app_password() for _ in range(200)}
+    assert len(made) == 200
+    for each in made:
+        assert re.fullmatch("[a-hj-km-np-z]{4}(-[a-hj-km-np-z]{4}){5}", each)
+        assert check_password(each) == each.encode()
+    letters = set("".join(made)) - {"-"}
+    assert len(letters) == 23
+    assert 24 * math.log2(len(letters)) > 100
+
+
+@pytest.mark.parametrize("typed", [
+    "abcd-efgh-jkmn-pqrs-tuvw-xyza", "abcdefghjkmnpqrstuvwxyza", "ABCD EFGH JKMN PQRS TUVW XYZA",
+    " abcd-efgh-jkmn-pqrs-tuvw-xyza "])
+def test_app_passwords_however_typed(typed: str) -> None:
+    assert as_app_password(typed.encode()) == b"abcd-efgh-jkmn-pqrs-tuvw-xyza"
+
+
+@pytest.mark.parametrize("other", [
+    b"", b"-", b"abcd-efgh-jkmn-pqrs-tuvw-xyz", b"abcd-efgh-jkmn-pqrs-tuvw-xyzaa",
+    b"abcd-efgh-jkmn-pqrs-tuvw-xyzi", b"abcd-efgh-jkmn-pqrs-tuvw-xyz1",
+    b"abcd-efgh-jkmn-pqrs-tuvw-xyza\n", b"abcdefghjkmnpqrstuvwxyz\xe9", PASSWORD.encode()])
+def test_what_is_no_app_password(other: bytes) -> None:
+    assert as_app_password(other) == b""
+
+
+# ---- SCRAM ---------------------------------------------------------------------------------------
+
+
+def test_scram_keys_are_those_of_rfc_7677() -> None:
+    # §3: user "user", password "pencil"; what client and server said there.
+    salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
+    text = derive_scram(b"pencil", salt, 4096)
+    keys = read_scram(text)
+    assert keys and (keys.iterations, keys.salt) == (4096, salt)
+    nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    said = (f"n=user,r=rOprNGfwEbeRWgbNEkqO,r={nonce},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,"
+            f"c=biws,r={nonce}").encode()
+    proof = base64.b64decode("dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=")
+    signature = hmac.digest(keys.stored_key, said, "sha256")
+    client_key = bytes(a ^ b for a, b in zip(proof, signature, strict=True))
+    assert hashlib.sha256(client_key).digest() == keys.stored_key
+    assert base64.b64encode(hmac.digest(keys.server_key, said, "sha256")) == (
+        b"6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=")
+
+
+def test_scram_keys_are_written_as_postgresql_writes_them() -> None:
+    # CREATE ROLE … PASSWORD 'pencil' with that salt, from PostgreSQL's own form:
+    # SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>, all base64.
+    assert re.fullmatch(r"SCRAM-SHA-256\$4096:[A-Za-z0-9+/]{22}==\$[A-Za-z0-9+/]{43}=:"
+                        r"[A-Za-z0-9+/]{43}=", derive_scram(b"x", bytes(16), 4096))
+    assert "pencil" not in derive_scram(b"pencil", bytes(16), 4096)
+
+
+@pytest.mark.parametrize("broken", [
+    None, "", "x", "SCRAM-SHA-256$4096:AAAA$AAAA:AAAA", "SCRAM-SHA-1$4096:AAAA$" + "A" * 44 + ":",
+    f"SCRAM-SHA-256$0:AAAA${'A' * 43}=:{'A' * 43}=", f"SCRAM-SHA-256$1:AAAA${'!' * 44}:{'A' * 44}",
+    f"SCRAM-SHA-256$4096:A${'A' * 43}=:{'A' * 43}="])
+def test_broken_scram_keys_are_none(broken: str | None) -> None:
+    assert read_scram(broken) is None
+
+
+def test_which_scram_keys_are_outdated() -> None:
+    salt = bytes(16)
+    hasher = PasswordHasher(PasswordSettings(**CHEAP), reactor)
+    keys = hasher.derive_scram(b"x", salt)
+    assert keys == derive_scram(b"x", salt, 4096)
+    assert not hasher.is_scram_outdated(keys, salt)
+    for scram, other in ((None, salt), ("broken", salt), (keys, bytes(15)),
+                         (derive_scram(b"x", salt, 4097), salt)):
+        assert hasher.is_scram_outdated(scram, other)
+    without = PasswordHasher(PasswordSettings(scram_iterations=0), reactor)
+    assert without.derive_scram(b"x", salt) is None
+    assert without.is_scram_outdated(keys, salt) and not without.is_scram_outdated(None, salt)
+
+
+def test_the_salt_is_of_the_name(tmp_path: Path) -> None:
+    with SqliteDirectory(tmp_path / "accounts.sqlite") as directory:
+        salt = scram_salt(directory, "Bob@Example.org")
+        assert len(salt) == 16
+        assert salt == scram_salt(directory, "bob@example.org.")
+        others = ("bob@example.net", "bo@bexample.org", "nobody@example.org", "bob", "", "\udc80@x")
+        assert len({salt, *(scram_salt(directory, name) for name in others)}) == 7
 
 
 # ---- the hasher ----------------------------------------------------------------------------------
@@ -217,3 +323,104 @@ async def test_broken_verifiers_let_nobody_in(hasher: PasswordHasher, logged: li
     assert count(hasher)[-1] == hasher._nobody
     levels = [event["log_level"] for event in logged]
     assert LogLevel.error in levels or not verifier
+
+
+# ---- bcrypt --------------------------------------------------------------------------------------
+
+#: Of PASSWORD, in the least time that bcrypt can take.
+BCRYPT = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+
+
+@pytest.mark.parametrize("version", ["2a", "2b", "2y"])
+@pytest_twisted.ensureDeferred
+async def test_bcrypt_can_be_checked(hasher: PasswordHasher, logged: list[Any],
+                                     version: str) -> None:
+    verifier = BCRYPT.replace("2b", version, 1)
+    assert await hasher.verify("bob@d", verifier, PASSWORD.encode())
+    for wrong in (b"wrong", b"", b"\xff\0", b"x" * 248):
+        assert not await hasher.verify("bob@d", verifier, wrong)
+    assert hasher.is_outdated(verifier)
+    assert not count(hasher) and not logged
+
+
+@pytest_twisted.ensureDeferred
+async def test_bcrypt_sees_72_octets(hasher: PasswordHasher) -> None:
+    verifier = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode()
+    assert await hasher.verify("bob@d", verifier, b"x" * 100)
+    assert not await hasher.verify("bob@d", verifier, b"x" * 71)
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_the_package_bcrypt(hasher: PasswordHasher, logged: list[Any],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bcrypt", None)
+    assert not await hasher.verify("bob@d", BCRYPT, PASSWORD.encode())
+    assert count(hasher) == [hasher._nobody]
+    (event,) = logged
+    assert "pip install mailsvc[bcrypt]" in event["log_format"]
+
+
+def test_bcrypt_is_not_imported_until_it_is_needed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, mailsvc.accounts; print('bcrypt' in sys.modules)"],
+        capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "False\n"
+
+
+# ---- jobs beside the logins ----------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_other_jobs_give_way_to_logins() -> None:
+    hasher, counting = hasher_of(threads=1, waiting=2)
+    done: list[str] = []
+    await hasher.soon(lambda: done.append(threading.current_thread().name))
+    assert len(done) == 1 and "passwords" in done[0]
+    counting.hold = threading.Event()
+    waiting = hasher.verify("bob@d", None, b"x")
+    await hasher.soon(lambda: done.append("while a login needs the thread"))
+    counting.hold.set()
+    await waiting
+    assert len(done) == 1
+    await hasher.stopService()
+    await hasher.soon(lambda: done.append("after the end"))
+    assert len(done) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_job_for_later_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    hasher = PasswordHasher(PasswordSettings(**CHEAP), clock)
+    done, event = [], threading.Event()
+
+    def job() -> None:
+        done.append(threading.current_thread().name)
+        event.set()
+
+    hasher.after(5, job)  # not at work: nothing to do it with
+    assert not clock.getDelayedCalls()
+    hasher.startService()
+    hasher.after(5, job)
+    clock.advance(3)
+    hasher.after(5, job)
+    assert len(clock.getDelayedCalls()) == 1 and not done
+    clock.advance(2)
+    assert event.wait(30)
+    assert len(done) == 1 and "passwords" in done[0]
+    hasher.after(5, job)
+    monkeypatch.setattr(hasher, "_reactor", reactor)
+    await hasher.stopService()
+    assert len(done) == 2, "it is done when the service stops, at the latest"
+    assert not clock.getDelayedCalls()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_job_that_fails_is_logged(hasher: PasswordHasher, logged: list[Any]) -> None:
+    def broken() -> None:
+        raise TemporaryFailure("The directory of accounts cannot be changed now")
+
+    await hasher.soon(broken)
+    hasher.after(100, broken)
+    await hasher.stopService()
+    assert len(logged) == 2
+    assert all("Nothing could be changed" in event["log_format"] for event in logged)
