@@ -36,6 +36,7 @@ from twisted.python.components import Componentized
 from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm
 from mailsvc.authentication import Authenticator
 from mailsvc.brakes import Brakes
+from mailsvc.checkers.inturn import in_turn
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
@@ -62,7 +63,8 @@ def build(
 ) -> MailService:
     """The service that *settings* describe.
 
-    :param checkers: who checks passwords, instead of the directory.
+    :param checkers: who checks passwords, instead of the directory, or tokens; those for the same
+        credentials are asked in turn.
     :param optional: the kinds of listeners that are left out when their port is taken.
     :raises CannotStart: when an endpoint cannot be understood, or there is none.
     """
@@ -175,8 +177,9 @@ class MailService(MultiService):
             database, create=os.path.isdir(os.path.dirname(database)))
         realm = MailRealm(store, directory, settings.pop3.login_delay_seconds,
                           default_domain=domain, clock=reactor)
-        portal = Portal(
-            realm, self._checkers or [DirectoryChecker(directory, self._hasher, domain)])
+        portal = Portal(realm, in_turn(
+            [*self._checkers, *_own(self._checkers, DirectoryChecker(
+                directory, self._hasher, domain))]))
         router = Router(directory, hostname, settings.routing)
         state = Path(settings.service.data) / "state.sqlite"
         brakes = self._brakes = Brakes(settings.brakes, state, reactor)
@@ -288,6 +291,13 @@ def _refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
             raise CannotStart(f"mailsvc cannot start: --auth: {path} cannot be read by user "
                               f"{os.geteuid()}; name a file that the user who runs the service may "
                               "read")
+
+
+def _own(checkers: Iterable[ICredentialsChecker],
+         own: DirectoryChecker) -> list[ICredentialsChecker]:
+    """The directory's own checker, unless other *checkers* check passwords in its stead."""
+    elsewhere = {interface for checker in checkers for interface in checker.credentialInterfaces}
+    return [] if elsewhere.intersection(own.credentialInterfaces) else [own]
 
 
 def _make_mail_directory(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
-from twisted.cred.strcred import AuthOptionMixin
+from twisted.cred.strcred import AuthOptionMixin, InvalidAuthArgumentString
 from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -21,6 +21,7 @@ from twisted.python.logfile import LogFile
 
 from mailsvc import log
 from mailsvc.config import DEFAULT_PATH, ConfigurationError, Settings, load
+from mailsvc.credentials import IToken
 from mailsvc.listeners import KINDS, CannotStart
 from mailsvc.service import MailService, build
 from mailsvc.toml import literal
@@ -45,7 +46,7 @@ class Options(usage.Options, AuthOptionMixin):
         " be given several times.  Accounts are made with `mailsvc account add`; "
         "`mailsvc config reference` lists the keys of the configuration file; `mailsvc dev` starts "
         "a service to try things out, without twistd.")
-    supportedInterfaces = (IUsernamePassword, IUsernameHashedPassword)
+    supportedInterfaces = (IUsernamePassword, IUsernameHashedPassword, IToken)
     optParameters = [  # noqa: RUF012 - so usage.Options has it
         ["config", "c", None,
          f"Configuration file [default: {DEFAULT_PATH} if there is one]"],
@@ -60,6 +61,16 @@ class Options(usage.Options, AuthOptionMixin):
 
     opt_smtp, opt_submission, opt_submissions, opt_lmtp, opt_pop3, opt_pop3s = map(
         _endpoints, KINDS)
+
+    def opt_auth(self, description: str) -> None:
+        """Check passwords or tokens by this plug-in; see --help-auth."""
+        try:
+            super().opt_auth(description)
+        except usage.UsageError as error:
+            if isinstance(error.__context__, InvalidAuthArgumentString):
+                raise CannotStart(f"--auth {description.partition(':')[0]}: {error.__context__}"
+                                  ) from error
+            raise
 
     def opt_set(self, assignment: str) -> None:
         """Override one key of the configuration: SECTION.KEY=VALUE"""

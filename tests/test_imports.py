@@ -20,7 +20,8 @@ PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "routing", "submission", "rates",
          "passwords", "accounts", "authentication", "certificates", "tls", "store", "sasl", "smtp",
          "pop3", "proxy"]
-SERVICE = [*PARTS, "toml", "config", "log", "systemd", "connections", "listeners"]
+SERVICE = [*PARTS, "checkers.inturn", "toml", "config", "log", "systemd", "connections",
+           "listeners"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -65,12 +66,16 @@ MAY_IMPORT = {
     "routing": PEOPLE,
     "passwords": [*CONTRACTS, *LOGINS, "names"],
     "accounts": [*PEOPLE, "credentials", "passwords"],
+    "checkers.inturn": ["errors"],
+    "checkers.plugin": ["checkers"],
+    "checkers.verifiers": ["accounts", "passwords"],
+    "checkers": ["errors", "settings", "credentials", "checkers"],
     "systemd": ["settings"],
     "listeners": [],
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
     "service": SERVICE,
-    "tap": [*SERVICE, "service"],
+    "tap": [*SERVICE, "credentials", "service"],
     "cli": [*SERVICE, "service", "tap", "cli"],
 }
 
