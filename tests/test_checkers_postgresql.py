@@ -91,8 +91,8 @@ async def test_names_are_parameters(checker: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_the_account_may_have_another_name(postgres: Postgres) -> None:
-    checker = made("postgresql", conninfo=postgres.conninfo,
-                   query="SELECT verifier, account FROM login WHERE name = %s AND name LIKE '%%g%%'")
+    query = "SELECT verifier, account FROM login WHERE name = %s AND name LIKE '%%g%%'"
+    checker = made("postgresql", conninfo=postgres.conninfo, query=query)
     assert await ask(checker, "argon2", "s3cret") == "alice@example.org"
     assert await ask(checker, "argon2", "s3cret") == "alice@example.org", "from memory"
     assert await ask(checker, "scram", "s3cret") == "no"
@@ -193,7 +193,8 @@ def test_a_decoy_is_as_much_work(verifier: str) -> None:
 
 
 @pytest.mark.parametrize("verifier", [
-    "", "s3cret", "$argon2id$", "$2b$04$short", "SCRAM-SHA-256$0:c2FsdA==$" + "A" * 44 + ":" + "A" * 44,
+    "", "s3cret", "$argon2id$", "$2b$04$short",
+    "SCRAM-SHA-256$0:c2FsdA==$" + "A" * 44 + ":" + "A" * 44,
     "SCRAM-SHA-256$9999999999:c2FsdA==$" + "A" * 44 + ":" + "A" * 44,
     "SCRAM-SHA-256$4096:c2FsdA==$" + "!" * 44 + ":" + "A" * 44,
     "$argon2id$v=19$m=1,t=1,p=1$A$A"])

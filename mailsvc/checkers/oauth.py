@@ -160,16 +160,16 @@ class IntrospectionChecker:
             scope.split() if isinstance(scope, str) else ())
         if missing:
             return f"it lacks the scope {' '.join(sorted(missing))}"
-        audience = claims.get("aud", [])
+        audience = claims.get("aud")
         if settings.audience and settings.audience not in (
-                [audience] if isinstance(audience, str) else audience):
+                audience if isinstance(audience, list) else [audience]):
             return "it is for another audience"
         if settings.issuer and claims.get("iss") != settings.issuer:
             return "it is of another issuer"
         name = claims.get(settings.claim)
-        if not isinstance(name, str) or not name or "\0" in name:
+        if not isinstance(name, str) or not name.isprintable() or not name:
             return f"it has no claim {settings.claim}"
-        if settings.claim == "email" and claims.get("email_verified", True) is not True:
+        if settings.claim == "email" and claims.get("email_verified", True) not in (True, "true"):
             return "its email address is not verified"
         return None
 
@@ -218,7 +218,8 @@ class IntrospectionChecker:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # Python reads NaN as a number of JSON's.
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
 class _Body(Protocol):

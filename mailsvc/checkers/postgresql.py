@@ -57,7 +57,8 @@ class Settings:
         "", "A SELECT whose one row is the verifier of the login name %s, or that and the name of "
         "the account.", check=_query)
     conninfo: str = setting(
-        "", "The database, as libpq has it: host=… dbname=… user=… passfile=…, or service=…; "
+        "", "The database, as libpq has it: host=HOST dbname=NAME user=USER passfile=PATH, or "
+        "service=NAME; "
         "empty for libpq's defaults.")
     timeout: float = setting(10, "How long a login may take.", unit="seconds", check=at_least(1))
     threads: int = setting(4, "Look-ups at a time; each has a connection.", check=at_least(1))
