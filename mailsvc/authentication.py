@@ -29,7 +29,8 @@ from mailsvc.sasl.context import AuthSettings, Context
 #: Which credentials a mechanism ends in.
 _NEEDS: dict[str, type[Interface]] = {
     "PLAIN": IUsernamePassword, "LOGIN": IUsernamePassword, scram.NAME: IProvenName,
-    scram.PLUS: IProvenName, "EXTERNAL": IProvenName, "CRAM-MD5": IUsernameHashedPassword,
+    scram.PLUS: IProvenName, "EXTERNAL": IProvenName,
+    "GSSAPI": IProvenName, "CRAM-MD5": IUsernameHashedPassword,
     "OAUTHBEARER": IToken, "XOAUTH2": IToken,
 }
 

@@ -31,7 +31,9 @@ from mailsvc.sasl.steps import (
 from mailsvc.wire import LineReader, LineTooLong
 from tests.sasl import BINDINGS, OPEN, PENCIL, Play, b64, context
 
-MECHANISM = st.sampled_from(list(MECHANISMS))
+#: GSSAPI takes a key distribution center: test_sasl_gssapi.py.
+PLAYED = [name for name in MECHANISMS if name != "GSSAPI"]
+MECHANISM = st.sampled_from(PLAYED)
 
 
 # ---- what is offered ----
@@ -91,8 +93,10 @@ def test_a_context_is_in_the_clear_unless_it_says_otherwise() -> None:
 
 
 def test_the_defaults() -> None:
-    # No mechanism that needs recoverable secrets.
-    assert AuthSettings().mechanisms == DEFAULT
+    # No mechanism that needs recoverable secrets; GSSAPI has no keytab yet.
+    mechanisms = AuthSettings().mechanisms
+    assert [name for name in mechanisms if name != "GSSAPI"] == DEFAULT
+    assert "GSSAPI" in mechanisms
     # RFC 4954 §4.
     assert LINE_OCTETS == 12_288
 
@@ -137,7 +141,7 @@ def test_names_that_we_do_not_know(name: bytes) -> None:
 
 # ---- lines ----
 
-@pytest.mark.parametrize("name", [name for name in MECHANISMS if name != "CRAM-MD5"])
+@pytest.mark.parametrize("name", [name for name in PLAYED if name != "CRAM-MD5"])
 def test_an_equals_sign_is_an_empty_initial_response(name: str) -> None:
     first, second = Play(), Play()
     first.start(name, b"=")
@@ -162,7 +166,7 @@ def test_an_empty_initial_response_is_not_written_as_nothing() -> None:
     assert step.kind is Kind.MALFORMED
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("name", PLAYED)
 def test_a_star_cancels(name: str) -> None:
     play = Play()
     play.start(name)
@@ -402,7 +406,7 @@ def test_one_exchange_does_not_touch_another(mechanism: str, initial: bytes | No
 
 
 def test_fluent_clients_are_understood() -> None:
-    assert set(FLUENT) == set(MECHANISMS)
+    assert set(FLUENT) == set(PLAYED)
     for mechanism, messages in FLUENT.items():
         steps = list(outcomes(Exchange(context(channel_bindings=BINDINGS)), mechanism, None,
                               [b64(message) for message in messages], True))

@@ -33,11 +33,13 @@ class AuthSettings:
             "PLAIN",
             "LOGIN",
             "EXTERNAL",
+            "GSSAPI",
             "OAUTHBEARER",
             "XOAUTH2",
         ],
         "SASL mechanisms to offer, in this order, where they can work: EXTERNAL needs a client "
-        "certificate, OAUTHBEARER and XOAUTH2 a token checker, CRAM-MD5 recoverable secrets.",
+        "certificate, GSSAPI a keytab, OAUTHBEARER and XOAUTH2 a token checker, CRAM-MD5 "
+        "recoverable secrets.",
         check=_known,
     )
     openid_configuration: str = setting(
@@ -46,6 +48,12 @@ class AuthSettings:
         ".well-known/openid-configuration.",
         check=_https,
     )
+    gssapi_keytab: str = setting(
+        "", "The keytab with the keys of smtp/HOST and pop/HOST, for Kerberos (GSSAPI); empty for "
+        "no Kerberos.  Needs mailsvc[gssapi].")
+    gssapi_realms: dict[str, str] = setting(
+        {}, "The Kerberos realms that users may be of, each with the domain of their accounts: "
+        '{"EXAMPLE.ORG" = "example.org"}.')
     oauth_scope: str = setting("", "The scope that such clients are told to ask for.")
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mailsvc.credentials import Digest, Password, ProvenName
-from mailsvc.sasl import oauth, scram
+from mailsvc.sasl import gssapi, oauth, scram
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.grammar import text
 from mailsvc.sasl.steps import Challenge, Conversation, Kind, Refused, log_in, opening
@@ -110,6 +110,7 @@ MECHANISMS = {
     scram.NAME: Mechanism(scram_sha_256),
     scram.PLUS: Mechanism(scram_sha_256_plus, lambda context: bool(context.channel_bindings)),
     "EXTERNAL": Mechanism(external, lambda context: bool(context.certificate_names)),
+    "GSSAPI": Mechanism(gssapi.gssapi, gssapi.possible),
     "OAUTHBEARER": Mechanism(oauth.oauthbearer),
     "XOAUTH2": Mechanism(oauth.xoauth2),
     "CRAM-MD5": Mechanism(cram_md5),
