@@ -27,6 +27,7 @@ from typing import Any
 from twisted.application.internet import TimerService
 from twisted.application.service import IServiceCollection, MultiService
 from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
 from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.logger import ILogObserver, Logger
@@ -36,7 +37,7 @@ from twisted.python.components import Componentized
 from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm
 from mailsvc.authentication import Authenticator
 from mailsvc.brakes import Brakes
-from mailsvc.checkers.inturn import in_turn
+from mailsvc.checkers.inturn import InTurn, in_turn
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
@@ -177,9 +178,8 @@ class MailService(MultiService):
             database, create=os.path.isdir(os.path.dirname(database)))
         realm = MailRealm(store, directory, settings.pop3.login_delay_seconds,
                           default_domain=domain, clock=reactor)
-        portal = Portal(realm, in_turn(
-            [*self._checkers, *_own(self._checkers, DirectoryChecker(
-                directory, self._hasher, domain))]))
+        own = DirectoryChecker(directory, self._hasher, domain)
+        portal = Portal(realm, [*in_turn(self._checkers), *_own(self._checkers, own)])
         router = Router(directory, hostname, settings.routing)
         state = Path(settings.service.data) / "state.sqlite"
         brakes = self._brakes = Brakes(settings.brakes, state, reactor)
@@ -295,9 +295,13 @@ def _refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
 
 def _own(checkers: Iterable[ICredentialsChecker],
          own: DirectoryChecker) -> list[ICredentialsChecker]:
-    """The directory's own checker, unless other *checkers* check passwords in its stead."""
+    """What *own* is asked about beside *checkers*: passwords only if none of those checks any."""
     elsewhere = {interface for checker in checkers for interface in checker.credentialInterfaces}
-    return [] if elsewhere.intersection(own.credentialInterfaces) else [own]
+    passwords = {IUsernamePassword, IUsernameHashedPassword}
+    if elsewhere & passwords:
+        elsewhere |= passwords
+    return [InTurn(interface, [own]) for interface in own.credentialInterfaces
+            if interface not in elsewhere]
 
 
 def _make_mail_directory(settings: Settings) -> None:

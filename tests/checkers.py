@@ -7,12 +7,19 @@ from typing import Any
 
 from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.strcred import makeChecker
-from twisted.internet.defer import maybeDeferred
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import deferLater
 
 from mailsvc.credentials import Attempt, Password
 from mailsvc.errors import TemporaryFailure
 
 ATTEMPT = Attempt("pop3", "192.0.2.1", "PLAIN")
+
+
+def pause(seconds: float) -> Deferred[None]:
+    """Fires in so many seconds."""
+    return deferLater(reactor, seconds, lambda: None)  # type: ignore[arg-type]
 
 
 def described(name: str, **values: object) -> str:

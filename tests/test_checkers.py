@@ -25,8 +25,9 @@ from mailsvc.checkers.arguments import BadArguments, read
 from mailsvc.checkers.bounds import Threads
 from mailsvc.checkers.inturn import in_turn
 from mailsvc.checkers.successes import Successes
-from mailsvc.credentials import IToken
+from mailsvc.credentials import IProvenName, IToken
 from mailsvc.errors import TemporaryFailure
+from mailsvc.service import _own
 from mailsvc.settings import at_least, setting
 from mailsvc.tap import Options
 from tests.checkers import ask, described
@@ -184,6 +185,20 @@ def test_in_turn_by_interface() -> None:
     portal = Portal(None, in_turn([both, one, token]))  # type: ignore[arg-type]
     assert portal.listCredentialsInterfaces() == [
         IUsernamePassword, IUsernameHashedPassword, IToken]
+
+
+def test_what_the_directory_is_asked_beside_others() -> None:
+    """A proven name always; passwords and digests only if nobody else checks either."""
+    directory: Any = Checker(yes, IUsernamePassword, IUsernameHashedPassword, IProvenName)
+
+    def asked(*others: Any) -> list[Any]:
+        return [interface for checker in _own(others, directory)
+                for interface in checker.credentialInterfaces]
+
+    assert asked() == [IUsernamePassword, IUsernameHashedPassword, IProvenName]
+    assert asked(Checker(yes, IToken)) == asked()
+    assert asked(Checker(yes, IUsernamePassword), Checker(yes, IToken)) == [IProvenName]
+    assert asked(Checker(yes, IUsernameHashedPassword)) == [IProvenName]
 
 
 def test_a_bug_in_a_checker_is_not_taken_for_an_answer() -> None:

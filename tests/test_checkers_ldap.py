@@ -20,7 +20,7 @@ from twisted.logger import capturedLogs, formatEvent
 
 from mailsvc.checkers.arguments import BadArguments
 from mailsvc.checkers.ldap import _filled, _parsed
-from tests.checkers import ask, described, made
+from tests.checkers import ask, described, made, pause
 from tests.daemons import PATIENCE
 from tests.slapd import BASE, READER, READER_PASSWORD, Slapd
 from tests.test_service import ACCOUNT, add_account
@@ -236,16 +236,19 @@ async def test_outage(arguments: dict[str, Any], slapd: Slapd) -> None:
 @pytest_twisted.ensureDeferred
 async def test_silence_ends_in_time_and_waiting_has_a_limit(arguments: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        checker = made("ldap", **{**arguments, "port": silent.getsockname()[1], "timeout": 0.3,
+        checker = made("ldap", **{**arguments, "port": silent.getsockname()[1], "timeout": 1,
                                   "connections": 2, "waiting": 3})
         answers = [ask(checker, ACCOUNT, PASSWORD) for _ in range(7)]
         deferreds = [Deferred.fromCoroutine(answer) for answer in answers]
         assert sum(each.called for each in deferreds) == 2, "two too many"
-        assert set(await gatherResults(deferreds)) == {"later"}
+        await pause(0.5)
         silent.settimeout(0.1)
-        assert len([silent.accept()[0].close() for _ in range(2)]) == 2
+        accepted = [silent.accept()[0] for _ in range(2)]
         with pytest.raises(TimeoutError):
             silent.accept()
+        assert set(await gatherResults(deferreds)) == {"later"}
+        for connection in accepted:
+            connection.close()
 
 
 @pytest.mark.parametrize(("values", "expected"), [

@@ -21,7 +21,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from mailsvc.checkers.arguments import BadArguments
 from mailsvc.credentials import Token
-from tests.checkers import ATTEMPT, described, made, outcome
+from tests.checkers import ATTEMPT, described, made, outcome, pause
 from tests.daemons import PATIENCE
 from tests.issuer import CLIENT_ID, CLIENT_SECRET, Issuer
 from tests.test_service import ACCOUNT, add_account
@@ -125,9 +125,7 @@ async def test_memory(arguments: dict[str, Any], issuer: Issuer) -> None:
     issuer.seconds = 2.0
     short = await issued(issuer, "bob")
     assert await show(checker, short) == "bob@example.org"
-    waited: Deferred[None] = Deferred()
-    reactor.callLater(2.1, waited.callback, None)  # type: ignore[attr-defined]
-    await waited
+    await pause(2.1)
     assert await show(checker, short) == "no"
 
 
@@ -218,11 +216,12 @@ async def test_waiting_has_a_limit(tmp_path: Path) -> None:
         0, Site(resource), interface="127.0.0.1")
     (tmp_path / "secret").write_text("x")
     checker = made("oauth", url=f"http://127.0.0.1:{port.getHost().port}/x", client_id="a",
-                   client_secret_file=tmp_path / "secret", timeout=0.5, connections=2, waiting=3)
+                   client_secret_file=tmp_path / "secret", timeout=1, connections=2, waiting=3)
     answers = [Deferred.fromCoroutine(show(checker, f"t{n}")) for n in range(7)]
     assert [answer.called for answer in answers] == [False] * 5 + [True] * 2
-    assert set(await gatherResults(answers)) == {"later"}
+    await pause(0.5)
     assert len(resource.heard) == 2
+    assert set(await gatherResults(answers)) == {"later"}
     await port.stopListening()
 
 
