@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 # The stamps depend on setup.cfg and pyproject.toml: an edit there installs anew, none installs twice.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check lint types docs packaging news coverage bench nodemailer clean
+.PHONY: run test check lint types docs packaging news coverage bench nodemailer kerberos clean
 
 run: $(VENV)/.installed
 	@exec $(BIN)/mailsvc dev --dir run --hints $(RUN)
@@ -58,6 +58,9 @@ bench: $(VENV)/.installed-test
 # The Node.js mail client that tests/test_interop_smtp.py drives.
 nodemailer: $(VENV)/.nodemailer
 
+# What tests/test_sasl_gssapi.py needs; pip builds it against libkrb5-dev, which few have.
+kerberos: $(VENV)/.kerberos
+
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "mailsvc needs Python 3.11 or newer; $(PYTHON) is older or missing." >&2; \
@@ -78,6 +81,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-check: $(VENV)/.installed
 	$(INSTALL) -e '.[check]'
+	@touch $@
+
+$(VENV)/.kerberos: $(VENV)/.installed-test
+	$(INSTALL) -e '.[gssapi]'
 	@touch $@
 
 $(VENV)/.nodemailer: $(VENV)/.created Makefile
