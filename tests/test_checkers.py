@@ -90,6 +90,7 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.isascii()
     assert f"Example: {name}:" in text
     assert "timeout: How long a login may take. [default: " in text
+    assert " seconds]" in text
     assert "file: A TOML file" in text
     assert "not supported" not in text
 

@@ -71,7 +71,8 @@ def explain(kind: type) -> str:
     """The keys of a class of settings, for people: a line each, with its default."""
     lines = []
     for each in dataclasses.fields(kind):
-        default = "" if each.default == "" else f" [default: {each.default}]"
+        unit = f" {each.metadata['unit']}" if each.metadata["unit"] else ""
+        default = "" if each.default == "" else f" [default: {each.default}{unit}]"
         lines.append(f"{each.name}: {each.metadata['sentence']}{default}")
     lines.append("file: A TOML file with more of these keys.")
     lines += ["", "Keys are written KEY=VALUE with colons between them; a colon or a backslash in "
