@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import collections
+import contextlib
 import selectors
 import socket
 import statistics
@@ -72,10 +73,8 @@ class Guesser:
         return bool(data) and self.left > 0
 
     def _send(self, data: bytes) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self.socket.send(data)
-        except OSError:
-            pass
 
     def again(self) -> None:
         """A new connection in the place of one that has ended."""
