@@ -187,7 +187,7 @@ class MailService(MultiService):
         rates = Rates(state, settings.submission, reactor)
         rates.setServiceParent(self)
         # Keys of passwords that are kept elsewhere are not here.
-        keyring = None if self._checkers else Keyring(
+        keyring = None if _passwords_elsewhere(self._checkers) else Keyring(
             directory, settings.passwords.scram_iterations, domain)
         authenticator = Authenticator(
             portal, directory, settings.auth, hostname=hostname, keyring=keyring, brakes=brakes,
@@ -293,13 +293,20 @@ def _refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
                               "read")
 
 
+_PASSWORDS = {IUsernamePassword, IUsernameHashedPassword}
+
+
+def _passwords_elsewhere(checkers: Iterable[ICredentialsChecker]) -> bool:
+    """Whether some of *checkers* check passwords, so that the directory's do not count."""
+    return any(not _PASSWORDS.isdisjoint(checker.credentialInterfaces) for checker in checkers)
+
+
 def _own(checkers: Iterable[ICredentialsChecker],
          own: DirectoryChecker) -> list[ICredentialsChecker]:
     """What *own* is asked about beside *checkers*: passwords only if none of those checks any."""
     elsewhere = {interface for checker in checkers for interface in checker.credentialInterfaces}
-    passwords = {IUsernamePassword, IUsernameHashedPassword}
-    if elsewhere & passwords:
-        elsewhere |= passwords
+    if _passwords_elsewhere(checkers):
+        elsewhere |= _PASSWORDS
     return [InTurn(interface, [own]) for interface in own.credentialInterfaces
             if interface not in elsewhere]
 

@@ -257,6 +257,7 @@ async def test_pop3(arguments: dict[str, Any], issuer: Issuer, tmp_path: Path) -
                 log_in(port, "XOAUTH2", f"user={ACCOUNT}\1auth=Bearer x{token}\1\1"),
             ]
             session = poplib.POP3("127.0.0.1", port, timeout=PATIENCE)
+            assert "SCRAM-SHA-256" in session.capa()["SASL"]
             session.user(ACCOUNT)
             replies.append(session.pass_("secret"))
             session.close()

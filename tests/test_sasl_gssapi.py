@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import poplib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from mailsvc.sasl.steps import Challenge, Failed, Kind, LogIn, Succeeded
 from tests.conftest import absent
 from tests.kerberos import Kerberos
 from tests.sasl import attempt, context
+from tests.test_service import add_account
+from tests.twistd import TWISTD, Twistd
 
 HOST = "mx.example.com"
 NO_LAYER = b"\1\0\0\0"
@@ -183,6 +187,29 @@ def test_offered_only_with_a_keytab_and_a_realm(
         assert isinstance(step, Failed) and step.kind is Kind.UNSUPPORTED
     monkeypatch.setattr("mailsvc.sasl.gssapi.find_spec", lambda name: None)
     assert "GSSAPI" not in offered(with_keys(kerberos)), "without the package"
+
+
+def test_pop3(server: Context, kerberos: Kerberos, tmp_path: Path) -> None:
+    """The whole service, also with passwords kept elsewhere."""
+    add_account(tmp_path)
+    (tmp_path / "passwords").write_text("")
+    with Twistd([*TWISTD, "--nodaemon", "--pidfile=", "mailsvc", "--set",
+                 f"service.data={tmp_path}", "--set", "listeners.smtp=[]", "--pop3",
+                 "tcp:0:interface=127.0.0.1", "--auth", f"file:{tmp_path}/passwords",
+                 "--set", f"auth.gssapi_keytab={kerberos.keytab}",
+                 "--set", "auth.gssapi_realms={'EXAMPLE.ORG' = 'example.org'}"]) as process:
+        session = poplib.POP3("127.0.0.1", process.port("pop3"), timeout=30)
+        assert "GSSAPI" in session.capa()["SASL"]
+        security = Client(kerberos.log_in("alice"), "pop").security
+        reply = session._shortcmd(  # type: ignore[attr-defined]
+            "AUTH GSSAPI " + base64.b64encode(security.step()).decode())
+        security.step(base64.b64decode(reply[2:]))
+        reply = session._shortcmd("")  # type: ignore[attr-defined]
+        assert security.unwrap(base64.b64decode(reply[2:])).message == NO_LAYER
+        choice = base64.b64encode(security.wrap(NO_LAYER, False).message).decode()
+        assert session._shortcmd(choice).startswith(b"+OK 0 messages")  # type: ignore[attr-defined]
+        session.close()
+        process.stop()
 
 
 def test_a_keytab_that_cannot_be_read(server: Context) -> None:
