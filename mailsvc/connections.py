@@ -8,12 +8,15 @@ lets the transactions in flight finish within a time limit.
 from __future__ import annotations
 
 import ipaddress
+import socket
+import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.unix import Server as UnixServer
 
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
 
@@ -43,6 +46,23 @@ def client_address(peer: IAddress) -> str:
     if host.lower().startswith("::ffff:") and "." in host:
         return host[7:]
     return host
+
+
+def peer_uid(transport: object) -> int | None:
+    """The user on the other end of a Unix socket (SO_PEERCRED), or None when it is not one.
+
+    Nor is it known behind a proxy or inside TLS: there the other end speaks for somebody else.
+    """
+    if not isinstance(transport, UnixServer):
+        return None
+    credentials = transport.getHandle().getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(credentials)
+    return int(uid)
+
+
+#: pid, uid and gid (struct ucred of unix(7)).
+_CREDENTIALS = struct.Struct("=iII")
 
 
 class Connections:

@@ -106,15 +106,17 @@ class Ledger:
         self._sweep_at = 0.0
         state.table(_TABLE)
 
-    def check(self, account: Account, recipients: int = 1) -> None:
+    def check(self, account: Account | str, recipients: int = 1) -> None:
         """Whether *account* may send one more message, to so many *recipients*.
+
+        It may be the name of another submitter, who is counted likewise.
 
         :raises TooMuchSent: not before some time has passed.
         """
         if self._limits:
             self._check(_key(account), recipients, self._clock())
 
-    def count(self, account: Account, recipients: int) -> None:
+    def count(self, account: Account | str, recipients: int) -> None:
         """Count one message to so many *recipients*, if it may be sent.
 
         :raises TooMuchSent: it may not, and was not counted.
@@ -192,11 +194,13 @@ class Ledger:
         if reason:
             seconds = max(1, int(wait) + 1)
             raise TooMuchSent(
-                f"This account may send {reason}; try again in {_duration(seconds)}", seconds)
+                f"You may send {reason}; try again in {_duration(seconds)}", seconds)
 
 
-def _key(account: Account) -> str:
-    return f"{fold_local_part(account.local_part)}@{fold_domain(account.domain)}"
+def _key(account: Account | str) -> str:
+    name = account.name if isinstance(account, Account) else account
+    local_part, at, domain = name.rpartition("@")
+    return f"{fold_local_part(local_part)}@{fold_domain(domain)}" if at else name
 
 
 def _slot(now: float, period: int) -> int:
@@ -251,19 +255,19 @@ class Rates(Service):
         return closed.addBoth(
             lambda _: deferToThreadPool(reactor, reactor.getThreadPool(), pool.stop))
 
-    def check(self, account: Account, recipients: int = 1) -> None:
+    def check(self, account: Account | str, recipients: int = 1) -> None:
         """As :meth:`Ledger.check`; at once.  For MAIL and RCPT: a refusal here saves the data."""
         if self._asked is None:
             raise TemporaryFailure(_STOPPING)
         self._asked.check(account, recipients)
 
-    def count(self, account: Account, recipients: int) -> Deferred[None]:
+    def count(self, account: Account | str, recipients: int) -> Deferred[None]:
         """As :meth:`Ledger.count`, in a thread.  Once for each message, before its data."""
         if self._pool is None:
             return fail(TemporaryFailure(_STOPPING))
         return deferToThreadPool(self._reactor, self._pool, self._count, account, recipients)
 
-    def _count(self, account: Account, recipients: int) -> None:
+    def _count(self, account: Account | str, recipients: int) -> None:
         if self._counting is None:
             self._counting = self._open()
         self._counting.count(account, recipients)

@@ -150,6 +150,17 @@ class Router:
         return tuple(Address(account.local_part, account.domain)
                      for account in self._accounts(alias))
 
+    def serves(self, domain: str) -> bool:
+        """Whether *domain* is one of ours."""
+        return self._directory.domain(domain) is not None
+
+    def default_domain(self) -> str:
+        """The domain of names without one.
+
+        :raises TemporaryFailure: there is no domain yet, or the directory cannot be read.
+        """
+        return self._default_domain().name
+
     # --- From a mailbox to accounts --------------------------------------------------------------
 
     def _accounts(self, mailbox: Account | Alias) -> Iterable[Account]:

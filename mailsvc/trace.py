@@ -37,7 +37,7 @@ def address_literal(ip: str) -> str:
 
 def trace_header(
     envelope: Envelope, *, client: str, hello: str, protocol: str, hostname: str, seconds: int,
-    tls: str = "",
+    tls: str = "", user: str = "",
 ) -> bytes:
     """The Return-Path and Received fields for *envelope*, received at *seconds*.
 
@@ -45,8 +45,12 @@ def trace_header(
     :param hello: what the peer called itself in HELO or EHLO; a Domain or address literal.
     :param protocol: the transmission type of RFC 3848 or RFC 6531 §4.3, such as "ESMTP".
     :param tls: the clause of RFC 8314 §4.3, or "".
+    :param user: the user of this machine who sends it, or "".
     """
-    source = f"{hello} ({address_literal(client)})" if client else hello
+    if user:
+        source = f"{hello} (user {_comment(user)})"
+    else:
+        source = f"{hello} ({address_literal(client)})" if client else hello
     # RFC 5321 §7.6: naming one recipient to the others would disclose it.
     only = envelope.recipients[0].forward_path if len(envelope.recipients) == 1 else None
     target = f"\r\n\tfor <{only}>" if only else ""
@@ -57,6 +61,11 @@ def trace_header(
         f"\tby {hostname} with {protocol} id {envelope.id}{target}{secured};\r\n"
         f"\t{date(seconds)}\r\n"
     ).encode()
+
+
+def _comment(text: str) -> str:
+    """*text* inside a comment (RFC 5322 §3.2.2), with "?" for what cannot be there."""
+    return re.sub(r"([\\()])", r"\\\1", re.sub(r"[^ -~]", "?", text))
 
 
 class HopCount:

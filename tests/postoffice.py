@@ -13,7 +13,7 @@ from typing import Any
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -38,6 +38,8 @@ from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.server import SMTPFactory, SMTPProtocol
 from mailsvc.store.memory import MemoryDelivery, MemoryStore
+from mailsvc.submission.agent import SubmissionAgent
+from mailsvc.submission.limits import SubmissionSettings
 
 HOSTNAME = "mx.example.org"
 #: 2026-11-21 09:30:00 UTC.
@@ -171,6 +173,10 @@ class FakeRouter:
         """As ``IRouter.route``."""
         return self._answers.give("route", self._place(forward_path))
 
+    def serves(self, domain: str) -> bool:
+        """As ``Router.serves``."""
+        return domain in self._domains
+
     def verify(self, name: Address) -> Any:
         """As ``IRouter.verify``."""
         place = self._place(name)
@@ -277,6 +283,24 @@ class FakeDelivery(MemoryDelivery):
             super().abort()
 
 
+class Unlimited:
+    """Rates that let everybody send.
+
+    :ivar counted: under which names messages were counted.
+    """
+
+    def __init__(self) -> None:
+        self.counted: list[str] = []
+
+    def check(self, account: object, recipients: int = 1) -> None:
+        """As ``Rates.check``."""
+
+    def count(self, account: str, recipients: int) -> Deferred[None]:
+        """As ``Rates.count``."""
+        self.counted.append(account)
+        return succeed(None)
+
+
 class Wire(StringTransport):
     """A transport that has a buffer for the peer's octets too, as the kernel has.
 
@@ -321,7 +345,7 @@ class Line:
     """
 
     def __init__(self, answers: Answers | None = None, *, host: str = "198.51.100.7",
-                 hostname: str = HOSTNAME, mode: Mode = TRANSPORT,
+                 hostname: str = HOSTNAME, mode: Mode = TRANSPORT, known: bool = False,
                  accounts: Iterable[Address] = (), tls: Any = None,
                  factory: SMTPFactory | None = None, transport: StringTransport | None = None,
                  **settings: Any) -> None:
@@ -329,9 +353,16 @@ class Line:
         if factory is None:
             self.clock = Clock()
             self.clock.rightNow = NOW
-            factory = SMTPFactory(FakeStore(self.answers), FakeRouter(self.answers, accounts),
+            self.rates = Unlimited()
+            router: Any = FakeRouter(self.answers, accounts)
+            agent = SubmissionAgent(
+                SubmissionSettings(trusted_networks=[f"{host}/24"]), router,
+                self.rates,  # type: ignore[arg-type]
+                hostname) if known else None
+            factory = SMTPFactory(FakeStore(self.answers), router,
                                   SMTPSettings(**settings), hostname, self.clock, tls, mode,
-                                  authenticator=authenticator() if mode.submission else None)
+                                  authenticator=authenticator() if mode.submission else None,
+                                  agent=agent)
         self.factory = factory
         self.clock = factory.clock  # type: ignore[assignment]
         self.store: FakeStore = factory.store  # type: ignore[assignment]

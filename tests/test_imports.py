@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "bans": ["state"],
     "ledger": ["errors", "names", "state", "bans"],
     "brakes": ["errors", "settings", "names", "bans", "ledger"],
-    "submission.limits": ["settings"],
+    "submission.limits": ["settings", "names"],
     "submission.mailboxes": ["mail"],
     "submission.repair": [],
     "submission.agent": [*PEOPLE, "routing", "rates", "submission"],

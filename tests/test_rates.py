@@ -88,7 +88,7 @@ def test_messages_in_a_period(make, clock: Time, period: str, seconds: int, told
     assert refused.value.seconds == seconds + 1
     assert str(refused.value.status) == "4.7.1"
     assert refused.value.text.startswith(
-        f"This account may send 3 messages per {period}; try again in ")
+        f"You may send 3 messages per {period}; try again in ")
     clock.now += 1
     with pytest.raises(TooMuchSent, match=f"try again in {told}$"):
         ledger.count(BOB, 1)

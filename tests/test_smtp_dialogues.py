@@ -65,7 +65,7 @@ class World:
     """What a script's ``=`` lines describe.
 
     ``= hostname NAME``, ``= accounts ADDRESS…`` (besides the cast of example.org), ``= tls yes``,
-    ``= mode NAME``, ``= spoilt KIND…`` (answers that fail with "disk full"), and any of the [smtp]
+    ``= mode NAME``, ``= known yes`` (may submit without a login), ``= spoilt KIND…`` (answers that fail with "disk full"), and any of the [smtp]
     section.
     """
 
@@ -74,6 +74,7 @@ class World:
         self.hostname = HOSTNAME
         self.accounts: list[Address] = []
         self.tls = False
+        self.known = False
         self.mode = TRANSPORT
         self.settings: dict[str, Any] = {}
         known = {field.name: type(field.default) for field in fields(SMTPSettings)}
@@ -86,6 +87,8 @@ class World:
                 self.tls = value == "yes"
             elif name == "trusted":
                 self.settings["xclient_networks"] = [CLIENT]
+            elif name == "known":
+                self.known = value == "yes"
             elif name == "mode":
                 self.mode = {mode.name: mode for mode in (TRANSPORT, SUBMISSION, LMTP)}[value]
             elif name == "spoilt":
@@ -135,7 +138,7 @@ class Owner:
             usable=frozenset({"PLAIN", "LOGIN"}),
             cleartext_allowed=world.settings.get("allow_cleartext_auth") == "yes")
         self.session = Session(world.hostname, SMTPSettings(**world.settings), world.mode,
-                               trusted="xclient_networks" in world.settings,
+                               known=world.known, trusted="xclient_networks" in world.settings,
                                sasl=self.context if world.mode.submission else None,
                                tls_available=world.tls)
         self.store = FakeStore(world.answers)
@@ -269,7 +272,7 @@ def test_the_session_with_all_sent_ahead(name: str, cut: Cut) -> None:
 
 def line(script: Script) -> Line:
     world = World(script)
-    return Line(world.answers, mode=world.mode, hostname=world.hostname, accounts=world.accounts,
+    return Line(world.answers, mode=world.mode, known=world.known, hostname=world.hostname, accounts=world.accounts,
                 tls=object() if world.tls else None, **world.settings)
 
 
@@ -284,8 +287,8 @@ class LateLine(Line):
 def late_line(script: Script) -> LateLine:
     world = World(script)
     world.answers.late = {"route", "room", "verify", "expand", "write", "commit"}
-    return LateLine(world.answers, mode=world.mode, hostname=world.hostname,
-                    accounts=world.accounts,
+    return LateLine(world.answers, mode=world.mode, known=world.known,
+                    hostname=world.hostname, accounts=world.accounts,
                     tls=object() if world.tls else None, **world.settings)
 
 

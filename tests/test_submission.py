@@ -21,7 +21,14 @@ from mailsvc.names import parse_address
 from mailsvc.routing import Router, RoutingSettings
 from mailsvc.submission.completion import Completion
 from mailsvc.submission.limits import SubmissionSettings
-from mailsvc.submission.senders import SenderRefused, owns, require
+from mailsvc.submission.senders import (
+    SenderRefused,
+    Submitter,
+    client,
+    login,
+    owns,
+    system_user,
+)
 from tests.messages import CORPUS, RAW
 
 at = parse_address
@@ -40,7 +47,9 @@ ALL = DATE + FROM + ID
 
 def completion(sender: Address = BOB_ADDRESS,
                owned: Callable[[Address], bool] = BOBS.__contains__, **given: Any) -> Completion:
-    return Completion(SubmissionSettings(**given), BOB, sender, owns=owned, id="0123456789ABCDEF",
+    submitter = Submitter(BOB.name, BOB_ADDRESS, owned, "This login",
+                          "<bob@one.example> or another address that leads to it")
+    return Completion(SubmissionSettings(**given), submitter, sender, id="0123456789ABCDEF",
                       hostname="mx.example", seconds=NOON)
 
 
@@ -466,10 +475,10 @@ def test_owners(router: Router, address: str, owners: str) -> None:
         account = Account({"bob": "Bob"}.get(name, local), f"{where or 'one'}.example", 7, 7)
         if owns(router, account, asked):
             found.append(name)
-            require(router, account, asked)
+            login(router, account).require(asked)
         else:
             with pytest.raises(SenderRefused) as refusal:
-                require(router, account, asked)
+                login(router, account).require(asked)
             assert str(refusal.value.status) == "5.7.1"
             assert f"<{asked}>" in refusal.value.text
             assert f"use <{account.name}>" in refusal.value.text

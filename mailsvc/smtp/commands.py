@@ -101,7 +101,7 @@ def _ehlo(session: Session, argument: bytes) -> None:
 
 def _mail(session: Session, argument: bytes) -> None:
     parsed = grammar.reverse_path(argument)
-    if session.mode.submission and not session.authenticated:
+    if session.mode.submission and not (session.authenticated or session.known):
         can_log_in = session.sasl is not None and session.sasl().private
         session.refuse(replies.LOG_IN_FIRST if can_log_in else replies.TLS_FIRST)
         return

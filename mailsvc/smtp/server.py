@@ -23,11 +23,11 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from mailsvc.authentication import Authenticator
-from mailsvc.connections import Connections
+from mailsvc.connections import Connections, peer_uid
 from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
 from mailsvc.errors import MailFailure
 from mailsvc.interfaces import IMailboxStore, IRouter, ISubmitter
-from mailsvc.mail import Account, Address, Envelope, Recipient
+from mailsvc.mail import Address, Envelope, Recipient
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.commands import READY, START
@@ -37,6 +37,7 @@ from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, from_failure
 from mailsvc.smtp.session import Session
 from mailsvc.submission.agent import SubmissionAgent
+from mailsvc.submission.senders import Submitter
 from mailsvc.trace import trace_header
 
 
@@ -50,19 +51,24 @@ class SMTPProtocol(Conversation):
     _refusal: MailFailure | None = None
     #: The message on its way to the store, from DataBegins to the end of MessageEnds.
     _incoming: Incoming | None = None
-    #: Whose login it is, or None.
-    _account: Account | None = None
+    #: Who may submit without a login, or None.
+    _known: Submitter | None = None
+    #: Who logged in, or None.
+    _login: Submitter | None = None
     #: When the present message must be whole.
     _message_deadline = FOREVER
 
     def open_session(self, tls_active: bool) -> Session:
         factory = self.factory
         self._deadline = factory.clock.seconds() + factory.settings.command_seconds
+        if factory.agent is not None:
+            self._known = factory.agent.without_login(self.client, peer_uid(self.transport))
         return Session(
             factory.hostname,
             factory.settings,
             factory.mode,
             sasl=self.sasl_context if factory.authenticator and factory.mode.submission else None,
+            known=self._known is not None,
             trusted=factory.trusts(self.client),
             tls_available=factory.tls is not None,
             tls_active=tls_active,
@@ -138,23 +144,36 @@ class SMTPProtocol(Conversation):
         self.log.info("{connection} proxied client={client} proxy={proxy}", connection=self.id,
                       client=event.client.addr, proxy=self.client)
         self.client = self.client if event.client.addr is None else event.client.addr
-        self._account = None
+        agent = self.factory.agent
+        self._known = agent.without_login(self.client, None) if agent is not None else None
+        self.session.known = self._known is not None
         refusal = self.factory.connections.admit(self.client)
         self.session.reply(self.session.greeting if refusal is None
                            else Reply(421, refusal.status, (refusal.text,)))
 
+    @property
+    def _submitter(self) -> Submitter | None:
+        """Who submits mail on this connection; None where anybody may send."""
+        # STARTTLS and XCLIENT end a login, and the session tells.
+        return self._login if self.session.authenticated else self._known
+
+    @property
+    def _sent_by(self) -> str:
+        """Who that is, for the log."""
+        return self._submitter.name if self._submitter else self.session.authenticated
+
     def _on_mail_from(self, event: events.MailFrom) -> None:
-        agent = self.factory.agent
+        agent, submitter = self.factory.agent, self._submitter
         try:
-            if agent is not None and self._account is not None:
-                agent.admit_sender(self._account, event.envelope)
+            if agent is not None and submitter is not None:
+                agent.admit_sender(submitter, event.envelope)
         except MailFailure as failure:
             answer = from_failure(failure, rcpt=True)
             self.log.info(
                 "{id} refused sender={sender} user={user} client={client} "
                 "connection={connection}: {reply}",
                 id=event.envelope.id, sender=str(event.envelope.reverse_path),
-                user=self.session.authenticated, client=self.client, connection=self.id,
+                user=self._sent_by, client=self.client, connection=self.id,
                 reply=f"{answer.code} {answer.status} {answer.lines[0]}",
             )
             self.session.reply(answer)
@@ -167,10 +186,10 @@ class SMTPProtocol(Conversation):
         self._settle(self._route(envelope, event.forward_path))
 
     async def _route(self, envelope: Envelope, forward_path: Address) -> Reply:
-        agent = self.factory.agent
+        agent, submitter = self.factory.agent, self._submitter
         try:
-            if agent is not None and self._account is not None:
-                agent.admit_recipient(self._account, envelope)
+            if agent is not None and submitter is not None:
+                agent.admit_recipient(submitter, envelope)
             accounts = self.factory.router.route(forward_path)
             if isinstance(accounts, defer.Deferred):
                 accounts = await accounts
@@ -209,7 +228,8 @@ class SMTPProtocol(Conversation):
 
     def logged_in(self, avatar: Any, log_out: Callable[[], object]) -> None:
         log_out()  # which there is no need to wait for: a submitter holds nothing
-        self._account = avatar.account
+        if self.factory.agent is not None:
+            self._login = self.factory.agent.logged_in(avatar.account)
         self.session.logged_in(avatar.account.name)
         self.log.info("{connection} logged in user={user} client={client}", connection=self.id,
                       user=avatar.account.name, client=self.client)
@@ -223,11 +243,12 @@ class SMTPProtocol(Conversation):
 
     async def _begin(self, envelope: Envelope) -> Reply:
         factory, seconds = self.factory, int(self.factory.clock.seconds())
+        submitter = self._submitter
         filters: Sequence[Filter] = ()
         try:
-            if factory.agent is not None and self._account is not None:
-                await factory.agent.count(self._account, envelope)
-                filters = factory.agent.filters(self._account, envelope, seconds)
+            if factory.agent is not None and submitter is not None:
+                await factory.agent.count(submitter, envelope)
+                filters = factory.agent.filters(submitter, envelope, seconds)
             incoming = Incoming(
                 envelope, factory.store.begin(envelope.accounts(), envelope.id, envelope.size),
                 filters)
@@ -248,6 +269,7 @@ class SMTPProtocol(Conversation):
                 hostname=factory.hostname,
                 seconds=seconds,
                 tls=self.tls.clause if self.tls else "",
+                user=submitter.user if submitter else "",
             )))
         except MailFailure as failure:
             self._drop(failure.text)
@@ -280,7 +302,7 @@ class SMTPProtocol(Conversation):
 
     async def _commit(self, incoming: Incoming, size: int) -> Reply:
         envelope = incoming.envelope
-        said = {"size": size, "hello": self.session.hello, "user": self.session.authenticated,
+        said = {"size": size, "hello": self.session.hello, "user": self._sent_by,
                 **_about(envelope), **self._who()}
         try:
             await incoming.finish()
@@ -294,7 +316,8 @@ class SMTPProtocol(Conversation):
             return from_failure(failure)
         finally:
             self._incoming = None
-        self.log.info("{id} accepted " + _ABOUT + " accounts={accounts}",
+        by = " user={user}" if self._sent_by else ""
+        self.log.info("{id} accepted " + _ABOUT + by + " accounts={accounts}",
                       accounts=[account.name for account in envelope.accounts()], **said)
         return replies.accepted(envelope.id)
 

@@ -74,6 +74,7 @@ class Session:
     :param limits: the [smtp] section.
     :param mode: what the listener is for.
     :param sasl: describes the connection as it is now, for AUTH; None where nobody can log in.
+    :param known: whether the client may submit without a login.
     :param trusted: whether the client may say for whom it speaks (XCLIENT, AUTH= of MAIL).
     :param tls_available: whether STARTTLS may be offered.
     :param tls_active: whether TLS runs from the first octet.
@@ -82,7 +83,7 @@ class Session:
     __slots__ = (
         "_errors", "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening",
         "_output", "_pending", "_question", "authenticated", "envelope", "extended", "hello",
-        "hostname", "intake", "limits", "mode", "phase", "refused_recipient", "sasl", "tls_active",
+        "hostname", "intake", "known", "limits", "mode", "phase", "refused_recipient", "sasl", "tls_active",
         "tls_available", "trusted",
     )  # fmt: skip
 
@@ -93,6 +94,7 @@ class Session:
         mode: Mode = TRANSPORT,
         *,
         sasl: Callable[[], Context] | None = None,
+        known: bool = False,
         trusted: bool = False,
         tls_available: bool = False,
         tls_active: bool = False,
@@ -101,6 +103,7 @@ class Session:
         self.limits: SMTPSettings = limits
         self.mode: Mode = mode
         self.sasl: Callable[[], Context] | None = sasl
+        self.known: bool = known
         self.trusted: bool = trusted
         self.tls_available: bool = tls_available
         self.tls_active: bool = tls_active

@@ -7,7 +7,9 @@ becomes of the message on its way in (:mod:`~mailsvc.submission.completion`,
 
 from __future__ import annotations
 
-from functools import partial
+import ipaddress
+import os
+import pwd
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
@@ -18,11 +20,11 @@ from mailsvc.routing import Router
 from mailsvc.submission.completion import Completion
 from mailsvc.submission.limits import SubmissionSettings
 from mailsvc.submission.repair import Repair
-from mailsvc.submission.senders import owns, require
+from mailsvc.submission.senders import Submitter, client, login, system_user
 
 
 class SubmissionAgent:
-    """Holds the logins of a service to what they may send."""
+    """Holds those who submit mail to what they may send."""
 
     def __init__(self, settings: SubmissionSettings, router: Router, rates: Rates,
                  hostname: str) -> None:
@@ -30,38 +32,62 @@ class SubmissionAgent:
         self._router = router
         self._rates = rates
         self._hostname = hostname
+        self._trusted = [ipaddress.ip_network(each, strict=False)
+                         for each in settings.trusted_networks]
 
-    def admit_sender(self, account: Account, envelope: Envelope) -> None:
+    def logged_in(self, account: Account) -> Submitter:
+        """Who logged in as *account*."""
+        return login(self._router, account)
+
+    def without_login(self, ip: str, uid: int | None) -> Submitter | None:
+        """Who may submit without a login, or None when it may not.
+
+        :param ip: the client's address, or empty.
+        :param uid: the user on the other end of a Unix socket, or None when it is not one.
+        """
+        if uid is not None:
+            try:
+                name = pwd.getpwuid(uid).pw_name
+            except KeyError:
+                name = str(uid)
+            return system_user(
+                self._router, name, self._hostname,
+                self._settings.local_senders.get(name, "").split(),
+                anybody=uid in (0, os.geteuid()))
+        if ip and any(ipaddress.ip_address(ip) in network for network in self._trusted):
+            return client(self._router, ip, self._hostname)
+        return None
+
+    def admit_sender(self, submitter: Submitter, envelope: Envelope) -> None:
         """At MAIL.
 
-        :raises mailsvc.errors.MailFailure: *account* may not send as the reverse-path, or no more
+        :raises mailsvc.errors.MailFailure: *submitter* may not send as the reverse-path, or no more
             now.
         """
-        require(self._router, account, envelope.reverse_path)
-        self._rates.check(account)
+        submitter.require(envelope.reverse_path)
+        self._rates.check(submitter.name)
 
-    def admit_recipient(self, account: Account, envelope: Envelope) -> None:
+    def admit_recipient(self, submitter: Submitter, envelope: Envelope) -> None:
         """At RCPT, before the recipient joins the envelope.
 
         :raises mailsvc.errors.MailFailure: it is one too many for now.
         """
-        self._rates.check(account, len(envelope.recipients) + 1)
+        self._rates.check(submitter.name, len(envelope.recipients) + 1)
 
-    def count(self, account: Account, envelope: Envelope) -> Deferred[None]:
+    def count(self, submitter: Submitter, envelope: Envelope) -> Deferred[None]:
         """Before the data; fails with MailFailure when it has become too much meanwhile."""
-        return self._rates.count(account, len(envelope.recipients))
+        return self._rates.count(submitter.name, len(envelope.recipients))
 
     def filters(
-        self, account: Account, envelope: Envelope, seconds: int
+        self, submitter: Submitter, envelope: Envelope, seconds: int
     ) -> list[Completion | _RepairInThread]:
         """What the message passes through, in order.
 
         :param seconds: the time, since the epoch.
         """
         filters: list[Completion | _RepairInThread] = [Completion(
-            self._settings, account, envelope.reverse_path,
-            owns=partial(owns, self._router, account), id=envelope.id, hostname=self._hostname,
-            seconds=seconds)]
+            self._settings, submitter, envelope.reverse_path, id=envelope.id,
+            hostname=self._hostname, seconds=seconds)]
         if self._settings.repair:
             filters.append(_RepairInThread(Repair(
                 self._settings.repair_octets, eight_bit=envelope.body == "8BITMIME")))

@@ -11,7 +11,7 @@ folded; then an empty line is put in, so that no reader can take for a field wha
 here.  It is held until its end has come; a longer one than allowed is refused.  The body passes
 through.
 
-**Authors** (§3.6.2).  With ``check_from`` one mailbox at least that From names must be the login's
+**Authors** (§3.6.2).  With ``check_from`` one mailbox at least that From names must be the submitter's
 (:mod:`mailsvc.submission.senders`), and so must that of Sender; a message with several From fields,
 or with one that cannot be understood, is refused.  Of a message that is sent on unchanged (§3.6.6),
 Resent-From counts instead; the topmost, which is the latest.
@@ -24,14 +24,13 @@ ends the header as said above.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import pairwise
 
 from mailsvc.errors import EnhancedStatus, PermanentFailure
-from mailsvc.mail import NULL_PATH, Account, Address
+from mailsvc.mail import NULL_PATH, Address
 from mailsvc.submission.limits import SubmissionSettings
 from mailsvc.submission.mailboxes import mailboxes
-from mailsvc.submission.senders import refusal
+from mailsvc.submission.senders import Submitter
 from mailsvc.trace import date
 
 #: White space before the colon is obsolete (RFC 5322 §4.5); a line has at most 998 octets (§2.1.1).
@@ -50,26 +49,23 @@ _BAD_CONTENT = EnhancedStatus(5, 6, 0)
 class Completion:
     """One message: ``feed`` its blocks, cut anywhere, then ``finish``; each returns what to keep.
 
-    :param account: whose login it is.
-    :param owns: whether that account may send as an address.
+    :param submitter: who sends it.
     :param id: the envelope's.
     :param seconds: the time of submission, since the epoch.
 
-    Both methods raise :class:`PermanentFailure` when the message must be refused, or what *owns*
-    raises; neither is to be called again then.
+    Both methods raise :class:`PermanentFailure` when the message must be refused, or what its
+    ``owns`` raises; neither is to be called again then.
     """
 
-    __slots__ = ("_account", "_fields", "_held", "_id", "_line", "_owns", "_passing", "_seconds",
+    __slots__ = ("_fields", "_held", "_id", "_line", "_passing", "_seconds", "_sender",
                  "_settings", "_submitter")
 
-    def __init__(self, settings: SubmissionSettings, account: Account, reverse_path: Address, *,
-                 owns: Callable[[Address], bool], id: str, hostname: str, seconds: int) -> None:
+    def __init__(self, settings: SubmissionSettings, submitter: Submitter, reverse_path: Address,
+                 *, id: str, hostname: str, seconds: int) -> None:
         self._settings = settings
-        self._account = account
+        self._submitter = submitter
         #: Whom From and Sender name where they are added.
-        self._submitter = (Address(account.local_part, account.domain)
-                           if reverse_path == NULL_PATH else reverse_path)
-        self._owns = owns
+        self._sender = submitter.address if reverse_path == NULL_PATH else reverse_path
         self._id = f"{id}@{hostname}"
         self._seconds = seconds
         self._passing = False
@@ -166,9 +162,9 @@ class Completion:
         if b"date" not in present:
             added.append(f"Date: {date(self._seconds)}\r\n")
         if b"from" not in present:
-            added.append(f"From: <{self._submitter}>\r\n")
+            added.append(f"From: <{self._sender}>\r\n")
         if self._sender_is_missing(present):
-            added.append(f"Sender: <{self._submitter}>\r\n")
+            added.append(f"Sender: <{self._sender}>\r\n")
         if b"message-id" not in present:
             added.append(f"Message-ID: <{self._id}>\r\n")
         return "".join(added).encode()
@@ -191,7 +187,7 @@ class Completion:
             return False
         if b"from" not in present:
             # The one that is added names the submitter.
-            authors = [self._submitter]
+            authors = [self._sender]
         elif check:
             authors = self._authors(present[b"from"][0], "From")
             self._require(authors)
@@ -201,11 +197,11 @@ class Completion:
             if check:
                 self._require(self._authors(present[b"sender"][0], "Sender")[:1])
             return False
-        return len(authors) != 1 or not (check or self._owns(authors[0]))
+        return len(authors) != 1 or not (check or self._submitter.owns(authors[0]))
 
     def _require(self, authors: list[Address]) -> None:
-        if not any(map(self._owns, authors)):
-            raise refusal(self._account, *authors[:3])
+        if not any(map(self._submitter.owns, authors)):
+            raise self._submitter.refusal(*authors[:3])
 
     def _authors(self, body: bytes, name: str) -> list[Address]:
         try:

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailsvc.settings import at_least, setting
+from mailsvc.names import DirectoryError, parse_address
+from mailsvc.settings import at_least, networks, setting
+
+
+def _addresses(table: dict[str, str]) -> str | None:
+    try:
+        for value in table.values():
+            for address in value.split():
+                if address != "*":
+                    parse_address(address)
+    except DirectoryError:
+        return 'for each user, addresses with spaces between, or "*"'
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class SubmissionSettings:
     """The [submission] section.  0 means no limit where a sentence says so."""
 
+    trusted_networks: list[str] = setting(
+        [], "Networks whose clients may submit without a login, as any address of the domains "
+        "served here: printers, programs.  What they send is counted for each client address.",
+        check=networks)
+    local_senders: dict[str, str] = setting(
+        {}, "As whom else users of this machine may send over a Unix socket, by their name: "
+        "addresses with spaces between, or \"*\" for anybody.  Each may send as its own name at "
+        "this host and at the default domain; root and the user of the service, as anybody.",
+        check=_addresses)
     check_from: bool = setting(
         True, "Whether From and Sender of a message must name an address of the login, as the "
         "envelope always must.  If not, a Sender field tells whose login it was.")
