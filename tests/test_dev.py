@@ -26,7 +26,16 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailsvc.cli.dev import ACCOUNT, ALIAS, CHEAP_PASSWORDS, PLACE, NewAccount, Place, dev
+from mailsvc.cli.dev import (
+    ACCOUNT,
+    ALIAS,
+    CHEAP_PASSWORDS,
+    PLACE,
+    NewAccount,
+    Place,
+    UnixPlace,
+    dev,
+)
 from mailsvc.directory import SqliteDirectory
 from mailsvc.mail import Address
 from tests.service import PATIENCE, Dialogue, Service, fetch, login, submit
@@ -176,19 +185,21 @@ def test_a_port_in_use_ends_it(tmp_path: Path) -> None:
     ("localhost:25", Place("127.0.0.1", 25)),
     ("[::1]:25", Place("::1", 25)),
     ("[2001:db8::1]:0", Place("2001:db8::1", 0)),
+    ("unix:/run/x y.sock", UnixPlace("/run/x y.sock")),
     ("off", None),
 ])
-def test_places(text: str, place: Place | None) -> None:
+def test_places(text: str, place: Place | UnixPlace | None) -> None:
     assert PLACE.convert(text, None, None) == place
 
 
 @pytest.mark.parametrize("text", [
     "", ":", "x", "-1", "65536", "１２", "25 ", "1.2.3.4", "1.2.3.4:", "1.2.3:25", "mx.example:25",
-    "[::1]", "[::1:25", "on", "1.2.3.4:99999"])
+    "[::1]", "[::1:25", "unix:", "unix:relative", "unix:/a\nb", "on", "1.2.3.4:99999"])
 def test_not_places(text: str) -> None:
     status, said = refused("--smtp", text)
     assert status == 2
-    assert "expected PORT, ADDRESS:PORT such as 127.0.0.1:2525 or [::1]:2525, or off" in said
+    assert ("expected PORT, ADDRESS:PORT such as 127.0.0.1:2525 or [::1]:2525, unix:/PATH, or off"
+            in said)
 
 
 def test_the_default_ports_are_memorable() -> None:

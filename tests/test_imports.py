@@ -75,8 +75,9 @@ MAY_IMPORT = {
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
     "service": SERVICE,
+    "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service"],
-    "cli": [*SERVICE, "service", "tap", "cli"],
+    "cli": [*SERVICE, "service", "tap", "sendmail", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

@@ -17,10 +17,12 @@ from mailsvc.cli.place import place_options
 COMMANDS = {
     "account": "mailsvc.cli.accounts",
     "alias": "mailsvc.cli.aliases",
+    "autoconfig": "mailsvc.cli.autoconfig",
     "ban": "mailsvc.cli.bans",
     "config": "mailsvc.cli.config",
     "dev": "mailsvc.cli.dev",
     "domain": "mailsvc.cli.domains",
+    "sendmail": "mailsvc.cli.sendmail",
 }
 
 

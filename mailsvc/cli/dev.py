@@ -74,15 +74,29 @@ class Place(NamedTuple):
         return f"{kind}:{self.port}:interface={escaped}:backlog=1024"
 
 
+class UnixPlace(NamedTuple):
+    """Where a listener listens: a Unix socket that every user of this machine may connect to."""
+
+    path: str
+
+    @property
+    def endpoint(self) -> str:
+        """As a Twisted endpoint string."""
+        escaped = self.path.replace("\\", "\\\\").replace(":", "\\:").replace("=", "\\=")
+        return f"unix:{escaped}:mode=666"
+
+
 class _PlaceType(click.ParamType):
-    """ADDRESS:PORT, PORT or off."""
+    """ADDRESS:PORT, PORT, unix:PATH or off."""
 
     name = "place"
 
     def convert(self, value: Any, param: click.Parameter | None,
-                ctx: click.Context | None) -> Place | None:
-        if value is None or isinstance(value, Place) or value == "off":
-            return value if isinstance(value, Place) else None
+                ctx: click.Context | None) -> Place | UnixPlace | None:
+        if value is None or isinstance(value, Place | UnixPlace) or value == "off":
+            return value if isinstance(value, Place | UnixPlace) else None
+        if value.startswith("unix:/") and value.isprintable():
+            return UnixPlace(value.removeprefix("unix:"))
         address, _, port = value.rpartition(":")
         if address.startswith("[") and address.endswith("]"):
             address = address[1:-1]
@@ -94,7 +108,7 @@ class _PlaceType(click.ParamType):
             return Place(str(ipaddress.ip_address(address)), int(port))
         except ValueError:
             self.fail(f"{value!r} is not a place to listen; expected PORT, ADDRESS:PORT such as "
-                      "127.0.0.1:2525 or [::1]:2525, or off", param, ctx)
+                      "127.0.0.1:2525 or [::1]:2525, unix:/PATH, or off", param, ctx)
 
 
 class NewAccount(NamedTuple):
@@ -159,7 +173,7 @@ def _places(command: Callable[..., None]) -> Callable[..., None]:
     for kind, port in reversed(PORTS.items()):
         command = click.option(
             f"--{kind}", type=PLACE, default=f"127.0.0.1:{port}", show_default=True,
-            metavar="[ADDRESS:]PORT|off", help=_PLACE_HELP[kind])(command)
+            metavar="[ADDRESS:]PORT|unix:/PATH|off", help=_PLACE_HELP[kind])(command)
     return command
 
 
@@ -204,7 +218,7 @@ def dev(
     ctx: click.Context, directory: Path | None, domains: Sequence[str], hostname: str | None,
     accounts: Sequence[NewAccount], accounts_file: Any,
     aliases: Sequence[tuple[Address, list[Address]]], tls_cert: Path | None, tls_key: Path | None,
-    workers: int, overrides: Sequence[str], hints: bool, **places: Place | None,
+    workers: int, overrides: Sequence[str], hints: bool, **places: Place | UnixPlace | None,
 ) -> None:
     """Start a throwaway service in the foreground, from flags alone.
 
@@ -415,7 +429,8 @@ def _run(
 def _hints(listeners: Sequence[Listener], account: NewAccount | None) -> Iterator[str]:
     """How to send a message, fetch it, and set up a mail program."""
     where = {listener.kind.name: listener.address.replace("0.0.0.0", "127.0.0.1")
-             .replace("[::]", "[::1]") for listener in listeners}
+             .replace("[::]", "[::1]") for listener in listeners
+             if not listener.address.startswith("/")}
     name = str(account.address) if account else "NAME@DOMAIN"
     password = account.password if account else "PASSWORD"
     yield ""

@@ -83,8 +83,8 @@ class Session:
     __slots__ = (
         "_errors", "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening",
         "_output", "_pending", "_question", "authenticated", "envelope", "extended", "hello",
-        "hostname", "intake", "known", "limits", "mode", "phase", "refused_recipient", "sasl", "tls_active",
-        "tls_available", "trusted",
+        "hostname", "intake", "known", "limits", "mode", "phase", "refused_recipient", "sasl",
+        "tls_active", "tls_available", "trusted",
     )  # fmt: skip
 
     def __init__(

@@ -11,10 +11,10 @@ folded; then an empty line is put in, so that no reader can take for a field wha
 here.  It is held until its end has come; a longer one than allowed is refused.  The body passes
 through.
 
-**Authors** (§3.6.2).  With ``check_from`` one mailbox at least that From names must be the submitter's
-(:mod:`mailsvc.submission.senders`), and so must that of Sender; a message with several From fields,
-or with one that cannot be understood, is refused.  Of a message that is sent on unchanged (§3.6.6),
-Resent-From counts instead; the topmost, which is the latest.
+**Authors** (§3.6.2).  With ``check_from`` one mailbox at least that From names must be the
+submitter's (:mod:`mailsvc.submission.senders`), and so must that of Sender; a message with several
+From fields, or with one that cannot be understood, is refused.  Of a message that is sent on
+unchanged (§3.6.6), Resent-From counts instead; the topmost, which is the latest.
 
 **Not done.**  Fields that are there are not looked into otherwise: an ill-formed Date stays.
 Nothing is done for Resent-Date and Resent-Message-ID, nor for a "From " line of an mbox file, which

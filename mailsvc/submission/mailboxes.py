@@ -31,12 +31,14 @@ _IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
 _Token = tuple[str, str]
 
 
-def mailboxes(value: bytes) -> list[Address]:
+def mailboxes(value: bytes, domain: str = "", longest: int = LONGEST) -> list[Address]:
     """The addresses in the body of a field, which may be folded.
 
+    :param domain: what addresses without a domain are completed with; without it there are none.
+    :param longest: the longest body that is read, in octets.
     :raises ValueError: it is not a list of mailboxes, or not without doubt, or too long.
     """
-    if len(value) > LONGEST:
+    if len(value) > longest:
         raise ValueError("it is too long")
     try:
         text = re.sub(r"\r\n(?=[ \t])", "", value.decode()).removesuffix("\r\n")
@@ -50,7 +52,7 @@ def mailboxes(value: bytes) -> list[Address]:
         kind = token[0]
         if kind in (",", ";"):
             if words:
-                found.append(_address(words))
+                found.append(_address(words, domain))
             words, done = [], False
             if kind == ";":
                 if not group:
@@ -65,12 +67,12 @@ def mailboxes(value: bytes) -> list[Address]:
         elif kind == "<":
             if not _is_phrase(words):
                 raise ValueError("a display name needs quotes")
-            found.append(_address(_inside(tokens)))
+            found.append(_address(_inside(tokens), domain))
             words, done = [], True
         else:
             words.append(token)
     if words:
-        found.append(_address(words))
+        found.append(_address(words, domain))
     if group:
         raise ValueError("a group does not end")
     return found
@@ -112,8 +114,10 @@ def _is_phrase(words: list[_Token]) -> bool:
     return all(kind in ("atom", "quoted", "literal", ".") for kind, _ in words)
 
 
-def _address(words: list[_Token]) -> Address:
-    """The addr-spec (§3.4.1) that *words* are."""
+def _address(words: list[_Token], default: str) -> Address:
+    """The addr-spec (§3.4.1) that *words* are; *default* is the domain of one without."""
+    if default and _alternates(words, ("atom", "quoted")):
+        words = [*words, ("@", "@"), ("atom", default)]
     kinds = [kind for kind, _ in words]
     if "@" not in kinds:
         raise ValueError("an address is not local-part@domain")
