@@ -73,7 +73,8 @@ recipient; 69 refused; 75 try again later; 77 not allowed.
 
 \b
 Example:
-  printf 'To: alice@example.org\\nSubject: hello\\n\\nIt works.\\n' | mailsvc sendmail -t
+  mailsvc sendmail alice@example.org < message.eml
+  printf 'To: root\\nSubject: hello\\n\\nIt works.\\n' | mailsvc sendmail -t
 """
 
 #: Options that have an argument, attached or next; and those that may have one attached.

@@ -126,7 +126,7 @@ def records(domain: str, hostname: str, reachable: dict[str, list[int]], *,
     if receives:
         yield f"{domain}. IN MX 10 {hostname}."
     else:
-        yield "; listeners.smtp is off, or on loopback: nobody can deliver here."
+        yield "; listeners.smtp is not on port 25 where others reach it: nobody can deliver here."
     priorities = {_IN: 0, _OUT: 0}
     for service in SERVICES:
         name = f"{service.label}._tcp.{domain}."
