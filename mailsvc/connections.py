@@ -52,6 +52,7 @@ def peer_uid(transport: object) -> int | None:
     """The user on the other end of a Unix socket (SO_PEERCRED), or None when it is not one.
 
     Nor is it known behind a proxy or inside TLS: there the other end speaks for somebody else.
+    In a user namespace, users that it does not map are all "nobody" (user_namespaces(7)).
     """
     if not isinstance(transport, UnixServer):
         return None

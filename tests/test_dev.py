@@ -13,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +201,22 @@ def test_not_places(text: str) -> None:
     assert status == 2
     assert ("expected PORT, ADDRESS:PORT such as 127.0.0.1:2525 or [::1]:2525, unix:/PATH, or off"
             in said)
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    # Such a path has little room, and pytest's may be long.
+    with tempfile.TemporaryDirectory(prefix="ms:=") as folder:
+        path = f"{folder}/a b"
+        with command("--dir", tmp_path, *ANY_PORT, "--submission", f"unix:{path}",
+                     "--hints") as process:
+            process.wait_for("mail program:")
+            assert f"\nsubmission {path}\n" in process.output
+            assert os.stat(path).st_mode & 0o777 == 0o666
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+                assert client.recv(100).startswith(b"220 ")
+            assert process.stop() == 0
+        assert not os.path.lexists(path)
 
 
 def test_the_default_ports_are_memorable() -> None:

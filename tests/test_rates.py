@@ -388,3 +388,19 @@ async def test_while_another_process_writes_the_reactor_goes_on(
     await rates.count(BOB, 1)
     other.close()
     await rates.stopService()
+
+
+def test_others_than_accounts_are_counted_by_name(tmp_path: Path) -> None:
+    ledger = Ledger(State(tmp_path / "state.sqlite"), SubmissionSettings(messages_per_hour=1),
+                    Time())
+    for name in "client:192.0.2.1", "client:2001:db8::1", "local:Carol", "local:carol":
+        ledger.check(name)
+        ledger.count(name, 1)
+        with pytest.raises(TooMuchSent):
+            ledger.check(name)
+    ledger.count("Bob@Example.org", 1)  # as the account of that name
+    with pytest.raises(TooMuchSent):
+        ledger.check(BOB)
+    assert {"client:192.0.2.1", "local:Carol", "bob@example.org"} < {
+        each.account for each in ledger.sent()}
+    ledger.close()

@@ -29,6 +29,17 @@ def header(*forward_paths: Address, reverse_path: Address = ALICE, client: str =
 # ---- what is written ----
 
 
+@pytest.mark.parametrize(("user", "comment"), [
+    ("carol", b"(user carol)"), ("EXAMPLE\\carol d", b"(user EXAMPLE\\\\carol d)"),
+    ("a)b(", b"(user a\\)b\\()"), ("x\r\nBcc: y\0\u202e\xfc", b"(user x??Bcc: y???)"),
+])
+def test_a_user_of_this_machine_is_named_in_a_comment(user: str, comment: bytes) -> None:
+    envelope = Envelope("01HXAMPLE0000001", ALICE)
+    assert b"Received: from here " + comment + b"\r\n\tby mx" in trace_header(
+        envelope, client="", hello="here", protocol="ESMTP", hostname="mx.example.org",
+        seconds=1_700_000_000, user=user)
+
+
 def test_the_header_of_a_message_to_one_recipient() -> None:
     assert header(BOB) == (
         b"Return-Path: <alice@example.org>\r\n"
