@@ -65,8 +65,8 @@ class World:
     """What a script's ``=`` lines describe.
 
     ``= hostname NAME``, ``= accounts ADDRESS…`` (besides the cast of example.org), ``= tls yes``,
-    ``= mode NAME``, ``= known yes`` (may submit without a login), ``= spoilt KIND…`` (answers that fail with "disk full"), and any of the [smtp]
-    section.
+    ``= mode NAME``, ``= known yes`` (may submit without a login), ``= spoilt KIND…`` (answers that
+    fail with "disk full"), and any of the [smtp] section.
     """
 
     def __init__(self, script: Script) -> None:
@@ -272,8 +272,8 @@ def test_the_session_with_all_sent_ahead(name: str, cut: Cut) -> None:
 
 def line(script: Script) -> Line:
     world = World(script)
-    return Line(world.answers, mode=world.mode, known=world.known, hostname=world.hostname, accounts=world.accounts,
-                tls=object() if world.tls else None, **world.settings)
+    return Line(world.answers, mode=world.mode, known=world.known, hostname=world.hostname,
+                accounts=world.accounts, tls=object() if world.tls else None, **world.settings)
 
 
 class LateLine(Line):

@@ -21,14 +21,7 @@ from mailsvc.names import parse_address
 from mailsvc.routing import Router, RoutingSettings
 from mailsvc.submission.completion import Completion
 from mailsvc.submission.limits import SubmissionSettings
-from mailsvc.submission.senders import (
-    SenderRefused,
-    Submitter,
-    client,
-    login,
-    owns,
-    system_user,
-)
+from mailsvc.submission.senders import SenderRefused, Submitter, login, owns
 from tests.messages import CORPUS, RAW
 
 at = parse_address
