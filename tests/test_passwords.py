@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import math
+import os
 import re
 import subprocess
 import sys
@@ -96,6 +97,19 @@ def test_new_passwords_that_can_be() -> None:
         assert check_password(password) == prepare_password(password)
         # A PASS command holds it (RFC 2449 §4).
         assert len(b"PASS " + check_password(password) + b"\r\n") <= 255
+
+
+@pytest_twisted.ensureDeferred
+async def test_hashing_stands_behind_the_reactor() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    hasher = PasswordHasher(PasswordSettings(), reactor)
+    hasher.startService()
+    try:
+        assert await hasher._in_thread(niceness) == max(10, niceness())
+    finally:
+        await hasher.stopService()
 
 
 def test_settings_are_what_owasp_recommends() -> None:

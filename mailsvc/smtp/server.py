@@ -143,7 +143,9 @@ class SMTPProtocol(Conversation):
         # RFC 5321 §3.1: the greeting again, for a client that is new.
         self.log.info("{connection} proxied client={client} proxy={proxy}", connection=self.id,
                       client=event.client.addr, proxy=self.client)
-        self.client = self.client if event.client.addr is None else event.client.addr
+        # An address that the proxy cannot tell is nobody's; "" would be that of a Unix socket.
+        addr = event.client.addr
+        self.client = self.client if addr is None else addr or "0.0.0.0"
         agent = self.factory.agent
         self._known = agent.without_login(self.client, None) if agent is not None else None
         self.session.known = self._known is not None
