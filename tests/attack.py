@@ -70,6 +70,8 @@ class Guesser:
                 elif self.left > 0 and line.startswith(b"535"):
                     token = base64.b64encode(f"\0{USER}\0wrong".encode())
                     self._send(b"AUTH PLAIN " + token + b"\r\n")
+                else:
+                    return False  # and come again
         return bool(data) and self.left > 0
 
     def _send(self, data: bytes) -> None:

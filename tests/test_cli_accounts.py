@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import argon2
 import click
@@ -20,58 +19,12 @@ from mailsvc.cli import COMMANDS, main, place
 from mailsvc.cli.arguments import OCTETS, octets_text
 from mailsvc.directory import SqliteDirectory
 from mailsvc.names import parse_address
+from mailsvc.passwords import derive_scram, scram_salt
+from tests.command_line import CommandLine, fresh_command_line
 
 at = parse_address
 
-
-class CommandLine:
-    """Runs ``mailsvc`` with ``--dir`` set."""
-
-    def __init__(self, directory: Path) -> None:
-        self.dir = directory
-        self.runner = click.testing.CliRunner()
-
-    def __call__(self, *arguments: str, stdin: str | bytes | None = None,
-                 status: int = 0) -> str:
-        """What it printed on standard output, or on standard error when it fails."""
-        result = self.runner.invoke(main, ["--dir", str(self.dir), *arguments], input=stdin,
-                                    prog_name="mailsvc")
-        assert result.exit_code == status, result.output
-        if status:
-            assert result.stdout == "", "nothing is printed by a command that fails"
-            return result.stderr
-        self.notes = result.stderr
-        return result.stdout
-
-    def fails(self, *arguments: str, stdin: str | bytes | None = None) -> str:
-        """The one line that a failing command says, without its ``Error:``."""
-        text = self(*arguments, stdin=stdin, status=1)
-        assert text.startswith("Error: ") and text.count("\n") == 1
-        return text.removeprefix("Error: ").rstrip("\n")
-
-    def misused(self, *arguments: str) -> str:
-        """What it says of a wrong command line."""
-        text = self(*arguments, status=2)
-        assert text.startswith("Usage: mailsvc")
-        return text.rpartition("Error: ")[2].rstrip("\n")
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self(*arguments, "--json"))
-
-    def directory(self) -> SqliteDirectory:
-        return SqliteDirectory(self.dir / "accounts.sqlite", create=False)
-
-    def login(self, name: str) -> tuple[str | None, str | None]:
-        with self.directory() as directory:
-            found = directory.credentials(name)
-            assert found
-            return found.verifier, found.secret
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
-    monkeypatch.setattr(place, "SYSTEM_CONFIGURATION", tmp_path / "none.toml")
-    return CommandLine(tmp_path / "data")
+fresh = pytest.fixture(fresh_command_line)
 
 
 @pytest.fixture
@@ -393,6 +346,44 @@ def test_removal_is_asked_about(run: CommandLine, answer: str, status: int, left
     assert result.exit_code == status
     assert "Remove account Bob@example.org? [y/N]" in result.stdout
     assert len(run.json("account", "list")) == left
+
+
+def test_roles(run: CommandLine) -> None:
+    run("alias", "add", "team@example.org", "alice@example.org", "bob@example.org")
+    assert run("account", "role", "ALICE@example.org", "send") == (
+        "Role of alice@example.org: sends only\n")
+    assert run.notes == ("Note: these lead to it, and mail for them goes without it now, or is "
+                         "refused: team@example.org\n")
+    assert run("account", "role", "bob@example.org", "receive") == (
+        "Role of Bob@example.org: receives only\n")
+    assert run.notes == ""
+    assert run("account", "add", "printer@example.org", "--password-stdin", "--role", "send",
+               stdin="x\n") == "Made account printer@example.org; it gets no mail\n"
+    assert {each["name"]: each["role"] for each in run.json("account", "list")} == {
+        "Bob@example.org": "receive", "alice@example.org": "send", "printer@example.org": "send"}
+    assert run("account", "list").splitlines()[2] == (
+        "alice@example.org    send     -      -         no")
+    assert "Role:     sends only\n" in run("account", "show", "alice@example.org")
+    assert run("account", "role", "alice@example.org", "both") == (
+        "Role of alice@example.org: receives and sends\n")
+    assert "'admin' is not one of 'both', 'receive', 'send'" in run.misused(
+        "account", "role", "alice@example.org", "admin")
+    assert run.fails("account", "role", "x@example.org", "send") == (
+        "there is no account x@example.org; see `mailsvc account list`")
+
+
+def test_scram_keys_are_made_with_the_password(run: CommandLine) -> None:
+    def scram(name: str) -> str | None:
+        with run.directory() as directory:
+            found = directory.credentials(name)
+            assert found and found.main
+            return found.main.scram
+
+    run("account", "add", "Carol@example.org", "--password-stdin", stdin="one\n")
+    run("account", "passwd", "bob@example.org", "--password-stdin", stdin="two\n")
+    with run.directory() as directory:
+        for name, password in (("carol@example.org", b"one"), ("bob@example.org", b"two")):
+            assert scram(name) == derive_scram(password, scram_salt(directory, name), 100_000)
 
 
 @pytest.mark.parametrize("command", ["show", "passwd", "remove"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from mailsvc.logins import Credentials, StoredPassword
 from mailsvc.mail import Account, Address
 from mailsvc.names import fold_domain, fold_local_part, parse_address
 from mailsvc.routing import Router, RoutingSettings
+from mailsvc.smtp.replies import from_failure
 
 at = parse_address
 
@@ -500,3 +501,41 @@ def test_no_text_is_trouble(router: Router, local_part: str, domain: str) -> Non
 def test_own_literals_are_compared_as_addresses(directory: SqliteDirectory) -> None:
     every = RoutingSettings(literals=[str(ipaddress.ip_address(1 << 100))])
     assert Router(directory, "", every).route(path("postmaster@[IPv6:0:10:0:0:0:0:0:0]"))
+
+
+# ---- accounts that only send ---------------------------------------------------------------------
+
+
+def disabled(ask: Callable[[Address], object], name: str) -> None:
+    with pytest.raises(PermanentFailure) as caught:
+        ask(at(name))
+    assert (str(caught.value.status), caught.value.text) == (
+        "5.2.1", "The mailbox only sends; it takes no mail")
+    assert from_failure(caught.value, rcpt=True).code == 550
+
+
+def test_an_account_that_only_sends_gets_no_mail(tmp_path: Path) -> None:
+    with SqliteDirectory(tmp_path / "accounts.sqlite") as directory:
+        directory.add_domain("example.org")
+        directory.add_account(at("printer@example.org"), role="send")
+        directory.add_account(at("postmaster@example.org"), role="send")
+        router = Router(directory, "")
+        with pytest.raises(TemporaryFailure):  # there is nobody else yet
+            router.route(at("abuse@example.org"))
+        bob = directory.add_account(at("bob@example.org"), role="receive")
+        directory.add_alias(at("scans@example.org"), [at("printer@example.org")])
+        directory.add_alias(at("all@example.org"), [at("printer@example.org"),
+                                                    at("bob@example.org")])
+        for name in ("printer@example.org", "PRINTER+x@example.org", "scans@example.org"):
+            disabled(router.route, name)
+        disabled(router.verify, "printer@example.org")
+        disabled(router.expand, "scans@example.org")
+        # Whoever else is meant gets it, and postmaster is never refused.
+        for name in ("all@example.org", "bob@example.org", "postmaster@example.org",
+                     "abuse@example.org"):
+            assert router.route(at(name)) == (bob,)
+        directory.set_catch_all("example.org", at("printer@example.org"))
+        disabled(router.route, "unknown@example.org")
+        directory.set_role(at("printer@example.org"), "receive")
+        assert [each.local_part for each in router.route(at("all@example.org"))] == [
+            "printer", "bob"]
