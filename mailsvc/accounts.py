@@ -22,11 +22,12 @@ either it is as if the password were wrong.
 
 **Promises.**  Whatever is wrong (no such account, no password, another password, one that has
 expired or is for another protocol or network, the account's role), the answer is the same text
-after the same work: one slow hash and one quick one, or for APOP and CRAM-MD5 one digest.  How many
-app passwords there are makes no difference but the microsecond that each takes to be compared.  The
-time differs only for verifiers that still have other parameters.
+after the same work: one slow hash and one quick one, or for APOP and CRAM-MD5 a digest.
 
-**Limits.**  LOGIN-DELAY is of one process.  What was noted of the last ten seconds' logins is lost
+**Limits.**  The time does differ for verifiers that still have other parameters; by some 4 µs for
+each app password of an account, which is lost beside a slow hash of 20 ms unless there are dozens;
+by a digest for each readable password beyond the first; and by a few µs for names that exist, which
+shows when the slow hash is set to take less than a millisecond.  LOGIN-DELAY is of one process.  What was noted of the last ten seconds' logins is lost
 when the process is killed.  Which password a SCRAM client proved is not known when the account has
 several with keys; then no use is noted.
 """

@@ -420,7 +420,7 @@ async def test_a_polling_client_costs_microseconds(checker: DirectoryChecker,
             await deferLater(reactor, 0.01)
         best = min(timeit.repeat(functools.partial(checker.requestAvatarId, credentials),
                                  number=50, repeat=7)) / 50
-        # Some 60 µs on the machine this was written on; one slow hash as set takes 20,000.
+        # Some 40 µs on the machine this was written on; one slow hash as set takes 20,000.
         assert best < 1e-3
     assert len(count(hasher)) == 1
 
