@@ -19,7 +19,7 @@ from mailsvc.cli import COMMANDS, main, place
 from mailsvc.cli.arguments import OCTETS, octets_text
 from mailsvc.directory import SqliteDirectory
 from mailsvc.names import parse_address
-from mailsvc.passwords import derive_scram, scram_salt
+from mailsvc.passwords import PasswordSettings, derive_scram, scram_salt
 from tests.command_line import CommandLine, fresh_command_line
 
 at = parse_address
@@ -383,7 +383,8 @@ def test_scram_keys_are_made_with_the_password(run: CommandLine) -> None:
     run("account", "passwd", "bob@example.org", "--password-stdin", stdin="two\n")
     with run.directory() as directory:
         for name, password in (("carol@example.org", b"one"), ("bob@example.org", b"two")):
-            assert scram(name) == derive_scram(password, scram_salt(directory, name), 100_000)
+            assert scram(name) == derive_scram(
+                password, scram_salt(directory, name), PasswordSettings().scram_iterations)
 
 
 @pytest.mark.parametrize("command", ["show", "passwd", "remove"])
