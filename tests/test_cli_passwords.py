@@ -10,7 +10,7 @@ import pytest
 
 from mailsvc.cli import passwords
 from mailsvc.names import parse_address
-from mailsvc.passwords import app_verifier, derive_scram, scram_salt
+from mailsvc.passwords import PasswordSettings, app_verifier, derive_scram, scram_salt
 from tests.command_line import CommandLine, fresh_command_line
 
 fresh = pytest.fixture(fresh_command_line)
@@ -49,7 +49,8 @@ def test_one_is_made_and_shown_once(run: CommandLine) -> None:
         assert found and found.verifier == "$old"
         (phone,) = found.app_passwords
         assert phone.verifier == app_verifier(directory, password)
-        assert phone.scram == derive_scram(password, scram_salt(directory, BOB), 100_000)
+        assert phone.scram == derive_scram(password, scram_salt(directory, BOB),
+                                           PasswordSettings().scram_iterations)
         assert phone.secret is None
     for file in run.dir.iterdir():
         assert password not in file.read_bytes()
