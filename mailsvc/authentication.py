@@ -18,7 +18,7 @@ from twisted.cred.portal import Portal
 from twisted.logger import Logger
 from zope.interface import Interface
 
-from mailsvc.accounts import login_name
+from mailsvc.accounts import login_name, same_account
 from mailsvc.brakes import Brakes, log_failed_login
 from mailsvc.credentials import Attempt, IProvenName, IToken, ScramKeys
 from mailsvc.errors import EnhancedStatus, PermanentFailure
@@ -112,7 +112,8 @@ class Authenticator:
         attempt: Attempt = credentials.attempt
         await self._wait(attempt.client, name)
         try:
-            if authorize_as is not None and not self._same_account(name, authorize_as):
+            if authorize_as is not None and not same_account(
+                    self._directory, name, authorize_as, self._default_domain):
                 raise UnauthorizedLogin("another account")
             _, avatar, log_out = await self.portal.login(credentials, None, interface)
         except UnhandledCredentials:
@@ -142,10 +143,6 @@ class Authenticator:
     def _full(self, name: bytes) -> str:
         # As the same name without its domain would be counted apart.
         return login_name(self._directory, name, self._default_domain)
-
-    def _same_account(self, name: bytes, other: bytes) -> bool:
-        mine, wanted = (self._directory.credentials(self._full(each)) for each in (name, other))
-        return mine is not None and wanted is not None and mine.account == wanted.account
 
 
 def _is_here(client: str) -> bool:
