@@ -74,7 +74,7 @@ class Connections:
     :param exempt: networks in CIDR form that *most_per_address* and *per_minute* do not bind.
     :param per_minute: how many may come from one address in a minute; as many may come at once.
         What is refused for this does not count.  0 for no limit.
-    :ivar admit: why else a client may not connect, or None.
+    :ivar admit: why else a client may not connect, or None; to be asked first.
     """
 
     def __init__(
@@ -101,16 +101,13 @@ class Connections:
 
         It is counted, and to be removed, even if this fails.
 
-        :raises mailsvc.errors.MailFailure: there are too many, or too many from its address, at
-            once or lately, or it is not admitted.
+        :raises TemporaryFailure: there are too many, or too many from its address, at once or
+            lately.
         """
         source = self._source(client)
         self._open[connection] = source
         if source:
             self._sources[source] += 1
-        refusal = self.admit(client)
-        if refusal is not None:
-            raise refusal
         if len(self._open) > self._most:
             raise TemporaryFailure(
                 "Too many connections; try again later", EnhancedStatus(4, 3, 2)

@@ -15,12 +15,14 @@ its last command still gets all that it asked for: the end of input is not the e
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar
 
 from twisted.cred.error import LoginFailed
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
+    IAddress,
     IHalfCloseableProtocol,
     IOpenSSLServerConnectionCreator,
     IPushProducer,
@@ -48,6 +50,9 @@ _LAST_WORD = 1.0
 FOREVER = float("inf")
 #: How often, in seconds, to look at the clock while no time runs.
 _LOOK = 300.0
+#: How often, in seconds, to tell of one client that it may not connect; and of how many to know.
+_TELL_AGAIN = 60.0
+_REFUSED = 1000
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -322,15 +327,21 @@ class Conversation(Protocol):
         """
         self._deadline = deadline
         if self._timer.active() and self._timer.getTime() > deadline:
-            self._timer.reset(max(0.0, deadline - self.factory.clock.seconds()))
+            # Not reset(), which looks for it among the timers of all connections.
+            self._timer.cancel()
+            self._start_timer()
 
     def _look_at_the_clock(self) -> None:
         clock = self.factory.clock
         if clock.seconds() >= self._deadline:
             self.time_is_up(clock.seconds())
         if self._connected:
-            wait = min(max(0.0, self._deadline - clock.seconds()), _LOOK)
-            self._timer = clock.callLater(wait, self._look_at_the_clock)
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        clock = self.factory.clock
+        wait = min(max(0.0, self._deadline - clock.seconds()), _LOOK)
+        self._timer = clock.callLater(wait, self._look_at_the_clock)
 
     # ---- the end ----
 
@@ -375,6 +386,17 @@ class Conversation(Protocol):
             self._advance()
 
 
+class Refusal(Protocol):
+    """A connection that is told *reason*, and no more: nothing is kept of it."""
+
+    def __init__(self, reason: bytes) -> None:
+        self._reason = reason
+
+    def connectionMade(self) -> None:
+        self.transport.write(self._reason)  # type: ignore[union-attr]
+        self.transport.loseConnection()  # type: ignore[union-attr]
+
+
 class ConversationFactory(Factory):
     """Builds the conversations of one service's listeners for one protocol; holds their limits.
 
@@ -406,6 +428,32 @@ class ConversationFactory(Factory):
         self.clock = clock
         self.tls = tls
         self.log = Logger(self.namespace)
+        #: When it was last told of clients that may not connect.
+        self._refused: OrderedDict[str, float] = OrderedDict()
         self.connections = connections if connections is not None else Connections(
             settings.connections, settings.connections_per_address, settings.exempt_networks, clock
         )
+
+    def refuse(self, failure: MailFailure) -> bytes:
+        """How a client that may not connect is told so."""
+        raise AssertionError("a protocol has its own words for it")
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        # Whoever is banned may come a thousand times a second.
+        client = client_address(addr) if addr is not None else ""
+        failure = self.connections.admit(client)
+        if failure is None:
+            return super().buildProtocol(addr)
+        self._log_refusal(client, failure)
+        return Refusal(self.refuse(failure))
+
+    def _log_refusal(self, client: str, failure: MailFailure) -> None:
+        """Tell once a minute for each client."""
+        now = self.clock.seconds()
+        if now - self._refused.get(client, float("-inf")) < _TELL_AGAIN:
+            return
+        self._refused[client] = now
+        self._refused.move_to_end(client)
+        if len(self._refused) > _REFUSED:
+            self._refused.popitem(last=False)
+        self.log.warn("refused client={client}: {reason}", client=client, reason=failure.text)

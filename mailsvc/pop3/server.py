@@ -44,6 +44,7 @@ from mailsvc.mail import new_id
 from mailsvc.pop3 import events
 from mailsvc.pop3.commands import State
 from mailsvc.pop3.limits import POP3Settings
+from mailsvc.pop3.replies import from_failure
 from mailsvc.pop3.retrieval import Retrieval
 from mailsvc.pop3.session import GATHER, Session
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
@@ -342,6 +343,9 @@ class POP3Factory(ConversationFactory):
         connections: Connections | None = None,
     ) -> None:
         super().__init__(settings, hostname, clock, tls, connections, authenticator)
+
+    def refuse(self, failure: MailFailure) -> bytes:
+        return from_failure(failure)
 
     def timestamp(self) -> str:
         """What the banner of a new connection ends with; "" when nobody could use APOP."""

@@ -408,6 +408,9 @@ class SMTPFactory(ConversationFactory):
         self._proxies = [ipaddress.ip_network(each, strict=False)
                          for each in settings.xclient_networks]
 
+    def refuse(self, failure: MailFailure) -> bytes:
+        return Reply(421, failure.status, (failure.text,)).wire
+
     def trusts(self, client: str) -> bool:
         """Whether *client* may say for whom it speaks."""
         return bool(client and self._proxies) and any(
