@@ -1,0 +1,110 @@
+"""A message on its way from a session to the store, through filters."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred, succeed
+
+from mailsvc.errors import PermanentFailure
+from mailsvc.mail import NULL_PATH, Envelope
+from mailsvc.smtp.incoming import Incoming
+
+
+class Delivery:
+    """Keeps what it is given; *pause* is what its writes return."""
+
+    def __init__(self) -> None:
+        self.blocks: list[bytes] = []
+        self.pause: Deferred[None] | None = None
+        self.outcome = "open"
+
+    def write(self, block: bytes) -> Deferred[None] | None:
+        self.blocks.append(block)
+        return self.pause
+
+    def commit(self) -> Deferred[None]:
+        self.outcome = "committed"
+        return succeed(None)
+
+    def abort(self) -> None:
+        self.outcome = "aborted"
+
+
+class Holding:
+    """Holds everything until the end, which it may give late."""
+
+    def __init__(self, mark: bytes, late: bool = False) -> None:
+        self._mark = mark
+        self._held = b""
+        self.end: Deferred[bytes] | None = Deferred() if late else None
+
+    def feed(self, block: bytes) -> bytes:
+        self._held += block
+        return b""
+
+    def finish(self) -> bytes | Deferred[bytes]:
+        return self._mark + self._held if self.end is None else self.end
+
+
+class Doubling:
+    """Lets through each block twice."""
+
+    def feed(self, block: bytes) -> bytes:
+        return block * 2
+
+    def finish(self) -> bytes:
+        return b"."
+
+
+def incoming(*filters: object) -> tuple[Incoming, Delivery]:
+    delivery = Delivery()
+    return Incoming(Envelope("ID", NULL_PATH), delivery, filters), delivery  # type: ignore[arg-type]
+
+
+def test_blocks_pass_the_filters_in_order() -> None:
+    message, delivery = incoming(Doubling(), Holding(b">"))
+    assert message.put(b"header") is None
+    assert message.write(b"a") is None
+    assert message.write(b"b") is None
+    assert delivery.blocks == [b"header"]
+    done = Deferred.fromCoroutine(message.finish())
+    assert done.called
+    # What the first still had passes the second before that one ends.
+    assert delivery.blocks == [b"header", b">aabb."]
+    message.commit()
+    assert delivery.outcome == "committed"
+
+
+def test_an_end_that_comes_late_is_waited_for_and_so_is_a_pause() -> None:
+    late = Holding(b">", late=True)
+    message, delivery = incoming(late, Doubling())
+    message.write(b"a")
+    delivery.pause = Deferred()
+    done = Deferred.fromCoroutine(message.finish())
+    assert not done.called
+    assert late.end is not None
+    late.end.callback(b"x")
+    assert delivery.blocks == [b"xx"]
+    assert not done.called
+    pause, delivery.pause = delivery.pause, None
+    pause.callback(None)
+    assert done.called
+    assert delivery.blocks == [b"xx", b"."]
+
+
+def test_a_filter_that_refuses() -> None:
+    late = Holding(b"", late=True)
+    message, delivery = incoming(late)
+    done = Deferred.fromCoroutine(message.finish())
+    assert late.end is not None
+    late.end.errback(PermanentFailure("Not so"))
+    caught: list[BaseException] = []
+    done.addErrback(lambda failure: caught.append(failure.value))
+    assert [str(error) for error in caught] == ["Not so"]
+    message.abort()
+    assert delivery.outcome == "aborted"
+
+
+def test_without_filters_a_pause_is_handed_on() -> None:
+    message, delivery = incoming()
+    delivery.pause = Deferred()
+    assert message.write(b"a") is delivery.pause
