@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import sqlite3
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -669,7 +670,9 @@ def test_ten_thousand_wrong_logins_from_200_addresses(world: World) -> None:
             world.wait(0.5)
             if attempt == 10:
                 before = tracemalloc.get_traced_memory()[0]
-        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+        # What coverage gathers meanwhile is memory too.
+        if sys.gettrace() is None:
+            assert tracemalloc.get_traced_memory()[0] - before < 100_000
     finally:
         tracemalloc.stop()
     assert guesses == 100
