@@ -13,13 +13,14 @@ from scramp import ScramClient
 
 from mailsvc.credentials import ProvenName
 from mailsvc.errors import EnhancedStatus, MaildropInUse, PermanentFailure, TemporaryFailure
+from mailsvc.mail import NULL_PATH, Address
 from mailsvc.pop3.limits import POP3Settings
 from mailsvc.pop3.session import Session as POP3Session
 from mailsvc.sasl.context import AuthSettings, Context
 from mailsvc.sasl.grammar import decode_base64
 from mailsvc.sasl.scram import scram_keys
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
-from mailsvc.smtp.events import Connected, Hello
+from mailsvc.smtp.events import Connected, Hello, MailFrom
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import SUBMISSION
 from mailsvc.smtp.session import Session as SMTPSession
@@ -174,3 +175,21 @@ def test_a_connection_cut_amid_an_exchange_leaves_nothing_to_answer() -> None:
     side.session.tls_started()
     assert side.session.authenticated == ""
     assert not side.session.waiting
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_whom_auth_of_mail_names_counts_from_trusted_clients_alone(trusted: bool) -> None:
+    """RFC 4954 §5: what anybody else says counts as nothing said."""
+    side = SMTP()
+    side.session.authenticated = "alice@example.org"
+    side.session.trusted = trusted
+    event, _ = say(side, b"MAIL FROM:<alice@example.org> AUTH=bob+2Bx@example.net")
+    assert isinstance(event, MailFrom)
+    assert event.envelope.submitter == (Address("bob+x", "example.net") if trusted else NULL_PATH)
+
+
+def test_auth_of_mail_belongs_to_auth() -> None:
+    side = SMTP()
+    side.session.authenticated = "alice@example.org"
+    side.session.sasl = None
+    assert say(side, b"MAIL FROM:<alice@example.org> AUTH=<>")[1].startswith(b"555 5.5.4")
