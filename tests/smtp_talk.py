@@ -25,6 +25,7 @@ from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, reply
 from mailsvc.smtp.session import Session
 
+HOSTNAME = "mx.example.org"
 HELO = b"HELO client.example.net\r\n"
 SENDER = b"MAIL FROM:<a@example.net>\r\n"
 RECIPIENT = b"RCPT TO:<alice@example.org>\r\n"
@@ -44,7 +45,7 @@ class Talk:
 
     def __init__(self, *, mode: Mode = TRANSPORT, tls_available: bool = False,
                  tls_active: bool = False, **limits: Any) -> None:
-        self.session = Session("mx.example.org", SMTPSettings(**limits), mode,
+        self.session = Session(HOSTNAME, SMTPSettings(**limits), mode,
                                tls_available=tls_available, tls_active=tls_active)
         self.answers: dict[type, Reply] = {}
         self.events: list[Event] = []
@@ -120,6 +121,11 @@ def talk_in(phase: str, **how: Any) -> Talk:
     assert talk.session.phase is phase
     talk.events.clear()
     return talk
+
+
+def last(answer: Reply) -> bytes:
+    """*answer* as the session says it when it may be the last (RFC 5321 §4.2.3)."""
+    return (answer.by(HOSTNAME) if answer.code in (221, 421) else answer).wire
 
 
 def codes(data: bytes) -> list[int]:

@@ -169,6 +169,15 @@ def test_only_auth_may_be_long(make: Callable[..., Side]) -> None:
     assert b"That is not what the mechanism expects" in said
 
 
+def test_where_auth_is_offered_other_commands_are_no_longer() -> None:
+    side = SMTP(command_octets=600, errors=10)
+    for verb in (b"NOOP ", b"AUTHX ", b"XAUTH "):
+        exact = verb + b"x" * (598 - len(verb))
+        assert b"Line too long" not in say(side, exact)[1]
+        assert b"Line too long" in say(side, exact + b"x")[1]
+    assert b"Line too long" not in say(side, b"auth x" + b"x" * 600)[1]
+
+
 def test_a_connection_cut_amid_an_exchange_leaves_nothing_to_answer() -> None:
     side = SMTP()
     say(side, b"AUTH PLAIN " + b64(b"\0alice@example.org\0secret"))

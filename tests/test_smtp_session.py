@@ -31,6 +31,7 @@ from tests.smtp_talk import (
     WAYS,
     Talk,
     codes,
+    last,
     talk_in,
 )
 
@@ -239,7 +240,7 @@ def test_a_chunk_without_end_is_not_kept() -> None:
 def test_so_many_errors_end_the_session(most: int) -> None:
     talk = Talk(errors=most)
     said = talk.say(b"WHAT\r\n" * (most + 3))
-    assert said == replies.UNRECOGNIZED.wire * most + replies.TOO_MANY_ERRORS.wire
+    assert said == replies.UNRECOGNIZED.wire * most + last(replies.TOO_MANY_ERRORS)
     assert talk.events[-1] == Closed(asked=False)
 
 
@@ -285,7 +286,7 @@ def test_messages_are_counted_up_to_their_limit(most: int) -> None:
     assert talk.session.exhausted
     # What is no new message may still come.
     assert codes(talk.say(b"NOOP\r\nMAIL\r\n")) == [250, 501]
-    assert talk.say(SENDER) == replies.TOO_MANY_MESSAGES.wire
+    assert talk.say(SENDER) == last(replies.TOO_MANY_MESSAGES)
     assert talk.events[-1] == Closed(asked=False)
 
 
@@ -317,7 +318,7 @@ def test_the_owner_may_close(phase: str) -> None:
     talk = talk_in(phase)
     talk.session.receive(b"NO")
     talk.session.close(replies.TIMED_OUT)
-    assert talk.run() == replies.TIMED_OUT.wire
+    assert talk.run() == last(replies.TIMED_OUT)
     ends = [Aborted("connection closed")] if phase is CHUNKS else []
     assert talk.events == [*ends, Closed(asked=False)]
     assert (talk.session.phase, talk.session.envelope, talk.session.buffered) == (CLOSED, None, 0)
@@ -329,7 +330,7 @@ def test_the_owner_may_close_amid_a_message() -> None:
     talk = talk_in(RCPT)
     talk.say(b"DATA\r\nfirst\r\n")
     talk.session.close(replies.SHUTTING_DOWN)
-    assert talk.say(b"second\r\n.\r\n") == replies.SHUTTING_DOWN.wire
+    assert talk.say(b"second\r\n.\r\n") == last(replies.SHUTTING_DOWN)
     assert talk.events[-2:] == [Aborted("connection closed"), Closed(asked=False)]
 
 
@@ -337,7 +338,7 @@ def test_the_owner_may_close_instead_of_answering() -> None:
     talk = talk_in(READY)
     talk.ask(SENDER)
     talk.session.close(replies.SHUTTING_DOWN)
-    assert talk.run() == replies.SHUTTING_DOWN.wire
+    assert talk.run() == last(replies.SHUTTING_DOWN)
     assert talk.events == [Closed(asked=False)]
 
 
@@ -367,13 +368,13 @@ def test_events_that_are_no_questions_are_still_handed_out_after_the_end() -> No
                                   b"POST", b"PUT", b"get"])
 def test_http_is_not_talked_to(verb: bytes) -> None:
     talk = Talk()
-    assert talk.say(verb + b" / HTTP/1.1\r\nHost: mx\r\n\r\n" + HELO) == replies.NOT_HTTP.wire
+    assert talk.say(verb + b" / HTTP/1.1\r\nHost: mx\r\n\r\n" + HELO) == last(replies.NOT_HTTP)
     assert talk.session.phase is CLOSED
     assert talk_in(READY).say(verb + b" / HTTP/1.1\r\n") == replies.UNRECOGNIZED.wire
 
 
 def test_tls_without_starttls_is_not_talked_to() -> None:
-    assert Talk().say(b"\x16") == replies.NOT_TLS.wire
+    assert Talk().say(b"\x16") == last(replies.NOT_TLS)
     # It is what a connection begins with, or it is nothing but a control character.
     assert Talk().say(b"NOOP\r\n\x16\x03\r\n") == (
         replies.NOOP_OK.wire + replies.BAD_CHARACTERS.wire)
