@@ -298,7 +298,7 @@ def test_not_aliases(text: str) -> None:
 def test_accounts_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "accounts"
     path.write_bytes("# people\n\n  # indented\r\nalice@example.org:se:cret\r\n"
-                     "bob@example.net: ü \n".encode())
+                     " \tbob@example.net: ü \n".encode())
     with Service(tmp_path / "data", ("carol@example.com:x",), ("--accounts", str(path))) as service:
         for name, password in (("alice@example.org", "se:cret"), ("bob@example.net", " ü "),
                                ("carol@example.com", "x")):

@@ -279,11 +279,12 @@ def dev(
 def _accounts_in(file: Iterable[bytes] | None) -> Iterator[NewAccount]:
     for number, line in enumerate(file or (), 1):
         try:
-            text = line.rstrip(b"\r\n").decode("utf-8-sig")
+            # White space at the end may belong to the password.
+            text = line.rstrip(b"\r\n").decode("utf-8-sig").lstrip()
         except UnicodeDecodeError as error:
             raise click.UsageError(f"--accounts, line {number}: not UTF-8 ({error}); "
                                    "save the file in that encoding") from error
-        if text.strip() and not text.lstrip().startswith("#"):
+        if text and not text.startswith("#"):
             try:
                 yield _account(text)
             except DirectoryError as error:
