@@ -126,7 +126,7 @@ def test_hints_work(tmp_path: Path, program: Callable[[str], str]) -> None:
 # ---- ending -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_it_well(tmp_path: Path, number: signal.Signals) -> None:
     with Service(tmp_path / "data") as service:
         assert service.pids() == [service.pid]

@@ -274,7 +274,6 @@ class Session:
         self.tls_active = True
         self.phase = START
         self.hello, self.extended, self.authenticated = "", False, ""
-        self._exchange = None
 
     def close(self, answer: Reply) -> None:
         """Say *answer* and end the session, dropping what is under way.
