@@ -16,6 +16,7 @@ from mailsvc.smtp.events import (
     MailFrom,
     MessageBlock,
     MessageEnds,
+    Proxied,
     RcptTo,
     TLSBegins,
     Verify,
@@ -34,7 +35,7 @@ BUSY = reply(450, "4.2.1", "Busy")
 NO = reply(550, "5.7.1", "No")
 GOING_DOWN = reply(421, "4.3.2", "Going down")
 
-QUESTIONS = (Connected, Hello, MailFrom, RcptTo, Verify, Expand, DataBegins, MessageEnds)
+QUESTIONS = (Connected, Hello, Proxied, MailFrom, RcptTo, Verify, Expand, DataBegins, MessageEnds)
 
 
 class Talk:
@@ -67,7 +68,7 @@ class Talk:
     def yes(self, event: Event) -> Reply:
         """The positive answer to a question."""
         match event:
-            case Connected():
+            case Connected() | Proxied():
                 return self.session.greeting
             case Hello():
                 return self.session.hello_reply(event)

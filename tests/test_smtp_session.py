@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mailsvc.smtp import replies
@@ -14,6 +16,7 @@ from mailsvc.smtp.events import (
     MailFrom,
     MessageBlock,
     MessageEnds,
+    Proxied,
     RcptTo,
     Verify,
 )
@@ -69,6 +72,7 @@ def test_a_new_session() -> None:
     assert (session.waiting, session.receiving, session.buffered) == (False, False, 0)
     assert session.data_to_send() == b""
     assert not session.exhausted
+    assert (session.authenticated, session.known, session.trusted) == ("", False, False)
     assert not Session("mx.example.org", SMTPSettings()).tls_available
 
 
@@ -378,6 +382,33 @@ def test_tls_without_starttls_is_not_talked_to() -> None:
     # It is what a connection begins with, or it is nothing but a control character.
     assert Talk().say(b"NOOP\r\n\x16\x03\r\n") == (
         replies.NOOP_OK.wire + replies.BAD_CHARACTERS.wire)
+
+
+# ---- XCLIENT -------------------------------------------------------------------------------------
+
+
+def introduced_by_a_proxy(**limits: Any) -> Talk:
+    talk = Talk(**limits)
+    talk.session.trusted = True
+    talk.say(b"EHLO proxy.example.net\r\n")
+    talk.session.authenticated = "proxy@example.net"
+    return talk
+
+
+def test_whoever_a_proxy_speaks_for_begins_anew() -> None:
+    session = (talk := introduced_by_a_proxy()).session
+    assert talk.say(b"XCLIENT ADDR=192.0.2.7\r\n") == session.greeting.wire
+    assert (session.phase, session.hello, session.extended) == (START, "", False)
+    assert (session.authenticated, session.trusted) == ("", False)
+
+
+def test_whoever_may_not_be_spoken_for_changes_nothing() -> None:
+    session = (talk := introduced_by_a_proxy(errors=2)).session
+    talk.answers[Proxied] = NO
+    assert talk.say(b"XCLIENT ADDR=192.0.2.7\r\n") == NO.wire
+    assert (session.phase, session.hello, session.extended) == (READY, "proxy.example.net", True)
+    assert (session.authenticated, session.trusted) == ("proxy@example.net", True)
+    assert codes(talk.say(b"XCLIENT ADDR=192.0.2.7\r\n")) == [550, 421]
 
 
 # ---- STARTTLS (RFC 3207) -------------------------------------------------------------------------
