@@ -1,6 +1,7 @@
 """Are the tests able to fail?  Changes one thing at a time in a module and runs its tests.
 
-    python -m tests.mutation [--jobs N] [--minutes N] [--from LINE] [--to LINE] MODULE... -- TESTS...
+    python -m tests.mutation [--jobs N] [--minutes N] [--from LINE] [--to LINE]
+        MODULE... -- TESTS...
 
 as in ``python -m tests.mutation mailsvc/wire.py -- tests/test_wire.py``.  TESTS are run one after
 the other until one fails, so name first what notices most and takes least; what begins with a
