@@ -437,7 +437,7 @@ class Session:
             self._end_of_message()
         else:
             self.phase = CHUNKS
-            self.say(reply(250, "2.0.0", f"{intake.size} octets received so far"))
+            self.say(reply(250, "2.0.0", f"{intake.announced} octets received so far"))
 
     def _end_of_message(self) -> None:
         intake = self.intake
