@@ -432,7 +432,7 @@ class SMTPFactory(ConversationFactory):
                          for each in settings.xclient_networks]
 
     def refuse(self, failure: MailFailure) -> bytes:
-        return Reply(421, failure.status, (failure.text,)).wire
+        return Reply(421, failure.status, (failure.text,)).by(self.hostname).wire
 
     def trusts(self, client: str) -> bool:
         """Whether *client* may say for whom it speaks."""
