@@ -122,6 +122,7 @@ EXPECTED = {
     "MID_CHUNKS": (503, "5.5.1"),
     "TLS_ACTIVE": (503, "5.5.1"),
     "NO_VALID_RECIPIENTS": (554, "5.5.1"),
+    "TOO_EARLY": (554, "5.5.1"),
     "STRAY_LINE_END": (550, "5.6.11"),
     "TEXT_LINE_TOO_LONG": (554, "5.6.0"),
     "MESSAGE_TOO_BIG": (552, "5.3.4"),

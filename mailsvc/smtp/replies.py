@@ -107,6 +107,7 @@ LOGGED_IN_ALREADY = reply(503, "5.5.1", "You are logged in already")
 NESTED_MAIL = reply(503, "5.5.1", "A transaction is open; finish it or RSET")
 RECIPIENT_FIRST = reply(503, "5.5.1", "RCPT first")
 MID_CHUNKS = reply(503, "5.5.1", "BDAT chunks under way; send the rest, or RSET")
+TOO_EARLY = reply(554, "5.5.1", "You spoke before the greeting; connect again and wait for it")
 NO_VALID_RECIPIENTS = reply(554, "5.5.1", "No valid recipients")
 TLS_ACTIVE = reply(503, "5.5.1", "TLS is active already")
 

@@ -87,13 +87,18 @@ class SMTPProtocol(Conversation):
         if now or self.session.phase in (START, READY):
             self.session.close(replies.SHUTTING_DOWN)
 
+    def dismiss(self, failure: MailFailure) -> None:
+        # A message that is arriving may end; the next command is one too many as well.
+        if self.session.intake is None:
+            self.session.close(_refused(failure))
+
     def keep_time(self, said: bool) -> None:
         settings, now = self.factory.settings, self.factory.clock.seconds()
         if self.session.intake is None:
             self._message_deadline = FOREVER
         elif self._message_deadline == FOREVER:
             self._message_deadline = now + settings.message_seconds
-        if self._stalled or self.session.waiting:
+        if self.at_work:
             self._wait_until(FOREVER)
         elif self.session.receiving:
             self._wait_until(min(now + settings.data_seconds, self._message_deadline))
@@ -129,12 +134,23 @@ class SMTPProtocol(Conversation):
         return replies.LOCAL_ERROR
 
     def _on_connected(self, event: events.Connected) -> None:
-        refusal = self._refusal
-        self.session.reply(
-            self.session.greeting
-            if refusal is None
-            else Reply(421, refusal.status, (refusal.text,))
-        )
+        factory, refusal = self.factory, self._refusal
+        seconds = factory.settings.greeting_delay_seconds
+        if refusal is not None:
+            self.session.reply(_refused(refusal))
+        elif seconds and self._braked and factory.mode is TRANSPORT:
+            self.hold(seconds, self._greet_late)
+        else:
+            self.session.reply(self.session.greeting)
+
+    def _greet_late(self) -> None:
+        """RFC 5321 §3.1: a client waits for the greeting; one that did not listens to nothing."""
+        if self.session.buffered:
+            self.log.info("{connection} spoke before the greeting client={client}",
+                          connection=self.id, client=self.client)
+            self.session.reply(replies.TOO_EARLY)
+        else:
+            self.session.reply(self.session.greeting)
 
     def _on_hello(self, event: events.Hello) -> None:
         self.session.reply(self.session.hello_reply(event))
@@ -149,9 +165,9 @@ class SMTPProtocol(Conversation):
         agent = self.factory.agent
         self._known = agent.without_login(self.client, None) if agent is not None else None
         self.session.known = self._known is not None
+        self._braked = not self.factory.connections.exempts(self.client)
         refusal = self.factory.connections.admit(self.client)
-        self.session.reply(self.session.greeting if refusal is None
-                           else Reply(421, refusal.status, (refusal.text,)))
+        self.session.reply(self.session.greeting if refusal is None else _refused(refusal))
 
     @property
     def _submitter(self) -> Submitter | None:
@@ -341,6 +357,11 @@ class SMTPProtocol(Conversation):
         self._hang_up(event.asked)
 
 
+def _refused(failure: MailFailure) -> Reply:
+    """How a client is told that it is not served now."""
+    return Reply(421, failure.status, (failure.text,))
+
+
 def _about(envelope: Envelope) -> dict[str, object]:
     return {"id": envelope.id, "sender": str(envelope.reverse_path),
             "recipients": [str(each.forward_path) for each in envelope.recipients]}
@@ -409,7 +430,7 @@ class SMTPFactory(ConversationFactory):
                          for each in settings.xclient_networks]
 
     def refuse(self, failure: MailFailure) -> bytes:
-        return Reply(421, failure.status, (failure.text,)).wire
+        return _refused(failure).wire
 
     def trusts(self, client: str) -> bool:
         """Whether *client* may say for whom it speaks."""

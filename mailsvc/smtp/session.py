@@ -81,10 +81,10 @@ class Session:
     """
 
     __slots__ = (
-        "_errors", "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening",
-        "_output", "_pending", "_question", "authenticated", "envelope", "extended", "hello",
-        "hostname", "intake", "known", "limits", "mode", "phase", "refused_recipient", "sasl",
-        "tls_active", "tls_available", "trusted",
+        "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening", "_output",
+        "_pending", "_question", "authenticated", "commands", "envelope", "errors", "extended",
+        "hello", "hostname", "intake", "known", "limits", "mode", "phase", "refused_recipient",
+        "sasl", "tls_active", "tls_available", "trusted",
     )  # fmt: skip
 
     def __init__(
@@ -130,8 +130,11 @@ class Session:
         self._question: Event | None = None
         #: Events not handed out yet; the open question, if any, is the last of them.
         self._pending: list[Event] = []
-        # Since the last accepted message, but for the number of messages.
-        self._errors = 0
+        #: Command lines received.
+        self.commands = 0
+        #: Commands refused since the last accepted message.
+        self.errors = 0
+        # Likewise; the number of messages is that of the connection.
         self._idle = 0
         self._messages = 0
         self._login_failures = 0
@@ -304,8 +307,8 @@ class Session:
     def refuse(self, answer: Reply) -> None:
         """Send a negative reply; too many of them end the session."""
         self.say(answer)
-        self._errors += 1
-        if self._errors >= self.limits.errors:
+        self.errors += 1
+        if self.errors >= self.limits.errors:
             self.close(replies.TOO_MANY_ERRORS)
 
     def authenticate(self, mechanism: bytes, initial: bytes | None) -> None:
@@ -352,6 +355,7 @@ class Session:
             return True
         if line is None:
             return False
+        self.commands += 1
         if self._exchange is not None:
             self._step(self._exchange.receive(line))
             return True
@@ -540,7 +544,7 @@ class Session:
         answers = self._for_each_recipient(answer)
         self.end_transaction("")
         self._messages += 1
-        self._errors = self._idle = 0
+        self.errors = self._idle = 0
         for each in answers:
             self.say(each)
 
