@@ -281,7 +281,8 @@ class Conversation(Protocol):
     def _brake(self) -> bool:
         """Make errors wait for their answers; whether the session was ended, for its commands."""
         session, factory = self.session, self.factory
-        more_errors, more_commands = session.errors > self._errors, session.commands - self._commands
+        more_errors = session.errors > self._errors
+        more_commands = session.commands - self._commands
         self._errors, self._commands = session.errors, session.commands
         if self._closing or not self._connected:
             return False
