@@ -110,6 +110,7 @@ EXPECTED = {
     "UNKNOWN_TOPIC": (504, "5.5.4"),
     "HELLO_FIRST": (503, "5.5.1"),
     "NOT_TRUSTED": (550, "5.7.0"),
+    "NO_SUCH_LOGIN": (550, "5.7.8"),
     "LHLO_FIRST": (503, "5.5.1"),
     "LOG_IN_FIRST": (530, "5.7.0"),
     "TLS_FIRST": (530, "5.7.0"),

@@ -17,6 +17,7 @@ import ipaddress
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from twisted.cred.error import LoginFailed
 from twisted.internet import defer
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IReactorTime
 from twisted.internet.protocol import connectionDone
@@ -25,6 +26,7 @@ from twisted.python.failure import Failure
 from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections, peer_uid
 from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
+from mailsvc.credentials import Attempt
 from mailsvc.errors import MailFailure
 from mailsvc.interfaces import IMailboxStore, IRouter, ISubmitter
 from mailsvc.mail import Address, Envelope, Recipient
@@ -166,8 +168,30 @@ class SMTPProtocol(Conversation):
         self._known = agent.without_login(self.client, None) if agent is not None else None
         self.session.known = self._known is not None
         self._braked = not self.factory.connections.exempts(self.client)
+        self._settle(self._greet_proxied(event.client.login))
+
+    async def _greet_proxied(self, login: str | None) -> Reply:
         refusal = self.factory.connections.admit(self.client)
-        self.session.reply(self.session.greeting if refusal is None else _refused(refusal))
+        if refusal is not None:
+            return _refused(refusal)
+        if login and self.session.sasl is not None:
+            try:
+                await self._take_login(login)
+            except LoginFailed:
+                self.log.info("{connection} login refused user={user!r} client={client}: {reason}",
+                              connection=self.id, user=login, client=self.client,
+                              reason=replies.NO_SUCH_LOGIN.lines[0])
+                return replies.NO_SUCH_LOGIN
+            except MailFailure as failure:
+                return from_failure(failure)
+        return self.session.greeting
+
+    async def _take_login(self, name: str) -> None:
+        """A proxy has checked that the client is *name*, by means of its own."""
+        avatar, log_out = await self.factory.authenticator.vouched_for(
+            name.encode(), Attempt(self.factory.login_protocol, self.client, "XCLIENT"),
+            self.avatar)
+        self._welcome(avatar, log_out)
 
     @property
     def _submitter(self) -> Submitter | None:
@@ -245,10 +269,13 @@ class SMTPProtocol(Conversation):
         return replies.verified(mailbox, [found] if isinstance(found, Address) else found)
 
     def logged_in(self, avatar: Any, log_out: Callable[[], object]) -> None:
+        self._welcome(avatar, log_out)
+        self.session.logged_in(avatar.account.name)
+
+    def _welcome(self, avatar: Any, log_out: Callable[[], object]) -> None:
         log_out()  # which there is no need to wait for: a submitter holds nothing
         if self.factory.agent is not None:
             self._login = self.factory.agent.logged_in(avatar.account)
-        self.session.logged_in(avatar.account.name)
         self.log.info("{connection} logged in user={user} client={client}", connection=self.id,
                       user=avatar.account.name, client=self.client)
 

@@ -498,7 +498,8 @@ class Session:
             self.refuse(answer)
             return
         self.phase = START
-        self.hello, self.extended, self.authenticated = "", False, ""
+        self.hello, self.extended = "", False
+        self.authenticated = question.client.login or "" if self.sasl is not None else ""
         self.trusted = False
         self.say(answer)
 
