@@ -174,9 +174,13 @@ class SMTPProtocol(Conversation):
         refusal = self.factory.connections.admit(self.client)
         if refusal is not None:
             return _refused(refusal)
-        if login and self.session.sasl is not None:
+        authenticator = self.factory.authenticator
+        if login and authenticator is not None and self.session.sasl is not None:
+            # The proxy has checked it, by means of its own.
+            attempt = Attempt(self.factory.login_protocol, self.client, "XCLIENT")
             try:
-                await self._take_login(login)
+                self._welcome(*await authenticator.vouched_for(
+                    login.encode(), attempt, self.avatar))
             except LoginFailed:
                 self.log.info("{connection} login refused user={user!r} client={client}: {reason}",
                               connection=self.id, user=login, client=self.client,
@@ -185,13 +189,6 @@ class SMTPProtocol(Conversation):
             except MailFailure as failure:
                 return from_failure(failure)
         return self.session.greeting
-
-    async def _take_login(self, name: str) -> None:
-        """A proxy has checked that the client is *name*, by means of its own."""
-        avatar, log_out = await self.factory.authenticator.vouched_for(
-            name.encode(), Attempt(self.factory.login_protocol, self.client, "XCLIENT"),
-            self.avatar)
-        self._welcome(avatar, log_out)
 
     @property
     def _submitter(self) -> Submitter | None:
