@@ -39,6 +39,7 @@ from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, from_failure
 from mailsvc.smtp.session import Session
+from mailsvc.smtp.severally import Severally
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.submission.senders import Submitter
 from mailsvc.trace import trace_header
@@ -119,7 +120,7 @@ class SMTPProtocol(Conversation):
 
     # ---- questions ----
 
-    def _settle(self, work: Coroutine[Any, Any, Reply]) -> None:
+    def _settle(self, work: Coroutine[Any, Any, Reply | list[Reply]]) -> None:
         """Let *work* find the answer to the open question, now or later."""
         # Nearly always now, and a Deferred costs more than many an answer.
         try:
@@ -298,9 +299,10 @@ class SMTPProtocol(Conversation):
             if factory.agent is not None and submitter is not None:
                 await factory.agent.count(submitter, envelope)
                 filters = factory.agent.filters(submitter, envelope, seconds)
-            incoming = Incoming(
-                envelope, factory.store.begin(envelope.accounts(), envelope.id, envelope.size),
-                filters)
+            delivery: Any = (
+                Severally(factory.store.begin, envelope) if factory.mode.lmtp
+                else factory.store.begin(envelope.accounts(), envelope.id, envelope.size))
+            incoming = Incoming(envelope, delivery, filters)
         except MailFailure as failure:
             self.log.info("{id} dropped " + _DROPPED, **_about(envelope), **self._who(),
                           reason=failure.text)
@@ -349,7 +351,7 @@ class SMTPProtocol(Conversation):
         assert self._incoming is not None
         self._settle(self._commit(self._incoming, event.size))
 
-    async def _commit(self, incoming: Incoming, size: int) -> Reply:
+    async def _commit(self, incoming: Incoming, size: int) -> Reply | list[Reply]:
         envelope = incoming.envelope
         said = {"size": size, "hello": self.session.hello, "user": self._sent_by,
                 **_about(envelope), **self._who()}
@@ -359,16 +361,33 @@ class SMTPProtocol(Conversation):
             self._drop(failure.text)
             return from_failure(failure)
         try:
-            await incoming.commit()
+            outcomes = await incoming.commit()
         except MailFailure as failure:
             self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
             return from_failure(failure)
         finally:
             self._incoming = None
+        if outcomes is not None and any(outcomes):
+            return self._answer_each(envelope, outcomes, said)
         by = " user={user}" if self._sent_by else ""
         self.log.info("{id} accepted " + _ABOUT + by + " accounts={accounts}",
                       accounts=[account.name for account in envelope.accounts()], **said)
         return replies.accepted(envelope.id)
+
+    def _answer_each(self, envelope: Envelope, outcomes: list[MailFailure | None],
+                     said: dict[str, Any]) -> list[Reply]:
+        """Of a message that not every recipient has: what each is told (RFC 2033 §4.2)."""
+        answers = []
+        for recipient, failure in zip(envelope.recipients, outcomes, strict=True):
+            said["recipients"] = [str(recipient.forward_path)]
+            if failure is None:
+                self.log.info("{id} accepted " + _ABOUT + " accounts={accounts}",
+                              accounts=[account.name for account in recipient.accounts], **said)
+                answers.append(replies.accepted(envelope.id))
+            else:
+                self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
+                answers.append(from_failure(failure))
+        return answers
 
     def _on_aborted(self, event: events.Aborted) -> None:
         self._drop(event.reason)
@@ -394,7 +413,7 @@ def _refused(failure: MailFailure) -> Reply:
 
 
 @defer.inlineCallbacks
-def _continued(work: Coroutine[Any, Any, Reply], waiting: Any) -> Any:
+def _continued(work: Coroutine[Any, Any, Reply | list[Reply]], waiting: Any) -> Any:
     """The outcome of a coroutine that has begun, and waits for the Deferred *waiting*."""
     while True:
         try:

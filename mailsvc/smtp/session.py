@@ -211,15 +211,18 @@ class Session:
             lines += filter(None, (offer(self) for offer in EXTENSIONS))
         return reply(250, "", *lines)
 
-    def reply(self, answer: Reply) -> None:
+    def reply(self, answer: Reply | list[Reply]) -> None:
         """Answer the open question; a positive reply makes its transition, 421 ends the session.
 
+        :param answer: a list, for MessageEnds in LMTP, has a reply for each recipient.
         :raises RuntimeError: no question is open.
         """
         question, self._question = self._question, None
         if question is None:
             raise RuntimeError("no question is open")
-        if answer.code == 421:
+        if isinstance(answer, list):
+            self._message_answered(answer)
+        elif answer.code == 421:
             self.close(answer)
         elif isinstance(question, Lookup | LogIn | Guessed):
             # Neither right nor wrong: it could not be found out.
@@ -459,8 +462,11 @@ class Session:
             self.refuse(intake.refusal)
 
     def _message_refused(self, answer: Reply) -> None:
-        answers = self._for_each_recipient(answer)
-        self.end_transaction(answer.lines[0])
+        self._refuse_each(self._for_each_recipient(answer), answer.lines[0])
+
+    def _refuse_each(self, answers: list[Reply], reason: str) -> None:
+        """Nobody gets the message: one error, however many are told."""
+        self.end_transaction(reason)
         for each in answers[:-1]:
             self.say(each)
         self.refuse(answers[-1])
@@ -469,9 +475,14 @@ class Session:
         """What is said of a message: *answer*, or for LMTP one for each RCPT (RFC 2033 §4.2)."""
         if not self.mode.lmtp or self.envelope is None:
             return [answer]
+        return self._named([answer] * len(self.envelope.recipients))
+
+    def _named(self, answers: list[Reply]) -> list[Reply]:
+        """*answers*, one for each recipient, with whom each is for."""
+        assert self.envelope is not None
         return [Reply(answer.code, answer.status,
                       (printable(f"<{recipient.forward_path}> {answer.lines[0]}"),))
-                for recipient in self.envelope.recipients]
+                for recipient, answer in zip(self.envelope.recipients, answers, strict=True)]
 
     # ---- transitions ----
 
@@ -541,8 +552,19 @@ class Session:
         self.intake = None
         if not answer.positive:
             self._message_refused(answer)
-            return
-        answers = self._for_each_recipient(answer)
+        else:
+            self._message_taken(self._for_each_recipient(answer))
+
+    def _message_answered(self, answers: list[Reply]) -> None:
+        """A message that had an outcome for each recipient has come to its end."""
+        self.intake = None
+        answers = self._named(answers)
+        if any(answer.positive for answer in answers):
+            self._message_taken(answers)
+        else:
+            self._refuse_each(answers, answers[0].lines[0])
+
+    def _message_taken(self, answers: list[Reply]) -> None:
         self.end_transaction("")
         self._messages += 1
         self.errors = self._idle = 0
