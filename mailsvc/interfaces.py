@@ -100,6 +100,9 @@ class IMaildrop(Interface):
         Permanent, never reused in this maildrop, and distinct from all others in it.
         """
 
+    def uidls(first, end):
+        """The unique-ids of the messages from *first* up to before *end*: a list of bytes."""
+
     def read(number, consumer, lines=None):
         """Write a message to *consumer* (``IConsumer``), all lines ending in CRLF, the last too.
 

@@ -38,6 +38,9 @@ class Sizes:
     def uidl(self, number: int) -> bytes:
         return b"%070d" % number
 
+    def uidls(self, first: int, end: int) -> list[bytes]:
+        return list(map(self.uidl, range(first, end)))
+
 
 @implementer(IMaildrop)
 class FakeMaildrop:
@@ -66,6 +69,9 @@ class FakeMaildrop:
 
     def uidl(self, number: int) -> bytes:
         return b"uid-%d" % number
+
+    def uidls(self, first: int, end: int) -> list[bytes]:
+        return list(map(self.uidl, range(first, end)))
 
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
         self.happened.append(("read", number, lines))

@@ -459,6 +459,9 @@ async def test_unique_ids_are_sound_and_distinct(store: Any) -> None:
         await deliver(store, MESSAGE, ALICE, BOB)
     maildrop = await store.open_maildrop(ALICE)
     ids = [maildrop.uidl(number) for number in range(1, 31)]
+    assert list(maildrop.uidls(1, 31)) == ids
+    assert list(maildrop.uidls(7, 9)) == ids[6:8]
+    assert list(maildrop.uidls(5, 5)) == []
     for id in ids:
         assert 1 <= len(id) <= 70
         assert all(0x21 <= octet <= 0x7E for octet in id)

@@ -25,6 +25,9 @@ class Maildrop(Protocol):
     def uidl(self, number: int) -> bytes:
         """The unique-id of a message."""
 
+    def uidls(self, first: int, end: int) -> list[bytes]:
+        """The unique-ids of the messages from *first* up to before *end*."""
+
 
 class MarkedMaildrop:
     """*maildrop* with deletion marks; messages are numbered from 1 (RFC 1939 §5).
@@ -93,10 +96,10 @@ class MarkedMaildrop:
 
     def unique_ids(self) -> Iterator[bytes]:
         """The lines of UIDL, in blocks that are made one by one."""
-        uidl = self._maildrop.uidl
         for numbers in self._blocks():
-            unmarked = self._only_unmarked(numbers, numbers)
-            yield b"".join([b"%d %b\r\n" % (number, uidl(number)) for number in unmarked])
+            ids = self._maildrop.uidls(numbers.start, numbers.stop)
+            pairs = self._only_unmarked(numbers, zip(numbers, ids, strict=True))
+            yield b"".join(map(b"%d %b\r\n".__mod__, pairs))
 
     def _blocks(self) -> Iterator[range]:
         for first in range(1, self.total + 1, BLOCK_LINES):

@@ -4,7 +4,12 @@ Reading a listing costs one pass over new/ and cur/, no look at a file whose nam
 file without ``,W=`` in its name is read once and counted; :class:`SizeCache` remembers the result
 for the next login.  In memory a listing is one list of names and one array of sizes, about 130
 octets a message.  Work is cut so that the interpreter lock is never held for more than a few
-milliseconds: the reactor's thread goes on meanwhile.
+milliseconds: the reactor's thread goes on meanwhile.  Names as deliveries here and elsewhere make
+them are taken many at a time; one that is different costs its listing the longer way.
+
+:class:`ListingCache` keeps listings for the next login, which is most of what clients do who look
+every minute: new/ and cur/ whose times have not changed have not changed either, if they were not
+young when they were read.
 
 Other programs rename the files as they like while this goes on: from new/ to cur/, and within cur/
 to change flags.  So:
@@ -22,15 +27,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 import time
 from array import array
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from heapq import merge
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 
 from twisted.logger import Logger
 
@@ -50,6 +55,13 @@ _READ = 256 * 1024
 
 #: When new/ and cur/ were changed, in nanoseconds since 1970; None when not known for sure.
 _Stamp = tuple[int | None, int | None]
+
+#: Names joined by "/", each of which has a "," and no ":" before it.
+_FIELDS_FIRST = re.compile(rb"[^/,:]*,[^/]*(?:/[^/,:]*,[^/]*)*+")
+#: A marked name and a "/", when it is as most are: head, stored octets, sent octets.  As
+#: ``filenames.unique_id`` and its neighbours have it.
+_USUAL = re.compile(
+    rb"(?<![^/])([\x21-\x2e\x30-\x7e]{1,70})\0,S=([0-9]{1,18}),W=([0-9]{1,18})(?::[^/]*)?/")
 
 # Whatever has been put in the place of a file since it was listed: no link is followed, no FIFO
 # waited for.
@@ -89,12 +101,62 @@ class SizeCache:
         return hash(what) % (1 << 64) or 1  # 0 is an empty place
 
 
+class ListingCache:
+    """The listings of the maildirs that were opened last, with *most* messages in all.
+
+    Whoever opens a maildir has its lock, so a listing is used by one session at a time.  May be
+    used from any thread.
+    """
+
+    def __init__(self, sizes: SizeCache, most: int) -> None:
+        self._sizes = sizes
+        self._most = most
+        self._kept: OrderedDict[bytes, Listing] = OrderedDict()
+        self._messages = 0
+        self._lock = threading.Lock()
+
+    def __contains__(self, home: bytes) -> bool:
+        return home in self._kept
+
+    def known(self, home: bytes) -> Listing | None:
+        """The listing of *home*, if it is known and the maildir has not changed; quick.
+
+        :raises OSError: when new/ or cur/ cannot be looked at.
+        """
+        with self._lock:
+            listing = self._kept.get(home)
+            if listing is not None:
+                self._kept.move_to_end(home)
+        if listing is not None and not listing.current:
+            self._forget(home)
+            return None
+        return listing
+
+    def read(self, home: bytes) -> Listing:
+        """The listing of *home*, read anew; raises as :class:`Listing`."""
+        listing = Listing(home, self._sizes)
+        self._forget(home)
+        with self._lock:
+            self._kept[home] = listing
+            self._messages += len(listing)
+            while self._messages > self._most:
+                self._messages -= len(self._kept.popitem(last=False)[1])
+        return listing
+
+    def _forget(self, home: bytes) -> None:
+        with self._lock:
+            listing = self._kept.pop(home, None)
+            if listing is not None:
+                self._messages -= len(listing)
+
+
 class Listing:
     """The messages of the maildir *home* as it was at one moment, numbered from 1 by name.
 
     The constructor, :meth:`relocate` and :meth:`remove` do blocking I/O; :meth:`open` opens a file.
 
     :ivar sizes: octets as RETR sends them; message n is ``sizes[n - 1]``.
+    :ivar octets: their sum.
     :raises OSError: when new/ or cur/ cannot be read.
     """
 
@@ -105,14 +167,30 @@ class Listing:
         # A file that goes while it is counted was removed, or renamed: look once more.
         if not self._read():
             self._read()
+        self.octets = sum(self.sizes)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def current(self) -> bool:
+        """Whether the maildir is known not to have changed since."""
+        return None not in self._stamp and self._stamp == self._changes()
 
     def _read(self) -> bool:
         """Read the maildir; return whether every message seen was there to the end."""
-        self._names: list[bytes] = []
+        names = self._scan()
         self._ambiguous: set[bytes] = set()
+        sizes = _usual_sizes(names)
+        #: Whether the unique-id of each message is the unique part of its name.
+        self._usual = sizes is not None
+        if sizes is not None:
+            self._names, self.sizes = names, sizes
+            return True
+        self._names = []
         self.sizes = array("Q")
         complete = True
-        for same in _grouped(self._scan()):
+        for same in _grouped(names):
             if len(same) > 1:
                 plain = Counter(filenames.plain_id(_unmark(marked)) for marked in same)
                 self._ambiguous.update(marked for marked in map(filenames.base, same)
@@ -131,7 +209,15 @@ class Listing:
     def uidl(self, number: int) -> bytes:
         """The unique-id of message *number*."""
         marked = self._marked(number)
+        if self._usual:
+            return _head(marked)
         return filenames.unique_id(_unmark(marked), filenames.base(marked) in self._ambiguous)
+
+    def uidls(self, first: int, end: int) -> list[bytes]:
+        """The unique-ids of messages from *first* up to before *end*."""
+        if self._usual:
+            return [marked.partition(b"\0")[0] for marked in self._names[first - 1 : end - 1]]
+        return list(map(self.uidl, range(first, end)))
 
     def open(self, number: int) -> int:
         """A descriptor of the file of message *number*, for reading.
@@ -182,17 +268,15 @@ class Listing:
         for directory in (b"cur", b"new") if b":" in name else (b"new", b"cur"):
             yield b"/".join((self._home, directory, name))
 
-    def _scan(self) -> Iterator[bytes]:
+    def _scan(self) -> list[bytes]:
         """The marked names in new/ and cur/, sorted; a renamed file may come more than once."""
         self._stamp = self._changes()
-        runs = [*_runs(self._home + b"/new"), *_runs(self._home + b"/cur")]
+        seen = _merged([*_runs(self._home + b"/new"), *_runs(self._home + b"/cur")])
         cur = self._stamp[1]
         if cur is None or cur != self._changes()[1]:
-            seen = list(merge(*runs))
-            runs = [seen]
-            runs += ([name for name in run if not _holds(seen, name)]
-                     for run in _runs(self._home + b"/cur"))
-        return merge(*runs)
+            seen = _merged([seen, *([name for name in run if not _holds(seen, name)]
+                                    for run in _runs(self._home + b"/cur"))])
+        return seen
 
     def _changes(self) -> _Stamp:
         """When new/ and cur/ were changed last; None for what is too recent to rely on."""
@@ -202,7 +286,7 @@ class Listing:
 
     def _find_renamed(self) -> None:
         """Bring the names of all messages up to date."""
-        if None not in self._stamp and self._stamp == self._changes():
+        if self.current:
             return
         for same in _grouped(self._scan()):
             present = {filenames.base(marked): marked for marked in same}
@@ -272,10 +356,51 @@ def _head(marked: bytes) -> bytes:
 def _runs(directory: bytes) -> Iterator[list[bytes]]:
     """The marked names of the messages in *directory*, in sorted lists of bounded length."""
     with os.scandir(directory) as entries:
-        marked = (_mark(entry.name) for entry in entries
-                  if not entry.name.startswith(b".") and entry.is_file(follow_symlinks=False))
-        while run := sorted(islice(marked, _RUN)):
-            yield run
+        names = (entry.name for entry in entries
+                 if not entry.name.startswith(b".") and entry.is_file(follow_symlinks=False))
+        while run := list(islice(names, _RUN)):
+            # Where the first "," or ":" of each is a ",", the mark belongs before it.
+            marked = [name.replace(b",", b"\0,", 1) for name in run]
+            if not _FIELDS_FIRST.fullmatch(b"/".join(run)):
+                marked = list(map(_mark, run))
+            marked.sort()
+            yield marked
+
+
+def _merged(runs: list[list[bytes]]) -> list[bytes]:
+    """All names of sorted lists, sorted: two lists at a time, so that no step takes long."""
+    while len(runs) > 1:
+        # sort() finds that there are two runs, and merges them.
+        if len(runs) % 2:
+            runs.append([])
+        runs = [sorted(one + other) for one, other in zip(runs[::2], runs[1::2], strict=True)]
+    return runs[0] if runs else []
+
+
+def _usual_sizes(names: list[bytes]) -> array[int] | None:
+    """The sizes of sorted, marked *names* that are all as most are; None if one is not.
+
+    As most are: with ``,S=`` and ``,W=`` and no further field behind a unique part that no other
+    name has and that will do for a unique-id.
+    """
+    sizes = array("Q")
+    last = b""
+    for start in range(0, len(names), _RUN):
+        run = names[start : start + _RUN]
+        found = _USUAL.findall(b"/".join(run) + b"/")
+        if len(found) != len(run):
+            return None
+        # No head stands twice, since each is less than the next.
+        heads = [last, *(head for head, _, _ in found)]
+        if any(one == other for one, other in pairwise(heads)):
+            return None
+        last = heads[-1]
+        stored, sent = ([int(each[place]) for each in found] for place in (1, 2))
+        if not all(octets <= more <= 2 * octets + 2
+                   for octets, more in zip(stored, sent, strict=True)):
+            return None
+        sizes.extend(sent)
+    return sizes
 
 
 def _holds(run: list[bytes], name: bytes) -> bool:

@@ -50,7 +50,7 @@ from mailsvc.settings import at_least, setting
 from mailsvc.store import maildirsize
 from mailsvc.store.committer import Committer, Message
 from mailsvc.store.failures import mail_failure
-from mailsvc.store.listing import Listing, SizeCache
+from mailsvc.store.listing import Listing, ListingCache, SizeCache
 from mailsvc.store.retrieval import FileBlocks, Retrieval
 from mailsvc.store.threads import Threads
 from mailsvc.store.tree import MailTree, sync_directory
@@ -70,6 +70,10 @@ class MaildirSettings:
     threads: int = setting(
         16, "How many threads write and read maildirs; so many flushes to disk are under way at "
         "once.", check=at_least(1))
+    listing_cache_messages: int = setting(
+        200_000, "How many messages' names are remembered after POP3 sessions, so that a maildir "
+        "that has not changed need not be read again; each takes some 130 octets of memory.",
+        unit="messages", check=at_least(0))
     sweep_hours: float = setting(
         36, "How long an abandoned file in tmp/ is left there.", unit="hours", check=at_least(1))
 
@@ -87,7 +91,7 @@ class MaildirStore:
         self._tree = MailTree(root)
         self._threads = Threads(reactor, settings.threads, "maildir")
         self._committer = Committer(self._tree, self._threads, hostname)
-        self._cache = SizeCache()
+        self._listings = ListingCache(SizeCache(), settings.listing_cache_messages)
 
     def start(self) -> None:
         """Begin to work."""
@@ -127,20 +131,35 @@ class MaildirStore:
         """As ``IMailboxStore.open_maildrop``."""
         try:
             home = self._tree.home(account)
+            # Where somebody looked before, the kernel has all that it takes to see whether anything
+            # has changed: nothing that is worth a thread.
+            unchanged = self._open_unchanged(home) if home in self._listings else None
         except MailFailure:
             return fail()
+        except OSError:
+            unchanged = None  # it will be found again, and explained
+        if unchanged is not None:
+            return succeed(unchanged)
         opened = self._threads.run(
             self._tree.within, home, self._open, home, unwanted=Maildrop.release)
         return opened.addErrback(_explain, "open a maildrop", account=account.name)
 
-    def _open(self, home: bytes) -> Maildrop:
-        lock = os.open(home + b"/mailsvc.lock", _LOCK_FILE, 0o600)
+    def _open_unchanged(self, home: bytes) -> Maildrop | None:
+        lock = _locked(home)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return Maildrop(home, lock, Listing(home, self._cache), self._threads)
-        except BlockingIOError:
+            listing = self._listings.known(home)
+        except BaseException:
             os.close(lock)
-            raise MaildropInUse("The maildrop is in use by another session.") from None
+            raise
+        if listing is None:
+            os.close(lock)
+            return None
+        return Maildrop(home, lock, listing, self._threads)
+
+    def _open(self, home: bytes) -> Maildrop:
+        lock = _locked(home)
+        try:
+            return Maildrop(home, lock, self._listings.read(home), self._threads)
         except BaseException:
             os.close(lock)
             raise
@@ -258,7 +277,7 @@ class Maildrop:
 
     def __init__(self, home: bytes, lock: int, listing: Listing, threads: Threads) -> None:
         self.sizes = listing.sizes
-        self.octets = sum(listing.sizes)
+        self.octets = listing.octets
         self.lost: Deferred[None] = Deferred()  # flock(2) is not lost while we live
         self._home = home
         self._lock: int | None = lock
@@ -269,6 +288,10 @@ class Maildrop:
     def uidl(self, number: int) -> bytes:
         """As ``IMaildrop.uidl``; raises IndexError where there is no such message."""
         return self._listing.uidl(number)
+
+    def uidls(self, first: int, end: int) -> list[bytes]:
+        """As ``IMaildrop.uidls``."""
+        return self._listing.uidls(first, end)
 
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
         """As ``IMaildrop.read``."""
@@ -353,6 +376,20 @@ class Maildrop:
             lock, self._lock = self._lock, None
             with suppress(OSError):
                 os.close(lock)
+
+
+def _locked(home: bytes) -> int:
+    """The descriptor of the lock of the maildir *home*, which is taken."""
+    lock = os.open(home + b"/mailsvc.lock", _LOCK_FILE, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise MaildropInUse("The maildrop is in use by another session.") from None
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _some_not_removed(numbers: tuple[int, ...]) -> SomeNotRemoved:

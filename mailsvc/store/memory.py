@@ -135,6 +135,10 @@ class MemoryMaildrop:
             raise IndexError(number)
         return self._ids[number - 1]
 
+    def uidls(self, first: int, end: int) -> list[bytes]:
+        """As ``IMaildrop.uidls``."""
+        return self._ids[first - 1 : end - 1]
+
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
         """As ``IMaildrop.read``."""
         message = self._mailbox.messages.get(self.uidl(number))
