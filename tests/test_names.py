@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mailsvc.mail import Address
 from mailsvc.names import (
+    SEPARATORS,
     DirectoryError,
     check_address,
     check_domain,
@@ -113,6 +114,12 @@ def test_addresses(text: str, address: Address) -> None:
     assert parse_address(text) == address == check_address(address)
 
 
+def test_separators_are_the_specials_of_an_atom_and_the_dot() -> None:
+    # RFC 5321 §4.1.2, RFC 5322 §3.2.3: atext, but for letters and digits.
+    atext = {chr(octet) for octet in range(0x21, 0x7f)} - set('()<>[]:;@\\,."')
+    assert SEPARATORS == {each for each in atext if not each.isalnum()} | {"."}
+
+
 @pytest.mark.parametrize(("text", "problem"), [
     ("bob", "'bob' has no domain; expected local-part@domain"),
     ("@example.org", "the local-part is empty; expected local-part@domain"),
@@ -128,6 +135,9 @@ def test_addresses(text: str, address: Address) -> None:
     ("b\u200dob@example.org", r"'b\u200dob' holds control or invisible"),
     ("b\udc80ob@example.org", r"'b\udc80ob' holds control"),
     ("b\u2028ob@example.org", r"'b\u2028ob' holds control"),
+    ("b\u2029ob@example.org", r"'b\u2029ob' holds control"),
+    ("b\ue000ob@example.org", r"'b\ue000ob' holds control"),
+    ("b\u0378ob@example.org", r"'b\u0378ob' holds control"),
     ("x" * 65 + "@example.org", "is too long; a local-part has at most 64 octets"),
     ("é" * 33 + "@example.org", "is too long; a local-part has at most 64 octets"),
 ])
