@@ -117,7 +117,7 @@ def test_addresses(text: str, address: Address) -> None:
 def test_separators_are_the_specials_of_an_atom_and_the_dot() -> None:
     # RFC 5321 §4.1.2, RFC 5322 §3.2.3: atext, but for letters and digits.
     atext = {chr(octet) for octet in range(0x21, 0x7f)} - set('()<>[]:;@\\,."')
-    assert SEPARATORS == {each for each in atext if not each.isalnum()} | {"."}
+    assert {each for each in atext if not each.isalnum()} | {"."} == SEPARATORS
 
 
 @pytest.mark.parametrize(("text", "problem"), [
