@@ -106,6 +106,8 @@ def test_checked_domains_name_one_directory(text: str) -> None:
     ('"a b"@example.org', Address("a b", "example.org")),
     (r'"a\"\\b"@example.org', Address(r'a"\b', "example.org")),
     ('"@example.org', Address('"', "example.org")),
+    ('"ab@example.org', Address('"ab', "example.org")),
+    ('ab"@example.org', Address('ab"', "example.org")),
     ("a@b@example.org", Address("a@b", "example.org")),
     ("e\u0301@example.org", Address("é", "example.org")),
     ("x" * 64 + "@example.org", Address("x" * 64, "example.org")),
@@ -150,7 +152,7 @@ def test_what_is_no_address(text: str, problem: str) -> None:
 
 
 @pytest.mark.parametrize("local_part", [
-    "bob", "Bob.Smith", "user+tag", "a b", "~bob", "a..b", "b-", "é", "a\\b", "a:b", "a@b", "∕etc",
+    "bob", "Bob.Smith", "Xenia", "user+tag", "a b", "~bob", "a..b", "b-", "é", "a\\b", "a:b", "a@b", "∕etc",
     "x" * 64])
 def test_names_fit_for_a_maildir(local_part: str) -> None:
     check_maildir_name(local_part)
