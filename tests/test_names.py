@@ -152,8 +152,8 @@ def test_what_is_no_address(text: str, problem: str) -> None:
 
 
 @pytest.mark.parametrize("local_part", [
-    "bob", "Bob.Smith", "Xenia", "user+tag", "a b", "~bob", "a..b", "b-", "é", "a\\b", "a:b", "a@b", "∕etc",
-    "x" * 64])
+    "bob", "Bob.Smith", "Xenia", "user+tag", "a b", "~bob", "a..b", "b-", "é", "a\\b", "a:b", "a@b",
+    "∕etc", "x" * 64])
 def test_names_fit_for_a_maildir(local_part: str) -> None:
     check_maildir_name(local_part)
 
