@@ -48,7 +48,7 @@ class Talk:
                  tls_active: bool = False, **limits: Any) -> None:
         self.session = Session(HOSTNAME, SMTPSettings(**limits), mode,
                                tls_available=tls_available, tls_active=tls_active)
-        self.answers: dict[type, Reply] = {}
+        self.answers: dict[type, Reply | list[Reply]] = {}
         self.events: list[Event] = []
         self.run()
 

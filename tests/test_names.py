@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mailsvc.mail import Address
 from mailsvc.names import (
+    SEPARATORS,
     DirectoryError,
     check_address,
     check_domain,
@@ -105,12 +106,20 @@ def test_checked_domains_name_one_directory(text: str) -> None:
     ('"a b"@example.org', Address("a b", "example.org")),
     (r'"a\"\\b"@example.org', Address(r'a"\b', "example.org")),
     ('"@example.org', Address('"', "example.org")),
+    ('"ab@example.org', Address('"ab', "example.org")),
+    ('ab"@example.org', Address('ab"', "example.org")),
     ("a@b@example.org", Address("a@b", "example.org")),
     ("e\u0301@example.org", Address("é", "example.org")),
     ("x" * 64 + "@example.org", Address("x" * 64, "example.org")),
 ])
 def test_addresses(text: str, address: Address) -> None:
     assert parse_address(text) == address == check_address(address)
+
+
+def test_separators_are_the_specials_of_an_atom_and_the_dot() -> None:
+    # RFC 5321 §4.1.2, RFC 5322 §3.2.3: atext, but for letters and digits.
+    atext = {chr(octet) for octet in range(0x21, 0x7f)} - set('()<>[]:;@\\,."')
+    assert {each for each in atext if not each.isalnum()} | {"."} == SEPARATORS
 
 
 @pytest.mark.parametrize(("text", "problem"), [
@@ -128,6 +137,9 @@ def test_addresses(text: str, address: Address) -> None:
     ("b\u200dob@example.org", r"'b\u200dob' holds control or invisible"),
     ("b\udc80ob@example.org", r"'b\udc80ob' holds control"),
     ("b\u2028ob@example.org", r"'b\u2028ob' holds control"),
+    ("b\u2029ob@example.org", r"'b\u2029ob' holds control"),
+    ("b\ue000ob@example.org", r"'b\ue000ob' holds control"),
+    ("b\u0378ob@example.org", r"'b\u0378ob' holds control"),
     ("x" * 65 + "@example.org", "is too long; a local-part has at most 64 octets"),
     ("é" * 33 + "@example.org", "is too long; a local-part has at most 64 octets"),
 ])
@@ -140,8 +152,8 @@ def test_what_is_no_address(text: str, problem: str) -> None:
 
 
 @pytest.mark.parametrize("local_part", [
-    "bob", "Bob.Smith", "user+tag", "a b", "~bob", "a..b", "b-", "é", "a\\b", "a:b", "a@b", "∕etc",
-    "x" * 64])
+    "bob", "Bob.Smith", "Xenia", "user+tag", "a b", "~bob", "a..b", "b-", "é", "a\\b", "a:b", "a@b",
+    "∕etc", "x" * 64])
 def test_names_fit_for_a_maildir(local_part: str) -> None:
     check_maildir_name(local_part)
 

@@ -363,6 +363,10 @@ def test_git(post: Any, script: str, tmp_path: Path, program: Callable[[str], st
     where = subprocess.run([git, "--exec-path"], capture_output=True, text=True, check=True)
     if not Path(where.stdout.strip(), "git-send-email").exists():
         absent("git-email is not installed")
+    # Debian only recommends it.
+    if subprocess.run([program("perl"), "-MMail::Address", "-e1"], stderr=subprocess.DEVNULL,
+                      check=False).returncode:
+        absent("git send-email needs Perl's Mail::Address (libmailtools-perl)")
     (tmp_path / "0001.patch").write_text(
         "From 1234567890123456789012345678901234567890 Mon Sep 17 00:00:00 2001\n"
         "From: Bob <bob@example.org>\nDate: Sat, 21 Nov 2026 05:13:05 +0000\n"

@@ -97,6 +97,7 @@ EXPECTED = {
     "TOO_MANY_ERRORS": (421, "4.7.0"),
     "TOO_MANY_COMMANDS": (421, "4.7.0"),
     "TOO_MANY_MESSAGES": (421, "4.7.0"),
+    "UNKNOWN_CHUNK": (421, "4.5.2"),
     "NOT_HTTP": (421, "4.7.0"),
     "NOT_TLS": (421, "4.7.0"),
     "LOCAL_ERROR": (451, "4.3.0"),

@@ -22,6 +22,7 @@ from mailsvc.smtp.events import (
 )
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import LMTP, TRANSPORT
+from mailsvc.smtp.replies import Reply
 from mailsvc.smtp.session import Session
 from tests.smtp_talk import (
     ACCEPTED,
@@ -170,6 +171,20 @@ def test_a_message_refused_amid_its_chunks() -> None:
     assert talk.say(b"BDAT 4\r\nRSET") == BUSY.wire
     assert talk.events == [Aborted("Busy")]
     assert talk.session.phase is READY
+
+
+@pytest.mark.parametrize("answers", [[ACCEPTED, NO], [NO, ACCEPTED], [NO, BUSY]])
+def test_a_message_with_an_outcome_for_each_recipient_has_come_to_its_end(
+    answers: list[Reply]
+) -> None:
+    talk = Talk(mode=LMTP)
+    talk.answers[MessageEnds] = answers
+    talk.say(b"LHLO client.example.net\r\n" + SENDER + RECIPIENT * 2)
+    said = talk.say(b"DATA\r\nx\r\n.\r\nNOOP\r\n")
+    assert codes(said) == [354, *(answer.code for answer in answers), 250]
+    assert (talk.session.intake, talk.session.envelope) == (None, None)
+    # The owner knows how it ended, and is told of no other end.
+    assert not talk.of(Aborted)
 
 
 def test_there_may_be_no_message_to_refuse() -> None:

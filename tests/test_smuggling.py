@@ -375,7 +375,7 @@ def test_a_chunk_of_no_known_size_ends_the_session(octets: bytes) -> None:
         for pieces in [[stream + TRAP], cut(stream + TRAP, range(1, len(stream + TRAP))),
                        [stream, TRAP]]:
             owner = after(pieces)
-            assert owner.codes == [220, 250, *codes, 501]
+            assert owner.codes == [220, 250, *codes, 501, 421]
             assert "mallory@example.com" not in owner.senders
             assert owner.messages == []
 

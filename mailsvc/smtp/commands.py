@@ -174,7 +174,8 @@ def _bdat(session: Session, argument: bytes) -> None:
         octets, last = grammar.chunk(argument)
     except SyntaxFault as fault:
         # Nobody knows how many octets follow, and what is not command must not run as such.
-        session.close(reply(501, "5.5.4", str(fault)))
+        session.say(reply(501, "5.5.4", str(fault)))
+        session.close(replies.UNKNOWN_CHUNK)
         return
     intake = session.intake
     if intake is None:

@@ -89,6 +89,7 @@ TOO_MANY_ERRORS = reply(421, "4.7.0", "Too many errors; connect again with fewer
 TOO_MANY_COMMANDS = reply(421, "4.7.0", "Too many commands without a message; connect again")
 TOO_MANY_LOGINS = reply(421, "4.7.0", "Too many failed logins; connect again later")
 TOO_MANY_MESSAGES = reply(421, "4.7.0", "Enough messages for one connection; connect again")
+UNKNOWN_CHUNK = reply(421, "4.5.2", "Where the next command begins is unknown; connect again")
 NOT_HTTP = reply(421, "4.7.0", "This is SMTP, not HTTP")
 NOT_TLS = reply(421, "4.7.0", "This port does not begin with TLS")
 LOCAL_ERROR = reply(451, "4.3.0", "Local error in processing; try again later")
