@@ -85,7 +85,8 @@ MAY_IMPORT = {
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
            "schema", "logins", "directory", "routing", "sasl", "submission", "smtp", "pop3"]
-ADAPTORS = ["smtp.server", "smtp.incoming", "submission.agent", "pop3.server", "pop3.retrieval"]
+ADAPTORS = ["smtp.server", "smtp.incoming", "smtp.severally", "submission.agent", "pop3.server",
+            "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 

@@ -57,6 +57,13 @@ class Reply:
         """Whether the command did what it asked for (2yz, 3yz)."""
         return self.code < 400
 
+    def by(self, hostname: str) -> Reply:
+        """The reply with the name of the host as its first word.
+
+        RFC 5321 §4.2.3: "<domain> Service closing transmission channel", for 221 and 421 alike.
+        """
+        return Reply(self.code, self.status, (f"{hostname} {self.lines[0]}", *self.lines[1:]))
+
 
 def reply(code: int, status: str, *lines: str) -> Reply:
     """Make a Reply; *status* is like "5.5.1", or empty for none."""

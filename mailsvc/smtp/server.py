@@ -496,7 +496,7 @@ class SMTPFactory(ConversationFactory):
                          for each in settings.xclient_networks]
 
     def refuse(self, failure: MailFailure) -> bytes:
-        return _refused(failure).wire
+        return _refused(failure).by(self.hostname).wire
 
     def trusts(self, client: str) -> bool:
         """Whether *client* may say for whom it speaks."""

@@ -280,17 +280,19 @@ class Session:
         self.tls_active = True
         self.phase = START
         self.hello, self.extended, self.authenticated = "", False, ""
-        self._exchange = None
 
     def close(self, answer: Reply) -> None:
-        """Say *answer* (221, 421) and end the session, dropping what is under way."""
+        """Say *answer* and end the session, dropping what is under way.
+
+        221 and 421 get the name of the host in front.
+        """
         if self.phase is CLOSED:
             return
         if self._question is not None and self._pending:
             # Made and not handed out yet: nobody will be able to answer it.
             self._pending.pop()
         self.end_transaction("connection closed")
-        self.say(answer)
+        self.say(answer.by(self.hostname) if answer.code in (221, 421) else answer)
         self.phase = CLOSED
         self._question = None
         self._input.clear()
@@ -442,7 +444,7 @@ class Session:
             self._end_of_message()
         else:
             self.phase = CHUNKS
-            self.say(reply(250, "2.0.0", f"{intake.size} octets received so far"))
+            self.say(reply(250, "2.0.0", f"{intake.announced} octets received so far"))
 
     def _end_of_message(self) -> None:
         intake = self.intake
