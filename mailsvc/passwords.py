@@ -17,9 +17,11 @@ so that SCRAM, which tells the salt before it knows the password, can be done wi
 names that do not exist have one as well.
 
 **Promises.**  Hashing runs in threads of its own, never in the reactor's; more logins than may wait
-get a temporary failure.  A login that succeeded is remembered for a minute, as an HMAC under a key
-of this process over account, verifier and password: so a change of the password counts at once, and
-nothing that is kept can be turned back into it.
+get a temporary failure.  A login that succeeded is good for a minute, as an HMAC under a key of
+this process over account, verifier and password: so a change of the password counts at once, and
+nothing that is kept can be turned back into it.  After that minute it is hashed again, but before
+all that never succeeded, and there is room for it where there is none for those: who knows the
+password does not queue behind those who guess.
 
 **Limits.**  What is remembered is of one process.  Whoever steals the accounts file will guess by
 the cheaper of Argon2id and PBKDF2.  bcrypt sees 72 octets of a password, and a wrong password for
@@ -38,7 +40,7 @@ import re
 import secrets
 import threading
 import unicodedata
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -194,9 +196,13 @@ class PasswordHasher(Service):
         self._nobody = (f"$argon2id$v=19$m={settings.memory_kib},t={settings.passes},"
                         f"p={settings.lanes}${salt}${digest}")
         self._pool: ThreadPool | None = None
+        #: Logins being hashed and waiting, and other jobs.
         self._jobs = 0
+        #: What waits for a thread: logins that succeeded before, and the rest.
+        self._known: deque[Callable[[], None]] = deque()
+        self._strange: deque[Callable[[], None]] = deque()
         self._key = secrets.token_bytes(32)
-        #: Marks of logins that succeeded, and until when they count; the oldest first.
+        #: Marks of logins that succeeded, and until when they are good; the oldest first.
         self._successes: OrderedDict[bytes, float] = OrderedDict()
         #: What :meth:`after` waits with.
         self._later: dict[Callable[[], None], IDelayedCall] = {}
@@ -215,6 +221,10 @@ class PasswordHasher(Service):
             call.cancel()
             pool.callInThread(self._attempt, job)
         self._later.clear()
+        for begin in (*self._known, *self._strange):
+            begin()
+        self._known.clear()
+        self._strange.clear()
         # Joining the threads waits for the hashes under way.
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), pool.stop)
 
@@ -248,7 +258,8 @@ class PasswordHasher(Service):
         Fails with :class:`TemporaryFailure` when too many wait.  *name* is the account's.
         """
         mark = self._mark(name, verifier, password)
-        if self._successes.get(mark, 0) > self._reactor.seconds():
+        good_until = self._successes.get(mark)
+        if good_until is not None and good_until > self._reactor.seconds():
             return succeed(True)
 
         def remember(right: bool) -> bool:
@@ -256,7 +267,8 @@ class PasswordHasher(Service):
                 self._remember(mark)
             return right
 
-        return self._in_thread(self._verify, verifier, password).addCallback(remember)
+        return self._in_thread(
+            self._verify, verifier, password, known=good_until is not None).addCallback(remember)
 
     def soon(self, job: Callable[[], None]) -> Deferred[None]:
         """Run *job* in a thread, unless logins need them all now; then it is not done.
@@ -284,17 +296,30 @@ class PasswordHasher(Service):
             self.log.failure("Nothing could be changed in the directory of accounts; it will be "
                              "tried again at later logins")
 
-    def _in_thread(self, job: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        if self._pool is None or self._jobs >= self._settings.threads + self._settings.waiting:
+    def _in_thread(self, job: Callable[..., Any], *arguments: Any,
+                   known: bool = False) -> Deferred[Any]:
+        pool, queue = self._pool, self._known if known else self._strange
+        if pool is None or len(queue) >= self._settings.waiting:
             return fail(TemporaryFailure("Too many logins at once; try again later"))
         self._jobs += 1
+        outcome: Deferred[Any] = Deferred()
+
+        def begin() -> None:
+            deferToThreadPool(self._reactor, pool, _in_the_background, job,
+                              *arguments).addBoth(done).chainDeferred(outcome)
 
         def done(result: Any) -> Any:
             self._jobs -= 1
+            waiting = self._known or self._strange
+            if waiting:
+                waiting.popleft()()
             return result
 
-        return deferToThreadPool(
-            self._reactor, self._pool, _in_the_background, job, *arguments).addBoth(done)
+        if self._jobs > self._settings.threads:
+            queue.append(begin)
+        else:
+            begin()
+        return outcome
 
     def _verify(self, verifier: str | None, password: bytes) -> bool:
         try:
@@ -319,11 +344,11 @@ class PasswordHasher(Service):
         return mark.digest()
 
     def _remember(self, mark: bytes) -> None:
-        now = self._reactor.seconds()
-        self._successes.pop(mark, None)
-        self._successes[mark] = now + self._settings.cache_seconds
-        while self._successes and (len(self._successes) > self._settings.cache_entries
-                                   or next(iter(self._successes.values())) <= now):
+        if not self._settings.cache_seconds:
+            return
+        self._successes[mark] = self._reactor.seconds() + self._settings.cache_seconds
+        self._successes.move_to_end(mark)
+        if len(self._successes) > self._settings.cache_entries:
             self._successes.popitem(last=False)
 
 

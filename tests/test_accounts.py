@@ -1,9 +1,8 @@
-"""mailsvc.accounts: the checker, the keyring, the realm."""
+"""mailsvc.accounts: the checker."""
 
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import hashlib
 import time
 from collections.abc import Iterator
@@ -11,44 +10,39 @@ from pathlib import Path
 from typing import Any
 
 import argon2
-import bcrypt
 import pytest
 import pytest_twisted
 from twisted.cred.checkers import (
-    ANONYMOUS,
-    AllowAnonymousAccess,
     ICredentialsChecker,
-    InMemoryUsernamePasswordDatabaseDontUse,
 )
 from twisted.cred.credentials import (
-    Anonymous,
-    IUsernameHashedPassword,
     UsernamePassword,
 )
 from twisted.cred.error import UnauthorizedLogin
-from twisted.cred.portal import IRealm, Portal
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, fail, gatherResults, succeed
-from twisted.internet.task import Clock, deferLater
-from zope.interface import implementer
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
-from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm, login_name, same_account
-from mailsvc.credentials import Attempt, Digest, Password, ProvenName, ScramKeys
+from mailsvc.accounts import DirectoryChecker, Keyring, login_name
+from mailsvc.credentials import Attempt, Digest, Password, ProvenName
 from mailsvc.directory import SqliteDirectory
-from mailsvc.errors import LoginTooSoon, MaildropInUse, TemporaryFailure
-from mailsvc.interfaces import IDelivery, IKeyring, IMaildrop, ISubmitter
-from mailsvc.logins import StoredPassword
+from mailsvc.errors import TemporaryFailure
 from mailsvc.mail import Account
-from mailsvc.names import parse_address
 from mailsvc.passwords import (
     PasswordHasher,
     PasswordSettings,
-    app_verifier,
-    derive_scram,
-    prepare_password,
-    read_scram,
-    scram_salt,
+)
+from tests.accounts import (
+    APP,
+    PASSWORD,
+    POP3,
+    SUBMISSION,
+    Apop,
+    add_app,
+    at,
+    refused,
+    some_accounts,
 )
 from tests.hashing import cheap_hasher, count, hasher_of, logged_events, stop_hashers
 
@@ -56,44 +50,23 @@ stopped = pytest.fixture(autouse=True)(stop_hashers)
 hasher = pytest.fixture(cheap_hasher)
 logged = pytest.fixture(logged_events)
 
-at = parse_address
 
-PASSWORD = "päss word"
+@pytest.fixture
+def directory(tmp_path: Path, hasher: PasswordHasher) -> Iterator[SqliteDirectory]:
+    with some_accounts(tmp_path / "accounts.sqlite", hasher) as directory:
+        yield directory
+
+
+
+
 
 
 # ---- the checker ---------------------------------------------------------------------------------
 
 
-@implementer(IUsernameHashedPassword)
-class Apop:
-    """RFC 1939 §7: the digest of a timestamp and the secret."""
-
-    def __init__(self, username: bytes, secret: bytes) -> None:
-        self.username = username
-        self.digest = hashlib.md5(b"<1@mx>" + secret).digest()
-        self.asked: list[bytes] = []
-
-    def checkPassword(self, password: bytes) -> bool:
-        self.asked.append(password)
-        return hashlib.md5(b"<1@mx>" + password).digest() == self.digest
-
-
 class Late(Apop):
     def checkPassword(self, password: bytes) -> Deferred[bool]:  # type: ignore[override]
         return succeed(super().checkPassword(password))
-
-
-@pytest.fixture
-def directory(tmp_path: Path, hasher: PasswordHasher) -> Iterator[SqliteDirectory]:
-    with SqliteDirectory(tmp_path / "accounts.sqlite") as directory:
-        directory.add_domain("example.org")
-        verifier = hasher.hash(prepare_password(PASSWORD))
-        directory.add_account(at("Bob@example.org"), verifier=verifier, secret=PASSWORD)
-        directory.add_account(at("alice@example.org"), verifier=verifier)
-        directory.add_account(at("closed@example.org"))
-        directory.add_account(at("jürgen@example.org"), verifier=verifier)
-        directory.add_alias(at("robert@example.org"), [at("bob@example.org")])
-        yield directory
 
 
 @pytest.fixture
@@ -257,24 +230,6 @@ async def test_a_directory_that_cannot_be_read_is_no_wrong_password(
 # ---- several passwords ---------------------------------------------------------------------------
 
 
-POP3 = Attempt("pop3", "192.0.2.7", "PLAIN")
-SUBMISSION = Attempt("submission", "192.0.2.7", "PLAIN")
-APP = "abcd-efgh-jkmn-pqrs-tuvw-xyza"
-
-
-def add_app(directory: SqliteDirectory, label: str = "phone", name: str = "bob@example.org",
-            password: str = APP, secret: str | None = None, **limits: Any) -> StoredPassword:
-    found = directory.credentials(name)
-    assert found
-    verifier = app_verifier(directory, password.encode())
-    return directory.passwords.add(found.account, StoredPassword(
-        label, verifier, secret=secret, **limits))
-
-
-async def refused(checker: DirectoryChecker, credentials: Any) -> None:
-    with pytest.raises(UnauthorizedLogin) as caught:
-        await checker.requestAvatarId(credentials)
-    assert caught.value.args == ("Authentication failed",)
 
 
 @pytest_twisted.ensureDeferred
@@ -487,409 +442,3 @@ async def test_hostile_names_and_passwords(checker: DirectoryChecker, directory:
         await refused(checker, Password(b"bob", hostile, attempt))
     keys = Keyring(directory, 4096).scram_keys(hostile, POP3)
     assert keys == Keyring(directory, 4096).scram_keys(hostile, POP3)
-
-
-# ---- what a login leaves behind ------------------------------------------------------------------
-
-
-@pytest_twisted.ensureDeferred
-async def test_hashes_are_brought_up_to_date_at_login(directory: SqliteDirectory) -> None:
-    hasher, _ = hasher_of()
-    checker = DirectoryChecker(directory, hasher)
-    bcrypted = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
-    directory.set_password(at("alice@example.org"), bcrypted, "readable")
-    add_app(directory, name="alice@example.org")
-    await refused(checker, Password(b"alice", b"wrong", POP3))
-    for shown in (PASSWORD.encode(), APP.upper().replace("-", "").encode()):
-        assert await checker.requestAvatarId(Password(b"alice", shown, POP3))
-        while hasher._jobs:
-            await deferLater(reactor, 0.01)
-    found = directory.credentials("alice@example.org")
-    assert found and found.main
-    phone, = found.app_passwords
-    assert argon2.extract_parameters(str(found.verifier)).memory_cost == 64
-    assert found.secret == "readable"
-    salt = scram_salt(directory, "alice@example.org")
-    assert found.main.scram == derive_scram(PASSWORD.encode(), salt, 4096)
-    # SCRAM's clients send nothing that could be tidied: it is the password as it was shown.
-    assert phone.scram == derive_scram(APP.encode(), salt, 4096)
-    # And that was all there was to do.
-    for shown in (PASSWORD.encode(), APP.encode()):
-        assert await checker.requestAvatarId(Password(b"alice", shown, POP3))
-        assert hasher._jobs == 0
-    assert directory.credentials("alice@example.org") == found
-    await hasher.stopService()
-
-
-@pytest_twisted.ensureDeferred
-async def test_many_logins_at_once_renew_a_password_once(
-        directory: SqliteDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    hasher, _ = hasher_of(threads=4)
-    checker = DirectoryChecker(directory, hasher)
-    renewed: list[Any] = []
-    monkeypatch.setattr(directory, "renew_password", lambda *each: renewed.append(each))
-    login = Password(b"bob", PASSWORD.encode(), POP3)
-    await checker.requestAvatarId(login)
-    await gatherResults([checker.requestAvatarId(login) for _ in range(20)])
-    await hasher.stopService()
-    assert len(renewed) == 1
-
-
-@pytest_twisted.ensureDeferred
-async def test_uses_are_recorded_at_most_once_a_minute(
-        directory: SqliteDirectory, hasher: PasswordHasher,
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1_800_000_000.5
-    jobs: list[Any] = []
-    written: list[Any] = []
-    record = directory.record_uses
-
-    def recorded(uses: Any) -> None:
-        written.append(uses)
-        record(uses)
-
-    monkeypatch.setattr(hasher, "after", lambda seconds, job: jobs.append((seconds, job)))
-    monkeypatch.setattr(directory, "record_uses", recorded)
-    checker = DirectoryChecker(directory, hasher, now=lambda: now)
-    add_app(directory)
-
-    async def login(shown: str, client: str = "192.0.2.7") -> None:
-        await checker.requestAvatarId(Password(b"bob", shown.encode(), Attempt("pop3", client)))
-
-    def used() -> list[tuple[int | None, str]]:
-        found = directory.credentials("bob@example.org")
-        assert found
-        return [(each.used, each.used_from) for each in found.passwords]
-
-    await login(APP)
-    await login(APP, "192.0.2.8")
-    await login(PASSWORD, "2001:db8::1")
-    await refused(checker, Password(b"bob", b"wrong", POP3))
-    assert {seconds for seconds, _ in jobs} == {10} and not written
-    jobs[0][1]()
-    assert used() == [(1_800_000_000, "2001:db8::1"), (1_800_000_000, "192.0.2.7")]
-    assert len(written) == 1, "in one go"
-    for _, job in jobs:  # nothing more is due
-        job()
-    now += 59
-    jobs.clear()
-    await login(APP, "192.0.2.9")
-    assert not jobs and len(written) == 1
-    now += 1
-    await login(APP, "192.0.2.9")
-    jobs[0][1]()
-    assert used() == [(1_800_000_000, "2001:db8::1"), (1_800_000_060, "192.0.2.9")]
-    # Credentials of twisted.cred do not say where from.
-    now += 60
-    await checker.requestAvatarId(UsernamePassword(b"bob", APP.encode()))
-    jobs[1][1]()
-    assert used()[1] == (1_800_000_120, "")
-
-
-@pytest_twisted.ensureDeferred
-async def test_uses_are_recorded_before_the_end(directory: SqliteDirectory) -> None:
-    hasher, _ = hasher_of()
-    checker = DirectoryChecker(directory, hasher)
-    await checker.requestAvatarId(Password(b"bob", PASSWORD.encode(), POP3))
-    await hasher.stopService()
-    found = directory.credentials("bob@example.org")
-    assert found and found.main and found.main.used_from == "192.0.2.7"
-
-
-@pytest_twisted.ensureDeferred
-async def test_scram_uses_are_recorded_when_there_is_no_doubt(
-        directory: SqliteDirectory) -> None:
-    hasher, _ = hasher_of()
-    checker = DirectoryChecker(directory, hasher)
-    scram = Attempt("pop3", "192.0.2.7", "SCRAM-SHA-256")
-    add_app(directory, name="alice@example.org")
-    directory.set_password(at("alice@example.org"), "$v", scram="keys")
-    directory.set_password(at("bob@example.org"), "$v", scram="keys")
-    found = directory.credentials("bob@example.org")
-    assert found
-    directory.passwords.add(found.account, StoredPassword("phone", "$app", "keys"))
-    for name in (b"alice", b"bob"):
-        await checker.requestAvatarId(ProvenName(name, scram))
-    await hasher.stopService()
-    alice, bob = (directory.credentials(f"{name}@example.org") for name in ("alice", "bob"))
-    assert alice and [each.used_from for each in alice.passwords] == ["", "192.0.2.7"]
-    assert bob and [each.used_from for each in bob.passwords] == ["", ""]
-
-
-# ---- the keyring ---------------------------------------------------------------------------------
-
-
-def proves(keys: ScramKeys, password: str) -> bool:
-    """Whether a client that knows *password* has a proof that fits."""
-    return read_scram(derive_scram(password.encode(), keys.salt, keys.iterations)) == (
-        dataclasses.replace(keys, others=()))
-
-
-@pytest.fixture
-def keyed(directory: SqliteDirectory) -> SqliteDirectory:
-    """Alice has SCRAM keys of her main password, and of two app passwords."""
-    salt = scram_salt(directory, "alice@example.org")
-    directory.set_password(at("alice@example.org"), "$v",
-                           scram=derive_scram(PASSWORD.encode(), salt, 4096))
-    alice = Account("alice", "example.org")
-    for label, protocols in (("phone", frozenset[str]()), ("printer", frozenset({"submission"}))):
-        directory.passwords.add(alice, StoredPassword(
-            label, "$app", derive_scram(label.encode(), salt, 4096), protocols=protocols))
-    return directory
-
-
-def test_the_keys_of_an_account(keyed: SqliteDirectory) -> None:
-    keyring = Keyring(keyed, 5000)
-    verifyObject(IKeyring, keyring)
-    for name in (b"alice", b"ALICE@Example.org"):
-        keys = keyring.scram_keys(name, SUBMISSION)
-        assert keys.iterations == 4096
-        assert proves(keys, PASSWORD)
-        assert [proves(other, label) for other, label in zip(
-            keys.others, ("phone", "printer"), strict=True)] == [True, True]
-    # Those that are no good for the attempt are not among them.
-    keys = keyring.scram_keys(b"alice", POP3)
-    assert proves(keys, PASSWORD) and len(keys.others) == 1 and proves(keys.others[0], "phone")
-    keyed.set_password(at("alice@example.org"), None)
-    assert proves(keyring.scram_keys(b"alice", POP3), "phone")
-
-
-def test_keys_of_another_salt_cannot_be_offered_beside(keyed: SqliteDirectory) -> None:
-    keyed.set_password(at("alice@example.org"), "$v",
-                       scram=derive_scram(b"imported", b"another salt", 4096))
-    keys = Keyring(keyed, 4096).scram_keys(b"alice", SUBMISSION)
-    assert proves(keys, "imported") and not keys.others
-
-
-@pytest.mark.parametrize("name", [
-    "closed", "bob", "nobody", "robert", "bob+x", "x@elsewhere.example", "", "\x00", "alice"])
-def test_the_keys_of_everybody_else_are_made_up(keyed: SqliteDirectory, name: str) -> None:
-    keyed.set_role(at("alice@example.org"), "receive")
-    keyring = Keyring(keyed, 5000)
-    keys = keyring.scram_keys(name.encode(), SUBMISSION)
-    assert keys.iterations == 5000
-    assert len(keys.salt) == 16 and len(keys.stored_key) == len(keys.server_key) == 32
-    assert keys.stored_key != keys.server_key and not keys.others
-    for password in (PASSWORD, "", "phone", "printer"):
-        assert not proves(keys, password)
-    # They are the same each time, in any spelling, and other files have others.
-    assert keys == Keyring(keyed, 5000).scram_keys(name.upper().encode(), SUBMISSION)
-    assert keys != keyring.scram_keys(b"another", SUBMISSION)
-
-
-def test_made_up_keys_look_like_real_ones(keyed: SqliteDirectory) -> None:
-    real = Keyring(keyed, 4096).scram_keys(b"alice", POP3)
-    # What a client is told, it is told again when the account has lost its keys, or is gone.
-    keyed.set_password(at("alice@example.org"), "$w")
-    for label in ("phone", "printer"):
-        keyed.passwords.remove(Account("alice", "example.org"), label)
-    without = Keyring(keyed, 4096).scram_keys(b"alice", POP3)
-    keyed.remove_account(at("alice@example.org"))
-    gone = Keyring(keyed, 4096).scram_keys(b"alice", POP3)
-    assert without == gone
-    assert (gone.salt, gone.iterations) == (real.salt, real.iterations)
-    assert gone.stored_key != real.stored_key
-
-
-def test_no_scram_keys_at_all(keyed: SqliteDirectory) -> None:
-    keys = Keyring(keyed, 0).scram_keys(b"alice", POP3)
-    assert keys.iterations == 4096 and not proves(keys, PASSWORD)
-
-
-def test_broken_keys_are_none(keyed: SqliteDirectory) -> None:
-    keyed.set_password(at("alice@example.org"), "$v", scram="SCRAM-SHA-256$x")
-    assert proves(Keyring(keyed, 4096).scram_keys(b"alice", POP3), "phone")
-
-
-def test_a_keyring_that_cannot_be_read(keyed: SqliteDirectory) -> None:
-    keyed.close()
-    with pytest.raises(TemporaryFailure):
-        Keyring(keyed, 4096).scram_keys(b"alice", POP3)
-
-
-@pytest.mark.parametrize(("name", "other", "same"), [
-    ("bob@example.org", "BOB@Example.org", True), ("bob", "bob@example.org", True),
-    (b"bob", "Bob", True), ("bob", "", True), ("bob", b"", True), ("nobody", "NOBODY", True),
-    ("bob", "alice", False), ("bob", "robert@example.org", False), ("bob", "bob+x", False),
-    ("bob", "bob@example.net", False), ("nobody", "bob", False), (b"\xff", b"\xfe", False)])
-def test_who_may_act_for_whom(directory: SqliteDirectory, name: str, other: str,
-                              same: bool) -> None:
-    assert same_account(directory, name, other) is same
-
-
-def test_who_may_act_for_whom_by_default(directory: SqliteDirectory) -> None:
-    directory.add_domain("example.net")
-    assert not same_account(directory, "bob", "bob@example.org")
-    assert same_account(directory, "bob", "bob@example.org", "example.org")
-
-
-# ---- the realm -----------------------------------------------------------------------------------
-
-
-class Maildrop:
-    """Knows whose it is, and that it was released."""
-
-    def __init__(self, account: Account, released: list[str]) -> None:
-        self.account = account
-        self.release = lambda: released.append(account.name)
-
-
-class Store:
-    """Opens maildrops, or fails."""
-
-    def __init__(self) -> None:
-        self.released: list[str] = []
-        self.failure: Exception | None = None
-
-    def open_maildrop(self, account: Account) -> Deferred[Any]:
-        if self.failure:
-            return fail(self.failure)
-        return succeed(Maildrop(account, self.released))
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store()
-
-
-def realm_of(store: Store, directory: SqliteDirectory, *options: Any, **more: Any) -> MailRealm:
-    return MailRealm(store, directory, *options, **more)  # type: ignore[arg-type]
-
-
-@pytest_twisted.ensureDeferred
-async def test_the_avatar_is_the_maildrop(store: Store, directory: SqliteDirectory) -> None:
-    realm = realm_of(store, directory)
-    verifyObject(IRealm, realm)
-    for avatar_id in ("bob@example.org", b"BOB@example.org", "bob", b"bob"):
-        interface, maildrop, logout = await realm.requestAvatar(
-            avatar_id, None, IDelivery, IMaildrop)
-        assert interface is IMaildrop
-        assert maildrop.account == Account("Bob", "example.org")
-        assert store.released == []
-        logout()
-        assert store.released == ["Bob@example.org"]
-        store.released.clear()
-
-
-@pytest.mark.parametrize("avatar_id", [
-    "nobody", b"nobody@example.org", ANONYMOUS, "", b"\xff", "robert@example.org",
-    "bob+x@example.org", "../bob", "bob\0"])
-@pytest_twisted.ensureDeferred
-async def test_other_checkers_know_people_we_do_not(store: Store, directory: SqliteDirectory,
-                                                    avatar_id: Any) -> None:
-    with pytest.raises(UnauthorizedLogin, match="Authentication failed"):
-        await realm_of(store, directory).requestAvatar(avatar_id, None, IMaildrop)
-
-
-@pytest_twisted.ensureDeferred
-async def test_names_of_other_checkers_have_a_default_domain(store: Store,
-                                                             directory: SqliteDirectory) -> None:
-    directory.add_domain("example.net")
-    with pytest.raises(UnauthorizedLogin):
-        await realm_of(store, directory).requestAvatar("bob", None, IMaildrop)
-    realm = realm_of(store, directory, default_domain="example.org")
-    assert await realm.requestAvatar("bob", None, IMaildrop)
-
-
-@pytest_twisted.ensureDeferred
-async def test_there_is_no_other_avatar(store: Store, directory: SqliteDirectory) -> None:
-    with pytest.raises(TypeError, match="no other avatar"):
-        await realm_of(store, directory).requestAvatar("bob@example.org", None, IDelivery)
-
-
-@pytest_twisted.ensureDeferred
-async def test_the_avatar_that_submits(store: Store, directory: SqliteDirectory) -> None:
-    realm = realm_of(store, directory, 30, clock=Clock())
-    for _ in range(2):  # LOGIN-DELAY is POP3's
-        interface, submitter, logout = await realm.requestAvatar("BOB", None, ISubmitter)
-        assert interface is ISubmitter
-        verifyObject(ISubmitter, submitter)
-        assert submitter.account == Account("Bob", "example.org")
-        logout()
-        logout()
-    assert not realm._logins and not store.released
-    for stranger in ("nobody", "robert@example.org", "", ANONYMOUS):
-        with pytest.raises(UnauthorizedLogin, match="Authentication failed"):
-            await realm.requestAvatar(stranger, None, ISubmitter)
-
-
-@pytest.mark.parametrize(("role", "allowed", "denied"), [
-    ("receive", IMaildrop, ISubmitter), ("send", ISubmitter, IMaildrop)])
-@pytest_twisted.ensureDeferred
-async def test_roles_hold_whoever_checked_the_password(
-        store: Store, directory: SqliteDirectory, role: str, allowed: Any, denied: Any) -> None:
-    directory.set_role(at("bob@example.org"), role)
-    others: Any = InMemoryUsernamePasswordDatabaseDontUse(bob=b"x")
-    portal: Any = Portal(realm_of(store, directory), [others])
-    interface, _, _ = await portal.login(UsernamePassword(b"bob", b"x"), None, allowed)
-    assert interface is allowed
-    with pytest.raises(UnauthorizedLogin, match="Authentication failed"):
-        await portal.login(UsernamePassword(b"bob", b"x"), None, denied)
-
-
-@pytest_twisted.ensureDeferred
-async def test_login_delay(store: Store, directory: SqliteDirectory) -> None:
-    clock = Clock()
-    realm = realm_of(store, directory, 30, clock=clock)
-
-    async def login(name: str) -> None:
-        _, _, logout = await realm.requestAvatar(name, None, IMaildrop)
-        logout()
-
-    store.failure = MaildropInUse("busy")
-    with pytest.raises(MaildropInUse):
-        await login("bob@example.org")
-    store.failure = None  # a login that failed does not count
-    await login("bob@example.org")
-    clock.advance(29)
-    with pytest.raises(LoginTooSoon, match="Wait 30 seconds between logins"):
-        await login("BOB@example.org")
-    await login("alice@example.org")
-    clock.advance(1)
-    await login("bob@example.org")
-    with pytest.raises(LoginTooSoon):
-        await login("alice@example.org")
-    clock.advance(29)
-    await login("alice@example.org")
-    assert list(realm._logins) == ["Bob@example.org", "alice@example.org"]
-    clock.advance(30)
-    await login("closed@example.org")
-    assert list(realm._logins) == ["closed@example.org"]
-
-
-@pytest_twisted.ensureDeferred
-async def test_without_a_login_delay_nothing_is_kept(store: Store,
-                                                     directory: SqliteDirectory) -> None:
-    realm = realm_of(store, directory)
-    for _ in range(3):
-        await realm.requestAvatar("bob@example.org", None, IMaildrop)
-    assert not realm._logins
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_login_through_the_portal(store: Store, directory: SqliteDirectory,
-                                          checker: DirectoryChecker) -> None:
-    portal: Any = Portal(realm_of(store, directory), [checker])
-    for credentials in (Password(b"bob", PASSWORD.encode(), POP3), ProvenName(b"bob", POP3)):
-        for wanted in (IMaildrop, ISubmitter):
-            interface, avatar, logout = await portal.login(credentials, None, wanted)
-            assert interface is wanted and avatar.account.name == "Bob@example.org"
-            logout()
-    for kind in (UsernamePassword, Apop):
-        interface, maildrop, logout = await portal.login(
-            kind(b"bob", PASSWORD.encode()), None, IMaildrop)
-        assert interface is IMaildrop and maildrop.account.name == "Bob@example.org"
-        logout()
-    with pytest.raises(UnauthorizedLogin, match="Authentication failed"):
-        await portal.login(UsernamePassword(b"bob", b"x"), None, IMaildrop)
-
-
-@pytest_twisted.ensureDeferred
-async def test_other_checkers_through_the_portal(store: Store, directory: SqliteDirectory) -> None:
-    others = InMemoryUsernamePasswordDatabaseDontUse(bob=b"x", stranger=b"y")
-    portal: Any = Portal(realm_of(store, directory), [others, AllowAnonymousAccess()])
-    _, maildrop, _ = await portal.login(UsernamePassword(b"bob", b"x"), None, IMaildrop)
-    assert maildrop.account.name == "Bob@example.org"
-    for credentials in (UsernamePassword(b"stranger", b"y"), Anonymous()):
-        with pytest.raises(UnauthorizedLogin):
-            await portal.login(credentials, None, IMaildrop)

@@ -2,73 +2,24 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sqlite3
 import sys
-import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_twisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
 from twisted.internet.defer import fail as fail_with
-from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
 
-from mailsvc import bans as bans_module
 from mailsvc import ledger as ledger_module
-from mailsvc.bans import ADDRESS, NETWORK, Ban, BanList, BanTable
-from mailsvc.brakes import Brakes, BrakeSettings, _folded
+from mailsvc.brakes import _folded
 from mailsvc.errors import TemporaryFailure
-from mailsvc.names import DirectoryError
-from mailsvc.state import State
-
-NOW = 1_800_000_000.0
-BOB = "bob@example.org"
-
-
-class World:
-    """Processes that share a state file, and a clock."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.clock = Clock()
-        self.clock.advance(NOW)
-        self.brakes: list[Brakes] = []
-        self.in_thread: Callable[..., Deferred[Any]] = maybeDeferred
-
-    def process(self, **values: Any) -> Brakes:
-        def in_thread(*job: Any) -> Deferred[Any]:
-            return self.in_thread(*job)
-
-        brakes = Brakes(BrakeSettings(**values), self.path, self.clock, in_thread)
-        brakes.start()
-        self.brakes.append(brakes)
-        return brakes
-
-    def stop(self, brakes: Brakes) -> None:
-        self.brakes.remove(brakes)
-        fired: list[None] = []
-        brakes.stop().addCallback(fired.append)
-        assert fired == [None]
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass, in turns while that is not too long."""
-        if seconds <= 10:
-            for _ in range(round(seconds * 2)):
-                self.clock.advance(0.5)
-        else:
-            self.clock.advance(seconds)
-
-    def rows(self, query: str) -> list[Any]:
-        with sqlite3.connect(self.path) as db:
-            return db.execute(query).fetchall()
+from tests.brakes import BOB, World, fail, refused
 
 
 @pytest.fixture
@@ -78,15 +29,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     for brakes in list(world.brakes):
         world.stop(brakes)
     assert world.clock.getDelayedCalls() == []
-
-
-def fail(brakes: Brakes, client: str, times: int = 1, name: str = BOB) -> None:
-    for _ in range(times):
-        brakes.failed(client, name)
-
-
-def refused(brakes: Brakes, client: str) -> bool:
-    return brakes.admit(client) is not None
 
 
 # ---- the address ----
@@ -396,256 +338,6 @@ def test_refusals_hold_on_to_nothing(world: World) -> None:
             brakes.permit("192.0.2.1", BOB).send(None)
         assert len(refusal.traceback) == 2
     assert brakes.admit("192.0.2.1") is not brakes.admit("192.0.2.1")
-
-
-# ---- processes and restarts ----
-
-
-def test_processes_count_together(world: World) -> None:
-    one, other = world.process(), world.process()
-    for _ in range(10):
-        fail(one, "192.0.2.1")
-        fail(other, "192.0.2.1")
-        world.wait(1.5)
-    fail(one, "192.0.2.1")  # the last of the other may not be known yet
-    world.wait(1)
-    assert refused(one, "192.0.2.1")
-    assert refused(other, "192.0.2.1")
-    assert world.rows("SELECT network, times FROM bans") == [("192.0.2.1/32", 1)]
-
-
-def test_a_ban_counts_in_other_processes_within_a_second(world: World) -> None:
-    one, other = world.process(), world.process()
-    fail(one, "192.0.2.1", 20)
-    assert not refused(other, "192.0.2.1")
-    world.wait(1)
-    assert refused(other, "192.0.2.1")
-
-
-def test_counts_and_bans_survive_a_restart(world: World) -> None:
-    brakes = world.process()
-    fail(brakes, "192.0.2.1", 20)
-    fail(brakes, "192.0.2.2", 8, "alice@example.org")
-    world.stop(brakes)
-    brakes = world.process()
-    assert refused(brakes, "192.0.2.1")
-    assert brakes.delay("192.0.2.2", "alice@example.org") == 4
-    world.wait(600)
-    fail(brakes, "192.0.2.1", 20)
-    world.wait(1199)
-    assert refused(brakes, "192.0.2.1"), "it is his second"
-
-
-def test_what_fails_while_it_is_written_counts_once(world: World) -> None:
-    brakes = world.process(ban_failures=0)
-    jobs: list[Callable[[], object]] = []
-
-    def later(job: Callable[..., Any], *rest: Any) -> Deferred[Any]:
-        done: Deferred[Any] = Deferred()
-        jobs.append(lambda: maybeDeferred(job, *rest).chainDeferred(done))
-        return done
-
-    world.in_thread = later
-    fail(brakes, "192.0.2.1", 3)
-    world.wait(1)
-    fail(brakes, "192.0.2.1", 3)
-    world.wait(3)
-    assert brakes.delay("192.0.2.1", BOB) == 1, "6 failures"
-    assert len(jobs) == 1, "one write at a time"
-    jobs.pop()()
-    assert brakes.delay("192.0.2.1", BOB) == 1
-    world.wait(3)
-    jobs.pop()()
-    world.wait(3)
-    assert brakes.delay("192.0.2.1", BOB) == 1
-    assert world.rows("SELECT round(level) FROM failed_logins WHERE key = '192.0.2.1/32'") == [
-        (6.0,)]
-    world.in_thread = maybeDeferred
-
-
-def test_stopping_waits_for_what_is_being_written(world: World) -> None:
-    brakes = world.process()
-    waiting: Deferred[Any] = Deferred()
-    world.in_thread = lambda job, *rest: waiting.addCallback(lambda _: job(*rest))
-    fail(brakes, "192.0.2.1")
-    world.wait(1)
-    fail(brakes, "192.0.2.1")
-    world.brakes.remove(brakes)
-    fired: list[None] = []
-    brakes.stop().addCallback(fired.append)
-    assert fired == []
-    world.in_thread = maybeDeferred
-    waiting.callback(None)
-    assert fired == [None]
-    assert world.rows("SELECT round(level) FROM failed_logins WHERE key = '192.0.2.1/32'") == [
-        (2.0,)]
-
-
-def test_stopping_what_never_started_is_nothing(tmp_path: Path) -> None:
-    fired: list[None] = []
-    Brakes(BrakeSettings(), tmp_path / "state.sqlite", Clock(), maybeDeferred).stop().addCallback(
-        fired.append)
-    assert fired == [None]
-
-
-def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "state.sqlite"
-    with sqlite3.connect(path) as db:
-        db.execute("CREATE TABLE x (y)")
-    with pytest.raises(DirectoryError):
-        Brakes(BrakeSettings(), path, Clock(), maybeDeferred).start()
-
-
-def test_without_the_file_each_process_counts_for_itself(world: World) -> None:
-    brakes = world.process()
-
-
-    world.in_thread = lambda *_: fail_with(TemporaryFailure("the disk is full"))
-    with capturedLogs() as logs:
-        fail(brakes, "192.0.2.1", 10)
-        world.wait(5)
-        fail(brakes, "192.0.2.1", 10)
-        world.wait(5)
-    assert refused(brakes, "192.0.2.1")
-    errors = [entry for entry in logs if entry["log_level"] is LogLevel.error]
-    assert len(errors) == 1, "said once"
-    assert "the disk is full" in errors[0]["problem"]
-    world.in_thread = maybeDeferred
-    world.wait(1)
-    assert world.rows("SELECT network FROM bans") == [("192.0.2.1/32",)], "written later"
-
-
-def test_failures_are_forgotten_while_the_file_cannot_be_written(world: World) -> None:
-    brakes = world.process()
-    world.in_thread = lambda *_: fail_with(TemporaryFailure("the disk is full"))
-    fail(brakes, "192.0.2.1", 8)
-    world.wait(1)
-    world.clock.advance(1800)
-    world.in_thread = maybeDeferred
-    assert brakes.delay("192.0.2.1", BOB) == 0.5
-    world.wait(2)
-    assert brakes.delay("192.0.2.1", BOB) == 0.5
-
-
-def test_a_file_that_cannot_be_read_bars_nobody(world: World,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    brakes = world.process()
-    fail(brakes, "192.0.2.1", 7)
-    world.wait(2)
-
-    def unreadable(*_: object) -> None:
-        raise TemporaryFailure("an input/output error")
-
-    monkeypatch.setattr(State, "rows", unreadable)
-    world.wait(2)
-    assert brakes.delay("192.0.2.1", BOB) == 2, "what was known"
-    assert brakes.delay("192.0.2.9", BOB) == 0
-    assert brakes.admit("192.0.2.9") is None
-    fail(brakes, "192.0.2.1", 13)
-    assert refused(brakes, "192.0.2.1")
-    monkeypatch.undo()
-
-
-@pytest_twisted.ensureDeferred
-async def test_in_real_threads(tmp_path: Path) -> None:
-    brakes = Brakes(BrakeSettings(), tmp_path / "state.sqlite", reactor)
-    threads: set[int] = set()
-    store = brakes._ledger._store
-
-    def noted(*job: Any) -> None:
-        threads.add(threading.get_ident())
-        store(*job)
-
-    brakes._ledger._store = noted  # type: ignore[method-assign, assignment]
-    brakes.start()
-    fail(brakes, "192.0.2.1", 20)
-    await brakes.stop()
-    assert threads and threading.get_ident() not in threads
-    with sqlite3.connect(tmp_path / "state.sqlite") as db:
-        assert db.execute("SELECT network FROM bans").fetchall() == [("192.0.2.1/32",)]
-
-
-# ---- bans made by hand ----
-
-
-@pytest.fixture
-def table(world: World) -> Iterator[BanTable]:
-    state = State(world.path)
-    yield BanTable(state)
-    state.close()
-
-
-def manual(text: str, until: float = NOW + 3600) -> Ban:
-    return Ban(ipaddress.ip_network(text), NOW, until, reason="by hand")
-
-
-def test_a_ban_by_hand_binds_the_known_and_the_exempt(world: World, table: BanTable) -> None:
-    brakes = world.process(exempt_networks=["192.0.2.0/24"])
-    brakes.succeeded("198.51.100.1", BOB)
-    table.put(manual("192.0.2.1"))
-    table.put(manual("198.51.0.0/16"))
-    table.put(manual("2001:db8::/33"))
-    world.wait(1)
-    bound = ["192.0.2.1", "198.51.100.1", "198.51.0.0", "2001:db8:7fff::1"]
-    free = ["192.0.2.2", "198.52.0.0", "2001:db8:8000::1", "198.50.255.255"]
-    assert [refused(brakes, client) for client in bound + free] == [True] * 4 + [False] * 4
-    world.wait(3600)
-    assert not any(refused(brakes, client) for client in bound)
-
-
-def test_a_ban_that_is_lifted_counts_for_nothing(world: World, table: BanTable) -> None:
-    brakes = world.process()
-    fail(brakes, "192.0.2.1", 20)
-    world.wait(1)
-    (ban,) = table.active(world.clock.seconds())
-    assert (ban.origin, ban.times, ban.reason) == (ADDRESS, 1, "20 failed logins")
-    table.lift(ban)
-    world.wait(1)
-    assert not refused(brakes, "192.0.2.1")
-    fail(brakes, "192.0.2.1", 20)
-    world.wait(1)
-    (ban,) = table.active(world.clock.seconds())
-    assert ban.times == 1
-
-
-def test_a_ban_of_ours_does_not_weaken_one_by_hand(world: World, table: BanTable) -> None:
-    table.put(manual("192.0.2.1", NOW + 86_400))
-    table.put(Ban(ipaddress.ip_network("192.0.2.1"), NOW, NOW + 600, 1, ADDRESS, "failures"))
-    assert table.active(NOW) == [manual("192.0.2.1", NOW + 86_400)]
-    table.put(manual("192.0.2.1", NOW + 60))
-    assert table.active(NOW) == [manual("192.0.2.1", NOW + 60)], "a hand may"
-
-
-def test_the_sweep_keeps_what_still_counts(world: World, table: BanTable) -> None:
-    for number, until in enumerate((NOW - 100, NOW - 10, NOW + 10)):
-        table.put(Ban(ipaddress.ip_network(f"192.0.2.{number}"), NOW - 700, until, 1, ADDRESS))
-    number, changes = table.changes(0)
-    assert len(changes) == 3
-    table.sweep(NOW - 50)
-    assert [str(ban.network) for ban in table.changes(0)[1]] == ["192.0.2.1/32", "192.0.2.2/32"]
-    table.sweep(NOW + 1000)
-    table.put(manual("192.0.2.9"))
-    assert [str(ban.network) for ban in table.changes(number)[1]] == ["192.0.2.9/32"]
-
-
-def test_too_many_bans_lose_the_oldest_of_ours(world: World, table: BanTable,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bans_module, "MOST", 5)
-    everything = [manual("198.51.100.1")] + [
-        Ban(ipaddress.ip_network(f"192.0.2.{number}"), NOW + number, NOW + 600, 1, NETWORK)
-        for number in range(12)]
-    known = BanList()
-    for ban in everything:
-        table.put(ban)
-        known.put(ban)
-    assert len(known) == 13
-    table.sweep(NOW)
-    known.sweep(NOW)
-    kept = {f"192.0.2.{number}/32" for number in range(7, 12)} | {"198.51.100.1/32"}
-    assert {str(ban.network) for ban in table.active(NOW)} == kept
-    assert len(known) == 6
-    assert all(known.known(ipaddress.ip_network(network)) for network in kept)
-    assert known.known(ipaddress.ip_network("192.0.2.6")) is None
 
 
 # ---- what it costs ----

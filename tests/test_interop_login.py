@@ -354,3 +354,21 @@ def test_nothing_said_before_tls_counts_inside(early: bytes, service: Service,
                 answer = secured.recv(4096)
                 assert answer.startswith((b"503 5.5.1 Say EHLO", b"-ERR Log in first")), answer
                 assert answer.count(b"\r\n") == 1
+
+
+def test_what_nmap_knows_of_open_relays(service: Service, program: Callable[[str], str]) -> None:
+    """Its smtp-open-relay: sixteen forms; and that it sees mail being taken, where it is."""
+    nmap = program("nmap")
+
+    def said(kind: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [nmap, "-n", "-Pn", "-sT", "-p", str(service.listeners[kind][1]), "--script",
+             "+smtp-open-relay", "--script-args", ",".join(arguments) or "x=y", "127.0.0.1"],
+            capture_output=True, text=True, timeout=60, check=True)
+        (line,) = [line for line in done.stdout.splitlines() if "smtp-open-relay: " in line]
+        return line.partition("smtp-open-relay: ")[2]
+
+    assert said("smtp") == "Server doesn't seem to be an open relay, all tests failed"
+    assert said("submission") == "Server isn't an open relay, authentication needed"
+    assert said("smtp", "smtp-open-relay.domain=example.org", "smtp-open-relay.to=alice"
+                ).startswith("Server is an open relay (")

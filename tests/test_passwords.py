@@ -21,7 +21,7 @@ import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 
@@ -267,22 +267,15 @@ async def test_a_success_is_remembered_until_the_password_changes(hasher: Passwo
     assert len(hasher._mark("\udc80", None, b"")) == 32
 
 
-def test_what_is_remembered_ends() -> None:
+def test_what_is_remembered_is_the_latest() -> None:
     clock = Clock()
     hasher = PasswordHasher(PasswordSettings(cache_seconds=60, cache_entries=3, **CHEAP), clock)
     marks = [bytes([number]) for number in range(5)]
-    for mark in marks[:2]:
+    for mark in (*marks[:4], marks[1], marks[4]):
         hasher._remember(mark)
         clock.advance(40)
-    assert list(hasher._successes) == marks[:2]
-    hasher._remember(marks[2])  # the first is 80 seconds old
-    assert list(hasher._successes) == marks[1:3]
-    for mark in (marks[3], marks[1], marks[4]):
-        hasher._remember(mark)
+    assert hasher._successes == {marks[3]: 180, marks[1]: 220, marks[4]: 260}
     assert list(hasher._successes) == [marks[3], marks[1], marks[4]]
-    clock.advance(60)
-    hasher._remember(marks[0])
-    assert list(hasher._successes) == marks[:1]
 
 
 @pytest.mark.parametrize("options", [{"cache_seconds": 0}, {"cache_entries": 0}])
@@ -309,6 +302,42 @@ async def test_a_success_counts_no_longer_than_set(hasher: PasswordHasher,
             waiting = hasher.verify("bob@d", verifier, b"right")
         assert await waiting
         assert len(count(hasher)) == hashed
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_logged_in_before_does_not_queue_behind_those_who_never_did(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasher, counting = hasher_of(threads=1, waiting=2, cache_seconds=60)
+    verifier = counting.real.hash(b"right")
+    assert await hasher.verify("bob@d", verifier, b"right")
+    later = reactor.seconds() + 61
+    monkeypatch.setattr(reactor, "seconds", lambda: later)
+    counting.hold = threading.Event()
+    order: list[str] = []
+
+    def log_in(name: str, password: bytes) -> Deferred[Any]:
+        outcome = hasher.verify(name, verifier, password)
+        return outcome.addBoth(lambda result: order.append(f"{name} {result}"))
+
+    guesses = [log_in(f"guess{number}@d", b"wrong") for number in range(3)]
+    refused = log_in("guess3@d", b"wrong")
+    assert refused.called
+    bob = log_in("bob@d", b"right")
+    assert not bob.called
+    monkeypatch.undo()
+    counting.hold.set()
+    await gatherResults([*guesses, bob])
+    assert order[1:] == ["guess0@d False", "bob@d True", "guess1@d False", "guess2@d False"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_waits_is_done_when_the_service_stops() -> None:
+    hasher, counting = hasher_of(threads=1, waiting=5)
+    verifier = counting.real.hash(b"right")
+    waiting = [hasher.verify(f"n{number}@d", verifier, b"right") for number in range(4)]
+    await hasher.stopService()
+    assert await gatherResults(waiting) == [True] * 4
 
 
 @pytest_twisted.ensureDeferred
