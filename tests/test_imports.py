@@ -80,15 +80,19 @@ MAY_IMPORT = {
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
     "service": SERVICE,
+    "blocking": ["client"],
+    "composing": [],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service"],
-    "cli": [*SERVICE, "service", "tap", "sendmail", "cli"],
+    "cli": [*SERVICE, "service", "tap", "sendmail", "client", "blocking", "composing", "trust",
+            "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
            "schema", "logins", "directory", "routing", "sasl", "submission", "smtp", "pop3"]
-ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "submission.agent", "pop3.server", "pop3.retrieval"]
+ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "submission.agent", "pop3.server",
+            "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 
