@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
@@ -75,7 +75,8 @@ Example:
 @click.option("--inline", metavar="FILE", multiple=True,
               help="Show an image in the text; --html refers to it as cid:NAME.")
 @click.option("--header", metavar="'NAME: VALUE'", multiple=True, help="A further header field.")
-@click.option("--data", metavar="FILE|-", help="Send this message, as it is, but for line ends.")
+@click.option("--data", metavar="FILE|-", type=click.File("rb"),
+              help="Send this message, as it is, but for line ends.")
 @click.option("--tls", type=click.Choice(["no", "starttls", "opportunistic", "implicit"]),
               help="[implicit on port 465, starttls with a login, else no]")
 @click.option("--ca", metavar="FILE", help="Authorities to trust [the system's].")
@@ -177,12 +178,8 @@ class _Job:
     def _read_message(self) -> Message:
         options = self._options
         if options["data"] is not None:
-            try:
-                file: BinaryIO = sys.stdin.buffer if options["data"] == "-" else open(
-                    options["data"], "rb")
-                return file.read() if options["data"] == "-" else file
-            except OSError as error:
-                raise click.UsageError(f"--data {options['data']}: {error.strerror}") from None
+            file = options["data"]
+            return file if file.seekable() else file.read()  # type: ignore[no-any-return]
         fields = []
         for text in options["header"]:
             name, colon, value = text.partition(":")
