@@ -82,10 +82,12 @@ MAY_IMPORT = {
     "service": SERVICE,
     "blocking": ["client"],
     "composing": [],
+    "fetching": ["sasl", "pop3", "trust", "dialing"],
+    "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service"],
     "cli": [*SERVICE, "service", "tap", "sendmail", "client", "blocking", "composing", "trust",
-            "cli"],
+            "fetching", "mailfile", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

@@ -11,6 +11,7 @@ import click
 
 from mailsvc.blocking import run
 from mailsvc.cli.listing import json_option, print_json
+from mailsvc.cli.remote import host_and_port, read_secret
 from mailsvc.client import (
     BadArgument,
     Client,
@@ -152,34 +153,19 @@ class _Job:
                 raise click.UsageError(
                     f"no service here (there is no socket {path}); name a server by --server")
             return path, port
-        if text.startswith("/"):
-            return text, port
-        host, colon, given = text.rpartition(":")
-        if text.startswith("[") and text.endswith("]"):
-            return text[1:-1], port
-        if not colon or (":" in host and not host.endswith("]")):
-            return text, port
-        if not given.isdecimal() or not 0 < int(given) < 65_536:
-            raise click.UsageError(f"--server {text}: {given!r} is not a port; expected HOST:PORT")
-        return host.strip("[]"), int(given)
+        return host_and_port(text, port)
 
     def _read_secret(self) -> str:
-        place = self._options["password_file"]
-        if place is None:
-            if (self._options["auth"] or "").upper() == "EXTERNAL":
-                return ""
-            return str(click.prompt("Password", hide_input=True, err=True))
-        try:
-            text = sys.stdin.readline() if place == "-" else Path(place).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise click.UsageError(f"--password-file {place}: {error}") from None
-        return text.splitlines()[0] if text else ""
+        if self._options["password_file"] is None and (
+                (self._options["auth"] or "").upper() == "EXTERNAL"):
+            return ""
+        return read_secret(self._options["password_file"])
 
     def _read_message(self) -> Message:
         options = self._options
         if options["data"] is not None:
             file = options["data"]
-            return file if file.seekable() else file.read()  # type: ignore[no-any-return]
+            return file if file.seekable() else file.read()
         fields = []
         for text in options["header"]:
             name, colon, value = text.partition(":")
