@@ -127,7 +127,9 @@ def _scram_exchange(login: Login, flag: str, binding: bytes) -> Responses:
     nonce = secrets.token_urlsafe(18).encode()
     name = saslprep(login.name.encode()).replace(b"=", b"=3D").replace(b",", b"=2C")
     bare = b"n=" + name + b",r=" + nonce
-    server_first = (yield header + bare) or b""
+    server_first = yield header + bare
+    if server_first is None:
+        raise Abandoned("SCRAM: the server did not prove that it knows the password")
     match = _SERVER_FIRST.fullmatch(server_first)
     if match is None or not match["nonce"].startswith(nonce) or match["nonce"] == nonce:
         raise Abandoned("SCRAM: not a server-first-message of this exchange")
