@@ -143,7 +143,7 @@ def test_a_wrong_password(service: Service) -> None:
 
 def test_lmtp(service: Service) -> None:
     shown = send(service, "--lmtp", "--to", BOB, "--to", "carol@example.org", name="lmtp").stdout
-    assert " -> LHLO " in shown and shown.count("2.0.0 Message accepted") == 2
+    assert " -> LHLO " in shown and shown.count(" Message accepted as ") == 2
 
 
 # ---- blocking ------------------------------------------------------------------------------------
@@ -171,6 +171,25 @@ except Exception as error:
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith("NotSent nobody@example.org: 550 5.1.1")
     assert newest(service)["subject"] == "steps"
+
+
+def test_a_certificate_for_another(service: Service) -> None:
+    host, port = service.listeners["submission"]
+    program = f"""
+from mailsvc.blocking import dial
+from mailsvc.client import Trust
+from mailsvc.smtp.failures import TLSFailed
+for names in (("other.example.org",), ("192.0.2.1",), ("mx.example.org",)):
+    try:
+        with dial({host!r}, {port}, tls="starttls",
+                  trust=Trust(names=names, authorities={ca(service)!r})) as client:
+            print(client.secured.verified)
+    except TLSFailed as failure:
+        print(failure.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.stdout.split() == ["certificate-host-mismatch"] * 2 + ["True"], done.stderr
 
 
 # ---- fetch ---------------------------------------------------------------------------------------
