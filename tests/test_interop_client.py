@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest_twisted
 from aiosmtpd.smtp import SMTP
 
 from mailsvc.client import Client
-from tests.daemons import Postfix
+from mailsvc.fetching import Fetcher
+from tests.daemons import Dovecot, Postfix
 
 MESSAGE = b"Subject: interop\r\n\r\n.a\r\n..\r\nlast\r\n"
 
@@ -42,6 +44,34 @@ async def test_postfix(program: Callable[[str], str]) -> None:
         assert reply is not None and reply.code == 221
 
 
+@pytest_twisted.ensureDeferred
+async def test_dovecot_by_lmtp_and_back_by_pop3(program: Callable[[str], str]) -> None:
+    with Dovecot(program) as dovecot:
+        client = await Client.dial(*dovecot.lmtp, hello="client.example", lmtp=True)
+        accounts = ["b@example.org", "c@example.org"]
+        for chunk in (False, True):
+            outcomes = await client.send("a@example.net", accounts, MESSAGE, chunk=chunk)
+            assert [each.accepted for each in outcomes] == [True, True], outcomes
+        await client.quit()
+        for way in ("", "PLAIN", "USER"):
+            fetcher = await Fetcher.dial(*dovecot.pop3, tls="no")
+            await fetcher.log_in("b@example.org", dovecot.password, mechanism=way)
+            listed = await fetcher.unique_ids()
+            sizes = await fetcher.sizes()
+            got = {number: b"" for number, _ in listed}
+
+            def keep(block: bytes, number: int) -> None:
+                got[number] += block  # noqa: B023 - used up before the next turn
+
+            # Without waiting: Dovecot pipelines.
+            answers = [fetcher.retrieve(number, partial(keep, number=number)) for number in got]
+            for each in answers:
+                await each
+            assert {number: len(text) for number, text in got.items()} == sizes
+            assert len(got) == 2 and all(text.endswith(MESSAGE) for text in got.values())
+            await fetcher.quit()
+
+
 class Handler:
     """Keeps what comes."""
 
@@ -66,7 +96,7 @@ async def test_aiosmtpd() -> None:
         ready.set()
 
     def run() -> None:
-        loop.create_task(serve())
+        loop.run_until_complete(serve())
         loop.run_forever()
 
     thread = threading.Thread(target=run, daemon=True)

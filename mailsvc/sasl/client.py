@@ -101,7 +101,8 @@ def _xoauth2(login: Login, offered: frozenset[str]) -> Responses:
 
 def _oauthbearer(login: Login, offered: frozenset[str]) -> Responses:
     """RFC 7628 §3.1, §3.2.3."""
-    error = yield (f"n,{_authzid(login)},\x01host={login.host}\x01port={login.port}"
+    # The name is told as the identity to act as: without it many servers know nobody.
+    error = yield (f"n,{_authzid(login.authorize_as or login.name)},\x01host={login.host}\x01port={login.port}"
                    f"\x01auth=Bearer {login.token}\x01\x01").encode()
     if error is not None:
         yield from _nothing_more((yield b"\x01"))
@@ -123,7 +124,7 @@ def _scram_plus(login: Login, offered: frozenset[str]) -> Responses:
 
 
 def _scram_exchange(login: Login, flag: str, binding: bytes) -> Responses:
-    header = f"{flag},{_authzid(login)},".encode()
+    header = f"{flag},{_authzid(login.authorize_as)},".encode()
     nonce = secrets.token_urlsafe(18).encode()
     name = saslprep(login.name.encode()).replace(b"=", b"=3D").replace(b",", b"=2C")
     bare = b"n=" + name + b",r=" + nonce
@@ -154,10 +155,8 @@ def _scram_exchange(login: Login, flag: str, binding: bytes) -> Responses:
     yield from _nothing_more((yield b""))
 
 
-def _authzid(login: Login) -> str:
-    if not login.authorize_as:
-        return ""
-    return "a=" + login.authorize_as.replace("=", "=3D").replace(",", "=2C")
+def _authzid(name: str) -> str:
+    return "a=" + name.replace("=", "=3D").replace(",", "=2C") if name else ""
 
 
 def _nothing_more(challenge: bytes | None) -> Responses:
