@@ -102,8 +102,8 @@ def _xoauth2(login: Login, offered: frozenset[str]) -> Responses:
 def _oauthbearer(login: Login, offered: frozenset[str]) -> Responses:
     """RFC 7628 §3.1, §3.2.3."""
     # The name is told as the identity to act as: without it many servers know nobody.
-    error = yield (f"n,{_authzid(login.authorize_as or login.name)},\x01host={login.host}\x01port={login.port}"
-                   f"\x01auth=Bearer {login.token}\x01\x01").encode()
+    error = yield (f"n,{_authzid(login.authorize_as or login.name)},\x01host={login.host}"
+                   f"\x01port={login.port}\x01auth=Bearer {login.token}\x01\x01").encode()
     if error is not None:
         yield from _nothing_more((yield b"\x01"))
 
