@@ -134,6 +134,9 @@ async def _transaction(
     await _all(sent)
     if chunked and not (form is not None and form.size <= _SMALL) and out.tally.accepted:
         await _chunks(client, out, source)
+    if out.closed is not None:
+        # Between two chunks no command was open that could fail.
+        out.tally.given_up(out.closed)
     outcomes: tuple[Outcome, ...] = client.outcomes
     if out.closed is None and out.tally.unfinished:
         await _all([client.reset()])
@@ -153,8 +156,6 @@ async def _chunks(client: Any, out: Outgoing, source: Source) -> None:
     except Exception as error:
         out.give_up(error)
         await _all(sent)
-        if not isinstance(error, SendingFailure):
-            raise
         return
     finally:
         out.hold_back(False)

@@ -397,6 +397,30 @@ async def test_a_large_message_is_read_as_the_server_takes_it(extensions: tuple[
     assert 0 < produced < 32 * 2**20
 
 
+@pytest.mark.parametrize("extensions", [(), ("CHUNKING", "PIPELINING")])
+@pytest_twisted.ensureDeferred
+async def test_a_message_that_cannot_be_read_is_not_taken(extensions: tuple[str, ...]) -> None:
+    def blocks() -> Iterator[bytes]:
+        yield b"x\r\n" * 100_000
+        raise OSError("disk gone")
+
+    outcome = await one(polite(*extensions), message=blocks())
+    assert isinstance(outcome.failure, BadMessage) and "disk gone" in outcome.failure.text
+    assert outcome.temporary and not outcome.in_flight
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_never_hangs_up_is_left() -> None:
+    async with Listening(polite()) as server:
+        client = await server.dial()
+        await client.quit()
+        for _ in range(100):
+            if not client._line.connected:
+                break
+            await deferLater(reactor, 0.02)
+        assert not client._line.connected
+
+
 @pytest.mark.parametrize("extensions", [(), ("CHUNKING",), ("CHUNKING", "PIPELINING")])
 @pytest_twisted.ensureDeferred
 async def test_a_large_message_arrives(extensions: tuple[str, ...]) -> None:

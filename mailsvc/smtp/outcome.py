@@ -131,5 +131,10 @@ class Tally:
             while self._accepted:
                 self._settle(self._accepted.popleft(), failure.reply, failure)
 
+    def given_up(self, failure: SendingFailure) -> None:
+        """The connection has ended: whoever still waits for the message does not get it."""
+        while self._accepted:
+            self._settle(self._accepted.popleft(), failure.reply, failure)
+
     def _settle(self, number: int, reply: Reply | None, failure: SendingFailure | None) -> None:
         self._outcomes[number] = Outcome(self._outcomes[number].recipient, reply, failure)

@@ -293,7 +293,8 @@ class Outgoing:
     def _keep_time(self) -> None:
         """Set the deadline anew when something else is waited for than before."""
         command = self.session.awaiting
-        if self._handshake is not None and not self._handshake.called:
+        if self.session.ended is not None or (
+                self._handshake is not None and not self._handshake.called):
             return
         now_timed = None if command is None or self.session.sending else (
             command, command.stage, self._replies)

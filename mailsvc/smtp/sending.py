@@ -274,7 +274,7 @@ class SendingSession:
         :raises NotOffered: eight bits that cannot be sent.
         """
         assert self._sending is not None and self._sending.transaction is not None
-        self._put_content(self._stuffer.feed(self._sending.transaction.check(block)))
+        self._output.append(self._stuffer.feed(self._sending.transaction.check(block)))
         self._octets += len(block)
 
     def finish(self) -> None:
@@ -285,7 +285,7 @@ class SendingSession:
         command = self._sending
         assert command is not None and command.transaction is not None
         rest = command.transaction.check(b"", last=True)
-        self._put_content(self._stuffer.feed(rest) + self._stuffer.finish())
+        self._output.append(self._stuffer.feed(rest) + self._stuffer.finish())
         self._transcript(True, f"({self._octets} octets of message)")
         self._transcript(True, ".")
         self._sending = None
@@ -379,10 +379,6 @@ class SendingSession:
     def _send(self, command: Command, line: bytes) -> None:
         self._output.append(line)
         self._transcript(True, command.shown or line.decode().rstrip("\r\n"))
-
-    def _put_content(self, block: bytes) -> None:
-        if block:
-            self._output.append(block)
 
     def _await_end(self, command: Command) -> None:
         """The final reply to the message of *command* is due."""
