@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "smtp.server": [*CONTRACTS, *LOGINS, "authentication", "submission", "trace", "smtp",
                     "connections", "conversation"],
     "pop3.server": [*CONTRACTS, *LOGINS, "authentication", "pop3", "connections", "conversation"],
+    "smtp.outgoing": [*VALUES, "trust", "dialing", "smtp"],
     "smtp": [*VALUES, *LOGINS, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
     "pop3": [*VALUES, *LOGINS, "pop3"],
@@ -61,6 +62,10 @@ MAY_IMPORT = {
     "certificates": [],
     "handshake": [],
     "tls": ["settings", "certificates", "handshake"],
+    "trust": ["handshake"],
+    "dialing": ["trust"],
+    "transaction": [*VALUES, "smtp"],
+    "client": [*VALUES, "sasl", "smtp", "trust", "dialing", "transaction"],
     "schema": [],
     "logins": ["mail", "names", "database"],
     "directory": [*CONTRACTS, "names", "database", "schema", "logins"],
@@ -77,16 +82,21 @@ MAY_IMPORT = {
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
     "service": SERVICE,
+    "blocking": ["client"],
+    "composing": [],
+    "fetching": ["sasl", "pop3", "trust", "dialing"],
+    "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service"],
-    "cli": [*SERVICE, "service", "tap", "sendmail", "cli"],
+    "cli": [*SERVICE, "service", "tap", "sendmail", "client", "blocking", "composing", "trust",
+            "fetching", "mailfile", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
            "schema", "logins", "directory", "routing", "sasl", "submission", "smtp", "pop3"]
-ADAPTORS = ["smtp.server", "smtp.incoming", "smtp.severally", "submission.agent", "pop3.server",
-            "pop3.retrieval"]
+ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "smtp.severally", "submission.agent",
+            "pop3.server", "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 

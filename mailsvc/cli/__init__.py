@@ -22,6 +22,8 @@ COMMANDS = {
     "config": "mailsvc.cli.config",
     "dev": "mailsvc.cli.dev",
     "domain": "mailsvc.cli.domains",
+    "fetch": "mailsvc.cli.fetch",
+    "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
 }
 
