@@ -45,15 +45,18 @@ from mailsvc.errors import (
     TemporaryFailure,
 )
 from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop
+from mailsvc.journal import Journal
 from mailsvc.mail import Account
-from mailsvc.settings import at_least, setting
+from mailsvc.settings import at_least, one_of, setting
 from mailsvc.store import maildirsize
 from mailsvc.store.committer import Committer, Message
 from mailsvc.store.failures import mail_failure
+from mailsvc.store.group import GroupCommitter
 from mailsvc.store.listing import Listing, SizeCache
+from mailsvc.store.recovery import Recovery
 from mailsvc.store.retrieval import FileBlocks, Retrieval
 from mailsvc.store.threads import Threads
-from mailsvc.store.tree import MailTree, sync_directory
+from mailsvc.store.tree import MailTree
 
 # Python opens every file so that the programs it starts do not inherit it (PEP 446): a lock that a
 # child held as well would outlive us.
@@ -70,6 +73,17 @@ class MaildirSettings:
     threads: int = setting(
         16, "How many threads write and read maildirs; so many flushes to disk are under way at "
         "once.", check=at_least(1))
+    durability: str = setting(
+        "journal", "When mail is acknowledged: \"journal\", once it is in a journal that many "
+        "messages are flushed to disk by together; \"fsync\", once its file has been flushed; "
+        "\"none\", when the kernel has it: a power loss takes the last half minute.",
+        check=one_of("journal", "fsync", "none"))
+    backlog_octets: int = setting(
+        67_108_864, "How much mail may wait for the journal before more is told to try again "
+        "later.", unit="octets", check=at_least(1))
+    checkpoint_seconds: float = setting(
+        5, "How long mail is kept in the journal as well as in its maildir.", unit="seconds",
+        check=at_least(0.1))
     sweep_hours: float = setting(
         36, "How long an abandoned file in tmp/ is left there.", unit="hours", check=at_least(1))
 
@@ -83,19 +97,36 @@ class MaildirStore:
     def __init__(
         self, root: Path, settings: MaildirSettings, hostname: str, reactor: IReactorFromThreads
     ) -> None:
+        self._root = root
         self._settings = settings
-        self._tree = MailTree(root)
+        self._tree = MailTree(root, sync=settings.durability != "none")
         self._threads = Threads(reactor, settings.threads, "maildir")
-        self._committer = Committer(self._tree, self._threads, hostname)
+        each = Committer(
+            self._tree, self._threads, hostname, sync=settings.durability != "none")
+        self._journal = Journal(os.fsencode(root) + b"/.journal")
+        self._committer: Committer | GroupCommitter = each
+        if settings.durability == "journal":
+            self._committer = GroupCommitter(
+                root, each, self._threads, hostname, reactor, self._journal,
+                backlog=settings.backlog_octets, seconds=settings.checkpoint_seconds)
         self._cache = SizeCache()
 
     def start(self) -> None:
-        """Begin to work."""
+        """Begin to work, once what a power loss took is there again; blocks meanwhile.
+
+        :raises OSError: when that cannot be done.
+        """
+        if isinstance(self._committer, GroupCommitter):
+            self._committer.start()
+        elif os.path.isdir(self._journal.directory):
+            # What an earlier process acknowledged by its journal is still owed.
+            self._journal.open(Recovery(os.fsencode(self._root), self._tree).replay)
+            self._journal.close()
         self._threads.start()
 
     def stop(self) -> Deferred[None]:
         """End; fires when all that was begun has been done."""
-        return self._threads.stop()
+        return self._committer.stop().addCallback(lambda _: self._threads.stop())
 
     def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> MaildirDelivery:
         """As ``IMailboxStore.begin``.
@@ -137,7 +168,8 @@ class MaildirStore:
         lock = os.open(home + b"/mailsvc.lock", _LOCK_FILE, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return Maildrop(home, lock, Listing(home, self._cache), self._threads)
+            return Maildrop(home, lock, Listing(home, self._cache), self._threads,
+                            self._committer.sync_removals)
         except BlockingIOError:
             os.close(lock)
             raise MaildropInUse("The maildrop is in use by another session.") from None
@@ -252,11 +284,15 @@ class MaildirDelivery:
 
 @implementer(IMaildrop)
 class Maildrop:
-    """The locked maildir *home*; *lock* is the descriptor of its lock file."""
+    """The locked maildir *home*; *lock* is the descriptor of its lock file.
+
+    *sync_removals* makes durable that names are gone from a directory; it blocks.
+    """
 
     log = Logger()
 
-    def __init__(self, home: bytes, lock: int, listing: Listing, threads: Threads) -> None:
+    def __init__(self, home: bytes, lock: int, listing: Listing, threads: Threads,
+                 sync_removals: Callable[[bytes, Collection[bytes]], None]) -> None:
         self.sizes = listing.sizes
         self.octets = sum(listing.sizes)
         self.lost: Deferred[None] = Deferred()  # flock(2) is not lost while we live
@@ -264,6 +300,7 @@ class Maildrop:
         self._lock: int | None = lock
         self._listing = listing
         self._threads = threads
+        self._sync_removals = sync_removals
         self._updating = False
 
     def uidl(self, number: int) -> bytes:
@@ -319,7 +356,7 @@ class Maildrop:
     def _remove(self, numbers: tuple[int, ...]) -> tuple[int, ...]:
         """Remove these messages for good; return the numbers of those that may remain."""
         remaining: list[int] = []
-        removed: dict[bytes, list[int]] = {}
+        removed: dict[bytes, dict[bytes, int]] = {}
         octets = messages = 0
         for number in numbers:
             try:
@@ -330,15 +367,16 @@ class Maildrop:
                 self._note(error)
                 remaining.append(number)
                 continue
-            removed.setdefault(os.path.dirname(path), []).append(number)
+            directory, name = os.path.split(path)
+            removed.setdefault(directory, {})[name] = number
             octets += size
             messages += 1
         for directory, gone in removed.items():
             try:
-                sync_directory(directory)
+                self._sync_removals(directory, gone)
             except OSError as error:
                 self._note(error)
-                remaining += gone
+                remaining += gone.values()
         if messages:
             maildirsize.record(self._home, -octets, -messages)
         return tuple(sorted(remaining))
