@@ -193,7 +193,9 @@ class MaildirStore:
 class MaildirDelivery:
     """One message on its way; at most twice *most* octets of it are in memory."""
 
-    def __init__(self, message: Message, committer: Committer, most: int) -> None:
+    def __init__(
+        self, message: Message, committer: Committer | GroupCommitter, most: int
+    ) -> None:
         self._message = message
         self._committer = committer
         self._most = most
