@@ -195,7 +195,7 @@ class MailService(MultiService):
         smtp, pop3 = (
             Connections(section.connections, section.connections_per_address,
                         section.exempt_networks, reactor, section.connections_per_minute,
-                        brakes.admit)
+                        brakes.admit, section.commands_per_minute)
             for section in (settings.smtp, settings.pop3))
         self._connections = [smtp, pop3]
         factories: dict[str, Any] = {"pop3": POP3Factory(
