@@ -168,12 +168,15 @@ class GroupCommitter:
     def sync_removals(self, directory: bytes, names: Collection[bytes]) -> None:
         """As ``Committer.sync_removals``."""
         new = os.path.relpath(os.path.dirname(directory), self._root) + b"/new/"
-        removal = _Removal([new + name.partition(b":")[0] for name in names])
-        if self._open and len(removal.places) <= _PLACES:
-            self._queue.put(removal)
-            while not removal.done.wait(1) and self._committing.is_alive():
-                pass
-        if not removal.recorded:
+        places = [new + name.partition(b":")[0] for name in names]
+        removals = [_Removal(places[at : at + _PLACES]) for at in range(0, len(places), _PLACES)]
+        if self._open:
+            for removal in removals:
+                self._queue.put(removal)
+            for removal in removals:
+                while not removal.done.wait(1) and self._committing.is_alive():
+                    pass
+        if not all(removal.recorded for removal in removals):
             self._each.sync_removals(directory, names)
 
     # ---- the committing thread ----
