@@ -30,6 +30,9 @@ def maildir_store(root: Path, **settings: Any) -> MaildirStore:
 #: Every store that keeps the contract: name -> what makes an empty one, given an empty directory.
 FACTORIES: dict[str, Callable[[Path], Any]] = {
     "maildir": maildir_store,
+    "maildir, synced one by one":
+        lambda directory: maildir_store(directory, durability="fsync"),
+    "maildir, not synced": lambda directory: maildir_store(directory, durability="none"),
     "maildir, all but the shortest to disk at once":
         lambda directory: maildir_store(directory, small_message_octets=16, threads=1),
     "memory": lambda directory: MemoryStore(),

@@ -1,4 +1,6 @@
-"""Delivery into maildirs: the file protocol, and each of its system calls failing."""
+"""Delivery into maildirs: the file protocol with a sync of each message, and each of its system
+calls failing.  ``test_group.py`` has the one with a journal.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,8 @@ REACTOR_THREAD = threading.get_ident()
 
 @pytest_twisted.async_yield_fixture
 async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
-    """A store of maildirs under tmp_path."""
-    it = maildir_store(tmp_path)
+    """A store of maildirs under tmp_path that syncs each message."""
+    it = maildir_store(tmp_path, durability="fsync")
     it.start()
     yield it
     await it.stop()
@@ -155,7 +157,7 @@ async def test_the_steps_of_a_delivery(
 async def test_a_maildir_found_is_made_durable_too(tmp_path: Path, calls: SystemCalls) -> None:
     """Whoever made it may have been stopped before syncing."""
     home(tmp_path)
-    store = maildir_store(tmp_path)
+    store = maildir_store(tmp_path, durability="fsync")
     store.start()
     maildrop = await store.open_maildrop(ALICE)
     maildrop.release()
@@ -198,7 +200,7 @@ async def test_only_so_many_maildirs_are_remembered(
 async def test_a_large_message_goes_to_its_file_as_it_comes(
     tmp_path: Path, calls: SystemCalls
 ) -> None:
-    store = maildir_store(tmp_path, small_message_octets=1000)
+    store = maildir_store(tmp_path, durability="fsync", small_message_octets=1000)
     store.start()
     delivery = store.begin((ALICE,), new_id())
     assert delivery.write(b"x" * 999) is None
@@ -233,7 +235,7 @@ async def test_a_large_message_goes_to_its_file_as_it_comes(
 @pytest.mark.parametrize("waiting", [False, True])
 @pytest_twisted.ensureDeferred
 async def test_an_aborted_large_message_leaves_no_file(tmp_path: Path, waiting: bool) -> None:
-    store = maildir_store(tmp_path, small_message_octets=1000)
+    store = maildir_store(tmp_path, durability="fsync", small_message_octets=1000)
     store.start()
     before = descriptors()
     delivery = store.begin((ALICE,), new_id())
@@ -274,7 +276,7 @@ async def test_where_no_link_can_be_made_the_file_is_copied(
 async def test_a_file_system_without_links(
     tmp_path: Path, calls: SystemCalls
 ) -> None:
-    store = maildir_store(tmp_path, small_message_octets=1000)
+    store = maildir_store(tmp_path, durability="fsync", small_message_octets=1000)
     store.start()
     calls.fault = lambda _, call: errno.EPERM if call.name == "link" else None
     await deliver(store, blocks_of(LARGE, 50_000), ALICE, BOB)
@@ -384,7 +386,7 @@ async def test_each_system_call_fails_in_turn(
     for failing in itertools.count():
         root = tmp_path / str(failing)
         root.mkdir()
-        store = maildir_store(root, small_message_octets=small, threads=1)
+        store = maildir_store(root, durability="fsync", small_message_octets=small, threads=1)
         store.start()
         if found:
             await deliver(store, b"first", ALICE, BOB)
@@ -441,7 +443,7 @@ async def test_a_disk_that_dies(tmp_path: Path, calls: SystemCalls, small: int) 
     for failing in range(60):
         root = tmp_path / str(failing)
         root.mkdir()
-        store = maildir_store(root, small_message_octets=small, threads=1)
+        store = maildir_store(root, durability="fsync", small_message_octets=small, threads=1)
         store.start()
         calls.calls.clear()
         calls.fault = lambda index, call, at=failing: errno.EIO if index >= at else None
@@ -519,7 +521,7 @@ async def test_short_writes_are_continued(
 async def test_a_failed_write_is_told_to_the_waiting_sender(
     tmp_path: Path, calls: SystemCalls, logged: list[dict[str, Any]]
 ) -> None:
-    store = maildir_store(tmp_path, small_message_octets=1000)
+    store = maildir_store(tmp_path, durability="fsync", small_message_octets=1000)
     store.start()
     calls.fault = lambda _, call: errno.ENOSPC if call.name == "write" else None
     delivery = store.begin((ALICE,), "ID7")
@@ -545,7 +547,7 @@ async def test_a_failed_write_is_told_to_the_waiting_sender(
 async def test_a_write_that_fails_when_nobody_waits(
     tmp_path: Path, calls: SystemCalls, ending: str
 ) -> None:
-    store = maildir_store(tmp_path, small_message_octets=1000)
+    store = maildir_store(tmp_path, durability="fsync", small_message_octets=1000)
     store.start()
     calls.fault = lambda _, call: errno.EIO if call.name == "write" else None
     delivery = store.begin((ALICE,), new_id())
@@ -591,7 +593,7 @@ async def test_a_root_that_was_removed(store: MaildirStore, tmp_path: Path) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_once_stopped_it_refuses(tmp_path: Path) -> None:
-    store = maildir_store(tmp_path, small_message_octets=100)
+    store = maildir_store(tmp_path, durability="fsync", small_message_octets=100)
     store.start()
     delivery = store.begin((ALICE,), new_id())
     await store.stop()
@@ -610,7 +612,7 @@ async def test_once_stopped_it_refuses(tmp_path: Path) -> None:
 async def test_stopping_between_begin_and_abort_leaves_the_file_to_the_sweep(
     tmp_path: Path
 ) -> None:
-    store = maildir_store(tmp_path, small_message_octets=100)
+    store = maildir_store(tmp_path, durability="fsync", small_message_octets=100)
     store.start()
     delivery = store.begin((ALICE,), new_id())
     delivery.write(b"x" * 101)

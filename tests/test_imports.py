@@ -18,8 +18,8 @@ LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "routing", "submission", "rates",
-         "passwords", "accounts", "authentication", "certificates", "tls", "store", "sasl", "smtp",
-         "pop3", "proxy", "pace"]
+         "passwords", "accounts", "authentication", "certificates", "tls", "journal", "store",
+         "sasl", "smtp", "pop3", "proxy", "pace"]
 SERVICE = [*PARTS, "checkers.inturn", "toml", "config", "log", "systemd", "connections",
            "listeners"]
 
@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "connections": [*VALUES, "pace"],
     "conversation": [*VALUES, *LOGINS, "authentication", "connections", "handshake"],
     "proxy": [*VALUES, "connections"],
-    "store": [*CONTRACTS, "store"],
+    "journal": [],
+    "store": [*CONTRACTS, "journal", "store"],
     "names": ["mail"],
     "database": ["errors", "names"],
     "state": ["errors", "names", "database"],

@@ -215,8 +215,10 @@ async def test_what_cannot_be_removed_is_named(
 
 @pytest_twisted.ensureDeferred
 async def test_a_removal_that_is_not_durable_is_named_too(
-    store: MaildirStore, tmp_path: Path, calls: SystemCalls, logged: list[dict[str, Any]]
+    tmp_path: Path, calls: SystemCalls, logged: list[dict[str, Any]]
 ) -> None:
+    store = maildir_store(tmp_path, durability="fsync")
+    store.start()
     directory = home(tmp_path)
     for number, place in enumerate(["new", "cur", "new", "cur"], 1):
         put(directory, f"{place}/{number}.a.h,S=17,W=20", LF)
@@ -235,12 +237,15 @@ async def test_a_removal_that_is_not_durable_is_named_too(
         if call.name != "close":
             assert call.thread != REACTOR_THREAD, call
     (await store.open_maildrop(ALICE)).release()
+    await store.stop()
 
 
 @pytest_twisted.ensureDeferred
 async def test_directories_that_nothing_was_removed_from_are_not_synced(
-    store: MaildirStore, tmp_path: Path, calls: SystemCalls
+    tmp_path: Path, calls: SystemCalls
 ) -> None:
+    store = maildir_store(tmp_path, durability="fsync")
+    store.start()
     directory = home(tmp_path)
     path = put(directory, "new/1.a.h,S=17,W=20", LF)
     maildrop = await store.open_maildrop(ALICE)
@@ -248,6 +253,7 @@ async def test_directories_that_nothing_was_removed_from_are_not_synced(
     calls.calls.clear()
     await maildrop.update([1])
     assert calls.of("fsync") == []
+    await store.stop()
 
 
 @pytest_twisted.ensureDeferred

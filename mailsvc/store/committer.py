@@ -16,8 +16,7 @@ There is one file and one sync of it for a message, however many accounts it is 
 link cannot be made (another file system, a limit on links, a file system without them), the file is
 copied to that account's tmp/, synced, and renamed to new/.
 
-:class:`Committer` is where a group commit can be put in: the store knows no more of it than
-:meth:`~Committer.spool`, :meth:`~Committer.commit` and :meth:`~Committer.discard`.
+:mod:`mailsvc.store.group` does it for many messages with one sync, with the steps of this one.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -54,6 +54,7 @@ class Message:
     :ivar text: counts how many RETR will send.
     :ivar path: its file in tmp/, or None.
     :ivar fd: that file, while it is open.
+    :ivar targets: what it will be called in the new/ of each, once it is complete.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Message:
     text: CanonicalText = field(default_factory=CanonicalText)
     path: bytes | None = None
     fd: int | None = None
+    targets: tuple[bytes, ...] = ()
 
     def take(self) -> bytes:
         """What is in memory, which is handed over."""
@@ -71,14 +73,24 @@ class Message:
 
 
 class Committer:
-    """Writes messages to disk, in threads."""
+    """Writes messages to disk, in threads.
+
+    :param sync: whether to make durable what is written.
+    """
 
     log = Logger()
 
-    def __init__(self, tree: MailTree, threads: Threads, hostname: str) -> None:
+    def __init__(
+        self, tree: MailTree, threads: Threads, hostname: str, *, sync: bool = True
+    ) -> None:
         self._tree = tree
         self._threads = threads
         self._host = filenames.host_part(hostname)
+        self._sync = sync
+
+    def stop(self) -> Deferred[None]:
+        """End; the threads have ended."""
+        return succeed(None)
 
     def spool(self, message: Message) -> Deferred[None]:
         """Move what is in memory to the file; fails with OSError, the file then being gone."""
@@ -90,7 +102,7 @@ class Committer:
 
     def discard(self, message: Message) -> Deferred[None]:
         """Remove the file, if there is one; never fails."""
-        return succeed(None) if message.path is None else self._threads.run(self._remove, message)
+        return succeed(None) if message.path is None else self._threads.run(self.remove, message)
 
     def _spool(self, message: Message, data: bytes) -> None:
         try:
@@ -98,27 +110,60 @@ class Committer:
                 message.path, message.fd = self._create(message.homes[0], message.id)
             _write(message.fd, data, message.path)
         except BaseException:
-            self._remove(message)
+            self.remove(message)
             raise
 
+    def sync_removals(self, directory: bytes, names: Collection[bytes]) -> None:
+        """Make it durable that *names* are gone from *directory*; blocks, and raises OSError."""
+        if self._sync:
+            sync_directory(directory)
+
     def _commit(self, message: Message) -> None:
-        placed: list[bytes] = []
+        self.prepare(message)
+        self.place(message)
+
+    # ---- blocking, for any thread ----
+
+    def prepare(self, message: Message) -> None:
+        """Steps 1 and 2: nothing is visible; raises OSError, the file then being gone."""
         try:
             self._spool(message, message.take())
             self._close(message)
-            message.text.end()
-            for home in message.homes:
-                placed.append(self._place(message, home))
-            self._remove(message)
-            for path in placed:
-                sync_directory(os.path.dirname(path))
+            if not message.targets:
+                message.text.end()
+                message.targets = tuple(self._target(message, home) for home in message.homes)
         except BaseException:
-            self._remove(message)
+            self.remove(message)
+            raise
+
+    def place(self, message: Message) -> None:
+        """Steps 3 to 5; raises OSError, the message then withdrawn."""
+        placed: list[bytes] = []
+        try:
+            for home, path in zip(message.homes, message.targets, strict=True):
+                self._tree.within(home, self._link, message, home, path)
+                placed.append(path)
+            self.remove(message)
+            if self._sync:
+                for path in placed:
+                    sync_directory(os.path.dirname(path))
+        except BaseException:
+            self.remove(message)
             for path in placed:
                 self._unlink(path)
             raise
         for home in message.homes:
             maildirsize.record(home, message.octets, 1)
+
+    def remove(self, message: Message) -> None:
+        """Close and unlink the file, as far as that is still to be done."""
+        fd, message.fd = message.fd, None
+        path, message.path = message.path, None
+        if fd is not None:
+            with suppress(OSError):
+                os.close(fd)
+        if path is not None:
+            self._unlink(path)
 
     def _create(self, home: bytes, id: str) -> tuple[bytes, int]:
         """Create a file in tmp/."""
@@ -128,13 +173,12 @@ class Committer:
                 return path, self._tree.within(home, os.open, path, _NEW_FILE, _FILE_MODE)
         raise _taken(path)
 
-    def _place(self, message: Message, home: bytes) -> bytes:
-        """Make the message appear in new/; return its path."""
+    def _target(self, message: Message, home: bytes) -> bytes:
+        """A name in new/ that is not taken."""
         for name in filenames.unique_parts(int(time.time()), message.id, self._host):
             path = home + b"/new/" + filenames.with_sizes(
                 name, message.octets, message.text.octets)
-            with suppress(FileExistsError):
-                self._tree.within(home, self._link, message, home, path)
+            if not os.path.lexists(path):
                 return path
         raise _taken(path)
 
@@ -158,7 +202,7 @@ class Committer:
             self._close(copy)
             os.rename(copy.path, path)
         except BaseException:
-            self._remove(copy)
+            self.remove(copy)
             raise
 
     def _close(self, message: Message) -> None:
@@ -166,22 +210,13 @@ class Committer:
         fd, message.fd = message.fd, None
         assert fd is not None
         try:
-            os.fsync(fd)
+            if self._sync:
+                os.fsync(fd)
         except OSError as error:
             error.filename = message.path
             raise
         finally:
             os.close(fd)
-
-    def _remove(self, message: Message) -> None:
-        """Close and unlink the file, as far as that is still to be done."""
-        fd, message.fd = message.fd, None
-        path, message.path = message.path, None
-        if fd is not None:
-            with suppress(OSError):
-                os.close(fd)
-        if path is not None:
-            self._unlink(path)
 
     def _unlink(self, path: bytes) -> None:
         try:

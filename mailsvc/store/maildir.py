@@ -45,15 +45,18 @@ from mailsvc.errors import (
     TemporaryFailure,
 )
 from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop
+from mailsvc.journal import Journal
 from mailsvc.mail import Account
-from mailsvc.settings import at_least, setting
+from mailsvc.settings import at_least, one_of, setting
 from mailsvc.store import maildirsize
 from mailsvc.store.committer import Committer, Message
 from mailsvc.store.failures import mail_failure
+from mailsvc.store.group import GroupCommitter
 from mailsvc.store.listing import Listing, ListingCache, SizeCache
+from mailsvc.store.recovery import Recovery
 from mailsvc.store.retrieval import FileBlocks, Retrieval
 from mailsvc.store.threads import Threads
-from mailsvc.store.tree import MailTree, sync_directory
+from mailsvc.store.tree import MailTree
 
 # Python opens every file so that the programs it starts do not inherit it (PEP 446): a lock that a
 # child held as well would outlive us.
@@ -74,6 +77,17 @@ class MaildirSettings:
         200_000, "How many messages' names are remembered after POP3 sessions, so that a maildir "
         "that has not changed need not be read again; each takes some 130 octets of memory.",
         unit="messages", check=at_least(0))
+    durability: str = setting(
+        "journal", "When mail is acknowledged: \"journal\", once it is in a journal that many "
+        "messages are flushed to disk by together; \"fsync\", once its file has been flushed; "
+        "\"none\", when the kernel has it: a power loss takes the last half minute.",
+        check=one_of("journal", "fsync", "none"))
+    backlog_octets: int = setting(
+        67_108_864, "How much mail may wait for the journal before more is told to try again "
+        "later.", unit="octets", check=at_least(1))
+    checkpoint_seconds: float = setting(
+        5, "How long mail is kept in the journal as well as in its maildir.", unit="seconds",
+        check=at_least(0.1))
     sweep_hours: float = setting(
         36, "How long an abandoned file in tmp/ is left there.", unit="hours", check=at_least(1))
 
@@ -87,19 +101,36 @@ class MaildirStore:
     def __init__(
         self, root: Path, settings: MaildirSettings, hostname: str, reactor: IReactorFromThreads
     ) -> None:
+        self._root = root
         self._settings = settings
-        self._tree = MailTree(root)
+        self._tree = MailTree(root, sync=settings.durability != "none")
         self._threads = Threads(reactor, settings.threads, "maildir")
-        self._committer = Committer(self._tree, self._threads, hostname)
+        each = Committer(
+            self._tree, self._threads, hostname, sync=settings.durability != "none")
+        self._journal = Journal(os.fsencode(root) + b"/.journal")
+        self._committer: Committer | GroupCommitter = each
+        if settings.durability == "journal":
+            self._committer = GroupCommitter(
+                root, each, self._threads, hostname, reactor, self._journal,
+                backlog=settings.backlog_octets, seconds=settings.checkpoint_seconds)
         self._listings = ListingCache(SizeCache(), settings.listing_cache_messages)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Begin to work, once what a power loss took is there again; blocks meanwhile.
+
+        :raises OSError: when that cannot be done.
+        """
+        if isinstance(self._committer, GroupCommitter):
+            self._committer.start()
+        elif os.path.isdir(self._journal.directory):
+            # What an earlier process acknowledged by its journal is still owed.
+            self._journal.open(Recovery(os.fsencode(self._root), self._tree).replay)
+            self._journal.close()
         self._threads.start()
 
     def stop(self) -> Deferred[None]:
         """End; fires when all that was begun has been done."""
-        return self._threads.stop()
+        return self._committer.stop().addCallback(lambda _: self._threads.stop())
 
     def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> MaildirDelivery:
         """As ``IMailboxStore.begin``.
@@ -154,12 +185,13 @@ class MaildirStore:
         if listing is None:
             os.close(lock)
             return None
-        return Maildrop(home, lock, listing, self._threads)
+        return Maildrop(home, lock, listing, self._threads, self._committer.sync_removals)
 
     def _open(self, home: bytes) -> Maildrop:
         lock = _locked(home)
         try:
-            return Maildrop(home, lock, self._listings.read(home), self._threads)
+            return Maildrop(home, lock, self._listings.read(home), self._threads,
+                            self._committer.sync_removals)
         except BaseException:
             os.close(lock)
             raise
@@ -180,7 +212,9 @@ class MaildirStore:
 class MaildirDelivery:
     """One message on its way; at most twice *most* octets of it are in memory."""
 
-    def __init__(self, message: Message, committer: Committer, most: int) -> None:
+    def __init__(
+        self, message: Message, committer: Committer | GroupCommitter, most: int
+    ) -> None:
         self._message = message
         self._committer = committer
         self._most = most
@@ -271,11 +305,15 @@ class MaildirDelivery:
 
 @implementer(IMaildrop)
 class Maildrop:
-    """The locked maildir *home*; *lock* is the descriptor of its lock file."""
+    """The locked maildir *home*; *lock* is the descriptor of its lock file.
+
+    *sync_removals* makes durable that names are gone from a directory; it blocks.
+    """
 
     log = Logger()
 
-    def __init__(self, home: bytes, lock: int, listing: Listing, threads: Threads) -> None:
+    def __init__(self, home: bytes, lock: int, listing: Listing, threads: Threads,
+                 sync_removals: Callable[[bytes, Collection[bytes]], None]) -> None:
         self.sizes = listing.sizes
         self.octets = listing.octets
         self.lost: Deferred[None] = Deferred()  # flock(2) is not lost while we live
@@ -283,6 +321,7 @@ class Maildrop:
         self._lock: int | None = lock
         self._listing = listing
         self._threads = threads
+        self._sync_removals = sync_removals
         self._updating = False
 
     def uidl(self, number: int) -> bytes:
@@ -342,7 +381,7 @@ class Maildrop:
     def _remove(self, numbers: tuple[int, ...]) -> tuple[int, ...]:
         """Remove these messages for good; return the numbers of those that may remain."""
         remaining: list[int] = []
-        removed: dict[bytes, list[int]] = {}
+        removed: dict[bytes, dict[bytes, int]] = {}
         octets = messages = 0
         for number in numbers:
             try:
@@ -353,15 +392,16 @@ class Maildrop:
                 self._note(error)
                 remaining.append(number)
                 continue
-            removed.setdefault(os.path.dirname(path), []).append(number)
+            directory, name = os.path.split(path)
+            removed.setdefault(directory, {})[name] = number
             octets += size
             messages += 1
         for directory, gone in removed.items():
             try:
-                sync_directory(directory)
+                self._sync_removals(directory, gone)
             except OSError as error:
                 self._note(error)
-                remaining += gone
+                remaining += gone.values()
         if messages:
             maildirsize.record(self._home, -octets, -messages)
         return tuple(sorted(remaining))

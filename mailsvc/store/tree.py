@@ -66,12 +66,16 @@ def _component(name: str) -> bytes:
 
 
 class MailTree:
-    """Every maildir under *root*.  Its methods may be called from any thread."""
+    """Every maildir under *root*.  Its methods may be called from any thread.
+
+    :param sync: whether maildirs that are made are made durable here.
+    """
 
     log = Logger()
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, sync: bool = True) -> None:
         self._root = os.fsencode(root)
+        self._sync = sync
         self._durable: set[bytes] = set()
 
     def home(self, account: Account) -> bytes:
@@ -97,8 +101,9 @@ class MailTree:
             with suppress(FileExistsError):
                 os.mkdir(path, MODE)
         # Also what was there: whoever made it may not have got as far as this.
-        for path in (home, domain, self._root):
-            sync_directory(path)
+        if self._sync:
+            for path in (home, domain, self._root):
+                sync_directory(path)
         if len(self._durable) >= _REMEMBERED:
             self._durable.clear()
         self._durable.add(home)

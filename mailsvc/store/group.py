@@ -1,0 +1,373 @@
+"""Making many messages durable by one flush: the group commit.
+
+One thread takes all messages that have arrived, and for them together:
+
+1. writes each to a file in tmp/, without a sync;                       nothing is visible,
+2. appends them to the journal: one write, one flush;                   nothing is visible,
+3. links each to new/ in every account's maildir, and unlinks tmp/NAME; each has it or has not,
+4. has the reactor told, once.
+
+While the disk flushes, the next batch gathers; so the slower the disk, the larger the batches.
+What a power loss takes from maildirs comes back from the journal (:mod:`mailsvc.store.recovery`);
+what kill -9 interrupts needs no replay, because the kernel has all that was acknowledged.
+
+In the background a *checkpoint* makes durable what a full segment of the journal speaks of, or one
+that is ``checkpoint_seconds`` old, and frees the segment; in order.  One that tells of removals is
+settled instead until the segments that other processes had in use by then are settled or free: a
+delivery may stand in them, and must not be replayed without its removal.
+
+Messages that went to a file as they arrived are synced one by one, as ``durability = "fsync"`` does
+it; so are all while the journal fails or every segment waits: slower, and no less durable.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mailsvc.errors import StorageFull
+from mailsvc.journal import Journal, Segment
+from mailsvc.store import entries
+from mailsvc.store.checkpoint import checkpoint
+from mailsvc.store.committer import Committer, Message
+from mailsvc.store.recovery import Recovery
+from mailsvc.store.threads import Threads
+from mailsvc.store.tree import MailTree
+
+#: How much goes into one flush.
+_BATCH = 2 * 1024 * 1024
+#: How long a segment is waited for before messages are synced one by one, and how long the journal
+#: is left alone after a failure.
+_PATIENCE = 5.0
+_REST = 10.0
+#: How long until a checkpoint that failed, or that must wait for others, is tried again.
+_AGAIN = 1.0
+#: So many places fit one record.
+_PLACES = 10_000
+
+
+@dataclass(eq=False, slots=True)
+class _Delivery:
+    """A message that waits, and who waits for it."""
+
+    message: Message
+    outcome: Deferred[None]
+    data: bytes = b""
+
+
+@dataclass(eq=False, slots=True)
+class _Removal:
+    """Files that are gone, and whose thread waits until that is durable."""
+
+    places: list[bytes]
+    done: threading.Event = field(default_factory=threading.Event)
+    recorded: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Covered:
+    """What a segment speaks of."""
+
+    segment: Segment
+    since: float
+    homes: set[bytes] = field(default_factory=set)
+    paths: list[bytes] = field(default_factory=list)
+    removes: bool = False
+    synced: bool = False
+    others: set[tuple[bytes, bytes]] = field(default_factory=set)
+
+
+class GroupCommitter:
+    """What ``Committer`` is, with a journal for all processes below *root*."""
+
+    log = Logger()
+
+    def __init__(
+        self, root: Path, each: Committer, threads: Threads, hostname: str,
+        reactor: IReactorFromThreads, journal: Journal, *, backlog: int, seconds: float,
+    ) -> None:
+        """*each* does it one by one; *backlog* is in octets, *seconds* between checkpoints."""
+        self._root = os.fsencode(root)
+        self._each = each
+        self._reactor = reactor
+        self._journal = journal
+        self._most = backlog
+        self._seconds = seconds
+        self._tree = MailTree(root, sync=False)
+        self._files = Committer(self._tree, threads, hostname, sync=False)
+        self._backlog = 0
+        self._queue: SimpleQueue[_Delivery | _Removal | None] = SimpleQueue()
+        self._covered: _Covered | None = None
+        self._withdrawn: list[bytes] = []
+        self._rest_until = 0.0
+        self._full: SimpleQueue[_Covered | None] = SimpleQueue()
+        self._committing = threading.Thread(target=self._run, name="commit", daemon=True)
+        self._checkpointing = threading.Thread(
+            target=self._checkpoints, name="checkpoint", daemon=True)
+        self._open = False
+
+    def start(self) -> None:
+        """Replay what is left of processes that are gone, and begin to work.
+
+        :raises OSError: when that cannot be done, or there can be no journal.
+        """
+        self._journal.open(Recovery(self._root, self._tree).replay)
+        self._open = True
+        self._committing.start()
+        self._checkpointing.start()
+
+    def stop(self) -> Deferred[None]:
+        """End; fires when all that was given is durable without the journal."""
+        stopped: Deferred[None] = Deferred()
+        if not self._open:
+            stopped.callback(None)
+            return stopped
+        self._open = False
+
+        def end() -> None:
+            self._queue.put(None)
+            self._committing.join()
+            self._full.put(None)
+            self._checkpointing.join()
+            self._journal.close()
+            self._reactor.callFromThread(stopped.callback, None)
+
+        threading.Thread(target=end, name="commit end", daemon=True).start()
+        return stopped
+
+    def spool(self, message: Message) -> Deferred[None]:
+        """As ``Committer.spool``."""
+        return self._each.spool(message)
+
+    def discard(self, message: Message) -> Deferred[None]:
+        """As ``Committer.discard``."""
+        return self._each.discard(message)
+
+    def commit(self, message: Message) -> Deferred[None]:
+        """As ``Committer.commit``; fails with StorageFull when too much waits."""
+        if message.path is not None or message.octets > _BATCH or not self._open:
+            return self._each.commit(message)
+        if self._backlog + message.octets > self._most and self._backlog:
+            return fail(StorageFull("Too much mail is being written; try again later."))
+        self._backlog += message.octets
+        outcome: Deferred[None] = Deferred()
+        self._queue.put(_Delivery(message, outcome))
+        return outcome
+
+    def sync_removals(self, directory: bytes, names: Collection[bytes]) -> None:
+        """As ``Committer.sync_removals``."""
+        new = os.path.relpath(os.path.dirname(directory), self._root) + b"/new/"
+        places = [new + name.partition(b":")[0] for name in names]
+        removals = [_Removal(places[at : at + _PLACES]) for at in range(0, len(places), _PLACES)]
+        if self._open:
+            for removal in removals:
+                self._queue.put(removal)
+            for removal in removals:
+                while not removal.done.wait(1) and self._committing.is_alive():
+                    pass
+        if not all(removal.recorded for removal in removals):
+            self._each.sync_removals(directory, names)
+
+    # ---- the committing thread ----
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            batch, going = self._gather()
+            if batch:
+                try:
+                    self._commit(batch)
+                except BaseException:
+                    # A bug: nobody may wait for ever.
+                    self.log.failure("the group commit failed")
+                    self._reactor.callFromThread(self._instead, [
+                        each for each in batch if isinstance(each, _Delivery)])
+                    self._release(batch)
+            covered = self._covered
+            if covered is not None and (
+                    not going or time.monotonic() - covered.since >= self._seconds):
+                self._end_segment()
+
+    def _gather(self) -> tuple[list[_Delivery | _Removal], bool]:
+        """All that waits, or the first to come; and whether there may be more some day."""
+        batch: list[_Delivery | _Removal] = []
+        octets = 0
+        covered = self._covered
+        timeout = None if covered is None else max(
+            0.0, covered.since + self._seconds - time.monotonic())
+        try:
+            each = self._queue.get(timeout=timeout)
+            while each is not None:
+                batch.append(each)
+                if isinstance(each, _Delivery):
+                    octets += each.message.octets
+                if octets >= _BATCH:
+                    return batch, True
+                each = self._queue.get_nowait()
+        except Empty:
+            return batch, True
+        return batch, False
+
+    def _commit(self, batch: Sequence[_Delivery | _Removal]) -> None:
+        told: list[tuple[_Delivery, Failure | None]] = []
+        ready: list[_Delivery] = []
+        removals: list[_Removal] = []
+        records, self._withdrawn = self._withdrawn, []
+        start = len(self._root) + 1
+        for each in batch:
+            if isinstance(each, _Removal):
+                records.append(entries.removed(each.places))
+                removals.append(each)
+                continue
+            message = each.message
+            try:
+                each.data = message.take()
+                message.blocks.append(each.data)
+                self._files.prepare(message)
+            except Exception:
+                told.append((each, Failure()))
+                continue
+            ready.append(each)
+            records.append(entries.delivered(
+                [target[start:] for target in message.targets], each.data))
+        if not self._append(records, ready, removals):
+            for each in ready:
+                self._files.remove(each.message)
+                each.message.blocks = [each.data]
+            self._reactor.callFromThread(self._instead, ready)
+            ready = []
+        for each in ready:
+            try:
+                self._files.place(each.message)
+            except Exception:
+                told.append((each, Failure()))
+                # The journal must not bring it back; that the client tries again is bad enough.
+                self._withdrawn.append(entries.removed(
+                    [target[start:] for target in each.message.targets]))
+            else:
+                told.append((each, None))
+        self._release(removals)
+        if told:
+            self._reactor.callFromThread(self._tell, told)
+
+    def _append(
+        self, records: list[bytes], ready: list[_Delivery], removals: list[_Removal]
+    ) -> bool:
+        """Whether all of it is durable in the journal."""
+        if not records:
+            return True
+        if time.monotonic() < self._rest_until:
+            return False
+        if not self._journal.fits(sum(map(len, records)) + 16 * len(records)):
+            self._end_segment()
+        try:
+            if self._covered is None and not self._journal.wait(_PATIENCE):
+                self.log.warn("every segment of the journal waits for its checkpoint; messages are "
+                              "synced one by one meanwhile")
+                self._rest_until = time.monotonic() + _REST
+                return False
+            segment = self._journal.append(records)
+        except OSError as error:
+            self.log.error(
+                "the journal fails: {error} ({path}); messages are synced one by one for "
+                "{seconds:g} seconds", error=error.strerror, seconds=_REST,
+                path=os.fsdecode(error.filename or b""))
+            self._rest_until = time.monotonic() + _REST
+            self._end_segment()
+            return False
+        if self._rest_until:
+            self._rest_until = 0.0
+            self.log.info("the journal works again")
+        if self._covered is None:
+            self._covered = _Covered(segment, time.monotonic())
+        for each in ready:
+            self._covered.homes.update(each.message.homes)
+            self._covered.paths += each.message.targets
+        for removal in removals:
+            removal.recorded = self._covered.removes = True
+            self._covered.homes.update(
+                self._root + b"/" + place.rpartition(b"/new/")[0] for place in removal.places)
+        return True
+
+    def _end_segment(self) -> None:
+        segment, covered = self._journal.end(), self._covered
+        self._covered = None
+        if segment is not None:
+            self._full.put(covered or _Covered(segment, time.monotonic()))
+
+    def _release(self, batch: Sequence[_Delivery | _Removal]) -> None:
+        for each in batch:
+            if isinstance(each, _Removal):
+                each.done.set()
+
+    # ---- the reactor's thread ----
+
+    def _tell(self, told: Sequence[tuple[_Delivery, Failure | None]]) -> None:
+        for each, failure in told:
+            if each.outcome.called:
+                continue  # after a bug in the group commit
+            self._backlog -= each.message.octets
+            if failure is None:
+                each.outcome.callback(None)
+            else:
+                each.outcome.errback(failure)
+
+    def _instead(self, deliveries: Sequence[_Delivery]) -> None:
+        """Sync each message."""
+        for each in deliveries:
+            self._each.commit(each.message).addBoth(self._done, each)
+
+    def _done(self, result: Any, each: _Delivery) -> None:
+        self._tell([(each, result if isinstance(result, Failure) else None)])
+
+    # ---- the checkpointing thread ----
+
+    def _checkpoints(self) -> None:
+        pending: list[_Covered] = []
+        going = True
+        while going:
+            try:
+                covered = self._full.get(timeout=_AGAIN if pending else None)
+            except Empty:
+                pass
+            else:
+                going = covered is not None
+                if covered is not None:
+                    pending.append(covered)
+            # In order: a removal may be one of what an earlier segment delivers.  At the end, what
+            # cannot be freed is left to whoever starts next.
+            while pending and self._checkpoint(pending[0]):
+                del pending[0]
+
+    def _checkpoint(self, covered: _Covered) -> bool:
+        """Whether the segment is free now."""
+        try:
+            if not covered.synced:
+                checkpoint(covered.homes, covered.paths)
+                covered.synced = True
+                if covered.removes:
+                    covered.others = self._journal.others()
+                    if covered.others:
+                        self._journal.settle(covered.segment)
+            if covered.others:
+                covered.others &= self._journal.others()
+                if covered.others:
+                    return False
+            self._journal.free(covered.segment)
+        except OSError as error:
+            self.log.error("cannot make durable what the journal holds: {error} ({path}); it will "
+                           "be tried again", error=error.strerror,
+                           path=os.fsdecode(error.filename or b""))
+            return False
+        return True

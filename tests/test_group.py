@@ -1,0 +1,220 @@
+"""The group commit: one flush for many, and what happens while the journal fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import formatEvent, globalLogPublisher
+
+from mailsvc import journal
+from mailsvc.errors import StorageFull, TemporaryFailure
+from mailsvc.mail import new_id
+from mailsvc.store.maildir import MaildirStore
+from tests.stores import ALICE, BOB, contents, deliver, files, home, maildir_store, pause
+from tests.system_calls import Call, SystemCalls
+
+MESSAGE = b"Subject: test\r\n\r\nbody\r\n"
+OTHER_BOOT = b"some other boot "
+
+
+@pytest_twisted.async_yield_fixture
+async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
+    """A store with a journal that makes no checkpoint meanwhile."""
+    it = maildir_store(tmp_path, checkpoint_seconds=3600)
+    it.start()
+    yield it
+    await it.stop()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> SystemCalls:
+    """The store's system calls, without those of the journal."""
+    return SystemCalls(monkeypatch)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What is logged meanwhile."""
+    lines: list[str] = []
+
+    def note(event: dict[str, Any]) -> None:
+        lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(note)
+    yield lines
+    globalLogPublisher.removeObserver(note)
+
+
+@pytest.fixture
+def flushes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The flushes of the journal so far; a negative errno put first fails them all."""
+    done: list[int] = []
+    real = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        if done and done[0] < 0:
+            raise OSError(-done[0], os.strerror(-done[0]))
+        real(fd)
+        done.append(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    return done
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_messages_need_few_flushes_and_no_sync(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, flushes: list[int]
+) -> None:
+    await gatherResults([
+        Deferred.fromCoroutine(deliver(store, MESSAGE, ALICE, BOB)) for _ in range(50)])
+    assert len(files(tmp_path)) == 100
+    assert len(flushes) < 25
+    assert calls.of("fsync") == []
+    assert not list(tmp_path.rglob("tmp/*"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_deletion_is_durable_by_a_record(
+    store: MaildirStore, calls: SystemCalls, flushes: list[int]
+) -> None:
+    await deliver(store, MESSAGE)
+    maildrop = await store.open_maildrop(ALICE)
+    before = len(flushes)
+    calls.calls.clear()
+    await maildrop.update([1])
+    assert len(flushes) == before + 1
+    assert calls.of("fsync") == []
+
+
+@pytest.mark.parametrize("reason", [errno.EIO, errno.ENOSPC, errno.EROFS])
+@pytest_twisted.ensureDeferred
+async def test_while_the_journal_fails_each_message_is_synced(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, flushes: list[int],
+    logged: list[str], reason: int
+) -> None:
+    flushes.insert(0, -reason)
+    await deliver(store, MESSAGE, ALICE, BOB)
+    await deliver(store, MESSAGE)
+    assert f"{home(tmp_path)}/new" in calls.of("fsync")
+    assert await contents(store) == [MESSAGE, MESSAGE]
+    assert await contents(store, BOB) == [MESSAGE]
+    assert len([line for line in logged if "the journal fails" in line]) == 1
+    maildrop = await store.open_maildrop(ALICE)
+    await maildrop.update([1, 2])
+    flushes.clear()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_journal_is_tried_again(
+    store: MaildirStore, flushes: list[int], logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailsvc.store.group._REST", 0.05)
+    flushes.insert(0, -errno.EIO)
+    await deliver(store, MESSAGE)
+    flushes.clear()
+    await pause(0.1)
+    await deliver(store, MESSAGE)
+    assert flushes
+    assert "the journal works again" in logged
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_be_placed_is_withdrawn(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls
+) -> None:
+    calls.fault = lambda _, call: errno.ENOSPC if (
+        call.name == "link" and "/bob/" in call.path) else None
+    with pytest.raises(StorageFull):
+        await deliver(store, MESSAGE, ALICE, BOB)
+    assert files(tmp_path) == []
+    assert not list(tmp_path.rglob("tmp/*"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_system_call_fails_in_turn(tmp_path: Path, calls: SystemCalls) -> None:
+    """All accounts get a message once or none does, and nothing stays behind."""
+    failing = 0
+    while True:
+        root = tmp_path / str(failing)
+        root.mkdir()
+        store = maildir_store(root, checkpoint_seconds=3600)
+        store.start()
+        hit: list[Call] = []
+        calls.calls.clear()
+        calls.fault = lambda index, call, at=failing, hit=hit: (
+            hit.append(call) or errno.EIO if index == at else None)
+        try:
+            await deliver(store, MESSAGE, ALICE, BOB)
+            expected = [MESSAGE, MESSAGE]
+        except TemporaryFailure:
+            expected = []
+        calls.fault = lambda index, call: None
+        assert [path.read_bytes() for path in files(root)] == expected, hit
+        await store.stop()
+        if not hit:
+            break
+        failing += 1
+    assert failing > 8
+
+
+@pytest_twisted.ensureDeferred
+async def test_too_much_that_waits_is_refused(tmp_path: Path) -> None:
+    store = maildir_store(tmp_path, backlog_octets=100)
+    store.start()
+    waiting = [Deferred.fromCoroutine(deliver(store, MESSAGE + b"x" * 60)) for _ in range(3)]
+    assert await waiting[0]
+    for each in waiting[1:]:
+        with pytest.raises(StorageFull):
+            await each
+    await deliver(store, MESSAGE + b"x" * 60)
+    await store.stop()
+    assert len(files(tmp_path)) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_checkpoint_frees_the_segment(tmp_path: Path) -> None:
+    store = maildir_store(tmp_path, checkpoint_seconds=0.1)
+    store.start()
+    await deliver(store, MESSAGE)
+    segment = tmp_path / ".journal" / "0.0"
+    assert segment.read_bytes()[:7] == b"mailsvc"
+    for _ in range(200):
+        if segment.read_bytes()[:7] != b"mailsvc":
+            break
+        await pause(0.05)
+    assert segment.read_bytes()[: journal.BLOCK] == bytes(journal.BLOCK)
+    await store.stop()
+
+
+@pytest.mark.parametrize("durability", ["journal", "fsync", "none"])
+@pytest_twisted.ensureDeferred
+async def test_what_a_power_loss_took_is_there_after_a_start(
+    tmp_path: Path, logged: list[str], durability: str
+) -> None:
+    first = maildir_store(tmp_path, checkpoint_seconds=3600)
+    first._journal.boot = OTHER_BOOT
+    first.start()
+    for _ in range(3):
+        await deliver(first, MESSAGE + new_id().encode() + b"\r\n", ALICE)
+    maildrop = await first.open_maildrop(ALICE)
+    await maildrop.update([1])
+    lost, halved = files(tmp_path)
+    content = halved.read_bytes()
+    lost_content = lost.read_bytes()
+    lost.unlink()
+    halved.write_bytes(b"")
+    first._journal.close()  # as its process' end does
+    second = maildir_store(tmp_path, durability=durability)
+    second.start()
+    assert sorted(await contents(second)) == sorted([content, lost_content])
+    [line] = [line for line in logged if "recovered" in line]
+    assert "whole 0, restored 1, repaired 1" in line
+    await second.stop()
+    await first.stop()
