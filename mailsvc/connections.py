@@ -1,8 +1,8 @@
 """The open connections of one protocol: how many there may be, and how they end together.
 
 Each protocol's factory owns one :class:`Connections`.  It counts connections in all and by client
-address, refuses those over the limit or too soon after one another, and at the end of the service
-lets the transactions in flight finish within a time limit.
+address (:mod:`mailsvc.headcount`), refuses those over the limit or too soon after one another, and
+at the end of the service lets the transactions in flight finish within a time limit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -19,9 +18,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.unix import Server as UnixServer
 
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
-
-#: Of how many addresses that connected lately the rate is known; the quietest are forgotten.
-_RATES = 10_000
+from mailsvc.headcount import Counting, Counts
 
 
 class Connection(Protocol):
@@ -74,24 +71,24 @@ class Connections:
     :param exempt: networks in CIDR form that *most_per_address* and *per_minute* do not bind.
     :param per_minute: how many may come from one address in a minute; as many may come at once.
         What is refused for this does not count.  0 for no limit.
+    :param counts: the counts that the limits are held against; those of this process without.
     :ivar admit: why else a client may not connect, or None; to be asked first.
     """
 
     def __init__(
         self, most: int, most_per_address: int, exempt: Iterable[str], clock: IReactorTime,
         per_minute: int = 0, admit: Callable[[str], MailFailure | None] = lambda client: None,
+        counts: Counting | None = None,
     ) -> None:
         self.admit = admit
         self._most = most
         self._most_per_address = most_per_address
         self._per_minute = per_minute
-        #: How many connections were made lately, and when that was; the last to come at the end.
-        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._counts = counts or Counts()
         self._exempt = [ipaddress.ip_network(network, strict=False) for network in exempt]
         self._clock = clock
         self._open: dict[Connection, str] = {}
-        self._sources: Counter[str] = Counter()
-        self._emptied: Deferred[None] | None = None
+        self._waiting: list[Deferred[None]] = []
 
     def __len__(self) -> int:
         return len(self._open)
@@ -106,17 +103,17 @@ class Connections:
         """
         source = self._source(client)
         self._open[connection] = source
-        if source:
-            self._sources[source] += 1
-        if len(self._open) > self._most:
+        total, of_source = self._counts.enter(source)
+        if total > self._most:
             raise TemporaryFailure(
                 "Too many connections; try again later", EnhancedStatus(4, 3, 2)
             )
-        if self._sources[source] > self._most_per_address:
+        if of_source > self._most_per_address:
             raise TemporaryFailure(
                 "Too many connections from your address; try again later", EnhancedStatus(4, 7, 0)
             )
-        if source and self._per_minute and self._is_too_soon(source):
+        if source and self._per_minute and self._counts.is_too_soon(
+                source, self._clock.seconds(), self._per_minute):
             raise TemporaryFailure(
                 "Too many connections from your address within a minute; try again later",
                 EnhancedStatus(4, 7, 0),
@@ -124,25 +121,30 @@ class Connections:
 
     def remove(self, connection: Connection) -> None:
         """The connection is lost.  Harmless when it was removed already."""
-        source = self._open.pop(connection, "")
-        if source:
-            self._sources[source] -= 1
-            if not self._sources[source]:
-                del self._sources[source]
-        if not self._open and self._emptied is not None:
-            emptied, self._emptied = self._emptied, None
+        if connection in self._open:
+            self._counts.leave(self._open.pop(connection))
+        if not self._open:
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                each.callback(None)
+
+    def emptied(self) -> Deferred[None]:
+        """Fires when there is none left."""
+        emptied: Deferred[None] = Deferred()
+        if self._open:
+            self._waiting.append(emptied)
+        else:
             emptied.callback(None)
+        return emptied
 
     def shut_down(self, seconds: float) -> Deferred[None]:
         """Let every connection finish; abort what is left after *seconds*.
 
         :returns: a Deferred that fires when none is left.
         """
-        emptied: Deferred[None] = Deferred()
+        emptied = self.emptied()
         if not self._open:
-            emptied.callback(None)
             return emptied
-        self._emptied = emptied
         deadline = self._clock.callLater(seconds, self._abort)
 
         def done(_: object) -> None:
@@ -157,20 +159,6 @@ class Connections:
     def _abort(self) -> None:
         for connection in list(self._open):
             connection.abort()
-
-    def _is_too_soon(self, source: str) -> bool:
-        """Whether a connection from *source* is over its rate; if not, it counts."""
-        now = self._clock.seconds()
-        level, since = self._rates.get(source, (0.0, now))
-        level = max(0.0, level - max(0.0, now - since) * self._per_minute / 60)
-        # Some tolerance, for a sum of many fractions.
-        if level + 1 > self._per_minute + 1e-6:
-            return True
-        self._rates[source] = level + 1, now
-        self._rates.move_to_end(source)
-        if len(self._rates) > _RATES:
-            self._rates.popitem(last=False)
-        return False
 
     def _source(self, client: str) -> str:
         """What connections are counted by: an IPv4 address, an IPv6 /64, or "" for no count."""

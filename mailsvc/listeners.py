@@ -2,12 +2,17 @@
 
 An endpoint is bound first and opened when there is a factory to lead to, so that ports below 1024
 can be taken while the process is still root.
+
+Several processes may share what one of them has bound: that one pauses its listeners and forks, and
+each child resumes them on a reactor of its own.  They take connections in turns, one each time that
+the reactor finds some: who is busy leaves them to the others.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +23,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 _log = Logger("mailsvc")
@@ -70,7 +76,8 @@ class Listener:
         self.description = description
         self.optional = optional
         self._entrance = _Entrance()
-        self._port: IListeningPort | None = None
+        self._port: Any = None  # IListeningPort, and what all of Twisted's have more
+        self._resumed = False
         try:
             self._endpoint = serverFromString(reactor, description)
         except Exception as error:
@@ -102,6 +109,8 @@ class Listener:
 
     def bind(self) -> Deferred[None]:
         """Take the port; fails with a :class:`CannotStart`."""
+        if self._port is not None:
+            return succeed(None)
         bound = maybeDeferred(self._endpoint.listen, self._entrance)
         return bound.addCallbacks(self._keep, self._explain)
 
@@ -109,11 +118,35 @@ class Listener:
         """Lead connections to *factory*; they got none so far."""
         self._entrance.factory = factory
 
+    def pause(self) -> None:
+        """Take no connection in this process; they wait for those that it forks."""
+        if self._port is not None:
+            self._port.stopReading()
+
+    def resume(self, reactor: Any) -> None:
+        """Listen in this process, which was forked from the one that bound the port."""
+        if self._port is None:
+            return
+        bound = self._port
+        factory = bound.factory
+        if isinstance(factory, TLSMemoryBIOFactory):  # an endpoint such as ssl:
+            factory._clock = reactor
+        port = self._port = self._entrance.port = reactor.adoptStreamPort(
+            bound.fileno(), bound.addressFamily, factory)
+        port.numberAccepts = 1
+        bound.socket.close()
+        self._resumed = True
+
     def close(self) -> Deferred[None]:
         """Give the port back, if it is bound."""
         port, self._port = self._port, None
         if self._entrance.factory is not None:
             self._entrance.factory.stopFactory()
+        if self._resumed and port is not None and port.addressFamily == socket.AF_UNIX:
+            # Not stopListening: it would remove the name of a socket that others listen on.
+            port.stopReading()
+            port.socket.close()
+            return succeed(None)
         closed = port.stopListening() if port is not None else None
         return succeed(None) if closed is None else closed
 
@@ -145,10 +178,17 @@ _REMEDIES = {
 
 
 class _Entrance(Factory):
-    """What is bound before there is a factory.  No connection is accepted before there is."""
+    """What is bound before there is a factory.  No connection is accepted before there is.
+
+    :ivar port: the port, if other processes listen on it as well.
+    """
 
     noisy = False
     factory: Factory | None = None
+    port: Any = None
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
+        if self.port is not None:
+            # A port takes as many at once as came lately; less than it took makes that one.
+            self.port.numberAccepts = 0
         return self.factory.buildProtocol(addr) if self.factory is not None else None

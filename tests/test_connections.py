@@ -229,17 +229,17 @@ def test_what_is_refused_as_one_too_many_does_not_count_for_the_rate() -> None:
     among, first = Connections(10**6, 1, (), Clock(), 2), Connection()
     among.add(first, "192.0.2.1")
     assert [refusal(among, "192.0.2.1") for _ in range(5)] == ["4.7.0"] * 5
-    assert among._rates["192.0.2.1"] == (1.0, 0.0)
+    assert among._counts._rates["192.0.2.1"] == (1.0, 0.0)
 
 
 def test_rates_of_a_million_addresses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailsvc.connections._RATES", 100)
+    monkeypatch.setattr("mailsvc.headcount._RATES", 100)
     among, connection = rated(1, Clock()), Connection()
     for number in range(10_000):
         client = f"2001:db8:{number:x}::1"
         among.add(connection, client)
         among.remove(connection)
-    assert len(among._rates) == 100
+    assert len(among._counts._rates) == 100
     assert refusal(among, client) == "4.7.0", "the last to come are known"
 
 

@@ -18,10 +18,10 @@ LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "routing", "submission", "rates",
-         "passwords", "accounts", "authentication", "certificates", "tls", "store", "sasl", "smtp",
-         "pop3", "proxy"]
-SERVICE = [*PARTS, "checkers.inturn", "toml", "config", "log", "systemd", "connections",
-           "listeners"]
+         "passwords", "logindelay", "accounts", "authentication", "certificates", "tls", "store",
+         "sasl", "smtp", "pop3", "proxy"]
+SERVICE = [*PARTS, "checkers.inturn", "toml", "config", "log", "systemd", "headcount",
+           "connections", "listeners", "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "smtp": [*VALUES, *LOGINS, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
     "pop3": [*VALUES, *LOGINS, "pop3"],
-    "connections": VALUES,
+    "headcount": [],
+    "connections": [*VALUES, "headcount"],
     "conversation": [*VALUES, *LOGINS, "authentication", "connections", "handshake"],
     "proxy": [*VALUES, "connections"],
     "store": [*CONTRACTS, "store"],
@@ -65,7 +66,8 @@ MAY_IMPORT = {
     "directory": [*CONTRACTS, "names", "database", "schema", "logins"],
     "routing": PEOPLE,
     "passwords": [*CONTRACTS, *LOGINS, "names"],
-    "accounts": [*PEOPLE, "credentials", "passwords"],
+    "logindelay": ["errors", "names", "state"],
+    "accounts": [*PEOPLE, "credentials", "passwords", "logindelay"],
     "checkers.inturn": ["errors"],
     "checkers.plugin": ["checkers"],
     "checkers.verifiers": ["accounts", "passwords"],
@@ -74,10 +76,13 @@ MAY_IMPORT = {
     "listeners": [],
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
+    "front": ["config", "listeners", "systemd"],
     "service": SERVICE,
+    "worker": ["config", "listeners", "log", "service"],
+    "workers": [*SERVICE, "service", "worker"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
-    "tap": [*SERVICE, "credentials", "service"],
-    "cli": [*SERVICE, "service", "tap", "sendmail", "cli"],
+    "tap": [*SERVICE, "credentials", "service", "workers"],
+    "cli": [*SERVICE, "workers", "tap", "sendmail", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.
