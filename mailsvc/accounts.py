@@ -28,8 +28,8 @@ after the same work: one slow hash and one quick one, or for APOP and CRAM-MD5 a
 each app password of an account, which is lost beside a slow hash of 20 ms unless there are dozens;
 by a digest for each readable password beyond the first; and by a few µs for names that exist, which
 shows when the slow hash is set to take less than a millisecond.  What was noted of the last ten
-seconds' logins is lost when the process is killed.  Which password a SCRAM client proved is not known when the account has several with keys;
-then no use is noted.
+seconds' logins is lost when the process is killed.  Which password a SCRAM client proved is not
+known when the account has several with keys; then no use is noted.
 """
 
 from __future__ import annotations

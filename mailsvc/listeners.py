@@ -4,8 +4,9 @@ An endpoint is bound first and opened when there is a factory to lead to, so tha
 can be taken while the process is still root.
 
 Several processes may share what one of them has bound: that one pauses its listeners and forks, and
-each child resumes them on a reactor of its own.  They take connections in turns, one each time that
-the reactor finds some: who is busy leaves them to the others.
+each child resumes them on a reactor of its own.  Each takes one connection at a time, and leaves
+those that follow to the others for a moment when it has more than they have: else a burst of
+clients that stay would all be with the first that wakes up.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +62,10 @@ KINDS = {kind.name: kind for kind in (
     Kind("pop3", "pop3"),
     Kind("pop3s", "pop3", tls=True),
 )}
+
+
+#: For how long, in seconds, connections are left to the others.
+_TURN = 0.005
 
 
 class Listener:
@@ -123,18 +129,34 @@ class Listener:
         if self._port is not None:
             self._port.stopReading()
 
-    def resume(self, reactor: Any) -> None:
-        """Listen in this process, which was forked from the one that bound the port."""
+    def resume(self, reactor: Any, lead: Callable[[], int]) -> None:
+        """Listen in this process, which was forked from the one that bound the port.
+
+        :param lead: how many connections it has more than another that listens.
+        """
         if self._port is None:
             return
         bound = self._port
         factory = bound.factory
         if isinstance(factory, TLSMemoryBIOFactory):  # an endpoint such as ssl:
             factory._clock = reactor
-        port = self._port = self._entrance.port = reactor.adoptStreamPort(
+        port = self._port = reactor.adoptStreamPort(
             bound.fileno(), bound.addressFamily, factory)
         port.numberAccepts = 1
         bound.socket.close()
+
+        def take_turns() -> None:
+            # A port takes as many at once as came lately; less than it took makes that one.
+            port.numberAccepts = 0
+            if lead() >= 1:
+                port.stopReading()
+                reactor.callLater(_TURN, go_on)
+
+        def go_on() -> None:
+            if self._port is port:
+                port.startReading()
+
+        self._entrance.take_turns = take_turns
         self._resumed = True
 
     def close(self) -> Deferred[None]:
@@ -180,15 +202,14 @@ _REMEDIES = {
 class _Entrance(Factory):
     """What is bound before there is a factory.  No connection is accepted before there is.
 
-    :ivar port: the port, if other processes listen on it as well.
+    :ivar take_turns: to be called for each connection, if other processes listen as well.
     """
 
     noisy = False
     factory: Factory | None = None
-    port: Any = None
+    take_turns: Callable[[], None] | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        if self.port is not None:
-            # A port takes as many at once as came lately; less than it took makes that one.
-            self.port.numberAccepts = 0
+        if self.take_turns is not None:
+            self.take_turns()
         return self.factory.buildProtocol(addr) if self.factory is not None else None

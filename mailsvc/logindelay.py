@@ -57,8 +57,9 @@ class LoginDelay:
         :raises LoginTooSoon: it did a moment ago.
         """
         # In the future is what another clock wrote, before it was set right.
-        await self._held_to(account, "INSERT INTO last_logins VALUES (?1, ?2) ON CONFLICT DO UPDATE "
-                                     "SET at = ?2 WHERE at <= ?2 - ?3 OR at > ?2 RETURNING 1", True)
+        await self._held_to(account, "INSERT INTO last_logins VALUES (?1, ?2) ON CONFLICT DO "
+                                     "UPDATE SET at = ?2 WHERE at <= ?2 - ?3 OR at > ?2 "
+                                     "RETURNING 1", True)
 
     async def _held_to(self, account: str, statement: str, wanted: bool) -> None:
         try:

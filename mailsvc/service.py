@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import os
 import pwd
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from mailsvc.config import Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
 from mailsvc.front import Front, listeners_of
-from mailsvc.headcount import Counting
+from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.logindelay import LoginDelay
 from mailsvc.names import DirectoryError
@@ -65,11 +65,13 @@ _log = Logger("mailsvc")
 class Place:
     """Where a process stands among the workers.
 
-    :ivar counts: what the limits on connections are held against, by protocol.
+    :ivar crew: what it shares with them.
+    :ivar row: which of them it is.
     :ivar first: whether it is the one that does what is to be done once.
     """
 
-    counts: Mapping[str, Counting]
+    crew: Crew
+    row: int
     first: bool
 
 
@@ -172,7 +174,9 @@ class MailService(Front):
         authenticator = Authenticator(
             portal, directory, settings.auth, hostname=hostname, keyring=keyring, brakes=brakes,
             default_domain=domain)
-        counts = self._place.counts if self._place is not None else {}
+        place = self._place
+        counts = {} if place is None else {
+            name: each.share(place.row) for name, each in place.crew.counts.items()}
         smtp, pop3 = (
             Connections(section.connections, section.connections_per_address,
                         section.exempt_networks, reactor, section.connections_per_minute,

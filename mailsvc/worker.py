@@ -14,6 +14,7 @@ kind.  Then it resumes the listeners and serves until it is told otherwise:
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -50,7 +51,6 @@ class Task:
     """What a worker is to do.
 
     :ivar for_good: as :class:`mailsvc.front.Front` has it.
-    :ivar beat: to be called again and again.
     :ivar log_file: what is logged to, if the supervisor rotates it.
     """
 
@@ -59,7 +59,6 @@ class Task:
     listeners: list[Listener]
     place: Place
     for_good: bool
-    beat: Callable[[], None]
     log_file: SharedLogFile | None
 
 
@@ -129,8 +128,9 @@ def _new_reactor(old: Any) -> Any:
 
 
 def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
+    crew, row = task.place.crew, task.place.row
     for listener in task.listeners:
-        listener.resume(reactor)
+        listener.resume(reactor, functools.partial(crew.lead, row))
     service = MailService(task.settings, reactor, task.listeners, task.checkers, task.place)
     service.for_good = task.for_good
     service.ready.addCallback(lambda _: control.sendall(READY))
@@ -140,7 +140,7 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
     control.setblocking(False)
     reactor.adoptStreamConnection(
         control.fileno(), socket.AF_UNIX, Factory.forProtocol(_Tether))
-    beat = LoopingCall(task.beat)
+    beat = LoopingCall(crew.beat, row)
     beat.clock = reactor
     beat.start(BEAT)
 
@@ -153,9 +153,15 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
             stopping.append(True)
             reactor.stop()
 
+    def drain() -> None:
+        if beat.running:
+            beat.stop()
+            crew.rest(row)
+            service.drain().addCallback(stop)
+
     stopping: list[bool] = []
     on(signal.SIGTERM, stop)
-    on(signal.SIGHUP, lambda: service.drain().addCallback(stop))
+    on(signal.SIGHUP, drain)
     file = task.log_file
     if file is not None:
         on(signal.SIGUSR1, file.reopen)

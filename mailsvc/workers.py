@@ -32,7 +32,6 @@ that succeeded a moment ago are known only where they did.  Listeners are not ch
 from __future__ import annotations
 
 import gc
-import mmap
 import os
 import signal
 import socket
@@ -52,7 +51,7 @@ from zope.interface import implementer
 
 from mailsvc.config import ConfigurationError, Settings
 from mailsvc.front import Front, listeners_of
-from mailsvc.headcount import Headcount
+from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.log import SharedLogFile
 from mailsvc.service import MailService, Place, build
@@ -152,7 +151,8 @@ class Supervisor(Front):
     def __init__(
         self, settings: Settings, reactor: Any, listeners: list[Listener],
         checkers: tuple[ICredentialsChecker, ...],
-        read_again: Callable[[], Configuration] | None = None, log_file: SharedLogFile | None = None,
+        read_again: Callable[[], Configuration] | None = None,
+        log_file: SharedLogFile | None = None,
     ) -> None:
         super().__init__(reactor, listeners, NotifyService(reactor))
         self._configuration: Configuration = settings, checkers
@@ -172,9 +172,7 @@ class Supervisor(Front):
         self._ended: Deferred[None] = Deferred()
         rows = _GENERATIONS * count(settings)
         self._rows = list(range(rows))
-        self._counts = {protocol: Headcount(rows) for protocol in ("smtp", "pop3")}
-        #: When each worker's reactor last ran.
-        self._beats = memoryview(mmap.mmap(-1, 8 * rows)).cast("d")
+        self._crew = Crew(rows)
         self._rounds = LoopingCall(self._look_after)
         self._rounds.clock = reactor
 
@@ -238,14 +236,9 @@ class Supervisor(Front):
     def _fork(self, configuration: Configuration, *, first: bool = False) -> _Worker:
         settings, checkers = configuration
         row = self._rows.pop(0)
-        self._beats[row] = time.monotonic()
-
-        def beat() -> None:
-            self._beats[row] = time.monotonic()
-
-        counts = {name: headcount.share(row) for name, headcount in self._counts.items()}
-        task = Task(settings, checkers, self.listeners, Place(counts, first), self.for_good, beat,
-                    self._log_file)
+        self._crew.beat(row)
+        task = Task(settings, checkers, self.listeners, Place(self._crew, row, first),
+                    self.for_good, self._log_file)
         pid, control = fork(task, self.reactor,
                             [worker.control for worker in (*self._workers, *self._successors)])
         return _Worker(pid, control, row, self._hear)
@@ -293,8 +286,7 @@ class Supervisor(Front):
             # Its sockets are closed a moment before it can be waited for.
             self.reactor.callLater(0.01, self._reap, worker)
             return
-        for headcount in self._counts.values():
-            headcount.clear(worker.row)
+        self._crew.clear(worker.row)
         self._rows.append(worker.row)
         code = os.waitstatus_to_exitcode(status)
         cause = worker.problem or (f"signal {-code}" if code < 0 else f"status {code}")
@@ -342,9 +334,9 @@ class Supervisor(Front):
         file = self._log_file
         if file is not None and 0 < self._log_octets <= os.path.getsize(file.path):
             self.rotate_log()
-        patience, now = self.notify.watchdog_seconds, time.monotonic()
+        patience = self.notify.watchdog_seconds
         for worker in self._workers:
-            if patience and now - self._beats[worker.row] > patience:
+            if patience and self._crew.silence(worker.row) > patience:
                 _log.error("worker {pid} has been stuck for {patience:g} seconds and is killed",
                            pid=worker.pid, patience=patience)
                 worker.signal(signal.SIGKILL)

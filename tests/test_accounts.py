@@ -29,14 +29,14 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm, login_name, same_account
 from mailsvc.credentials import Attempt, Digest, Password, ProvenName, ScramKeys
 from mailsvc.directory import SqliteDirectory
-from mailsvc.errors import MaildropInUse, TemporaryFailure
+from mailsvc.errors import TemporaryFailure
 from mailsvc.interfaces import IDelivery, IKeyring, IMaildrop, ISubmitter
 from mailsvc.logins import StoredPassword
 from mailsvc.mail import Account

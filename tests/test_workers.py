@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import poplib
 import random
@@ -11,12 +12,12 @@ import smtplib
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.service import PATIENCE, Dialogue, Service, fetch, login, submit
+from tests.service import PATIENCE, Dialogue, Service, login, submit
 from tests.test_kill import DRAINED, KEPT, Ledger, Load, Maildirs, check
 from tests.twistd import TWISTD, Twistd
 
@@ -28,7 +29,7 @@ ROUNDS = 10
 _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
-@contextmanager
+@contextlib.contextmanager
 def service_of(path: Path, *settings: str, workers: int = 2) -> Iterator[Service]:
     options = ["--workers", str(workers)]
     for setting in settings:
@@ -211,9 +212,8 @@ def kill_rounds(path: Path, rounds: int) -> None:
     """Kill a worker, all of them or the supervisor under load; nothing acknowledged is lost."""
     accounts = tuple(f"{account}:secret" for account in (*KEPT, DRAINED))
     ledger = Ledger()
-    chance = random.Random()
     service = Service(path / "data", accounts, ("--workers", "2"))
-    maildirs = Maildirs(service)
+    maildirs = None
     try:
         for number in range(rounds):
             if service.process.poll() is not None:
@@ -222,28 +222,38 @@ def kill_rounds(path: Path, rounds: int) -> None:
                 with login(service, account) as pop3:
                     pop3.ask(b"QUIT")
             load = Load(service, ledger, str(number))
-            time.sleep(chance.uniform(0.05, 0.4))
+            time.sleep(random.uniform(0.05, 0.4))
             load.killing.set()
-            before = workers_of(service)
-            victims = [{service.pid}, before, {min(before)}][number % 3]
-            for pid in victims:
-                os.kill(pid, signal.SIGKILL)
-            if service.pid in victims:
-                service.process.wait(PATIENCE)
-                service.kill()
-            else:
-                until(lambda: not any(map(alive, victims)))
-                until(lambda: len(workers_of(service) - victims) == 2)
-                # Who is connected to a worker that lives would go on without end.
-                for pid in workers_of(service) & before:
-                    os.kill(pid, signal.SIGKILL)
+            kill_some(service, number)
             load.join()
-            until(lambda: not any(map(alive, before)))
+            maildirs = maildirs or Maildirs(service)
             check(maildirs, ledger)
     finally:
         service.kill()
     assert len(ledger.kept) > 5 * rounds, "the service was loaded"
     assert ledger.deleted, "and drained"
+
+
+def kill_some(service: Service, number: int) -> None:
+    """The supervisor, or all workers, or one, and then those that are as old."""
+    workers = workers_of(service)
+    if number % 3 == 0:
+        os.kill(service.pid, signal.SIGKILL)
+        service.process.wait(PATIENCE)
+    for pid in workers if number % 3 == 1 else {min(workers)}:
+        kill(pid)
+    if number % 3 == 2:
+        until(lambda: len(workers_of(service) - {min(workers)}) == 2)
+        # Who is connected to one that lives would go on without end.
+        kill(max(workers))
+    until(lambda: not any(map(alive, workers)))
+    if number % 3 == 0:
+        service.kill()
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -1,0 +1,124 @@
+"""mailsvc.headcount: counts of one process and of several."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mailsvc.headcount import Counting, Counts, Crew, Headcount
+
+SOURCES = ["", "192.0.2.1", "192.0.2.2", "2001:db8::/64"]
+
+
+@pytest.fixture(params=["one", "shared"])
+def counts(request: pytest.FixtureRequest) -> Counting:
+    return Counts() if request.param == "one" else Headcount(3).share(1)
+
+
+def test_connections_are_counted_in_all_and_by_source(counts: Counting) -> None:
+    assert counts.enter("192.0.2.1") == (1, 1)
+    assert counts.enter("192.0.2.2") == (2, 1)
+    assert counts.enter("192.0.2.1") == (3, 2)
+    assert counts.enter("") == (4, 0)
+    counts.leave("192.0.2.1")
+    counts.leave("")
+    assert counts.enter("192.0.2.1") == (3, 2)
+
+
+def test_a_rate_runs_down(counts: Counting) -> None:
+    for _ in range(6):
+        assert not counts.is_too_soon("192.0.2.1", 1000.0, 6)
+    assert counts.is_too_soon("192.0.2.1", 1000.0, 6)
+    assert not counts.is_too_soon("192.0.2.2", 1000.0, 6)
+    assert counts.is_too_soon("192.0.2.1", 1009.0, 6)
+    # What was refused did not count.
+    assert not counts.is_too_soon("192.0.2.1", 1010.0, 6)
+    assert counts.is_too_soon("192.0.2.1", 1010.0, 6)
+    assert not counts.is_too_soon("192.0.2.1", 1070.0, 6)
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_out(counts: Counting) -> None:
+    for _ in range(6):
+        counts.is_too_soon("192.0.2.1", 1_000_000.0, 6)
+    assert counts.is_too_soon("192.0.2.1", 1000.0, 6)
+    assert not counts.is_too_soon("192.0.2.1", 1011.0, 6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(SOURCES), st.booleans())))
+def test_several_see_what_one_would(steps: list[tuple[int, str, bool]]) -> None:
+    headcount, there = Headcount(4), Counter[tuple[int, str]]()
+    shares = [headcount.share(row) for row in range(4)]
+    for row, source, comes in steps:
+        if comes:
+            there[row, source] += 1
+            found = shares[row].enter(source)
+            assert found == (there.total(), sum(
+                number for (_, other), number in there.items() if other == source and source))
+        elif there[row, source]:
+            there[row, source] -= 1
+            shares[row].leave(source)
+    headcount.clear(2)
+    left = {key: number for key, number in there.items() if key[0] != 2}
+    assert headcount.total() == sum(left.values())
+    for source in SOURCES[1:]:
+        of_source = sum(number for (_, other), number in left.items() if other == source)
+        assert shares[0].enter(source)[1] == of_source + 1
+        shares[0].leave(source)
+
+
+def test_addresses_rarely_share_a_count() -> None:
+    counts = Headcount(2).share(0)
+    for number in range(1000):
+        counts.enter(f"198.51.{number // 250}.{number % 250}")
+    wrong = 0
+    for number in range(1000):
+        wrong += counts.enter(f"203.0.{number // 250}.{number % 250}")[1] > 1
+        counts.leave(f"203.0.{number // 250}.{number % 250}")
+    assert wrong < 50  # some 4 are to be expected
+
+
+def test_processes_count_together() -> None:
+    """Each of four forks takes from one rate, and counts in a row of its own."""
+    headcount, children = Headcount(4), []
+    for row in range(4):
+        pid = os.fork()
+        if not pid:
+            share = headcount.share(row)
+            taken = sum(not share.is_too_soon("192.0.2.1", 1000.0, 100) for _ in range(200))
+            for _ in range(25):
+                share.enter("192.0.2.1")
+            os._exit(taken)
+        children.append(pid)
+    taken = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert sum(taken) == 100
+    assert headcount.share(0).enter("192.0.2.1") == (101, 101)
+
+
+def test_who_leads_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    crew = Crew(8)
+    assert crew.lead(0) == 0, "nobody else is there"
+    for row in 0, 1, 2:
+        crew.beat(row)
+    for _ in range(3):
+        crew.counts["smtp"].share(0).enter("")
+    crew.counts["pop3"].share(1).enter("")
+    crew.counts["pop3"].share(2).enter("")
+    assert [crew.lead(row) for row in (0, 1, 2)] == [2, 0, 0]
+    crew.counts["smtp"].share(1).enter("")
+    assert crew.lead(0) == 2
+    crew.rest(2)
+    assert crew.lead(0) == 1, "who drains is no measure"
+    now[0] += 10
+    crew.beat(0)
+    assert (crew.lead(0), crew.silence(0)) == (0, 0), "nor is who does not answer"
+    assert (crew.silence(1), crew.silence(2)) == (10, 0)
+    crew.clear(0)
+    assert crew.counts["smtp"].total() == 1
