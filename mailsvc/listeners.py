@@ -128,6 +128,9 @@ class Listener:
         """Take no connection in this process; they wait for those that it forks."""
         if self._port is not None:
             self._port.stopReading()
+            # As Twisted has it of sockets that it adopts: shutdown(2) would be felt by all who
+            # listen on this one, in the middle of their accept(2).
+            self._port._shouldShutdown = False
 
     def resume(self, reactor: Any, lead: Callable[[], int]) -> None:
         """Listen in this process, which was forked from the one that bound the port.

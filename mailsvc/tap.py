@@ -27,6 +27,8 @@ from mailsvc.service import MailService
 from mailsvc.toml import literal
 from mailsvc.workers import Configuration, Supervisor, serve
 
+_log = Logger("mailsvc")
+
 
 def _endpoints(kind: str) -> Callable[[Options, str], None]:
     def option(self: Options, endpoint: str) -> None:
@@ -123,14 +125,26 @@ def makeService(options: Options) -> MailService | Supervisor:
             signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(rotate))
     elif not (twistd.get("logger") or twistd.get("syslog")):
         service.log_observer = log.observer(settings.log, sys.stdout)
+    if not isinstance(service, Supervisor) and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_check_again, options))
     for outcome in service.ready, service.broken:
         outcome.addErrback(_give_up, reactor)
     return service
 
 
+def _check_again(options: Options) -> None:
+    """SIGHUP to the only process there is: not to end, but to say what a restart would bring."""
+    try:
+        options.read_again()
+    except (ConfigurationError, CannotStart) as error:
+        _log.error("the configuration has mistakes now: {problem}", problem=str(error))
+    else:
+        _log.warn("one worker serves: a changed configuration counts from the next start")
+
+
 def _give_up(failure: Failure, reactor: Any) -> None:
     """End the process: a listener turned out, too late to raise it, not to be possible."""
-    Logger("mailsvc").critical("{problem}", problem=str(failure.value))
+    _log.critical("{problem}", problem=str(failure.value))
     # twistd has no other way to end with a status.
     reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
     reactor.stop()

@@ -225,7 +225,7 @@ def kill_rounds(path: Path, rounds: int) -> None:
             time.sleep(random.uniform(0.05, 0.4))
             load.killing.set()
             kill_some(service, number)
-            load.join()
+            end(load, service)
             maildirs = maildirs or Maildirs(service)
             check(maildirs, ledger)
     finally:
@@ -235,20 +235,28 @@ def kill_rounds(path: Path, rounds: int) -> None:
 
 
 def kill_some(service: Service, number: int) -> None:
-    """The supervisor, or all workers, or one, and then those that are as old."""
+    """The supervisor, or all workers, or one."""
     workers = workers_of(service)
     if number % 3 == 0:
         os.kill(service.pid, signal.SIGKILL)
         service.process.wait(PATIENCE)
+        until(lambda: not any(map(alive, workers)))
+        service.kill()
+        return
     for pid in workers if number % 3 == 1 else {min(workers)}:
         kill(pid)
-    if number % 3 == 2:
-        until(lambda: len(workers_of(service) - {min(workers)}) == 2)
-        # Who is connected to one that lives would go on without end.
-        kill(max(workers))
-    until(lambda: not any(map(alive, workers)))
-    if number % 3 == 0:
-        service.kill()
+    until(lambda: len(workers_of(service) - {min(workers)}) == 2)
+
+
+def end(load: Load, service: Service) -> None:
+    """Kill workers until no client is left: who was between two connections would go on."""
+    deadline = time.monotonic() + PATIENCE
+    while any(client.is_alive() for client in load.clients):
+        assert time.monotonic() < deadline
+        for pid in workers_of(service):
+            kill(pid)
+        time.sleep(0.1)
+    load.join()
 
 
 def kill(pid: int) -> None:
