@@ -65,9 +65,10 @@ Configuration = tuple[Settings, tuple[ICredentialsChecker, ...]]
 
 #: Workers that died before they served, in a row, until the service gives up.
 ATTEMPTS = 10
-#: A worker that served for so many seconds is replaced at once.
-_WELL = 1.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+#: A worker that served for so many seconds is replaced at once, and so is the first that did not;
+#: the next ones after pauses that double, up to the longest.  After some calm it begins anew.
+_WELL, _CALM = 1.0, 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_PAUSE_UNSERVED = 0.05, 1.0, 5.0
 #: How long, in seconds, a worker may take to end after its connections have.
 _TO_END = 10.0
 #: How many processes there may be for each worker: it, its successor, and those that drain.
@@ -167,7 +168,10 @@ class Supervisor(Front):
         self._successors: list[_Worker] = []
         self._next: Configuration = self._configuration
         self._pauses: list[IDelayedCall] = []
-        self._early_deaths = 0
+        #: Deaths soon after one another, and when they are forgotten.
+        self._deaths = 0
+        self._calm = 0.0
+        self._failed_starts = 0
         self._stopping = False
         self._ended: Deferred[None] = Deferred()
         rows = _GENERATIONS * count(settings)
@@ -277,7 +281,7 @@ class Supervisor(Front):
             self._reap(worker)
         elif worker.since is None and worker.said.startswith(READY):
             worker.since = time.monotonic()
-            self._early_deaths = 0
+            self._failed_starts = 0
             self._switch()
 
     def _reap(self, worker: _Worker) -> None:
@@ -302,15 +306,17 @@ class Supervisor(Front):
 
     def _replace(self, worker: _Worker, cause: str) -> None:
         now = time.monotonic()
-        if worker.since is not None and now - worker.since >= _WELL:
-            self._early_deaths = 0
-            pause = 0.0
-        else:
-            pause = min(_FIRST_PAUSE * 2**self._early_deaths, _LONGEST_PAUSE)
-            self._early_deaths += 1
-        if worker.since is None and self._early_deaths >= ATTEMPTS:
+        served = worker.since is not None
+        self._failed_starts = 0 if served else self._failed_starts + 1
+        if self._failed_starts >= ATTEMPTS:
             self._break(cause)
             return
+        if (worker.since is not None and now - worker.since >= _WELL) or now > self._calm:
+            self._deaths = 0
+        pause = min(_FIRST_PAUSE * (2**self._deaths - 1),
+                    _LONGEST_PAUSE if served else _LONGEST_PAUSE_UNSERVED)
+        self._deaths += 1
+        self._calm = now + _CALM
         _log.error("worker {pid} ended ({cause}); another takes its place{when}", pid=worker.pid,
                    cause=cause, when=f" in {pause:g} seconds" if pause else "")
         self._pauses = [each for each in self._pauses if each.active()]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from mailsvc.workers import ATTEMPTS
 from tests.service import PATIENCE, Dialogue, Service, login, submit
 from tests.test_kill import DRAINED, KEPT, Ledger, Load, Maildirs, check
 from tests.twistd import TWISTD, Twistd
@@ -391,6 +392,33 @@ def test_what_keeps_workers_from_starting_is_told(configuration: Path) -> None:
         assert process.wait() == 1
         assert "/nowhere" in process.output
         assert "Traceback" not in process.output
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_any_more_end_the_service(
+    configuration: Path, tmp_path: Path
+) -> None:
+    with twistd(configuration) as process:
+        process.wait_for("pop3 listens on")
+        (tmp_path / "accounts.sqlite").write_bytes(b"no database")
+        kill(children(process.process.pid)[0])
+        assert process.wait() == 1
+        assert process.output.count("another takes its place") == ATTEMPTS
+        assert "10 workers in a row could not start, the last because" in process.output
+        assert "Traceback" not in process.output
+
+
+def test_sighup_does_not_end_a_single_process(configuration: Path) -> None:
+    write(configuration, "mx.example.org")
+    configuration.write_text(configuration.read_text().replace("workers = 2", "workers = 1"))
+    with twistd(configuration) as process:
+        port = process.port("smtp")
+        process.process.send_signal(signal.SIGHUP)
+        process.wait_for("one worker serves: a changed configuration counts from the next start")
+        configuration.write_text("[smtp")
+        process.process.send_signal(signal.SIGHUP)
+        process.wait_for("the configuration has mistakes now: .*mailsvc.toml")
+        assert banner(port).startswith(b"220")
 
 
 def test_a_daemon_rotates_the_log_of_all(configuration: Path, tmp_path: Path) -> None:
