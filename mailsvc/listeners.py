@@ -64,6 +64,8 @@ KINDS = {kind.name: kind for kind in (
 )}
 
 
+#: How many connections a process that listens alone takes at once, and up to 20 more.
+_BATCH = 8
 #: For how long, in seconds, connections are left to the others.
 _TURN = 0.005
 
@@ -145,12 +147,9 @@ class Listener:
             factory._clock = reactor
         port = self._port = reactor.adoptStreamPort(
             bound.fileno(), bound.addressFamily, factory)
-        port.numberAccepts = 1
         bound.socket.close()
 
         def take_turns() -> None:
-            # A port takes as many at once as came lately; less than it took makes that one.
-            port.numberAccepts = 0
             if lead() >= 1:
                 port.stopReading()
                 reactor.callLater(_TURN, go_on)
@@ -159,6 +158,7 @@ class Listener:
             if self._port is port:
                 port.startReading()
 
+        self._entrance.lead_to(port, 0)
         self._entrance.take_turns = take_turns
         self._resumed = True
 
@@ -177,6 +177,7 @@ class Listener:
 
     def _keep(self, port: IListeningPort) -> None:
         self._port = port
+        self._entrance.lead_to(port, _BATCH)
 
     def _explain(self, failure: Failure) -> None:
         error = failure.value
@@ -211,8 +212,18 @@ class _Entrance(Factory):
     noisy = False
     factory: Factory | None = None
     take_turns: Callable[[], None] | None = None
+    _port: Any = None
+    _batch = 0
+
+    def lead_to(self, port: Any, batch: int) -> None:
+        """Take, from now on, connections of *port*, some *batch* at once; 0 for one by one."""
+        self._port, self._batch = port, batch
+        port.numberAccepts = batch or 1
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
+        # A port takes 20 more at once each time that it got as many as it would, without end.  Who
+        # is refused has a descriptor until the batch is over, and others wait for that.
+        self._port.numberAccepts = min(self._port.numberAccepts, self._batch)
         if self.take_turns is not None:
             self.take_turns()
         return self.factory.buildProtocol(addr) if self.factory is not None else None

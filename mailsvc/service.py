@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import os
 import pwd
+import resource
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from mailsvc.checkers.inturn import InTurn, in_turn
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
+from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
 from mailsvc.front import Front, listeners_of
 from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
@@ -59,6 +61,9 @@ from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable
 
 _log = Logger("mailsvc")
+
+#: How many open files are kept for other things than connections: mail, databases, log, libraries.
+_SPARE_DESCRIPTORS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,8 @@ class MailService(Front):
     _directory: SqliteDirectory | None = None
     _store: Store | None = None
     _brakes: Brakes | None = None
+    #: How many connections this process has descriptors for.
+    _room = 0
 
     def __init__(
         self, settings: Settings, reactor: Any, listeners: list[Listener],
@@ -175,12 +182,15 @@ class MailService(Front):
             portal, directory, settings.auth, hostname=hostname, keyring=keyring, brakes=brakes,
             default_domain=domain)
         place = self._place
+        # What is over a limit is told so; what has no descriptor is not, nor could mail be written.
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room = descriptors - min(descriptors // 2, _SPARE_DESCRIPTORS)
         counts = {} if place is None else {
             name: each.share(place.row) for name, each in place.crew.counts.items()}
         smtp, pop3 = (
             Connections(section.connections, section.connections_per_address,
                         section.exempt_networks, reactor, section.connections_per_minute,
-                        brakes.admit, counts.get(protocol))
+                        self._admit, counts.get(protocol))
             for protocol, section in (("smtp", settings.smtp), ("pop3", settings.pop3)))
         self._connections = [smtp, pop3]
         factories: dict[str, Any] = {"pop3": POP3Factory(
@@ -199,6 +209,14 @@ class MailService(Front):
             factory = factories[listener.kind.name]
             listener.open(ProxiedFactory(factory, settings.proxy, reactor)
                           if settings.proxy.networks else factory)
+
+    def _admit(self, client: str) -> MailFailure | None:
+        """Why a client may not connect: there is no room for it, or it is banned."""
+        assert self._brakes is not None
+        if sum(map(len, self._connections)) >= self._room:
+            return TemporaryFailure("Too many connections; try again later",
+                                    EnhancedStatus(4, 3, 2))
+        return self._brakes.admit(client)
 
     def _sweep(self) -> Deferred[None]:
         assert self._store is not None

@@ -11,6 +11,7 @@ import signal
 import smtplib
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -157,6 +158,24 @@ def test_the_login_delay_holds_over_all(tmp_path: Path) -> None:
                 pop3.ask(b"USER " + ACCOUNT.encode())
                 pop3.send(b"PASS secret\r\n")
                 assert pop3.line().startswith(b"-ERR [LOGIN-DELAY]")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_descriptors_clients_are_told_to_come_later(tmp_path: Path, workers: int) -> None:
+    with Service(tmp_path / "data", (f"{ACCOUNT}:secret",), ("--workers", str(workers)),
+                 descriptors=256) as service:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(Dialogue(service.smtp)) for _ in range(400)]
+            codes = Counter(client.reply()[:3] for client in clients)
+            assert codes == {b"220": 128 * workers, b"421": 400 - 128 * workers}
+            # There is enough left for the mail of those who were let in.
+            for client in clients[:5]:
+                for line in b"EHLO client.example", b"MAIL FROM:<>", b"RCPT TO:<alice@example.org>":
+                    assert client.say(line).startswith(b"250")
+                assert client.say(b"DATA").startswith(b"354")
+                assert client.say(b".").startswith(b"250")
+        until(lambda: _is_greeted(service))
+        assert "Too many connections" in service.log.read_text()
 
 
 # ---- deaths -------------------------------------------------------------------------------------
