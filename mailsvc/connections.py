@@ -19,6 +19,7 @@ from twisted.internet.unix import Server as UnixServer
 
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
 from mailsvc.headcount import Counting, Counts
+from mailsvc.pace import Pace
 
 
 class Connection(Protocol):
@@ -68,9 +69,10 @@ class Connections:
 
     :param most: how many there may be at once.
     :param most_per_address: how many from one IPv4 address or one IPv6 /64.
-    :param exempt: networks in CIDR form that *most_per_address* and *per_minute* do not bind.
+    :param exempt: networks in CIDR form whose clients only *most* binds.
     :param per_minute: how many may come from one address in a minute; as many may come at once.
         What is refused for this does not count.  0 for no limit.
+    :param commands_per_minute: the same of commands, over all connections of an address.
     :param counts: the counts that the limits are held against; those of this process without.
     :ivar admit: why else a client may not connect, or None; to be asked first.
     """
@@ -78,13 +80,15 @@ class Connections:
     def __init__(
         self, most: int, most_per_address: int, exempt: Iterable[str], clock: IReactorTime,
         per_minute: int = 0, admit: Callable[[str], MailFailure | None] = lambda client: None,
+        commands_per_minute: int = 0,
         counts: Counting | None = None,
     ) -> None:
         self.admit = admit
         self._most = most
         self._most_per_address = most_per_address
-        self._per_minute = per_minute
         self._counts = counts or Counts()
+        self._pace = Pace(per_minute, clock, self._counts.connections)
+        self._commands = Pace(commands_per_minute, clock, self._counts.commands)
         self._exempt = [ipaddress.ip_network(network, strict=False) for network in exempt]
         self._clock = clock
         self._open: dict[Connection, str] = {}
@@ -112,10 +116,24 @@ class Connections:
             raise TemporaryFailure(
                 "Too many connections from your address; try again later", EnhancedStatus(4, 7, 0)
             )
-        if source and self._per_minute and self._counts.is_too_soon(
-                source, self._clock.seconds(), self._per_minute):
+        if source and self._pace.exceeds(source):
             raise TemporaryFailure(
                 "Too many connections from your address within a minute; try again later",
+                EnhancedStatus(4, 7, 0),
+            )
+
+    def exempts(self, client: str) -> bool:
+        """Whether *client* is in an exempt network, or on a Unix socket."""
+        return not self._source(client)
+
+    def count_commands(self, client: str, commands: int) -> None:
+        """*client*, which is not exempt, has given so many commands more.
+
+        :raises TemporaryFailure: they are too many within a minute.
+        """
+        if self._commands.exceeds(self._source(client), commands):
+            raise TemporaryFailure(
+                "Too many commands from your address within a minute; try again later",
                 EnhancedStatus(4, 7, 0),
             )
 

@@ -3,41 +3,38 @@
 A :class:`Counts` is of one process and exact.  A :class:`Headcount` is memory that a supervisor
 makes before its workers: each worker counts in a row of its own (:class:`SharedCounts`) and sees
 the sum of all.  So no count needs a lock, and when a worker dies its row is cleared and what it had
-is gone.  Only the rate of connections is one sum that all of them change, under a lock.  A
-:class:`Crew` is all that they share: the headcount of each protocol, and when each worker last
-showed that it is at work.
+is gone.  A :class:`Crew` is all that workers share: the headcount of each protocol, and when each
+worker last showed that it is at work.
 
-**How.**  What is counted by address is kept in two tables of :data:`SLOTS` cells; an address has
-one cell in each, found by a keyed hash that nobody outside can compute, and its count is the
-smaller of the two (a count-min sketch).  So a count is never too small, and it is too large only
-when both cells are shared with somebody else who is connected: with 1,000 addresses connected, for
-one address in 300.
+**How.**  What is counted by address stands in the cells of a :class:`mailsvc.pace.Sketch`: an
+address has two, and its count is the smaller.  So a count is never too small, and it is too large
+only when both cells are shared with somebody else who is connected: with 1,000 addresses connected,
+for one address in 300.
 
 **Limits.**  Needs Linux, for memfd_create(2).  Nothing here survives the supervisor.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import mmap
-import os
-import secrets
-import struct
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import Protocol
 
-#: Of how many addresses that connected lately the rate is known; the quietest are forgotten.
-_RATES = 10_000
-#: Some tolerance, for a sum of many fractions.
-_TOLERANCE = 1e-6
+from mailsvc.pace import Levels, Sketch
 
-SLOTS = 16_384
+_SLOTS = 16_384
 
 
 class Counting(Protocol):
-    """Counts of connections: in all, and by their *source*, which is "" for no count of its own."""
+    """Counts of connections: in all, and by their *source*, which is "" for no count of its own.
+
+    :ivar connections: what the pace of connections is shared in, if it is.
+    :ivar commands: the same of commands.
+    """
+
+    connections: Levels | None
+    commands: Levels | None
 
     def enter(self, source: str) -> tuple[int, int]:
         """Count a connection; how many there are now, and how many of its source (0 for "")."""
@@ -45,18 +42,15 @@ class Counting(Protocol):
     def leave(self, source: str) -> None:
         """A connection that was counted is gone."""
 
-    def is_too_soon(self, source: str, now: float, per_minute: int) -> bool:
-        """Whether a connection from *source* is over its rate; if not, it counts for it."""
-
 
 class Counts:
     """The counts of one process."""
 
+    connections = commands = None
+
     def __init__(self) -> None:
         self._total = 0
         self._sources: Counter[str] = Counter()
-        #: How many connections were made lately, and when that was; the last to come at the end.
-        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def enter(self, source: str) -> tuple[int, int]:
         """See :class:`Counting`."""
@@ -74,18 +68,6 @@ class Counts:
             if not self._sources[source]:
                 del self._sources[source]
 
-    def is_too_soon(self, source: str, now: float, per_minute: int) -> bool:
-        """See :class:`Counting`."""
-        level, since = self._rates.get(source, (0.0, now))
-        # No less than nothing has passed when the clock was set back.
-        level = max(0.0, level - max(0.0, now - since) * per_minute / 60)
-        too_soon = level + 1 > per_minute + _TOLERANCE
-        self._rates[source] = level + (not too_soon), now
-        self._rates.move_to_end(source)
-        if len(self._rates) > _RATES:
-            self._rates.popitem(last=False)
-        return too_soon
-
 
 class Headcount:
     """Memory for the counts of so many processes (*rows*); to be made before these are forked.
@@ -95,18 +77,11 @@ class Headcount:
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self._key = secrets.token_bytes(16)
-        # The lock is on this file; it is of a process, and gone with it (fcntl(2)).
-        self._file = os.memfd_create("mailsvc-headcount")
-        totals, cells, rates = 4 * rows, 2 * 4 * rows * SLOTS, 2 * 8 * SLOTS
-        align = -totals % 8
-        os.ftruncate(self._file, totals + align + cells + rates)
-        memory = memoryview(mmap.mmap(self._file, 0))
-        self.totals = memory[:totals].cast("I")
-        #: Those of one slot lie side by side, a row each.
-        self._cells = memory[totals + align:][:cells].cast("I")
-        #: Until when each cell is busy, in seconds: a level that runs down by itself.
-        self._busy = memory[totals + align + cells:].cast("d")
+        self._sketch = Sketch(_SLOTS)
+        self.connections, self.commands = Levels(), Levels()
+        self.totals = memoryview(mmap.mmap(-1, 4 * rows)).cast("I")
+        #: Those of one cell lie side by side, a row each.
+        self._cells = memoryview(mmap.mmap(-1, 4 * rows * self._sketch.cells)).cast("I")
 
     def share(self, row: int) -> SharedCounts:
         """The counts of the process that has this row."""
@@ -119,7 +94,7 @@ class Headcount:
     def clear(self, row: int) -> None:
         """The process that had this row is gone, and its connections with it."""
         self.totals[row] = 0
-        self._cells[row::self._rows] = memoryview(bytes(8 * SLOTS)).cast("I")
+        self._cells[row::self._rows] = memoryview(bytes(4 * self._sketch.cells)).cast("I")
 
     def change(self, row: int, source: str, step: int) -> tuple[int, int]:
         """Count *step* connections more in a row; the sums over all rows."""
@@ -127,31 +102,11 @@ class Headcount:
         if not source:
             return self.total(), 0
         rows, cells, found = self._rows, self._cells, []
-        for slot in self._slots(source):
-            start = slot * rows
+        for cell in self._sketch.find(source):
+            start = cell * rows
             cells[start + row] += step
             found.append(sum(cells[start:start + rows]))
         return self.total(), min(found)
-
-    def is_too_soon(self, source: str, now: float, per_minute: int) -> bool:
-        """See :class:`Counting`."""
-        each = 60 / per_minute
-        slots = self._slots(source)
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
-        try:
-            # No more than a minute is left when the clock was set back.
-            until = [min(max(self._busy[slot], now), now + 60) for slot in slots]
-            too_soon = min(until) - now + each > 60 + _TOLERANCE
-            for slot, busy in zip(slots, until, strict=True):
-                self._busy[slot] = busy + each * (not too_soon)
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
-        return too_soon
-
-    def _slots(self, source: str) -> tuple[int, int]:
-        digest = hashlib.blake2b(source.encode(), digest_size=8, key=self._key).digest()
-        first, second = struct.unpack("=II", digest)
-        return first % SLOTS, SLOTS + second % SLOTS
 
 
 class SharedCounts:
@@ -160,6 +115,8 @@ class SharedCounts:
     def __init__(self, headcount: Headcount, row: int) -> None:
         self._headcount = headcount
         self._row = row
+        self.connections: Levels | None = headcount.connections
+        self.commands: Levels | None = headcount.commands
 
     def enter(self, source: str) -> tuple[int, int]:
         """See :class:`Counting`."""
@@ -168,10 +125,6 @@ class SharedCounts:
     def leave(self, source: str) -> None:
         """See :class:`Counting`."""
         self._headcount.change(self._row, source, -1)
-
-    def is_too_soon(self, source: str, now: float, per_minute: int) -> bool:
-        """See :class:`Counting`."""
-        return self._headcount.is_too_soon(source, now, per_minute)
 
 
 #: After so many seconds without a sign of life, a worker takes no connections from the others.

@@ -28,6 +28,8 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from mailsvc.transport import send_promptly
+
 _log = Logger("mailsvc")
 
 
@@ -148,6 +150,7 @@ class Listener:
         port = self._port = reactor.adoptStreamPort(
             bound.fileno(), bound.addressFamily, factory)
         bound.socket.close()
+        send_promptly(port)
 
         def take_turns() -> None:
             if lead() >= 1:
@@ -176,6 +179,7 @@ class Listener:
         return succeed(None) if closed is None else closed
 
     def _keep(self, port: IListeningPort) -> None:
+        send_promptly(port)
         self._port = port
         self._entrance.lead_to(port, _BATCH)
 

@@ -190,7 +190,7 @@ class MailService(Front):
         smtp, pop3 = (
             Connections(section.connections, section.connections_per_address,
                         section.exempt_networks, reactor, section.connections_per_minute,
-                        self._admit, counts.get(protocol))
+                        self._admit, section.commands_per_minute, counts.get(protocol))
             for protocol, section in (("smtp", settings.smtp), ("pop3", settings.pop3)))
         self._connections = [smtp, pop3]
         factories: dict[str, Any] = {"pop3": POP3Factory(

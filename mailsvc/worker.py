@@ -5,9 +5,9 @@ handlers, the other workers' sockets, and the reactor, in whose place it puts a 
 kind.  Then it resumes the listeners and serves until it is told otherwise:
 
 * SIGTERM: stop, as :meth:`mailsvc.service.MailService.stopService` does;
-* SIGHUP: take no more connections, and end with the last session;
+* SIGUSR2: take no more connections, and end with the last session;
 * SIGUSR1: open the log file again;
-* SIGINT is for the supervisor, which tells its workers;
+* SIGINT and SIGHUP, which terminals send to all, are for the supervisor, which tells its workers;
 * the end of the supervisor, however it comes, is the worker's end.
 """
 
@@ -39,10 +39,13 @@ _log = Logger("mailsvc.workers")
 
 #: What a worker says when it serves.
 READY = b"+"
+#: The signal for the last sessions.
+DRAIN = signal.SIGUSR2
 #: How often, in seconds, it shows that its reactor runs.
 BEAT = 1.0
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+            signal.SIGCHLD)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -105,7 +108,8 @@ def _cut_off(parent: int, strangers: list[socket.socket]) -> None:
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in signal.SIGINT, signal.SIGHUP:
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -161,7 +165,7 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
 
     stopping: list[bool] = []
     on(signal.SIGTERM, stop)
-    on(signal.SIGHUP, drain)
+    on(DRAIN, drain)
     file = task.log_file
     if file is not None:
         on(signal.SIGUSR1, file.reopen)

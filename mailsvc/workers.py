@@ -39,6 +39,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
@@ -56,7 +57,7 @@ from mailsvc.listeners import CannotStart, Listener
 from mailsvc.log import SharedLogFile
 from mailsvc.service import MailService, Place, build
 from mailsvc.systemd import NotifyService
-from mailsvc.worker import READY, Task, fork
+from mailsvc.worker import DRAIN, READY, Task, fork
 
 _log = Logger("mailsvc.workers")
 
@@ -81,7 +82,17 @@ def count(settings: Settings) -> int:
     """How many processes shall serve."""
     if settings.service.store.partition(":")[0] == "memory":
         return 1
-    return settings.service.workers or len(os.sched_getaffinity(0))
+    return settings.service.workers or _cores()
+
+
+def _cores() -> int:
+    """How many cores this process may use, in its share of the machine (cgroup v2) too."""
+    cores = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            return max(1, min(cores, round(int(quota) / int(period))))
+    return cores
 
 
 def serve(
@@ -109,7 +120,7 @@ class _Worker:
     """A worker, as its supervisor sees it.
 
     :ivar control: a socket to it; see :func:`mailsvc.worker.fork`.
-    :ivar row: which of the shared counts are its.
+    :ivar place: where it stands among the others.
     :ivar hear: to be called when it said something, or ended.
     :ivar said: what it said.
     :ivar since: when it began to serve, or None.
@@ -118,7 +129,7 @@ class _Worker:
 
     pid: int
     control: socket.socket
-    row: int
+    place: Place
     hear: Callable[[_Worker], None]
     said: bytes = b""
     since: float | None = None
@@ -137,7 +148,6 @@ class _Worker:
         pass
 
     def signal(self, number: int) -> None:
-        # It is not reaped yet, so nobody else has its pid.
         os.kill(self.pid, number)
 
     @property
@@ -241,11 +251,11 @@ class Supervisor(Front):
         settings, checkers = configuration
         row = self._rows.pop(0)
         self._crew.beat(row)
-        task = Task(settings, checkers, self.listeners, Place(self._crew, row, first),
-                    self.for_good, self._log_file)
+        place = Place(self._crew, row, first)
+        task = Task(settings, checkers, self.listeners, place, self.for_good, self._log_file)
         pid, control = fork(task, self.reactor,
                             [worker.control for worker in (*self._workers, *self._successors)])
-        return _Worker(pid, control, row, self._hear)
+        return _Worker(pid, control, place, self._hear)
 
     def _wait_for(self, worker: _Worker) -> None:
         """Wait, without the reactor, until it serves."""
@@ -254,8 +264,9 @@ class Supervisor(Front):
             if not data:
                 for each in self._workers:
                     each.control.close()
-                    each.signal(signal.SIGKILL)
-                    os.waitpid(each.pid, 0)
+                    with suppress(ProcessLookupError, ChildProcessError):
+                        each.signal(signal.SIGKILL)
+                        os.waitpid(each.pid, 0)
                 self._workers.clear()
                 raise CannotStart(worker.problem or "mailsvc cannot start: a worker died")
             worker.said += data
@@ -285,13 +296,17 @@ class Supervisor(Front):
             self._switch()
 
     def _reap(self, worker: _Worker) -> None:
-        pid, status = os.waitpid(worker.pid, os.WNOHANG)
+        try:
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+        except ChildProcessError:
+            # Whoever started us ignores SIGCHLD, and so do we: nobody is to be waited for.
+            pid, status = worker.pid, 0
         if not pid:
             # Its sockets are closed a moment before it can be waited for.
             self.reactor.callLater(0.01, self._reap, worker)
             return
-        self._crew.clear(worker.row)
-        self._rows.append(worker.row)
+        self._crew.clear(worker.place.row)
+        self._rows.append(worker.place.row)
         code = os.waitstatus_to_exitcode(status)
         cause = worker.problem or (f"signal {-code}" if code < 0 else f"status {code}")
         if worker in self._successors:
@@ -320,10 +335,10 @@ class Supervisor(Front):
         _log.error("worker {pid} ended ({cause}); another takes its place{when}", pid=worker.pid,
                    cause=cause, when=f" in {pause:g} seconds" if pause else "")
         self._pauses = [each for each in self._pauses if each.active()]
-        self._pauses.append(self.reactor.callLater(pause, self._add_worker))
+        self._pauses.append(self.reactor.callLater(pause, self._add_worker, worker.place.first))
 
-    def _add_worker(self) -> None:
-        worker = self._fork(self._configuration)
+    def _add_worker(self, first: bool) -> None:
+        worker = self._fork(self._configuration, first=first)
         self._workers.append(worker)
         self._watch(worker)
 
@@ -342,7 +357,7 @@ class Supervisor(Front):
             self.rotate_log()
         patience = self.notify.watchdog_seconds
         for worker in self._workers:
-            if patience and self._crew.silence(worker.row) > patience:
+            if patience and self._crew.silence(worker.place.row) > patience:
                 _log.error("worker {pid} has been stuck for {patience:g} seconds and is killed",
                            pid=worker.pid, patience=patience)
                 worker.signal(signal.SIGKILL)
@@ -403,7 +418,7 @@ class Supervisor(Front):
         former = [worker for worker in self._workers if not worker.leaving]
         for worker in former:
             worker.leaving = True
-        self._tell(signal.SIGHUP, former)
+        self._tell(DRAIN, former)
         self._workers += self._successors
         self._successors = []
         self._configuration = self._next
@@ -419,7 +434,7 @@ class Supervisor(Front):
         for worker in self._successors:
             # Those that serve already have sessions.
             worker.leaving = True
-        self._tell(signal.SIGHUP, self._successors)
+        self._tell(DRAIN, self._successors)
         self._workers += self._successors
         self._successors = []
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 
 from mailsvc.headcount import Counting, Counts, Crew, Headcount
+from mailsvc.pace import Pace
 
 SOURCES = ["", "192.0.2.1", "192.0.2.2", "2001:db8::/64"]
 
@@ -28,25 +31,6 @@ def test_connections_are_counted_in_all_and_by_source(counts: Counting) -> None:
     counts.leave("192.0.2.1")
     counts.leave("")
     assert counts.enter("192.0.2.1") == (3, 2)
-
-
-def test_a_rate_runs_down(counts: Counting) -> None:
-    for _ in range(6):
-        assert not counts.is_too_soon("192.0.2.1", 1000.0, 6)
-    assert counts.is_too_soon("192.0.2.1", 1000.0, 6)
-    assert not counts.is_too_soon("192.0.2.2", 1000.0, 6)
-    assert counts.is_too_soon("192.0.2.1", 1009.0, 6)
-    # What was refused did not count.
-    assert not counts.is_too_soon("192.0.2.1", 1010.0, 6)
-    assert counts.is_too_soon("192.0.2.1", 1010.0, 6)
-    assert not counts.is_too_soon("192.0.2.1", 1070.0, 6)
-
-
-def test_a_clock_that_was_set_back_keeps_nobody_out(counts: Counting) -> None:
-    for _ in range(6):
-        counts.is_too_soon("192.0.2.1", 1_000_000.0, 6)
-    assert counts.is_too_soon("192.0.2.1", 1000.0, 6)
-    assert not counts.is_too_soon("192.0.2.1", 1011.0, 6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -84,20 +68,31 @@ def test_addresses_rarely_share_a_count() -> None:
 
 
 def test_processes_count_together() -> None:
-    """Each of four forks takes from one rate, and counts in a row of its own."""
-    headcount, children = Headcount(4), []
-    for row in range(4):
+    """Each of four forks counts in a row of its own."""
+    headcount = Headcount(4)
+    in_forks(4, lambda row: [headcount.share(row).enter("192.0.2.1") for _ in range(25)] and 0)
+    assert headcount.share(0).enter("192.0.2.1") == (101, 101)
+
+
+def test_processes_keep_one_pace() -> None:
+    headcount, clock = Headcount(4), Clock()
+
+    def served(row: int) -> int:
+        pace = Pace(100, clock, headcount.share(row).connections)
+        return sum(not pace.exceeds("192.0.2.1") for _ in range(200))
+
+    assert sum(in_forks(4, served)) == 100
+
+
+def in_forks(number: int, act: Callable[[int], int]) -> list[int]:
+    """What *act* answers, below 256, for 0, 1, … in a process for each."""
+    children = []
+    for row in range(number):
         pid = os.fork()
         if not pid:
-            share = headcount.share(row)
-            taken = sum(not share.is_too_soon("192.0.2.1", 1000.0, 100) for _ in range(200))
-            for _ in range(25):
-                share.enter("192.0.2.1")
-            os._exit(taken)
+            os._exit(act(row))
         children.append(pid)
-    taken = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    assert sum(taken) == 100
-    assert headcount.share(0).enter("192.0.2.1") == (101, 101)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
 
 
 def test_who_leads_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:

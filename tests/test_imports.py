@@ -19,7 +19,7 @@ CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "routing", "submission", "rates",
          "passwords", "logindelay", "accounts", "authentication", "certificates", "tls", "store",
-         "sasl", "smtp", "pop3", "proxy"]
+         "sasl", "smtp", "pop3", "proxy", "pace"]
 SERVICE = [*PARTS, "checkers.inturn", "toml", "config", "log", "systemd", "headcount",
            "connections", "listeners", "front"]
 
@@ -40,8 +40,9 @@ MAY_IMPORT = {
     "smtp": [*VALUES, *LOGINS, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
     "pop3": [*VALUES, *LOGINS, "pop3"],
-    "headcount": [],
-    "connections": [*VALUES, "headcount"],
+    "pace": [],
+    "headcount": ["pace"],
+    "connections": [*VALUES, "pace", "headcount"],
     "conversation": [*VALUES, *LOGINS, "authentication", "connections", "handshake"],
     "proxy": [*VALUES, "connections"],
     "store": [*CONTRACTS, "store"],
@@ -73,7 +74,8 @@ MAY_IMPORT = {
     "checkers.verifiers": ["accounts", "passwords"],
     "checkers": ["errors", "settings", "credentials", "checkers"],
     "systemd": ["settings"],
-    "listeners": [],
+    "transport": [],
+    "listeners": ["transport"],
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
     "front": ["config", "listeners", "systemd"],
@@ -88,7 +90,8 @@ MAY_IMPORT = {
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
            "schema", "logins", "directory", "routing", "sasl", "submission", "smtp", "pop3"]
-ADAPTORS = ["smtp.server", "smtp.incoming", "submission.agent", "pop3.server", "pop3.retrieval"]
+ADAPTORS = ["smtp.server", "smtp.incoming", "smtp.severally", "submission.agent", "pop3.server",
+            "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 
