@@ -10,6 +10,7 @@ import re
 import signal
 import smtplib
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -377,6 +378,41 @@ def test_a_reload_loses_no_session(configuration: Path) -> None:
         pop3.quit()
         assert process.stop() in {0, -signal.SIGTERM}
         assert "Traceback" not in process.output
+
+
+def test_reloads_under_load_are_not_noticed(configuration: Path) -> None:
+    """One client that stays, two that come anew for each message, through three generations."""
+    with twistd(configuration) as process:
+        port, over = process.port("smtp"), threading.Event()
+        accepted: list[int] = []
+        problems: list[BaseException] = []
+
+        def load(stays: bool) -> None:
+            try:
+                sender = smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE)
+                while not over.is_set():
+                    if not stays:
+                        sender.quit()
+                        sender = smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE)
+                    sender.sendmail("bob@example.net", [ACCOUNT], MESSAGE)
+                    accepted.append(1)
+                sender.quit()
+            except BaseException as error:
+                problems.append(error)
+
+        clients = [threading.Thread(target=load, args=(stays,)) for stays in (True, False, False)]
+        for client in clients:
+            client.start()
+        for generation in range(1, 4):
+            process.process.send_signal(signal.SIGHUP)
+            process.wait_for(rf"(?s)(?:the configuration was read again.*){{{generation}}}")
+        over.set()
+        for client in clients:
+            client.join(PATIENCE)
+        assert problems == []
+        assert len(list((configuration.parent / "mail/example.org/alice/new").iterdir())) == len(
+            accepted) > 3
+        until(lambda: len(children(process.process.pid)) == 2)
 
 
 def children(pid: int) -> list[int]:
