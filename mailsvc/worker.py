@@ -72,6 +72,7 @@ def fork(task: Task, reactor: Any, strangers: Iterable[socket.socket]) -> tuple[
 
     :param reactor: the reactor of this process, which may run.
     :param strangers: what the worker shall not have.
+    :raises OSError: there can be no more processes or files.
     """
     for stream in sys.stdout, sys.stderr:
         stream.flush()
@@ -79,11 +80,13 @@ def fork(task: Task, reactor: Any, strangers: Iterable[socket.socket]) -> tuple[
     parent = os.getpid()
     # No handler of ours may run in the worker, not even between the next two lines.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    pid = os.fork()
-    if not pid:
-        _become(task, reactor, parent, theirs, [ours, *strangers])
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
+    try:
+        pid = os.fork()
+        if not pid:
+            _become(task, reactor, parent, theirs, [ours, *strangers])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
     return pid, ours
 
 
@@ -108,7 +111,7 @@ def _cut_off(parent: int, strangers: list[socket.socket]) -> None:
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    for number in signal.SIGINT, signal.SIGHUP:
+    for number in signal.SIGINT, signal.SIGHUP, signal.SIGUSR1:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -169,8 +172,6 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
     file = task.log_file
     if file is not None:
         on(signal.SIGUSR1, file.reopen)
-    else:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # Twisted's own handlers would take the place of these.
     reactor.run(installSignalHandlers=False)
 

@@ -231,9 +231,12 @@ class Supervisor(Front):
                 self._workers.append(self._fork(self._configuration))
             for worker in self._workers[1:]:
                 self._wait_for(worker)
-        except CannotStart:
+        except (CannotStart, OSError) as error:
+            self._kill_all()
             self.close_listeners()
-            raise
+            if isinstance(error, CannotStart):
+                raise
+            raise CannotStart(f"mailsvc cannot start: no worker: {error.strerror}") from error
         for worker in self._workers:
             self._watch(worker)
         self._rounds.start(_ROUND, now=False)
@@ -253,8 +256,14 @@ class Supervisor(Front):
         self._crew.beat(row)
         place = Place(self._crew, row, first)
         task = Task(settings, checkers, self.listeners, place, self.for_good, self._log_file)
-        pid, control = fork(task, self.reactor,
-                            [worker.control for worker in (*self._workers, *self._successors)])
+        try:
+            pid, control = fork(
+                task, self.reactor,
+                [worker.control for worker in (*self._workers, *self._successors)])
+        except OSError:
+            self._crew.clear(row)
+            self._rows.append(row)
+            raise
         return _Worker(pid, control, place, self._hear)
 
     def _wait_for(self, worker: _Worker) -> None:
@@ -262,15 +271,17 @@ class Supervisor(Front):
         while not worker.said.startswith(READY):
             data = worker.control.recv(65_536)
             if not data:
-                for each in self._workers:
-                    each.control.close()
-                    with suppress(ProcessLookupError, ChildProcessError):
-                        each.signal(signal.SIGKILL)
-                        os.waitpid(each.pid, 0)
-                self._workers.clear()
                 raise CannotStart(worker.problem or "mailsvc cannot start: a worker died")
             worker.said += data
         worker.since = time.monotonic()
+
+    def _kill_all(self) -> None:
+        for worker in self._workers:
+            worker.control.close()
+            with suppress(ProcessLookupError, ChildProcessError):
+                worker.signal(signal.SIGKILL)
+                os.waitpid(worker.pid, 0)
+        self._workers.clear()
 
     def _watch(self, worker: _Worker) -> None:
         worker.control.setblocking(False)
@@ -338,7 +349,14 @@ class Supervisor(Front):
         self._pauses.append(self.reactor.callLater(pause, self._add_worker, worker.place.first))
 
     def _add_worker(self, first: bool) -> None:
-        worker = self._fork(self._configuration, first=first)
+        try:
+            worker = self._fork(self._configuration, first=first)
+        except OSError as error:
+            _log.error("no worker can be started now ({reason}); trying again in {pause:g} seconds",
+                       reason=error.strerror, pause=_LONGEST_PAUSE_UNSERVED)
+            self._pauses.append(
+                self.reactor.callLater(_LONGEST_PAUSE_UNSERVED, self._add_worker, first))
+            return
         self._workers.append(worker)
         self._watch(worker)
 
@@ -353,8 +371,9 @@ class Supervisor(Front):
     def _look_after(self) -> None:
         """See to the log file, and to workers whose reactor is stuck."""
         file = self._log_file
-        if file is not None and 0 < self._log_octets <= os.path.getsize(file.path):
-            self.rotate_log()
+        with suppress(FileNotFoundError):
+            if file is not None and 0 < self._log_octets <= os.path.getsize(file.path):
+                self.rotate_log()
         patience = self.notify.watchdog_seconds
         for worker in self._workers:
             if patience and self._crew.silence(worker.place.row) > patience:
@@ -388,10 +407,13 @@ class Supervisor(Front):
                        "there now: {problem}", problem=str(error))
             return
         self.notify.status("starting workers with another configuration")
-        for number in range(count(self._next[0])):
-            self._successors.append(self._fork(self._next, first=number == 0))
-        for worker in self._successors:
-            self._watch(worker)
+        try:
+            for number in range(count(self._next[0])):
+                worker = self._fork(self._next, first=number == 0)
+                self._successors.append(worker)
+                self._watch(worker)
+        except OSError as error:
+            self._give_up_successors(str(error))
 
     def _check_next(self) -> None:
         (old, _), (new, _) = self._configuration, self._next
