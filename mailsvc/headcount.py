@@ -158,9 +158,13 @@ class Crew:
         beat = self._beats[row]
         return time.monotonic() - beat if beat else 0.0
 
-    def lead(self, row: int) -> int:
-        """How many connections a worker has more than the one at work that has the fewest."""
+    def leads(self, row: int) -> bool:
+        """Whether a worker has clearly more connections than the one at work that has the fewest.
+
+        By a quarter, and one: closer than that is no matter, and waiting would cost more.
+        """
         since, loads = time.monotonic() - _SILENT, [each.totals for each in self.counts.values()]
         own = sum(load[row] for load in loads)
-        return own - min((sum(load[other] for load in loads)
-                          for other, beat in enumerate(self._beats) if beat > since), default=own)
+        fewest = min((sum(load[other] for load in loads)
+                      for other, beat in enumerate(self._beats) if beat > since), default=own)
+        return own - fewest > own // 4

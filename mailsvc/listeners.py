@@ -4,9 +4,9 @@ An endpoint is bound first and opened when there is a factory to lead to, so tha
 can be taken while the process is still root.
 
 Several processes may share what one of them has bound: that one pauses its listeners and forks, and
-each child resumes them on a reactor of its own.  Each takes one connection at a time, and leaves
-those that follow to the others for a moment when it has more than they have: else a burst of
-clients that stay would all be with the first that wakes up.
+each child resumes them on a reactor of its own.  Each takes one connection at a time, and when it
+has clearly more than another, leaves those that follow to the others for a moment: else a burst of
+clients that stay could all be with the first that wakes up.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ KINDS = {kind.name: kind for kind in (
 #: How many connections a process that listens alone takes at once, and up to 20 more.
 _BATCH = 8
 #: For how long, in seconds, connections are left to the others.
-_TURN = 0.005
+_TURN = 0.001
 
 
 class Listener:
@@ -136,10 +136,10 @@ class Listener:
             # listen on this one, in the middle of their accept(2).
             self._port._shouldShutdown = False
 
-    def resume(self, reactor: Any, lead: Callable[[], int]) -> None:
+    def resume(self, reactor: Any, leads: Callable[[], bool]) -> None:
         """Listen in this process, which was forked from the one that bound the port.
 
-        :param lead: how many connections it has more than another that listens.
+        :param leads: whether it has clearly more connections than another that listens.
         """
         if self._port is None:
             return
@@ -153,7 +153,7 @@ class Listener:
         send_promptly(port)
 
         def take_turns() -> None:
-            if lead() >= 1:
+            if leads():
                 port.stopReading()
                 reactor.callLater(_TURN, go_on)
 

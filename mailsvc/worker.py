@@ -137,7 +137,7 @@ def _new_reactor(old: Any) -> Any:
 def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
     crew, row = task.place.crew, task.place.row
     for listener in task.listeners:
-        listener.resume(reactor, functools.partial(crew.lead, row))
+        listener.resume(reactor, functools.partial(crew.leads, row))
     service = MailService(task.settings, reactor, task.listeners, task.checkers, task.place)
     service.for_good = task.for_good
     service.ready.addCallback(lambda _: control.sendall(READY))

@@ -99,21 +99,32 @@ def test_who_leads_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     crew = Crew(8)
-    assert crew.lead(0) == 0, "nobody else is there"
+    smtp, pop3 = ([crew.counts[name].share(row) for row in range(8)] for name in ("smtp", "pop3"))
+    assert not crew.leads(0), "nobody else is there"
     for row in 0, 1, 2:
         crew.beat(row)
     for _ in range(3):
-        crew.counts["smtp"].share(0).enter("")
-    crew.counts["pop3"].share(1).enter("")
-    crew.counts["pop3"].share(2).enter("")
-    assert [crew.lead(row) for row in (0, 1, 2)] == [2, 0, 0]
-    crew.counts["smtp"].share(1).enter("")
-    assert crew.lead(0) == 2
+        smtp[0].enter("")
+    pop3[1].enter("")
+    assert [crew.leads(row) for row in (0, 1, 2)] == [True, True, False]
+    pop3[2].enter("")
+    assert [crew.leads(row) for row in (0, 1, 2)] == [True, False, False]
+    smtp[1].enter("")
+    smtp[1].enter("")
+    assert crew.leads(0)
     crew.rest(2)
-    assert crew.lead(0) == 1, "who drains is no measure"
+    assert not crew.leads(0), "who drains is no measure"
+    for _ in range(5):
+        smtp[0].enter("")
+        smtp[1].enter("")
+    smtp[0].enter("")
+    smtp[0].enter("")
+    assert not crew.leads(0), "10 and 8 are as good as even"
+    smtp[0].enter("")
+    assert crew.leads(0)
     now[0] += 10
     crew.beat(0)
-    assert (crew.lead(0), crew.silence(0)) == (0, 0), "nor is who does not answer"
-    assert (crew.silence(1), crew.silence(2)) == (10, 0)
+    assert not crew.leads(0), "who does not answer is none either"
+    assert [crew.silence(row) for row in (0, 1, 2)] == [0, 10, 0]
     crew.clear(0)
-    assert crew.counts["smtp"].total() == 1
+    assert crew.counts["smtp"].total() == 7
