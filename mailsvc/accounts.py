@@ -27,10 +27,9 @@ after the same work: one slow hash and one quick one, or for APOP and CRAM-MD5 a
 **Limits.**  The time does differ for verifiers that still have other parameters; by some 4 µs for
 each app password of an account, which is lost beside a slow hash of 20 ms unless there are dozens;
 by a digest for each readable password beyond the first; and by a few µs for names that exist, which
-shows when the slow hash is set to take less than a millisecond.  LOGIN-DELAY
-is of one process.  What was noted of the last ten seconds' logins is lost when the process is
-killed.  Which password a SCRAM client proved is not known when the account has several with keys;
-then no use is noted.
+shows when the slow hash is set to take less than a millisecond.  What was noted of the last ten
+seconds' logins is lost when the process is killed.  Which password a SCRAM client proved is not
+known when the account has several with keys; then no use is noted.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ import dataclasses
 import hmac
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +50,8 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from zope.interface import Interface, implementer
 
 from mailsvc.credentials import Attempt, IProvenName, ScramKeys
-from mailsvc.errors import LoginTooSoon
 from mailsvc.interfaces import IDirectory, IKeyring, IMailboxStore, IMaildrop, ISubmitter
+from mailsvc.logindelay import LoginDelay
 from mailsvc.logins import Credentials, StoredPassword
 from mailsvc.mail import Account
 from mailsvc.names import fold_domain, fold_local_part
@@ -276,21 +274,16 @@ class Submitter:
 class MailRealm:
     """Opens the maildrop of whoever was authenticated, or lets them submit mail.
 
-    :param login_delay: seconds between two POP3 logins to one account; 0 for none (RFC 2449 §6.5).
+    :param login_delay: what must pass between two POP3 logins to one account, if anything.
     :param default_domain: as for :class:`DirectoryChecker`, for avatar ids of other checkers.
     """
 
-    def __init__(self, store: IMailboxStore, directory: IDirectory, login_delay: float = 0, *,
-                 default_domain: str = "", clock: Any = None) -> None:
-        if clock is None:
-            from twisted.internet import reactor as clock  # noqa: PLC0415
+    def __init__(self, store: IMailboxStore, directory: IDirectory,
+                 login_delay: LoginDelay | None = None, *, default_domain: str = "") -> None:
         self._store = store
         self._directory = directory
         self._login_delay = login_delay
         self._default_domain = default_domain
-        self._clock = clock
-        #: When accounts last logged in, the longest ago first.
-        self._logins: OrderedDict[str, float] = OrderedDict()
 
     def requestAvatar(self, avatarId: str | bytes | tuple[()], mind: object,
                       *interfaces: type[Interface]) -> Deferred[Any]:
@@ -314,15 +307,13 @@ class MailRealm:
             raise UnauthorizedLogin("Authentication failed")
         if wanted is ISubmitter:
             return ISubmitter, Submitter(account), lambda: None
-        self._forget_old_logins()
-        if account.name in self._logins:
-            raise LoginTooSoon(f"Wait {self._login_delay:g} seconds between logins")
+        if self._login_delay is not None:
+            await self._login_delay.check(account.name)
         maildrop = await self._store.open_maildrop(account)
-        if self._login_delay:
-            self._logins[account.name] = self._clock.seconds()
+        if self._login_delay is not None:
+            try:
+                await self._login_delay.note(account.name)
+            except BaseException:
+                maildrop.release()
+                raise
         return IMaildrop, maildrop, maildrop.release
-
-    def _forget_old_logins(self) -> None:
-        since = self._clock.seconds() - self._login_delay
-        while self._logins and next(iter(self._logins.values())) <= since:
-            self._logins.popitem(last=False)

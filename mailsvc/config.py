@@ -76,6 +76,8 @@ class ServiceSettings:
     store: str = setting(
         "maildir:{data}/mail", "Where mail is kept, as scheme:argument.  maildir:DIR keeps it in "
         "DIR/<domain>/<local-part>/{tmp,new,cur}.", check=_store)
+    workers: int = setting(
+        0, "How many processes serve together; 0 for one on each core.", check=at_least(0))
     grace_seconds: float = setting(
         30, "How long a stop waits for transactions and sessions in progress.", unit="seconds",
         check=at_least(0))

@@ -1,8 +1,8 @@
 """The open connections of one protocol: how many there may be, and how they end together.
 
 Each protocol's factory owns one :class:`Connections`.  It counts connections in all and by client
-address, refuses those over the limit or too soon after one another, and at the end of the service
-lets the transactions in flight finish within a time limit.
+address (:mod:`mailsvc.headcount`), refuses those over the limit or too soon after one another, and
+at the end of the service lets the transactions in flight finish within a time limit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.unix import Server as UnixServer
 
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
+from mailsvc.headcount import Counting, Counts
 from mailsvc.pace import Pace
 
 
@@ -73,6 +73,7 @@ class Connections:
     :param per_minute: how many may come from one address in a minute; as many may come at once.
         What is refused for this does not count.  0 for no limit.
     :param commands_per_minute: the same of commands, over all connections of an address.
+    :param counts: the counts that the limits are held against; those of this process without.
     :ivar admit: why else a client may not connect, or None; to be asked first.
     """
 
@@ -80,17 +81,18 @@ class Connections:
         self, most: int, most_per_address: int, exempt: Iterable[str], clock: IReactorTime,
         per_minute: int = 0, admit: Callable[[str], MailFailure | None] = lambda client: None,
         commands_per_minute: int = 0,
+        counts: Counting | None = None,
     ) -> None:
         self.admit = admit
         self._most = most
         self._most_per_address = most_per_address
-        self._pace = Pace(per_minute, clock)
-        self._commands = Pace(commands_per_minute, clock)
+        self._counts = counts or Counts()
+        self._pace = Pace(per_minute, clock, self._counts.connections)
+        self._commands = Pace(commands_per_minute, clock, self._counts.commands)
         self._exempt = [ipaddress.ip_network(network, strict=False) for network in exempt]
         self._clock = clock
         self._open: dict[Connection, str] = {}
-        self._sources: Counter[str] = Counter()
-        self._emptied: Deferred[None] | None = None
+        self._waiting: list[Deferred[None]] = []
 
     def __len__(self) -> int:
         return len(self._open)
@@ -105,13 +107,12 @@ class Connections:
         """
         source = self._source(client)
         self._open[connection] = source
-        if source:
-            self._sources[source] += 1
-        if len(self._open) > self._most:
+        total, of_source = self._counts.enter(source)
+        if total > self._most:
             raise TemporaryFailure(
                 "Too many connections; try again later", EnhancedStatus(4, 3, 2)
             )
-        if self._sources[source] > self._most_per_address:
+        if of_source > self._most_per_address:
             raise TemporaryFailure(
                 "Too many connections from your address; try again later", EnhancedStatus(4, 7, 0)
             )
@@ -138,25 +139,30 @@ class Connections:
 
     def remove(self, connection: Connection) -> None:
         """The connection is lost.  Harmless when it was removed already."""
-        source = self._open.pop(connection, "")
-        if source:
-            self._sources[source] -= 1
-            if not self._sources[source]:
-                del self._sources[source]
-        if not self._open and self._emptied is not None:
-            emptied, self._emptied = self._emptied, None
+        if connection in self._open:
+            self._counts.leave(self._open.pop(connection))
+        if not self._open:
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                each.callback(None)
+
+    def emptied(self) -> Deferred[None]:
+        """Fires when there is none left."""
+        emptied: Deferred[None] = Deferred()
+        if self._open:
+            self._waiting.append(emptied)
+        else:
             emptied.callback(None)
+        return emptied
 
     def shut_down(self, seconds: float) -> Deferred[None]:
         """Let every connection finish; abort what is left after *seconds*.
 
         :returns: a Deferred that fires when none is left.
         """
-        emptied: Deferred[None] = Deferred()
+        emptied = self.emptied()
         if not self._open:
-            emptied.callback(None)
             return emptied
-        self._emptied = emptied
         deadline = self._clock.callLater(seconds, self._abort)
 
         def done(_: object) -> None:

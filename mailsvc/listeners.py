@@ -2,12 +2,19 @@
 
 An endpoint is bound first and opened when there is a factory to lead to, so that ports below 1024
 can be taken while the process is still root.
+
+Several processes may share what one of them has bound: that one pauses its listeners and forks, and
+each child resumes them on a reactor of its own.  Each takes one connection at a time, and when it
+has clearly more than another, leaves those that follow to the others for a moment: else a burst of
+clients that stay could all be with the first that wakes up.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +25,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from mailsvc.transport import send_promptly
@@ -58,6 +66,12 @@ KINDS = {kind.name: kind for kind in (
 )}
 
 
+#: How many connections a process that listens alone takes at once, and up to 20 more.
+_BATCH = 8
+#: For how long, in seconds, connections are left to the others.
+_TURN = 0.001
+
+
 class Listener:
     """One endpoint of one kind.
 
@@ -72,7 +86,8 @@ class Listener:
         self.description = description
         self.optional = optional
         self._entrance = _Entrance()
-        self._port: IListeningPort | None = None
+        self._port: Any = None  # IListeningPort, and what all of Twisted's have more
+        self._resumed = False
         try:
             self._endpoint = serverFromString(reactor, description)
         except Exception as error:
@@ -104,6 +119,8 @@ class Listener:
 
     def bind(self) -> Deferred[None]:
         """Take the port; fails with a :class:`CannotStart`."""
+        if self._port is not None:
+            return succeed(None)
         bound = maybeDeferred(self._endpoint.listen, self._entrance)
         return bound.addCallbacks(self._keep, self._explain)
 
@@ -111,17 +128,60 @@ class Listener:
         """Lead connections to *factory*; they got none so far."""
         self._entrance.factory = factory
 
+    def pause(self) -> None:
+        """Take no connection in this process; they wait for those that it forks."""
+        if self._port is not None:
+            self._port.stopReading()
+            # As Twisted has it of sockets that it adopts: shutdown(2) would be felt by all who
+            # listen on this one, in the middle of their accept(2).
+            self._port._shouldShutdown = False
+
+    def resume(self, reactor: Any, leads: Callable[[], bool]) -> None:
+        """Listen in this process, which was forked from the one that bound the port.
+
+        :param leads: whether it has clearly more connections than another that listens.
+        """
+        if self._port is None:
+            return
+        bound = self._port
+        factory = bound.factory
+        if isinstance(factory, TLSMemoryBIOFactory):  # an endpoint such as ssl:
+            factory._clock = reactor
+        port = self._port = reactor.adoptStreamPort(
+            bound.fileno(), bound.addressFamily, factory)
+        bound.socket.close()
+        send_promptly(port)
+
+        def take_turns() -> None:
+            if leads():
+                port.stopReading()
+                reactor.callLater(_TURN, go_on)
+
+        def go_on() -> None:
+            if self._port is port:
+                port.startReading()
+
+        self._entrance.lead_to(port, 0)
+        self._entrance.take_turns = take_turns
+        self._resumed = True
+
     def close(self) -> Deferred[None]:
         """Give the port back, if it is bound."""
         port, self._port = self._port, None
         if self._entrance.factory is not None:
             self._entrance.factory.stopFactory()
+        if self._resumed and port is not None and port.addressFamily == socket.AF_UNIX:
+            # Not stopListening: it would remove the name of a socket that others listen on.
+            port.stopReading()
+            port.socket.close()
+            return succeed(None)
         closed = port.stopListening() if port is not None else None
         return succeed(None) if closed is None else closed
 
     def _keep(self, port: IListeningPort) -> None:
         send_promptly(port)
         self._port = port
+        self._entrance.lead_to(port, _BATCH)
 
     def _explain(self, failure: Failure) -> None:
         error = failure.value
@@ -148,10 +208,26 @@ _REMEDIES = {
 
 
 class _Entrance(Factory):
-    """What is bound before there is a factory.  No connection is accepted before there is."""
+    """What is bound before there is a factory.  No connection is accepted before there is.
+
+    :ivar take_turns: to be called for each connection, if other processes listen as well.
+    """
 
     noisy = False
     factory: Factory | None = None
+    take_turns: Callable[[], None] | None = None
+    _port: Any = None
+    _batch = 0
+
+    def lead_to(self, port: Any, batch: int) -> None:
+        """Take, from now on, connections of *port*, some *batch* at once; 0 for one by one."""
+        self._port, self._batch = port, batch
+        port.numberAccepts = batch or 1
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
+        # A port takes 20 more at once each time that it got as many as it would, without end.  Who
+        # is refused has a descriptor until the batch is over, and others wait for that.
+        self._port.numberAccepts = min(self._port.numberAccepts, self._batch)
+        if self.take_turns is not None:
+            self.take_turns()
         return self.factory.buildProtocol(addr) if self.factory is not None else None

@@ -21,9 +21,11 @@ mailsvc.log.json_to_stdout`` (or ``text_to_stdout``) takes precedence, with the 
 from __future__ import annotations
 
 import datetime
+import fcntl
 import functools
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -39,6 +41,7 @@ from twisted.logger import (
     LogLevelFilterPredicate,
     formatEvent,
 )
+from twisted.python.logfile import LogFile
 
 from mailsvc.settings import one_of, setting
 
@@ -71,6 +74,16 @@ def observer(settings: LogSettings, stream: IO[str]) -> ILogObserver:
         predicate.setLogLevelForNamespace(namespace, LogLevel.levelWithName(level))
     line = json_line if settings.format == "json" else text_line
     return FilteringLogObserver(FileLogObserver(stream, line), [predicate])
+
+
+class SharedLogFile(LogFile):
+    """A log file that several processes append to; one of them rotates it, the others reopen it."""
+
+    def _openFile(self) -> None:
+        super()._openFile()
+        # Each event is written at once, and so the lines of two processes do not mix.
+        flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
+        fcntl.fcntl(self._file, fcntl.F_SETFL, flags | os.O_APPEND)
 
 
 def text_to_stdout() -> ILogObserver:

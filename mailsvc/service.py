@@ -17,22 +17,23 @@ What keeps it from starting is a :class:`CannotStart`, whose text says what to d
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import resource
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twisted.application.internet import TimerService
-from twisted.application.service import IServiceCollection, MultiService
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
 from twisted.cred.portal import Portal
-from twisted.internet.defer import Deferred, DeferredList, gatherResults
-from twisted.logger import ILogObserver, Logger
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
-from twisted.python.components import Componentized
 
 from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm
 from mailsvc.authentication import Authenticator
@@ -41,7 +42,11 @@ from mailsvc.checkers.inturn import InTurn, in_turn
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
-from mailsvc.listeners import KINDS, CannotStart, Listener
+from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
+from mailsvc.front import Front, listeners_of
+from mailsvc.headcount import Crew
+from mailsvc.listeners import CannotStart, Listener
+from mailsvc.logindelay import LoginDelay
 from mailsvc.names import DirectoryError
 from mailsvc.passwords import PasswordHasher
 from mailsvc.pop3.server import POP3Factory
@@ -57,131 +62,115 @@ from mailsvc.tls import ServerTLS, TLSUnusable
 
 _log = Logger("mailsvc")
 
+#: How many open files are kept for other things than connections: mail, databases, log, libraries.
+_SPARE_DESCRIPTORS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process stands among the workers.
+
+    :ivar crew: what it shares with them.
+    :ivar row: which of them it is.
+    :ivar first: whether it is the one that does what is to be done once.
+    """
+
+    crew: Crew
+    row: int
+    first: bool
+
 
 def build(
     settings: Settings, reactor: Any, *, checkers: Iterable[ICredentialsChecker] = (),
-    optional: Collection[str] = (),
+    optional: Sequence[str] = (),
 ) -> MailService:
-    """The service that *settings* describe.
+    """The service that *settings* describe, in this process.
 
     :param checkers: who checks passwords, instead of the directory, or tokens; those for the same
         credentials are asked in turn.
     :param optional: the kinds of listeners that are left out when their port is taken.
     :raises CannotStart: when an endpoint cannot be understood, or there is none.
     """
-    listeners = [
-        Listener(kind, description, reactor, optional=kind.name in optional)
-        for kind in KINDS.values()
-        for description in getattr(settings.listeners, kind.name)]
-    if not listeners:
-        raise CannotStart("nothing to do: give an endpoint to listeners.smtp or listeners.pop3")
-    return MailService(settings, reactor, listeners, tuple(checkers))
+    return MailService(settings, reactor, listeners_of(settings, reactor, optional),
+                       tuple(checkers))
 
 
-class MailService(MultiService):
-    """SMTP and POP3 over one store and one directory.
+class MailService(Front):
+    """SMTP and POP3 over one store and one directory, in one process.
 
-    :ivar ready: fires with the listeners when all are bound and the service is at work; fails with
-        :class:`CannotStart`.
-    :ivar for_good: whether this is not a throwaway service, and its files shall stay usable for the
-        user that they belong to.
-    :ivar log_observer: what ``twistd`` shall log to, or None to leave that to its options.
+    :param place: of a worker; a supervisor speaks for it then.
     """
 
-    _bound: Deferred[Any] | None = None
     _directory: SqliteDirectory | None = None
     _store: Store | None = None
     _brakes: Brakes | None = None
+    #: How many connections this process has descriptors for.
+    _room = 0
 
     def __init__(
         self, settings: Settings, reactor: Any, listeners: list[Listener],
-        checkers: tuple[ICredentialsChecker, ...],
+        checkers: tuple[ICredentialsChecker, ...], place: Place | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(reactor, listeners,
+                         NotifyService(reactor) if place is None else NotifyService(reactor, {}))
         self._settings = settings
-        self._reactor = reactor
-        self._listeners = listeners
         self._checkers = checkers
+        self._place = place
         self._tls = ServerTLS(settings.tls, os.path.join(settings.service.data, "tls"),
                               settings.service.hostname, reactor)
         self._connections: list[Connections] = []
         self._hasher = PasswordHasher(settings.passwords, reactor)
-        self._notify = NotifyService(reactor)
-        sweep = TimerService(3600 * settings.service.sweep_every_hours, self._sweep)
-        sweep.clock = reactor
-        for part in self._hasher, self._tls, self._notify, sweep:
+        for part in self._hasher, self._tls:
             part.setServiceParent(self)
-        self.for_good = False
-        self.log_observer: ILogObserver | None = None
-        self.ready: Deferred[list[Listener]] = Deferred()
-
-    def setServiceParent(self, parent: IServiceCollection) -> None:
-        # twistd asks the application for an observer after it has made the service, and uses it
-        # unless it was told another one.
-        if self.log_observer is not None and isinstance(parent, Componentized):
-            parent.setComponent(ILogObserver, self.log_observer)
-        super().setServiceParent(parent)
+        if place is None or place.first:
+            sweep = TimerService(3600 * settings.service.sweep_every_hours, self._sweep)
+            sweep.clock = reactor
+            sweep.setServiceParent(self)
 
     # ---- starting ----
-
-    def privilegedStartService(self) -> None:
-        """Bind every listener.
-
-        :raises CannotStart: when it is known at once that one cannot be bound.
-        """
-        super().privilegedStartService()
-        _raise_descriptor_limit()
-        self._bound = DeferredList(
-            [listener.bind() for listener in self._listeners], consumeErrors=True)
-        self._bound.addCallback(self._problem)
-        if self._bound.called and isinstance(self._bound.result, CannotStart):
-            raise self._bound.result
-
-    def _problem(self, outcomes: list[tuple[bool, Any]]) -> CannotStart | None:
-        problems = [str(failure.value) for done, failure in outcomes if not done]
-        if not problems:
-            return None
-        self._close_listeners()
-        return CannotStart("mailsvc cannot listen:\n" + "\n".join(problems))
 
     def startService(self) -> None:
         """Open what the listeners lead to, and begin to serve.
 
         :raises CannotStart: when the directory or the store cannot be used.
         """
-        if self._bound is None:
+        if self.bound is None:
             self.privilegedStartService()
         if self.for_good:
             _refuse_root(self._settings)
         try:
             self._open()
         except (DirectoryError, StoreUnusable, TLSUnusable, OSError) as error:
-            self._close_listeners()
+            self.close_listeners()
             raise CannotStart(f"mailsvc cannot start: {error}") from error
         super().startService()
-        assert self._bound is not None
+        assert self.bound is not None
         # Not before the reactor runs, and with it the handlers of the signals that stop it.
-        self._bound.addCallback(
-            lambda problem: self._reactor.callWhenRunning(self._announce, problem))
+        self.bound.addCallback(lambda problem: self.reactor.callWhenRunning(
+            functools.partial(self.announce, problem, aloud=self._place is None)))
 
     def _open(self) -> None:
-        settings, reactor = self._settings, self._reactor
+        settings, reactor = self._settings, self.reactor
         _refuse_unreadable(self._checkers)
         hostname, domain = settings.service.hostname, settings.routing.default_domain
         _make_mail_directory(settings)
-        self._tls.load()
+        self._tls.load(aloud=self._place is None or self._place.first)
         store = self._store = open_store(
             settings.service.store, settings.maildir, hostname, reactor)
         store.start()
         database = settings.accounts.database
         directory = self._directory = SqliteDirectory(
             database, create=os.path.isdir(os.path.dirname(database)))
-        realm = MailRealm(store, directory, settings.pop3.login_delay_seconds,
-                          default_domain=domain, clock=reactor)
+        state = Path(settings.service.data) / "state.sqlite"
+        delay = settings.pop3.login_delay_seconds
+        realm = MailRealm(
+            store, directory, LoginDelay(
+                state, delay, reactor.seconds,
+                functools.partial(deferToThreadPool, reactor, reactor.getThreadPool()))
+            if delay else None, default_domain=domain)
         own = DirectoryChecker(directory, self._hasher, domain)
         portal = Portal(realm, [*in_turn(self._checkers), *_own(self._checkers, own)])
         router = Router(directory, hostname, settings.routing)
-        state = Path(settings.service.data) / "state.sqlite"
         brakes = self._brakes = Brakes(settings.brakes, state, reactor)
         brakes.start()
         rates = Rates(state, settings.submission, reactor)
@@ -192,11 +181,17 @@ class MailService(MultiService):
         authenticator = Authenticator(
             portal, directory, settings.auth, hostname=hostname, keyring=keyring, brakes=brakes,
             default_domain=domain)
+        place = self._place
+        # What is over a limit is told so; what has no descriptor is not, nor could mail be written.
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room = descriptors - min(descriptors // 2, _SPARE_DESCRIPTORS)
+        counts = {} if place is None else {
+            name: each.share(place.row) for name, each in place.crew.counts.items()}
         smtp, pop3 = (
             Connections(section.connections, section.connections_per_address,
                         section.exempt_networks, reactor, section.connections_per_minute,
-                        brakes.admit, section.commands_per_minute)
-            for section in (settings.smtp, settings.pop3))
+                        self._admit, section.commands_per_minute, counts.get(protocol))
+            for protocol, section in (("smtp", settings.smtp), ("pop3", settings.pop3)))
         self._connections = [smtp, pop3]
         factories: dict[str, Any] = {"pop3": POP3Factory(
             authenticator, settings.pop3, hostname, reactor,
@@ -210,23 +205,18 @@ class MailService(MultiService):
             authenticator, SubmissionAgent(settings.submission, router, rates, hostname))
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
-        for listener in self._listeners:
+        for listener in self.listeners:
             factory = factories[listener.kind.name]
             listener.open(ProxiedFactory(factory, settings.proxy, reactor)
                           if settings.proxy.networks else factory)
 
-    def _announce(self, problem: CannotStart | None) -> None:
-        if not self.running:
-            return
-        if problem is not None:
-            self.ready.errback(problem)
-            return
-        self._listeners = [listener for listener in self._listeners if listener.bound]
-        for listener in self._listeners:
-            _log.info("{kind} listens on {address}", kind=listener.kind.name,
-                      address=listener.address, endpoint=listener.description)
-        self._notify.ready("serving " + ", ".join(map(str, self._listeners)))
-        self.ready.callback(self._listeners)
+    def _admit(self, client: str) -> MailFailure | None:
+        """Why a client may not connect: there is no room for it, or it is banned."""
+        assert self._brakes is not None
+        if sum(map(len, self._connections)) >= self._room:
+            return TemporaryFailure("Too many connections; try again later",
+                                    EnhancedStatus(4, 3, 2))
+        return self._brakes.admit(client)
 
     def _sweep(self) -> Deferred[None]:
         assert self._store is not None
@@ -240,6 +230,11 @@ class MailService(MultiService):
 
     # ---- stopping ----
 
+    def drain(self) -> Deferred[Any]:
+        """Take no more connections; fires when those that there are have ended by themselves."""
+        return self.close_listeners().addCallback(
+            lambda _: gatherResults([each.emptied() for each in self._connections]))
+
     def stopService(self) -> Deferred[None]:
         """End all connections and all work; fires when there is none left."""
         return Deferred.fromCoroutine(self._stop())
@@ -249,8 +244,8 @@ class MailService(MultiService):
         connections = sum(map(len, self._connections))
         _log.info("stopping; {connections} connections have {seconds:g} seconds to end",
                        connections=connections, seconds=seconds)
-        self._notify.stopping(f"stopping: waiting for {connections} connections")
-        await self._close_listeners()
+        self.notify.stopping(f"stopping: waiting for {connections} connections")
+        await self.close_listeners()
         await gatherResults([each.shut_down(seconds) for each in self._connections])
         await super().stopService()
         if self._brakes is not None:
@@ -261,9 +256,6 @@ class MailService(MultiService):
         if self._directory is not None:
             self._directory.close()
         _log.info("stopped")
-
-    def _close_listeners(self) -> Deferred[Any]:
-        return gatherResults([listener.close() for listener in self._listeners])
 
 
 def _refuse_root(settings: Settings) -> None:
@@ -332,10 +324,3 @@ def _make_mail_directory(settings: Settings) -> None:
             raise CannotStart(
                 f"mailsvc cannot start: {user} may not write in {data} (service.data); give it to "
                 f"the user that runs mailsvc: chown -R {user} {data}") from None
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many open files as the system lets us: a connection is one, a delivery two."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -37,12 +37,13 @@ class NotifyService(Service):
             self._address = "\0" + self._address[1:]
         self._watchdog = LoopingCall(self._send, "WATCHDOG=1")
         self._watchdog.clock = reactor
-        self._interval = _watchdog_seconds(environ) / 2
+        #: How long systemd waits for a sign of life; 0 for ever.
+        self.watchdog_seconds = _watchdog_seconds(environ)
 
     def startService(self) -> None:
         super().startService()
-        if self._address and self._interval:
-            self._watchdog.start(self._interval)
+        if self._address and self.watchdog_seconds:
+            self._watchdog.start(self.watchdog_seconds / 2)
 
     def stopService(self) -> Deferred[object] | None:
         if self._watchdog.running:

@@ -10,21 +10,24 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import IO, Any, cast
 
 from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
 from twisted.cred.strcred import AuthOptionMixin, InvalidAuthArgumentString
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
-from twisted.python.logfile import LogFile
 
 from mailsvc import log
 from mailsvc.config import DEFAULT_PATH, ConfigurationError, Settings, load
 from mailsvc.credentials import IToken
 from mailsvc.listeners import KINDS, CannotStart
-from mailsvc.service import MailService, build
+from mailsvc.log import SharedLogFile
+from mailsvc.service import MailService
 from mailsvc.toml import literal
+from mailsvc.workers import Configuration, Supervisor, serve
+
+_log = Logger("mailsvc")
 
 
 def _endpoints(kind: str) -> Callable[[Options, str], None]:
@@ -58,12 +61,14 @@ class Options(usage.Options, AuthOptionMixin):
         super().__init__()
         for name in (*KINDS, "set"):
             self[name] = []
+        self._checkers: list[str] = []
 
     opt_smtp, opt_submission, opt_submissions, opt_lmtp, opt_pop3, opt_pop3s = map(
         _endpoints, KINDS)
 
     def opt_auth(self, description: str) -> None:
         """Check passwords or tokens by this plug-in; see --help-auth."""
+        self._checkers.append(description)
         try:
             super().opt_auth(description)
         except usage.UsageError as error:
@@ -77,50 +82,82 @@ class Options(usage.Options, AuthOptionMixin):
         self["set"].append(assignment)
 
     def postOptions(self) -> None:
-        overrides = list(self["set"])
-        overrides += (f"listeners.{kind}={literal(self[kind])}" for kind in KINDS if self[kind])
         try:
-            self.settings = load(self["config"], overrides)
+            self.settings = self._load()
         except ConfigurationError as error:
             # Not UsageError: twistd would put a page about its own options before them.
             raise CannotStart(f"the configuration has mistakes:\n{error}") from error
 
+    def _load(self) -> Settings:
+        overrides = list(self["set"])
+        overrides += (f"listeners.{kind}={literal(self[kind])}" for kind in KINDS if self[kind])
+        return load(self["config"], overrides)
 
-def makeService(options: Options) -> MailService:
+    def read_again(self) -> Configuration:
+        """What the configuration, and the files that --auth names, say now.
+
+        :raises ConfigurationError: with every mistake.
+        :raises CannotStart: when a checker cannot be made.
+        """
+        again = Options()
+        for description in self._checkers:
+            again.opt_auth(description)
+        return self._load(), tuple(again.get("credCheckers", ()))
+
+
+def makeService(options: Options) -> MailService | Supervisor:
     """The service for *options*, which twistd has parsed."""
     # Not at the top: twistd may still have to choose a reactor when it reads the options.
-    from twisted.internet import reactor  # noqa: PLC0415
+    from twisted.internet import reactor as installed  # noqa: PLC0415
 
-    service = build(options.settings, reactor, checkers=options.get("credCheckers", ()))
+    reactor: Any = installed
+    settings = options.settings
+    twistd: Mapping[str, Any] = options.parent or {}
+    file = _log_file(twistd)
+    service = serve(settings, reactor, checkers=options.get("credCheckers", ()),
+                    read_again=options.read_again, log_file=file)
     service.for_good = True
-    service.log_observer = _log_observer(options.settings, options.parent or {}, reactor)
-    service.ready.addErrback(_give_up, reactor)
+    if file is not None:
+        service.log_observer = log.observer(settings.log, cast(IO[str], file))
+        # As twistd does: SIGUSR1 begins a new file, unless somebody else has a use for it.
+        if not signal.getsignal(signal.SIGUSR1):
+            rotate = service.rotate_log if isinstance(service, Supervisor) else file.rotate
+            signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(rotate))
+    elif not (twistd.get("logger") or twistd.get("syslog")):
+        service.log_observer = log.observer(settings.log, sys.stdout)
+    if not isinstance(service, Supervisor) and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_check_again, options))
+    for outcome in service.ready, service.broken:
+        outcome.addErrback(_give_up, reactor)
     return service
+
+
+def _check_again(options: Options) -> None:
+    """SIGHUP to the only process there is: not to end, but to say what a restart would bring."""
+    try:
+        options.read_again()
+    except (ConfigurationError, CannotStart) as error:
+        _log.error("the configuration has mistakes now: {problem}", problem=str(error))
+    else:
+        _log.warn("one worker serves: a changed configuration counts from the next start")
 
 
 def _give_up(failure: Failure, reactor: Any) -> None:
     """End the process: a listener turned out, too late to raise it, not to be possible."""
-    Logger("mailsvc").critical("{problem}", problem=str(failure.value))
+    _log.critical("{problem}", problem=str(failure.value))
     # twistd has no other way to end with a status.
     reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
     reactor.stop()
 
 
-def _log_observer(
-    settings: Settings, twistd: Mapping[str, Any], reactor: Any
-) -> ILogObserver | None:
-    """An observer in the configured form that writes to where *twistd* would."""
-    if twistd.get("logger") or twistd.get("syslog"):
-        return None
+def _log_file(twistd: Mapping[str, Any]) -> SharedLogFile | None:
+    """The file that *twistd* would log to, or None when it would not to a file."""
     path = twistd.get("logfile") or ("-" if twistd.get("nodaemon", True) else "twistd.log")
-    if path == "-":
-        return log.observer(settings.log, sys.stdout)
+    if path == "-" or twistd.get("logger") or twistd.get("syslog"):
+        return None
     # As the service's user, who has to begin new files; and it names who writes to whom.
-    file = LogFile.fromFullPath(path, defaultMode=0o640)
+    file: SharedLogFile = SharedLogFile.fromFullPath(path, defaultMode=0o640)
     if os.geteuid() == 0:
         uid, gid = (twistd.get(key) for key in ("uid", "gid"))
         os.chown(path, -1 if uid is None else int(uid), -1 if gid is None else int(gid))
-    # As twistd does: SIGUSR1 begins a new file, unless somebody else has a use for it.
-    if not signal.getsignal(signal.SIGUSR1):
-        signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(file.rotate))
-    return log.observer(settings.log, file)
+    return file

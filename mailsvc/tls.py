@@ -253,9 +253,10 @@ class ServerTLS(Service):
 
     # ---- starting ----
 
-    def load(self) -> None:
+    def load(self, *, aloud: bool = True) -> None:
         """Read every certificate, and make one if none is set.
 
+        :param aloud: log which they are.
         :raises TLSUnusable: names all that is wrong with any of them.
         """
         problems = []
@@ -284,12 +285,13 @@ class ServerTLS(Service):
         if problems:
             raise TLSUnusable("\n".join(problems))
         self._renew_contexts()
-        for certificate in self._certificates.values():
-            if self._settings.certificates:
-                _log.info("certificate {certificate}", certificate=str(certificate))
-            else:
-                self._name_own(certificate)
-        self._warn_of_ends()
+        if aloud:
+            for certificate in self._certificates.values():
+                if self._settings.certificates:
+                    _log.info("certificate {certificate}", certificate=str(certificate))
+                else:
+                    self._name_own(certificate)
+            self._warn_of_ends()
         self._next_day = self._clock.seconds() + DAY
 
     def _name_own(self, certificate: Certificate) -> None:

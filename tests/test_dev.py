@@ -129,9 +129,11 @@ def test_hints_work(tmp_path: Path, program: Callable[[str], str]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_it_well(tmp_path: Path, number: signal.Signals) -> None:
     with Service(tmp_path / "data") as service:
-        assert service.pids() == [service.pid]
+        pids = service.pids()
+        assert service.pid in pids
         service.process.send_signal(number)
         assert service.process.wait(PATIENCE) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
@@ -395,16 +397,28 @@ def test_a_wrong_host_name() -> None:
     assert "--hostname': 'a_b': expected a domain name" in said
 
 
-def test_one_worker_only() -> None:
-    status, said = refused("--workers", "2")
-    assert status == 2
-    assert "only one worker is available yet" in said
+def test_no_worker_is_too_few() -> None:
     assert refused("--workers", "0")[0] == 2
 
 
-def test_one_worker_may_be_named(tmp_path: Path) -> None:
-    with Service(tmp_path / "data", (), ("--workers", "1")) as service:
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_say_the_same_as_one(tmp_path: Path, workers: int) -> None:
+    with Service(tmp_path / "data", ("alice@example.org:secret",),
+                 ("--workers", str(workers))) as service:
+        assert service.greeting == (
+            f"smtp 127.0.0.1:{service.smtp[1]}\npop3 127.0.0.1:{service.pop3[1]}\nready\n")
+        assert len(service.pids()) == (workers + 1 if workers > 1 else 1)
+        submit(service, MESSAGE, ("alice@example.org",))
+        assert fetch(service, "alice@example.org")[0].endswith(MESSAGE)
         assert service.stop() == 0
+        assert service.pids() == []
+
+
+def test_a_store_in_memory_has_one_worker(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", (), ("--workers", "2", "--set", "service.store=memory:")
+                 ) as service:
+        assert service.pids() == [service.pid]
+        assert "one worker serves: a store in memory is of one process" in service.log.read_text()
 
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "routing", "submission", "rates",
-         "passwords", "accounts", "authentication", "certificates", "tls", "journal", "store",
-         "sasl", "smtp", "pop3", "proxy", "pace"]
-SERVICE = [*PARTS, "checkers.inturn", "toml", "config", "log", "systemd", "connections",
-           "listeners"]
+         "passwords", "logindelay", "accounts", "authentication", "certificates", "tls", "journal",
+         "store", "sasl", "smtp", "pop3", "proxy", "pace"]
+SERVICE = [*PARTS, "checkers.inturn", "toml", "config", "log", "systemd", "headcount",
+           "connections", "listeners", "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "pop3.retrieval": ["pop3"],
     "pop3": [*VALUES, *LOGINS, "pop3"],
     "pace": [],
-    "connections": [*VALUES, "pace"],
+    "headcount": ["pace"],
+    "connections": [*VALUES, "pace", "headcount"],
     "conversation": [*VALUES, *LOGINS, "authentication", "connections", "handshake"],
     "proxy": [*VALUES, "connections"],
     "journal": [],
@@ -72,7 +73,8 @@ MAY_IMPORT = {
     "directory": [*CONTRACTS, "names", "database", "schema", "logins"],
     "routing": PEOPLE,
     "passwords": [*CONTRACTS, *LOGINS, "names"],
-    "accounts": [*PEOPLE, "credentials", "passwords"],
+    "logindelay": ["errors", "names", "state"],
+    "accounts": [*PEOPLE, "credentials", "passwords", "logindelay"],
     "checkers.inturn": ["errors"],
     "checkers.plugin": ["checkers"],
     "checkers.verifiers": ["accounts", "passwords"],
@@ -82,15 +84,18 @@ MAY_IMPORT = {
     "listeners": ["transport"],
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
+    "front": ["config", "listeners", "systemd"],
     "service": SERVICE,
+    "worker": ["config", "listeners", "log", "service"],
+    "workers": [*SERVICE, "service", "worker"],
     "blocking": ["client"],
     "composing": [],
     "fetching": ["sasl", "pop3", "trust", "dialing"],
     "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
-    "tap": [*SERVICE, "credentials", "service"],
-    "cli": [*SERVICE, "service", "tap", "sendmail", "client", "blocking", "composing", "trust",
-            "fetching", "mailfile", "cli"],
+    "tap": [*SERVICE, "credentials", "service", "workers"],
+    "cli": [*SERVICE, "service", "workers", "tap", "sendmail", "client", "blocking", "composing",
+            "trust", "fetching", "mailfile", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

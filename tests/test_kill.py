@@ -103,14 +103,15 @@ class Load:
 
     :ivar killing: to be set before the service is killed: from then on connections may end.
     :ivar problems: what ended a client before that.
+    :ivar clients: the threads.
     """
 
     def __init__(self, service: Service, ledger: Ledger, name: str) -> None:
         self.killing = threading.Event()
         self.problems: list[BaseException] = []
-        self._clients = [self._start(partial(send, service, ledger, f"{name}-{number}"))
+        self.clients = [self._start(partial(send, service, ledger, f"{name}-{number}"))
                          for number in range(SENDERS)]
-        self._clients.append(self._start(partial(drain, service, ledger)))
+        self.clients.append(self._start(partial(drain, service, ledger)))
 
     def _start(self, client: Callable[[], None]) -> threading.Thread:
         def run() -> None:
@@ -125,7 +126,7 @@ class Load:
         return thread
 
     def join(self) -> None:
-        for client in self._clients:
+        for client in self.clients:
             client.join(30)
             assert not client.is_alive()
         assert not self.problems

@@ -5,12 +5,18 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from mailsvc.pace import Pace
+from mailsvc.pace import Levels, Pace
 
 
-def test_as_much_at_once_and_then_as_time_gives_it_back() -> None:
+@pytest.fixture(params=["one", "shared"])
+def levels(request: pytest.FixtureRequest) -> Levels | None:
+    """Where the buckets are: in one process, or for several."""
+    return Levels() if request.param == "shared" else None
+
+
+def test_as_much_at_once_and_then_as_time_gives_it_back(levels: Levels | None) -> None:
     clock = Clock()
-    pace = Pace(60, clock)
+    pace = Pace(60, clock, levels)
     assert not pace.exceeds("one", 60)
     assert pace.exceeds("one")
     assert not pace.exceeds("other")
@@ -18,8 +24,8 @@ def test_as_much_at_once_and_then_as_time_gives_it_back() -> None:
     assert [pace.exceeds("one") for _ in range(2)] == [False, True]
 
 
-def test_what_is_too_much_does_not_count() -> None:
-    pace = Pace(10, Clock())
+def test_what_is_too_much_does_not_count(levels: Levels | None) -> None:
+    pace = Pace(10, Clock(), levels)
     assert not pace.exceeds("one", 5)
     assert pace.exceeds("one", 6)
     assert not pace.exceeds("one", 5)
@@ -31,13 +37,24 @@ def test_no_limit() -> None:
     assert not any(pace.exceeds("one", 10**9) for _ in range(5))
 
 
-def test_a_clock_that_goes_back_gives_nothing_away() -> None:
+def test_a_clock_that_goes_back_gives_nothing_away(levels: Levels | None) -> None:
     clock = Clock()
     clock.advance(1000)
-    pace = Pace(1, clock)
+    pace = Pace(1, clock, levels)
     assert not pace.exceeds("one")
     clock.rightNow = 0
     assert pace.exceeds("one")
+
+
+def test_a_clock_that_goes_back_keeps_nobody_out(levels: Levels | None) -> None:
+    clock = Clock()
+    clock.advance(1_000_000)
+    pace = Pace(6, clock, levels)
+    assert not pace.exceeds("one", 6)
+    clock.rightNow = 1000
+    assert pace.exceeds("one")
+    clock.advance(11)
+    assert not pace.exceeds("one")
 
 
 def test_a_million_sources_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

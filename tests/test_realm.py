@@ -20,13 +20,11 @@ from twisted.cred.credentials import (
 from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from mailsvc.accounts import DirectoryChecker, MailRealm
 from mailsvc.credentials import Password, ProvenName
 from mailsvc.directory import SqliteDirectory
-from mailsvc.errors import LoginTooSoon, MaildropInUse
 from mailsvc.interfaces import IDelivery, IMaildrop, ISubmitter
 from mailsvc.mail import Account
 from mailsvc.passwords import (
@@ -124,7 +122,7 @@ async def test_there_is_no_other_avatar(store: Store, directory: SqliteDirectory
 
 @pytest_twisted.ensureDeferred
 async def test_the_avatar_that_submits(store: Store, directory: SqliteDirectory) -> None:
-    realm = realm_of(store, directory, 30, clock=Clock())
+    realm = realm_of(store, directory, object())
     for _ in range(2):  # LOGIN-DELAY is POP3's
         interface, submitter, logout = await realm.requestAvatar("BOB", None, ISubmitter)
         assert interface is ISubmitter
@@ -150,45 +148,6 @@ async def test_roles_hold_whoever_checked_the_password(
     assert interface is allowed
     with pytest.raises(UnauthorizedLogin, match="Authentication failed"):
         await portal.login(UsernamePassword(b"bob", b"x"), None, denied)
-
-
-@pytest_twisted.ensureDeferred
-async def test_login_delay(store: Store, directory: SqliteDirectory) -> None:
-    clock = Clock()
-    realm = realm_of(store, directory, 30, clock=clock)
-
-    async def login(name: str) -> None:
-        _, _, logout = await realm.requestAvatar(name, None, IMaildrop)
-        logout()
-
-    store.failure = MaildropInUse("busy")
-    with pytest.raises(MaildropInUse):
-        await login("bob@example.org")
-    store.failure = None  # a login that failed does not count
-    await login("bob@example.org")
-    clock.advance(29)
-    with pytest.raises(LoginTooSoon, match="Wait 30 seconds between logins"):
-        await login("BOB@example.org")
-    await login("alice@example.org")
-    clock.advance(1)
-    await login("bob@example.org")
-    with pytest.raises(LoginTooSoon):
-        await login("alice@example.org")
-    clock.advance(29)
-    await login("alice@example.org")
-    assert list(realm._logins) == ["Bob@example.org", "alice@example.org"]
-    clock.advance(30)
-    await login("closed@example.org")
-    assert list(realm._logins) == ["closed@example.org"]
-
-
-@pytest_twisted.ensureDeferred
-async def test_without_a_login_delay_nothing_is_kept(store: Store,
-                                                     directory: SqliteDirectory) -> None:
-    realm = realm_of(store, directory)
-    for _ in range(3):
-        await realm.requestAvatar("bob@example.org", None, IMaildrop)
-    assert not realm._logins
 
 
 @pytest_twisted.ensureDeferred

@@ -25,8 +25,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
 from twisted.logger import ILogObserver
 
-from mailsvc import listeners, tap
-from mailsvc import service as service_module
+from mailsvc import front, listeners, tap
 from mailsvc.accounts import PasswordHasher
 from mailsvc.config import Settings
 from mailsvc.directory import SqliteDirectory
@@ -181,7 +180,7 @@ def test_the_descriptor_limit_is_raised() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
     try:
-        service_module._raise_descriptor_limit()
+        front._raise_descriptor_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -582,9 +581,8 @@ def test_the_log_of_a_daemon_is_its_users(tmp_path: Path, monkeypatch: pytest.Mo
     path, owners = tmp_path / "log", []
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "chown", lambda *arguments: owners.append(arguments))
-    write = tap._log_observer(Settings(), {
-        "logfile": str(path), "uid": 4321, "gid": 4322, "nodaemon": False}, reactor)
-    assert write is not None
+    file = tap._log_file({"logfile": str(path), "uid": 4321, "gid": 4322, "nodaemon": False})
+    assert file is not None
     assert owners == [(str(path), 4321, 4322)]
     assert path.stat().st_mode & 0o777 == 0o640
 
@@ -624,5 +622,5 @@ def test_root_does_not_serve_what_belongs_to_another(
     service.for_good = True
     with pytest.raises(CannotStart, match=r"belongs to .*give twistd --uid "):
         service.startService()
-    service._close_listeners()
+    service.close_listeners()
     assert not (tmp_path / "mail").exists()

@@ -4,8 +4,8 @@ Made for trying mailsvc out, for testing other programs against it, and for tool
 flags and the lines on standard output stay as they are.  On standard output it writes one line for
 each listener, ``smtp 127.0.0.1:2525`` with the port really bound, then ``ready``; before these, a
 line ``account NAME PASSWORD`` if it had to make up an account.  Its log goes to standard error.
-SIGTERM, SIGINT and SIGHUP stop it gracefully, with status 0; a further SIGINT ends it at once.  It
-is one process, in the process group it was started in.
+SIGTERM, SIGINT and SIGHUP stop it gracefully, with status 0; a further SIGINT ends it at once.  All
+its processes are in the process group it was started in, and end with the first of them.
 
 It reads no configuration file.  Its passwords are hashed with next to no cost, so that thousands of
 accounts take no time to make: what is in its directory is for tests, not for people's secrets.
@@ -22,7 +22,7 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,8 +43,8 @@ from mailsvc.listeners import Listener
 from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, parse_address
 from mailsvc.passwords import PasswordHasher, check_password, scram_salt
-from mailsvc.service import build
 from mailsvc.toml import literal
+from mailsvc.workers import serve
 
 #: The least that Argon2id and SCRAM take; --set passwords.memory_kib=… makes it real.
 CHEAP_PASSWORDS = ("passwords.memory_kib=64", "passwords.passes=1",
@@ -208,8 +208,8 @@ PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
               "it there is a self-signed one, for the ports of submission and for POP3S.")
 @click.option("--tls-key", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="The certificate's private key, PEM.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, metavar="N",
-              help="Processes; there can be only one so far.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N",
+              help="How many processes serve together [one on each core].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Set any key of `mailsvc config reference`, as in smtp.recipients=10.")
 @click.option("--hints", is_flag=True, help="When ready, show three ways to try it.")
@@ -218,7 +218,7 @@ def dev(
     ctx: click.Context, directory: Path | None, domains: Sequence[str], hostname: str | None,
     accounts: Sequence[NewAccount], accounts_file: Any,
     aliases: Sequence[tuple[Address, list[Address]]], tls_cert: Path | None, tls_key: Path | None,
-    workers: int, overrides: Sequence[str], hints: bool, **places: Place | UnixPlace | None,
+    workers: int | None, overrides: Sequence[str], hints: bool, **places: Place | UnixPlace | None,
 ) -> None:
     """Start a throwaway service in the foreground, from flags alone.
 
@@ -235,8 +235,6 @@ def dev(
       mailsvc dev
       mailsvc dev --account bob@example.org:secret --smtp 0 --pop3 off
     """
-    if workers != 1:
-        raise click.UsageError("only one worker is available yet: leave --workers out")
     # As with the other commands, these may stand before the command's name.
     if ctx.meta.get(f"{place.__name__}.config"):
         raise click.UsageError("no configuration file is read here: give each key with --set")
@@ -260,6 +258,7 @@ def dev(
             *(f"listeners.{kind}={literal([place.endpoint] if place else [])}"
               for kind, place in places.items()),
             *([f"service.hostname={literal(hostname)}"] if hostname else []),
+            *([f"service.workers={workers}"] if workers else []),
             *overrides])
         try:
             demo = _make_accounts(settings, domains, given, aliases)
@@ -389,7 +388,7 @@ def _demonstration(
 
 
 def _run(
-    settings: Settings, optional: Collection[str],
+    settings: Settings, optional: Sequence[str],
     hints: Callable[[Sequence[Listener]], Iterable[str]],
 ) -> None:
     """Serve until a signal ends it."""
@@ -418,8 +417,9 @@ def _run(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         return service.stopService()
 
-    service = build(settings, reactor, optional=optional)
+    service = serve(settings, reactor, optional=optional)
     service.ready.addCallback(announce).addErrback(give_up)
+    service.broken.addErrback(give_up)
     service.privilegedStartService()
     service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", stop)

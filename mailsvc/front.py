@@ -1,0 +1,119 @@
+"""The front of the service: its listeners bound, announced and closed together.
+
+:class:`Front` is what ``twistd`` and ``mailsvc dev`` start and stop, be there one process behind it
+(:class:`mailsvc.service.MailService`) or several (:class:`mailsvc.workers.Supervisor`).
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.application.service import IServiceCollection, MultiService
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+
+from mailsvc.config import Settings
+from mailsvc.listeners import KINDS, CannotStart, Listener
+from mailsvc.systemd import NotifyService
+
+_log = Logger("mailsvc")
+
+
+def listeners_of(settings: Settings, reactor: Any, optional: Sequence[str] = ()) -> list[Listener]:
+    """The listeners that *settings* name.
+
+    :param optional: the kinds of listeners that are left out when their port is taken.
+    :raises CannotStart: when an endpoint cannot be understood, or there is none.
+    """
+    listeners = [
+        Listener(kind, description, reactor, optional=kind.name in optional)
+        for kind in KINDS.values()
+        for description in getattr(settings.listeners, kind.name)]
+    if not listeners:
+        raise CannotStart("nothing to do: give an endpoint to listeners.smtp or listeners.pop3")
+    return listeners
+
+
+class Front(MultiService):
+    """Listeners, and what is behind them.
+
+    :ivar ready: fires with the listeners when all are bound and the service is at work; fails with
+        :class:`CannotStart`.
+    :ivar broken: fails with :class:`CannotStart` when the service cannot go on later.
+    :ivar for_good: whether this is not a throwaway service, and its files shall stay usable for the
+        user that they belong to.
+    :ivar log_observer: what ``twistd`` shall log to, or None to leave that to its options.
+    """
+
+    bound: Deferred[CannotStart | None] | None = None
+
+    def __init__(self, reactor: Any, listeners: list[Listener], notify: NotifyService) -> None:
+        super().__init__()
+        self.reactor = reactor
+        self.listeners = listeners
+        self.notify = notify
+        notify.setServiceParent(self)
+        self.for_good = False
+        self.log_observer: ILogObserver | None = None
+        self.ready: Deferred[list[Listener]] = Deferred()
+        self.broken: Deferred[None] = Deferred()
+
+    def setServiceParent(self, parent: IServiceCollection) -> None:
+        # twistd asks the application for an observer after it has made the service, and uses it
+        # unless it was told another one.
+        if self.log_observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self.log_observer)
+        super().setServiceParent(parent)
+
+    def privilegedStartService(self) -> None:
+        """Bind every listener.
+
+        :raises CannotStart: when it is known at once that one cannot be bound.
+        """
+        super().privilegedStartService()
+        _raise_descriptor_limit()
+        self.bound = DeferredList(
+            [listener.bind() for listener in self.listeners], consumeErrors=True
+        ).addCallback(self._problem)
+        result = getattr(self.bound, "result", None)
+        if isinstance(result, CannotStart):
+            raise result
+
+    def _problem(self, outcomes: list[tuple[bool, Any]]) -> CannotStart | None:
+        problems = [str(failure.value) for done, failure in outcomes if not done]
+        if not problems:
+            self.listeners = [listener for listener in self.listeners if listener.bound]
+            return None
+        self.close_listeners()
+        return CannotStart("mailsvc cannot listen:\n" + "\n".join(problems))
+
+    def close_listeners(self) -> Deferred[Any]:
+        """Give back every port."""
+        return gatherResults([listener.close() for listener in self.listeners])
+
+    def announce(self, problem: CannotStart | None, *, aloud: bool = True) -> None:
+        """Say that the service is at work, or what keeps it from that.
+
+        :param aloud: tell the log and systemd, too.
+        """
+        if not self.running:
+            return
+        if problem is not None:
+            self.ready.errback(problem)
+            return
+        if aloud:
+            for listener in self.listeners:
+                _log.info("{kind} listens on {address}", kind=listener.kind.name,
+                          address=listener.address, endpoint=listener.description)
+            self.notify.ready("serving " + ", ".join(map(str, self.listeners)))
+        self.ready.callback(self.listeners)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many open files as the system lets us: a connection is one, a delivery two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

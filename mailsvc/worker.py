@@ -1,0 +1,183 @@
+"""One worker process: how a fork of the supervisor becomes a service of its own.
+
+The fork has everything that the supervisor has, and must let go of what is not its: signal
+handlers, the other workers' sockets, and the reactor, in whose place it puts a new one of the same
+kind.  Then it resumes the listeners and serves until it is told otherwise:
+
+* SIGTERM: stop, as :meth:`mailsvc.service.MailService.stopService` does;
+* SIGUSR2: take no more connections, and end with the last session;
+* SIGUSR1: open the log file again;
+* SIGINT and SIGHUP, which terminals send to all, are for the supervisor, which tells its workers;
+* the end of the supervisor, however it comes, is the worker's end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.internet.main import installReactor
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mailsvc.config import Settings
+from mailsvc.listeners import CannotStart, Listener
+from mailsvc.log import SharedLogFile
+from mailsvc.service import MailService, Place
+
+_log = Logger("mailsvc.workers")
+
+#: What a worker says when it serves.
+READY = b"+"
+#: The signal for the last sessions.
+DRAIN = signal.SIGUSR2
+#: How often, in seconds, it shows that its reactor runs.
+BEAT = 1.0
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+            signal.SIGCHLD)
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker is to do.
+
+    :ivar for_good: as :class:`mailsvc.front.Front` has it.
+    :ivar log_file: what is logged to, if the supervisor rotates it.
+    """
+
+    settings: Settings
+    checkers: tuple[ICredentialsChecker, ...]
+    listeners: list[Listener]
+    place: Place
+    for_good: bool
+    log_file: SharedLogFile | None
+
+
+def fork(task: Task, reactor: Any, strangers: Iterable[socket.socket]) -> tuple[int, socket.socket]:
+    """Start a worker from a process without threads; its pid, and a socket to it.
+
+    There the worker says :data:`READY`, or why it cannot serve; its end is the worker's end.
+
+    :param reactor: the reactor of this process, which may run.
+    :param strangers: what the worker shall not have.
+    :raises OSError: there can be no more processes or files.
+    """
+    for stream in sys.stdout, sys.stderr:
+        stream.flush()
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    # No handler of ours may run in the worker, not even between the next two lines.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        pid = os.fork()
+        if not pid:
+            _become(task, reactor, parent, theirs, [ours, *strangers])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    return pid, ours
+
+
+def _become(task: Task, reactor: Any, parent: int, control: socket.socket,
+            strangers: list[socket.socket]) -> NoReturn:
+    status = 1
+    try:
+        _cut_off(parent, strangers)
+        _serve(task, _new_reactor(reactor), control)
+        status = 0
+    except CannotStart as problem:
+        control.sendall(str(problem).encode())
+    except BaseException as error:
+        _log.failure("a worker failed")
+        control.sendall(f"{type(error).__name__}: {error}".encode())
+    finally:
+        # Nothing of the supervisor's may be done again: neither its stack nor its exit handlers.
+        os._exit(status)
+
+
+def _cut_off(parent: int, strangers: list[socket.socket]) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    for number in signal.SIGINT, signal.SIGHUP, signal.SIGUSR1:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    for stranger in strangers:
+        stranger.close()
+
+
+def _new_reactor(old: Any) -> Any:
+    """A reactor like *old*, installed in its place."""
+    arguments = []
+    if hasattr(old, "_asyncioEventloop"):
+        import asyncio  # noqa: PLC0415 - for whoever chose that reactor
+
+        arguments.append(asyncio.new_event_loop())
+    sys.modules.pop("twisted.internet.reactor", None)
+    reactor = type(old)(*arguments)
+    installReactor(reactor)
+    return reactor
+
+
+def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
+    crew, row = task.place.crew, task.place.row
+    for listener in task.listeners:
+        listener.resume(reactor, functools.partial(crew.leads, row))
+    service = MailService(task.settings, reactor, task.listeners, task.checkers, task.place)
+    service.for_good = task.for_good
+    service.ready.addCallback(lambda _: control.sendall(READY))
+    service.privilegedStartService()
+    service.startService()
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    control.setblocking(False)
+    reactor.adoptStreamConnection(
+        control.fileno(), socket.AF_UNIX, Factory.forProtocol(_Tether))
+    beat = LoopingCall(crew.beat, row)
+    beat.clock = reactor
+    beat.start(BEAT)
+
+    def on(number: int, act: Callable[[], object]) -> None:
+        signal.signal(number, lambda *_: reactor.callFromThread(act))
+
+    def stop(_: object = None) -> None:
+        # It may be asked to more than once: whoever signals a process group does.
+        if not stopping:
+            stopping.append(True)
+            reactor.stop()
+
+    def drain() -> None:
+        if beat.running:
+            beat.stop()
+            crew.rest(row)
+            service.drain().addCallback(stop)
+
+    stopping: list[bool] = []
+    on(signal.SIGTERM, stop)
+    on(DRAIN, drain)
+    file = task.log_file
+    if file is not None:
+        on(signal.SIGUSR1, file.reopen)
+    # Twisted's own handlers would take the place of these.
+    reactor.run(installSignalHandlers=False)
+
+
+class _Tether(Protocol):
+    """The supervisor says nothing; when it is gone, so are we."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        os._exit(1)

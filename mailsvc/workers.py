@@ -1,0 +1,495 @@
+"""Several processes that serve together: a supervisor, and workers that it forks.
+
+The :class:`Supervisor` binds the listeners, forks ``service.workers`` processes, and then only
+watches.  Each worker is a whole :class:`mailsvc.service.MailService` on a reactor of its own; they
+share the sockets, and all else that they must agree on they share through files: maildrops are
+locked with flock(2), accounts, brakes, bans, rates and LOGIN-DELAY are in SQLite.  Only the counts
+of connections are in memory that they share (:mod:`mailsvc.headcount`).
+
+**Why fork.**  What was imported and read is there at once and once: a worker takes some 50 ms to
+start, where a new interpreter takes a second, and its pages are the supervisor's until it writes
+to them.  No secret travels over a command line or a pipe.  The supervisor may fork whenever it
+likes, because it starts no thread and opens no database.
+
+**Promises.**
+
+* The service is ready when every worker is.  What keeps the first ones from starting is what keeps
+  the service from starting.
+* A worker that dies is replaced, at once if it had lived for a while; its locks and connections are
+  gone with it, the sockets are not.  Workers that do not even start are tried again ever more
+  slowly, and after :data:`ATTEMPTS` in a row the service ends.
+* The supervisor never leaves a worker behind: killed with kill -9, it takes them along.
+* SIGTERM stops all, gracefully for ``service.grace_seconds``; what is left is killed.
+* SIGHUP reads the configuration again.  When that has no mistake, a second generation of workers is
+  started, and once it serves the first one takes no more connections and ends with its last
+  session.  When it has, or they do not start, it is as if nothing had been asked.
+* A worker whose reactor is stuck for as long as systemd's watchdog waits is killed and replaced.
+
+**Limits.**  Needs Linux.  Sessions of TLS are resumed only by the worker that began them, logins
+that succeeded a moment ago are known only where they did.  Listeners are not changed by SIGHUP.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mailsvc.config import ConfigurationError, Settings
+from mailsvc.front import Front, listeners_of
+from mailsvc.headcount import Crew
+from mailsvc.listeners import CannotStart, Listener
+from mailsvc.log import SharedLogFile
+from mailsvc.service import MailService, Place, build
+from mailsvc.systemd import NotifyService
+from mailsvc.worker import DRAIN, READY, Task, fork
+
+_log = Logger("mailsvc.workers")
+
+#: What is read anew: the settings, and who checks passwords.
+Configuration = tuple[Settings, tuple[ICredentialsChecker, ...]]
+
+#: Workers that died before they served, in a row, until the service gives up.
+ATTEMPTS = 10
+#: A worker that served for so many seconds is replaced at once, and so is the first that did not;
+#: the next ones after pauses that double, up to the longest.  After some calm it begins anew.
+_WELL, _CALM = 1.0, 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_PAUSE_UNSERVED = 0.05, 1.0, 5.0
+#: How long, in seconds, a worker may take to end after its connections have.
+_TO_END = 10.0
+#: How many processes there may be for each worker: it, its successor, and those that drain.
+_GENERATIONS = 4
+#: How often, in seconds, it is seen to the log file, and whether workers are stuck.
+_ROUND = 5.0
+
+
+def count(settings: Settings) -> int:
+    """How many processes shall serve."""
+    if settings.service.store.partition(":")[0] == "memory":
+        return 1
+    return settings.service.workers or _cores()
+
+
+def _cores() -> int:
+    """How many cores this process may use, in its share of the machine (cgroup v2) too."""
+    cores = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            return max(1, min(cores, round(int(quota) / int(period))))
+    return cores
+
+
+def serve(
+    settings: Settings, reactor: Any, *, checkers: Iterable[ICredentialsChecker] = (),
+    optional: Sequence[str] = (), read_again: Callable[[], Configuration] | None = None,
+    log_file: SharedLogFile | None = None,
+) -> MailService | Supervisor:
+    """The service that *settings* describe, in as many processes as they say.
+
+    :param read_again: what SIGHUP asks for the configuration; without, SIGHUP is left alone.
+    :param log_file: what all processes log to, if it is to be rotated.
+    :raises CannotStart: as :func:`mailsvc.service.build`.
+    """
+    if count(settings) == 1:
+        if settings.service.workers > 1:
+            _log.warn("one worker serves: a store in memory is of one process")
+        return build(settings, reactor, checkers=checkers, optional=optional)
+    return Supervisor(settings, reactor, listeners_of(settings, reactor, optional),
+                      tuple(checkers), read_again, log_file)
+
+
+@implementer(IReadDescriptor)
+@dataclass(eq=False)
+class _Worker:
+    """A worker, as its supervisor sees it.
+
+    :ivar control: a socket to it; see :func:`mailsvc.worker.fork`.
+    :ivar place: where it stands among the others.
+    :ivar hear: to be called when it said something, or ended.
+    :ivar said: what it said.
+    :ivar since: when it began to serve, or None.
+    :ivar leaving: whether it shall end.
+    """
+
+    pid: int
+    control: socket.socket
+    place: Place
+    hear: Callable[[_Worker], None]
+    said: bytes = b""
+    since: float | None = None
+    leaving: bool = False
+
+    def fileno(self) -> int:
+        return self.control.fileno()
+
+    def logPrefix(self) -> str:
+        return f"worker {self.pid}"
+
+    def doRead(self) -> None:
+        self.hear(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        pass
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def problem(self) -> str:
+        """What kept it from serving, in its own words."""
+        return self.said.removeprefix(READY).decode("utf-8", "replace")
+
+
+class Supervisor(Front):
+    """See the module.  The parameters are those of :func:`serve`."""
+
+    def __init__(
+        self, settings: Settings, reactor: Any, listeners: list[Listener],
+        checkers: tuple[ICredentialsChecker, ...],
+        read_again: Callable[[], Configuration] | None = None,
+        log_file: SharedLogFile | None = None,
+    ) -> None:
+        super().__init__(reactor, listeners, NotifyService(reactor))
+        self._configuration: Configuration = settings, checkers
+        self._read_again = read_again
+        self._log_file = log_file
+        self._log_octets = 0
+        if log_file is not None:
+            # The processes write to one file: how long it is must be asked, and one rotates it.
+            self._log_octets, log_file.rotateLength = log_file.rotateLength or 0, None
+        self._workers: list[_Worker] = []
+        #: The next generation while it starts, and what it is made with.
+        self._successors: list[_Worker] = []
+        self._next: Configuration = self._configuration
+        self._pauses: list[IDelayedCall] = []
+        #: Deaths soon after one another, and when they are forgotten.
+        self._deaths = 0
+        self._calm = 0.0
+        self._failed_starts = 0
+        self._stopping = False
+        self._ended: Deferred[None] = Deferred()
+        rows = _GENERATIONS * count(settings)
+        self._rows = list(range(rows))
+        self._crew = Crew(rows)
+        self._rounds = LoopingCall(self._look_after)
+        self._rounds.clock = reactor
+
+    # ---- starting ----
+
+    def startService(self) -> None:
+        """Start the workers.
+
+        :raises CannotStart: when one cannot.
+        """
+        if self.bound is None:
+            self.privilegedStartService()
+        assert self.bound is not None
+        if self.bound.called:
+            self._begin()
+        else:
+            self.bound.addCallback(self._begin_late)
+        super().startService()
+        # Not before the reactor runs, and with it the handlers of the signals that stop it.
+        self.bound.addCallback(
+            lambda problem: self.reactor.callWhenRunning(self.announce, problem))
+
+    def _begin_late(self, problem: CannotStart | None) -> CannotStart | None:
+        try:
+            if problem is None:
+                self._begin()
+        except CannotStart as error:
+            return error
+        return problem
+
+    def _begin(self) -> None:
+        for listener in self.listeners:
+            listener.pause()
+        # What there is now is never collected, which would write to pages that are shared.
+        gc.collect()
+        gc.freeze()
+        settings, _ = self._configuration
+        try:
+            # The first makes what is missing; no other shall make it as well.
+            self._start_first()
+            for _ in range(count(settings) - 1):
+                self._workers.append(self._fork(self._configuration))
+            for worker in self._workers[1:]:
+                self._wait_for(worker)
+        except (CannotStart, OSError) as error:
+            self._kill_all()
+            self.close_listeners()
+            if isinstance(error, CannotStart):
+                raise
+            raise CannotStart(f"mailsvc cannot start: no worker: {error.strerror}") from error
+        for worker in self._workers:
+            self._watch(worker)
+        self._rounds.start(_ROUND, now=False)
+        if self._read_again is not None and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.reload))
+        _log.info("{workers} workers serve", workers=len(self._workers),
+                  pids=[worker.pid for worker in self._workers])
+
+    def _start_first(self) -> None:
+        worker = self._fork(self._configuration, first=True)
+        self._workers.append(worker)
+        self._wait_for(worker)
+
+    def _fork(self, configuration: Configuration, *, first: bool = False) -> _Worker:
+        settings, checkers = configuration
+        row = self._rows.pop(0)
+        self._crew.beat(row)
+        place = Place(self._crew, row, first)
+        task = Task(settings, checkers, self.listeners, place, self.for_good, self._log_file)
+        try:
+            pid, control = fork(
+                task, self.reactor,
+                [worker.control for worker in (*self._workers, *self._successors)])
+        except OSError:
+            self._crew.clear(row)
+            self._rows.append(row)
+            raise
+        return _Worker(pid, control, place, self._hear)
+
+    def _wait_for(self, worker: _Worker) -> None:
+        """Wait, without the reactor, until it serves."""
+        while not worker.said.startswith(READY):
+            data = worker.control.recv(65_536)
+            if not data:
+                raise CannotStart(worker.problem or "mailsvc cannot start: a worker died")
+            worker.said += data
+        worker.since = time.monotonic()
+
+    def _kill_all(self) -> None:
+        for worker in self._workers:
+            worker.control.close()
+            with suppress(ProcessLookupError, ChildProcessError):
+                worker.signal(signal.SIGKILL)
+                os.waitpid(worker.pid, 0)
+        self._workers.clear()
+
+    def _watch(self, worker: _Worker) -> None:
+        worker.control.setblocking(False)
+        self.reactor.addReader(worker)
+
+    # ---- watching ----
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            data = worker.control.recv(65_536)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        worker.said += data
+        if not data:
+            self.reactor.removeReader(worker)
+            worker.control.close()
+            self._reap(worker)
+        elif worker.since is None and worker.said.startswith(READY):
+            worker.since = time.monotonic()
+            self._failed_starts = 0
+            self._switch()
+
+    def _reap(self, worker: _Worker) -> None:
+        try:
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+        except ChildProcessError:
+            # Whoever started us ignores SIGCHLD, and so do we: nobody is to be waited for.
+            pid, status = worker.pid, 0
+        if not pid:
+            # Its sockets are closed a moment before it can be waited for.
+            self.reactor.callLater(0.01, self._reap, worker)
+            return
+        self._crew.clear(worker.place.row)
+        self._rows.append(worker.place.row)
+        code = os.waitstatus_to_exitcode(status)
+        cause = worker.problem or (f"signal {-code}" if code < 0 else f"status {code}")
+        if worker in self._successors:
+            self._successors.remove(worker)
+            self._give_up_successors(cause)
+        else:
+            self._workers.remove(worker)
+            if not worker.leaving:
+                self._replace(worker, cause)
+        if self._stopping and not (self._workers or self._successors):
+            self._ended.callback(None)
+
+    def _replace(self, worker: _Worker, cause: str) -> None:
+        now = time.monotonic()
+        served = worker.since is not None
+        self._failed_starts = 0 if served else self._failed_starts + 1
+        if self._failed_starts >= ATTEMPTS:
+            self._break(cause)
+            return
+        if (worker.since is not None and now - worker.since >= _WELL) or now > self._calm:
+            self._deaths = 0
+        pause = min(_FIRST_PAUSE * (2**self._deaths - 1),
+                    _LONGEST_PAUSE if served else _LONGEST_PAUSE_UNSERVED)
+        self._deaths += 1
+        self._calm = now + _CALM
+        _log.error("worker {pid} ended ({cause}); another takes its place{when}", pid=worker.pid,
+                   cause=cause, when=f" in {pause:g} seconds" if pause else "")
+        self._pauses = [each for each in self._pauses if each.active()]
+        self._pauses.append(self.reactor.callLater(pause, self._add_worker, worker.place.first))
+
+    def _add_worker(self, first: bool) -> None:
+        try:
+            worker = self._fork(self._configuration, first=first)
+        except OSError as error:
+            _log.error("no worker can be started now ({reason}); trying again in {pause:g} seconds",
+                       reason=error.strerror, pause=_LONGEST_PAUSE_UNSERVED)
+            self._pauses.append(
+                self.reactor.callLater(_LONGEST_PAUSE_UNSERVED, self._add_worker, first))
+            return
+        self._workers.append(worker)
+        self._watch(worker)
+
+    def _break(self, cause: str) -> None:
+        """End: no worker can be started any more."""
+        if not self.broken.called:
+            self.notify.status(f"failed: {cause}")
+            self.broken.errback(CannotStart(
+                f"mailsvc cannot go on: {ATTEMPTS} workers in a row could not start, the last "
+                f"because of: {cause}"))
+
+    def _look_after(self) -> None:
+        """See to the log file, and to workers whose reactor is stuck."""
+        file = self._log_file
+        with suppress(FileNotFoundError):
+            if file is not None and 0 < self._log_octets <= os.path.getsize(file.path):
+                self.rotate_log()
+        patience = self.notify.watchdog_seconds
+        for worker in self._workers:
+            if patience and self._crew.silence(worker.place.row) > patience:
+                _log.error("worker {pid} has been stuck for {patience:g} seconds and is killed",
+                           pid=worker.pid, patience=patience)
+                worker.signal(signal.SIGKILL)
+
+    def rotate_log(self) -> None:
+        """Begin a new log file, in all processes."""
+        if self._log_file is not None:
+            self._log_file.rotate()
+            self._tell(signal.SIGUSR1, [*self._workers, *self._successors])
+
+    @staticmethod
+    def _tell(number: int, workers: Iterable[_Worker]) -> None:
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                worker.signal(number)
+
+    # ---- another generation ----
+
+    def reload(self) -> None:
+        """Read the configuration again, and let new workers serve by it, if there is no mistake."""
+        if self._stopping or self._read_again is None:
+            return
+        try:
+            self._next = self._read_again()
+            self._check_next()
+        except (ConfigurationError, CannotStart) as error:
+            _log.error("the configuration stays as it was, for it cannot be changed to what is "
+                       "there now: {problem}", problem=str(error))
+            return
+        self.notify.status("starting workers with another configuration")
+        try:
+            for number in range(count(self._next[0])):
+                worker = self._fork(self._next, first=number == 0)
+                self._successors.append(worker)
+                self._watch(worker)
+        except OSError as error:
+            self._give_up_successors(str(error))
+
+    def _check_next(self) -> None:
+        (old, _), (new, _) = self._configuration, self._next
+        fixed = [name for name in ("listeners", "log") if getattr(old, name) != getattr(new, name)]
+        if fixed:
+            raise CannotStart("a change of " + " and of ".join(f"[{name}]" for name in fixed)
+                              + " needs a restart")
+        if self._successors:
+            raise CannotStart("workers for the last change are still starting; try again")
+        if count(new) > len(self._rows):
+            leaving = [worker for worker in self._workers if worker.leaving]
+            self._tell(signal.SIGTERM, leaving)
+            raise CannotStart(
+                f"{len(leaving)} workers of earlier configurations are ended first; try again "
+                "soon" if leaving else "so many workers need a restart")
+
+    def _switch(self) -> None:
+        """Once all successors serve, let the others end with their last sessions."""
+        if not self._successors or any(worker.since is None for worker in self._successors):
+            return
+        for pause in self._pauses:
+            if pause.active():
+                pause.cancel()
+        former = [worker for worker in self._workers if not worker.leaving]
+        for worker in former:
+            worker.leaving = True
+        self._tell(DRAIN, former)
+        self._workers += self._successors
+        self._successors = []
+        self._configuration = self._next
+        _log.info("the configuration was read again; {workers} workers serve by it",
+                  workers=count(self._configuration[0]))
+        self.notify.status("serving " + ", ".join(map(str, self.listeners)))
+
+    def _give_up_successors(self, cause: str) -> None:
+        if not self._stopping:
+            _log.error("the configuration stays as it was: workers cannot start with what is there "
+                       "now: {problem}", problem=cause)
+            self.notify.status("serving " + ", ".join(map(str, self.listeners)))
+        for worker in self._successors:
+            # Those that serve already have sessions.
+            worker.leaving = True
+        self._tell(DRAIN, self._successors)
+        self._workers += self._successors
+        self._successors = []
+
+    # ---- stopping ----
+
+    def stopService(self) -> Deferred[None]:
+        """Stop every worker; fires when there is none left."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        self._stopping = True
+        for pause in self._pauses:
+            if pause.active():
+                pause.cancel()
+        if self._rounds.running:
+            self._rounds.stop()
+        workers = [*self._workers, *self._successors]
+        self.notify.stopping(f"stopping: waiting for {len(workers)} workers")
+        closed = self.close_listeners()
+        for worker in workers:
+            worker.leaving = True
+        self._tell(signal.SIGTERM, workers)
+        if workers:
+            patience = self._configuration[0].service.grace_seconds + _TO_END
+            killing = self.reactor.callLater(patience, self._kill)
+            await self._ended
+            if killing.active():
+                killing.cancel()
+        await closed
+        await super().stopService()
+        _log.info("stopped")
+
+    def _kill(self) -> None:
+        left = [*self._workers, *self._successors]
+        _log.error("{workers} workers did not end and are killed", workers=len(left))
+        self._tell(signal.SIGKILL, left)
