@@ -46,11 +46,20 @@ from mailsvc.names import DirectoryError
 from mailsvc.passwords import PasswordHasher
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.proxy import ProxiedFactory
+from mailsvc.queue.carrier import Carrier
+from mailsvc.queue.exchangers import Exchangers
+from mailsvc.queue.reports import Reports
+from mailsvc.queue.routes import Routes
+from mailsvc.queue.runner import Runner
+from mailsvc.queue.schedule import Schedule
+from mailsvc.queue.service import Queue
+from mailsvc.queue.spool import Spool
 from mailsvc.rates import Rates
 from mailsvc.routing import Router
 from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.store import Store, StoreUnusable, open_store
+from mailsvc.store.threads import Threads
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable
@@ -198,22 +207,45 @@ class MailService(MultiService):
                         brakes.admit)
             for section in (settings.smtp, settings.pop3))
         self._connections = [smtp, pop3]
+        queue = self._open_queue(router, store)
         factories: dict[str, Any] = {"pop3": POP3Factory(
             authenticator, settings.pop3, hostname, reactor,
             self._tls if settings.pop3.stls else None, pop3)}
         for mode in TRANSPORT, LMTP:
             factories[mode.name] = SMTPFactory(
                 store, router, settings.smtp, hostname, reactor,
-                self._tls if settings.smtp.starttls else None, mode, smtp)
+                self._tls if settings.smtp.starttls else None, mode, smtp, queue=queue)
         factories[SUBMISSION.name] = SMTPFactory(
             store, router, settings.smtp, hostname, reactor, self._tls, SUBMISSION, smtp,
-            authenticator, SubmissionAgent(settings.submission, router, rates, hostname))
+            authenticator, SubmissionAgent(settings.submission, router, rates, hostname), queue)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
         for listener in self._listeners:
             factory = factories[listener.kind.name]
             listener.open(ProxiedFactory(factory, settings.proxy, reactor)
                           if settings.proxy.networks else factory)
+
+    def _open_queue(self, router: Router, store: Store) -> Queue:
+        """The queue, and in it what sends when this process is the one that may."""
+        settings, reactor = self._settings, self._reactor
+        hostname = settings.service.hostname
+        threads = Threads(reactor, 16, "queue")
+        queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
+                      min(5, settings.service.grace_seconds))
+        listening = {place for listener in self._listeners
+                     if listener.kind.name == "smtp" and (place := listener.host_and_port)}
+
+        def runner() -> Runner:
+            exchangers = Exchangers(settings.relay, hostname, listening, reactor)
+            carrier = Carrier(settings.relay, settings.queue, exchangers, hostname, reactor)
+            reports = Reports(router, store, queue, hostname, settings.queue.language,
+                              reactor.seconds)
+            return Runner(queue.spool, threads, carrier, Routes(settings.relay),
+                          Schedule(settings.queue), reports, router.srs, reactor)
+
+        queue.make_runner = runner
+        queue.setServiceParent(self)
+        return queue
 
     def _announce(self, problem: CannotStart | None) -> None:
         if not self.running:

@@ -64,6 +64,12 @@ class Message:
     path: bytes | None = None
     fd: int | None = None
 
+    def add(self, block: bytes) -> None:
+        """Append *block*, in memory."""
+        self.text.feed(block)
+        self.octets += len(block)
+        self.blocks.append(block)
+
     def take(self) -> bytes:
         """What is in memory, which is handed over."""
         blocks, self.blocks = self.blocks, []
