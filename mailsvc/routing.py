@@ -133,14 +133,12 @@ class Router:
             if relay:
                 return (Remote(forward_path),)
             raise
+        # Before a catch-all, which would swallow it; nobody else can have made that hash.
+        sender = self.srs.reverse(forward_path.local_part)
+        if sender is not None:
+            return self.route(sender, relay=True)
         try:
             return tuple(self._accounts(self._mailbox(forward_path.local_part, domain)))
-        except UnknownMailbox:
-            # Only where there is no such mailbox, so that nothing of ours is hidden by it.
-            sender = self.srs.reverse(forward_path.local_part)
-            if sender is None:
-                raise
-            return self.route(sender, relay=True)
         except PermanentFailure:
             # A postmaster alias that leads nowhere is no reason to refuse mail for postmaster.
             if _is_reserved(forward_path):

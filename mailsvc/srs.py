@@ -75,6 +75,8 @@ class SRS:
 
     def reverse(self, local_part: str) -> Address | None:
         """Whom mail to *local_part* at a domain of ours is for, or None when we did not make it."""
+        if local_part[:3].upper() != "SRS":
+            return None
         match = _SRS0.fullmatch(local_part)
         if match is not None:
             day = match["day"].upper()

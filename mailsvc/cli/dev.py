@@ -54,7 +54,7 @@ CHEAP_PASSWORDS = ("passwords.memory_kib=64", "passwords.passes=1",
 FOR_TESTS = (
     'brakes.exempt_networks=["127.0.0.1/32", "::1/128"]',
     "pop3.allow_cleartext_auth=yes",
-    "relay.loopback=yes",
+    "relay.loopback=true",
     *(f"submission.{what}_per_{period}=0"
       for what in ("messages", "recipients") for period in ("minute", "hour", "day")),
 )

@@ -29,6 +29,8 @@ from mailsvc.queue.routes import Hop, RelaySettings
 from mailsvc.smtp.failures import SendingFailure
 from mailsvc.trust import Trust
 
+_log = Logger("mailsvc.queue")
+
 #: Messages up to this size are sent from memory, larger ones from their file as they are sent.
 _SMALL = 256 * 1024
 _BLOCK = 64 * 1024
@@ -102,8 +104,6 @@ class Carrier:
     :param dial: opens a connection, as :meth:`mailsvc.client.Client.dial`.
     """
 
-    log = Logger("mailsvc.queue")
-
     def __init__(self, relay: RelaySettings, queue: QueueSettings, exchangers: Exchangers,
                  hello: str, reactor: Any, dial: Any = Client.dial) -> None:
         self._relay = relay
@@ -138,7 +138,7 @@ class Carrier:
             client.close()
 
     def _bug(self, failure: Any, destination: _Destination) -> None:
-        self.log.failure("the queue could not send", failure)
+        _log.failure("the queue could not send", failure)
         # Nobody may wait for ever because of it.
         while destination.jobs:
             _finish(destination.jobs.popleft(), "internal error", EnhancedStatus(4, 3, 0))
@@ -229,7 +229,7 @@ class Carrier:
                 client = await self._connect(hop, place, job)
             except SendingFailure as failure:
                 failed = failure
-                self.log.info("{id} not connected host={host} address={address}: {reason}",
+                _log.info("{id} not connected host={host} address={address}: {reason}",
                               id=job.message.id, host=place.name, address=place.address,
                               reason=failure.text)
                 # A host that says that it takes no mail at all may have a colleague who does.

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
-from twisted.names import client, dns, error
+from twisted.internet.defer import Deferred, TimeoutError, gatherResults
+from twisted.names import dns, error, hosts
+from twisted.names.cache import CacheResolver
 from twisted.names.client import Resolver
+from twisted.names.resolve import ResolverChain
 from twisted.python.failure import Failure
 
 from mailsvc.errors import EnhancedStatus
@@ -78,10 +80,7 @@ class Exchangers:
         self._hostname = hostname.lower()
         self._own = {address for address, port in listening if port == settings.port}
         self._shuffle = shuffle
-        self._resolver = resolver or (
-            Resolver(servers=[server(each) for each in settings.dns], timeout=_PATIENCE,
-                     reactor=reactor)
-            if settings.dns else client.createResolver(reactor=reactor))
+        self._resolver = resolver or _resolver(settings.dns, reactor)
 
     def find(self, domain: str) -> Deferred[list[Place]]:
         """The places to try for *domain*, in order, at least one; fails with Unroutable."""
@@ -218,6 +217,15 @@ class Exchangers:
         if not allowed:
             raise _loop(domain)
         return allowed
+
+
+def _resolver(servers: list[str], reactor: Any) -> Any:
+    """Asks *servers*, or those of this host, whose /etc/hosts counts then too."""
+    if servers:
+        return Resolver(servers=[server(each) for each in servers], timeout=_PATIENCE,
+                        reactor=reactor)
+    return ResolverChain([hosts.Resolver(), CacheResolver(reactor=reactor),
+                          Resolver(resolv="/etc/resolv.conf", timeout=_PATIENCE, reactor=reactor)])
 
 
 def _loop(domain: str) -> Unroutable:

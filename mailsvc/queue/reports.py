@@ -20,6 +20,8 @@ from mailsvc.queue.dsn import Report
 from mailsvc.queue.message import QueuedMessage, QueuedRecipient
 from mailsvc.trace import date
 
+_log = Logger("mailsvc.queue")
+
 
 class Reports:
     """Reports of one service.
@@ -27,8 +29,6 @@ class Reports:
     :param queue: where those to senders elsewhere go.
     :param clock: seconds since the epoch.
     """
-
-    log = Logger("mailsvc.queue")
 
     def __init__(self, router: IRouter, store: IMailboxStore, queue: IQueue, hostname: str,
                  language: str, clock: Callable[[], float]) -> None:
@@ -50,7 +50,7 @@ class Reports:
         sender = message.reverse_path
         if sender == NULL_PATH or not recipients:
             if recipients and action == "failed":
-                self.log.info("{id} dropped: it has no sender to tell", id=message.id)
+                _log.info("{id} dropped: it has no sender to tell", id=message.id)
             return
         id = new_id()
         report = Report(action, message, recipients, self._hostname, self._clock(), until,
@@ -63,7 +63,7 @@ class Reports:
         except TemporaryFailure:
             raise
         except MailFailure as failure:
-            self.log.info("{id} dropped: its sender {sender} cannot be told: {reason}",
+            _log.info("{id} dropped: its sender {sender} cannot be told: {reason}",
                           id=message.id, sender=str(sender), reason=failure.text)
             return
         envelope.recipients.append(Recipient(
@@ -80,5 +80,5 @@ class Reports:
             delivery.abort()
             raise
         await delivery.commit()
-        self.log.info("{id} reported {action} of {about} to {sender}", id=id, action=action,
+        _log.info("{id} reported {action} of {about} to {sender}", id=id, action=action,
                       about=message.id, sender=str(sender))

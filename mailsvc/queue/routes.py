@@ -91,11 +91,14 @@ def parse_route(text: str) -> Hop:
                lmtp=parts.scheme == "lmtp")
 
 
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+
+
 def _is_host(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return re.fullmatch(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}\.?)*", name) is not None
+        return re.fullmatch(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?", name) is not None
     return True
 
 

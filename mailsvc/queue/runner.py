@@ -28,6 +28,8 @@ from mailsvc.queue.spool import Spool
 from mailsvc.srs import SRS
 from mailsvc.store.threads import Threads
 
+_log = Logger("mailsvc.queue")
+
 #: How many messages are worked on at once; each has a file open.
 _ACTIVE = 500
 
@@ -44,8 +46,6 @@ class Runner:
     :param srs: rewrites the sender of forwarded mail.
     :param sign: what is sent before each message, found in a thread; or None.
     """
-
-    log = Logger("mailsvc.queue")
 
     def __init__(self, spool: Spool, threads: Threads, carrier: Carrier, routes: Routes,
                  schedule: Schedule, reports: Reports, srs: SRS, clock: Any,
@@ -79,7 +79,7 @@ class Runner:
             for id, when in due.items():
                 self._wait(id, when)
             if due:
-                self.log.info("the queue holds {messages} messages", messages=len(due))
+                _log.info("the queue holds {messages} messages", messages=len(due))
             self._advance()
 
         return self._threads.run(self._spool.due).addCallback(begin)
@@ -154,9 +154,9 @@ class Runner:
 
     def _failed(self, failure: Any, id: str) -> float:
         if failure.check(MailFailure, OSError) is None:
-            self.log.failure("{id} could not be worked on", failure, id=id)
+            _log.failure("{id} could not be worked on", failure, id=id)
         else:
-            self.log.error("{id} is put off: {reason}", id=id, reason=str(failure.value))
+            _log.error("{id} is put off: {reason}", id=id, reason=str(failure.value))
         return float(self._clock.seconds() + _LATER)
 
     def _ended(self, when: float | None, id: str) -> None:
@@ -184,7 +184,7 @@ class Runner:
             return None
         except Unreadable as problem:
             place = await self._threads.run(self._spool.set_aside, id)
-            self.log.error("{id} cannot be read and was moved to {place}: {problem}",
+            _log.error("{id} cannot be read and was moved to {place}: {problem}",
                            id=id, place=str(place), problem=str(problem))
             return None
         with stream:
@@ -246,7 +246,7 @@ class Runner:
         if result.state == RELAYED:
             # RFC 3461 §5.2.1: who knows DSN reports; else it is for us to say that it is gone.
             each.reported = result.reports or not each.wants("SUCCESS")
-        self.log.info("{id} {state} recipient={recipient} sender={sender} host={host} "
+        _log.info("{id} {state} recipient={recipient} sender={sender} host={host} "
                       "attempt={attempt}: {reply}",
                       id=message.id, state="deferred" if result.state == WAITING else result.state,
                       recipient=str(each.address), sender=str(message.reverse_path),
@@ -256,6 +256,8 @@ class Runner:
         """What follows from what the recipients' states are now; when to try again."""
         now = self._clock.seconds()
         following: float | None = None
+        warns = self._schedule.warns(message, now)
+        message.warned = message.warned or warns
         if message.waiting:
             following = self._schedule.next_attempt(message, now)
             if following is None:
@@ -268,12 +270,11 @@ class Runner:
             each for each in message.recipients if each.state == RELAYED and not each.reported])
         if following is None:
             await self._threads.run(self._spool.remove, message.id)
-            self.log.info("{id} done attempts={attempts}", id=message.id,
+            _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)
             return None
         message.due = following
-        if self._schedule.warns(message, now):
-            message.warned = True
+        if warns:
             late = [each for each in message.waiting if each.wants("DELAY")]
             await self._reports.send("delayed", message, late, await self._original(stream, False),
                                      self._schedule.end(message))

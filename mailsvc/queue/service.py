@@ -29,6 +29,8 @@ from mailsvc.queue.spool import Draft, Ownership, Spool
 from mailsvc.store.maildir import MaildirDelivery
 from mailsvc.store.threads import Threads
 
+_log = Logger("mailsvc.queue")
+
 #: How often the lock is tried for, and the directory looked into, seconds.
 _LOOK_EVERY = 5.0
 
@@ -43,8 +45,6 @@ class Queue(Service):
     :param threads: where its files are written and read; it stops them.
     :param grace_seconds: how long what is being sent may take to end when the service stops.
     """
-
-    log = Logger("mailsvc.queue")
 
     def __init__(self, spool: Spool, threads: Threads, reactor: Any,
                  grace_seconds: float = 5) -> None:
@@ -112,9 +112,9 @@ class Queue(Service):
             os.unlink(path)
         self._port = self._reactor.listenUNIXDatagram(path, _Wake(self.runner), mode=0o600)
         self.threads.run(self.spool.sweep).addErrback(
-            lambda failure: self.log.failure("cannot sweep the queue", failure))
+            lambda failure: _log.failure("cannot sweep the queue", failure))
         self.runner.start().addErrback(
-            lambda failure: self.log.failure("cannot read the queue", failure))
+            lambda failure: _log.failure("cannot read the queue", failure))
         if self.on_owned is not None:
             self.on_owned()
 
