@@ -10,8 +10,8 @@ was made with is kept, for it names the maildir.
 
 **Aliases.**  An alias of an account's name takes that account's mail; the account can still log in.
 A target of the alias's own name means that account: ``bob@d -> bob@d, carol@d`` keeps a copy with
-Bob.  A target of a domain that is not served here is forwarded to.  A *moved* alias delivers nothing: the
-sender is told the new address (551, RFC 5321 §3.4).  A loop of aliases is refused when
+Bob.  A target of a domain that is not served here is forwarded to.  A *moved* alias delivers
+nothing: the sender is told the new address (551, RFC 5321 §3.4).  A loop of aliases is refused when
 its last link is added; one by way of a catch-all or a subaddress is refused by ``routing``.
 """
 

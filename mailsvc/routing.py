@@ -21,10 +21,12 @@ An account that only sends gets no mail: what leads to it alone is refused with 
 A domain that is not ours is relayed to for those who may send through us, and by our own aliases,
 whoever sends: their remote targets are :class:`~mailsvc.mail.Remote`.  An address of SRS
 (:mod:`mailsvc.srs`) at a domain of ours leads back to the sender whose mail we forwarded.
-Everybody else's mail to other hosts is refused.  ``<postmaster>`` without a domain, and postmaster and
-abuse at an address literal of this host (RFC 5321 §4.1.3, setting ``literals``), are those of the
-default domain; no other mailbox has a literal for its domain.  ``a%b@ours`` and ``b!a@ours`` are
-local-parts like any other and never rewritten (RFC 5321 §2.3.11, appendix F.2).
+Everybody else's mail to other hosts is refused.
+
+``<postmaster>`` without a domain, and postmaster and abuse at an address literal of this host (RFC
+5321 §4.1.3, setting ``literals``), are those of the default domain; no other mailbox has a literal
+for its domain.  ``a%b@ours`` and ``b!a@ours`` are local-parts like any other and never rewritten
+(RFC 5321 §2.3.11, appendix F.2).
 """
 
 from __future__ import annotations

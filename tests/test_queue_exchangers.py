@@ -1,4 +1,4 @@
-"""mailsvc.queue.exchangers and mailsvc.queue.routes: where mail goes, by a DNS server on loopback."""
+"""mailsvc.queue.exchangers and mailsvc.queue.routes: where mail goes, by a scripted DNS server."""
 
 from __future__ import annotations
 

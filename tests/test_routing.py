@@ -433,7 +433,8 @@ def test_itself_without_an_account() -> None:
         Router(directory, "").route(at("a@d.example"))
 
 
-@pytest.mark.parametrize("links", [["a@d.example"], ["carol@d.example"], ["postmaster+x@d.example"]])
+@pytest.mark.parametrize("links", [["a@d.example"], ["carol@d.example"],
+                                   ["postmaster+x@d.example"]])
 def test_postmaster_is_reached_whatever_its_alias_is(links: list[str]) -> None:
     directory = graph()
     directory.lead("a@d.example", "b@d.example")

@@ -22,6 +22,7 @@ COMMANDS = {
     "config": "mailsvc.cli.config",
     "dev": "mailsvc.cli.dev",
     "domain": "mailsvc.cli.domains",
+    "queue": "mailsvc.cli.queue",
     "sendmail": "mailsvc.cli.sendmail",
 }
 

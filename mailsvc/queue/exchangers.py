@@ -28,7 +28,6 @@ from twisted.names import dns, error, hosts
 from twisted.names.cache import CacheResolver
 from twisted.names.client import Resolver
 from twisted.names.resolve import ResolverChain
-from twisted.python.failure import Failure
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.queue.routes import RelaySettings, server
@@ -73,8 +72,8 @@ class Exchangers:
     :param resolver: a Twisted resolver; by default the one that *settings* describe.
     """
 
-    def __init__(self, settings: RelaySettings, hostname: str, listening: Collection[tuple[str, int]],
-                 reactor: Any, resolver: Any = None,
+    def __init__(self, settings: RelaySettings, hostname: str,
+                 listening: Collection[tuple[str, int]], reactor: Any, resolver: Any = None,
                  shuffle: Callable[[list[Any]], None] = random.shuffle) -> None:
         self._settings = settings
         self._hostname = hostname.lower()
@@ -190,9 +189,9 @@ class Exchangers:
             return []
         except (error.DomainError, error.ResolverError, OSError, TimeoutError):
             raise Unroutable(f"no answer from the name servers about {name}", 4, 4, 3) from None
-        except Exception:
+        except Exception as problem:
             # The resolver gives up in more ways than it says; whatever it is, later may be better.
-            raise Unroutable(f"looking up {name} failed: {Failure().type.__name__}",
+            raise Unroutable(f"looking up {name} failed: {type(problem).__name__}",
                              4, 4, 3) from None
         return list(answers)
 

@@ -20,9 +20,8 @@ VERSION = 1
 WAITING = "waiting"  # to be tried
 RELAYED = "relayed"  # the next host took it
 FAILED = "failed"  # it did not, and never will
-DROPPED = "dropped"  # an operator took it out of the queue, without a report
 
-STATES = (WAITING, RELAYED, FAILED, DROPPED)
+STATES = (WAITING, RELAYED, FAILED)
 
 
 class Unreadable(ValueError):

@@ -9,7 +9,7 @@ is begun with it; then it is tried again, reported on, or gone (:mod:`mailsvc.qu
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, gatherResults, succeed
@@ -18,9 +18,17 @@ from twisted.logger import Logger
 
 from mailsvc.errors import MailFailure
 from mailsvc.mail import Address
+from mailsvc.queue import filter
 from mailsvc.queue.carrier import Carrier, Job, Result
 from mailsvc.queue.dsn import HEADER_OCTETS
-from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient, Unreadable
+from mailsvc.queue.message import (
+    FAILED,
+    RELAYED,
+    WAITING,
+    QueuedMessage,
+    QueuedRecipient,
+    Unreadable,
+)
 from mailsvc.queue.reports import Reports
 from mailsvc.queue.routes import Hop, Routes
 from mailsvc.queue.schedule import Schedule
@@ -63,6 +71,7 @@ class Runner:
         self._heap: list[tuple[float, str]] = []
         self._active: set[str] = set()
         self._again: set[str] = set()
+        self._held: set[str] = set()
         self._call: IDelayedCall | None = None
         self._stopped = False
         self._idle: list[Deferred[None]] = []
@@ -96,7 +105,9 @@ class Runner:
 
     def missed(self, ids: Collection[str]) -> None:
         """These are in the spool: take those that nobody told of."""
-        self.take([id for id in ids if id not in self._due and id not in self._active])
+        self._held.intersection_update(ids)
+        self.take([id for id in ids
+                   if id not in self._due and id not in self._active and id not in self._held])
 
     def idle(self) -> Deferred[None]:
         """Fires when nothing is being worked on."""
@@ -109,6 +120,45 @@ class Runner:
     def is_active(self, id: str) -> bool:
         """Whether the message is being tried now."""
         return id in self._active
+
+    async def act(self, action: str, words: Sequence[str], route: str
+                  ) -> tuple[list[str], list[str]]:
+        """Do what ``mailsvc queue`` asks for (:mod:`mailsvc.queue.filter`).
+
+        :returns: the messages changed, and those that are being worked on.
+        :raises FilterError: *words* mean nothing.
+        """
+        now, meant = self._clock.seconds(), filter.parse(words)
+
+        def matching() -> list[str]:
+            return [each.id for each in self._spool.messages() if meant(each, now)]
+
+        def change(id: str) -> float | None:
+            """When to look at it next, or None."""
+            message = self._spool.load(id)
+            if not filter.act(message, action, route, now):
+                self._spool.remove(id)
+                return None
+            self._spool.save(message)
+            return message.due  # a held one is found to be so then
+
+        changed, busy = [], []
+        for id in await self._threads.run(matching):
+            if id in self._active:
+                busy.append(id)
+                continue
+            # Nobody else works on it meanwhile.
+            self._due.pop(id, None)
+            self._active.add(id)
+            when: float | None = None
+            try:
+                when = await self._threads.run(change, id)
+                changed.append(id)
+            except (FileNotFoundError, Unreadable):
+                pass
+            finally:
+                self._ended(when, id)
+        return changed, busy
 
     def stop(self) -> Deferred[None]:
         """Begin nothing more; fires when what was under way has come to its end."""
@@ -189,7 +239,9 @@ class Runner:
             return None
         with stream:
             if message.held:
+                self._held.add(id)
                 return None
+            self._held.discard(id)
             now = self._clock.seconds()
             if message.waiting and message.due > now + 0.001:
                 return message.due

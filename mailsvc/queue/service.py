@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from mailsvc.interfaces import IQueue
 from mailsvc.mail import Envelope
+from mailsvc.queue.control import ControlFactory
 from mailsvc.queue.message import queued
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.spool import Draft, Ownership, Spool
@@ -56,7 +57,7 @@ class Queue(Service):
         self._ownership = Ownership(spool.root)
         self.make_runner: Callable[[], Runner] | None = None
         self.runner: Runner | None = None
-        self._port: Any = None
+        self._ports: list[Any] = []
         self._directory = -1
         self._look: IDelayedCall | None = None
         self.on_owned: Callable[[], Any] | None = None
@@ -110,7 +111,12 @@ class Queue(Service):
         path = f"/proc/self/fd/{self._directory}/wake"
         with suppress(FileNotFoundError):
             os.unlink(path)
-        self._port = self._reactor.listenUNIXDatagram(path, _Wake(self.runner), mode=0o600)
+        control = f"/proc/self/fd/{self._directory}/control"
+        with suppress(FileNotFoundError):
+            os.unlink(control)
+        self._ports = [
+            self._reactor.listenUNIXDatagram(path, _Wake(self.runner), mode=0o600),
+            self._reactor.listenUNIX(control, ControlFactory(self.runner), mode=0o600)]
         self.threads.run(self.spool.sweep).addErrback(
             lambda failure: _log.failure("cannot sweep the queue", failure))
         self.runner.start().addErrback(
@@ -139,8 +145,8 @@ class Queue(Service):
 
     def _stopped(self) -> Deferred[Any]:
         self.runner = None
-        port, self._port = self._port, None
-        closing = [] if port is None else [port.stopListening()]
+        ports, self._ports = self._ports, []
+        closing = [maybeDeferred(port.stopListening) for port in ports]
         closing.append(self.threads.stop())
 
         def release(_: object) -> None:

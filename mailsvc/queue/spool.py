@@ -261,7 +261,7 @@ class _Opened(tuple[QueuedMessage, BinaryIO]):
     """A message and its file; a context manager that closes the file."""
 
     def __new__(cls, message: QueuedMessage, stream: BinaryIO) -> _Opened:
-        return super().__new__(cls, (message, stream))  # type: ignore[type-var]
+        return super().__new__(cls, (message, stream))
 
     def __enter__(self) -> _Opened:
         return self

@@ -302,8 +302,10 @@ _ROWS = (
     Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True, known=lambda m: not m.lmtp),
     Command("LHLO", _ehlo, _ANY, "LHLO your.host.name", idle=True, known=lambda m: m.lmtp),
     Command("MAIL", _mail, frozenset({READY}),
-            "MAIL FROM:<address> [SIZE=octets] [BODY=8BITMIME] [SMTPUTF8] [RET=FULL|HDRS] [ENVID=id]", fault="5.1.7"),
-    Command("RCPT", _rcpt, frozenset({MAIL, RCPT}), "RCPT TO:<address> [NOTIFY=NEVER|SUCCESS,FAILURE,DELAY] [ORCPT=type;address]"),
+            "MAIL FROM:<address> [SIZE=octets] [BODY=8BITMIME] [SMTPUTF8] [RET=FULL|HDRS] "
+            "[ENVID=id]", fault="5.1.7"),
+    Command("RCPT", _rcpt, frozenset({MAIL, RCPT}),
+            "RCPT TO:<address> [NOTIFY=NEVER|SUCCESS,FAILURE,DELAY] [ORCPT=type;address]"),
     Command("DATA", _data, frozenset({RCPT}), "DATA, then the message, then CRLF.CRLF"),
     # BDAT looks at the phase itself: its octets must be swallowed in any.
     Command("BDAT", _bdat, _ANY, "BDAT octets [LAST], then the octets"),
