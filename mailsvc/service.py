@@ -41,6 +41,7 @@ from mailsvc.checkers.inturn import InTurn, in_turn
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
+from mailsvc.dkim import Keys, Signer
 from mailsvc.listeners import KINDS, CannotStart, Listener
 from mailsvc.names import DirectoryError
 from mailsvc.passwords import PasswordHasher
@@ -241,7 +242,8 @@ class MailService(MultiService):
             reports = Reports(router, store, queue, hostname, settings.queue.language,
                               reactor.seconds)
             return Runner(queue.spool, threads, carrier, Routes(settings.relay),
-                          Schedule(settings.queue), reports, router.srs, reactor)
+                          Schedule(settings.queue), reports, router.srs, reactor,
+                          Signer(Keys(Path(settings.service.data) / "dkim")).sign)
 
         queue.make_runner = runner
         queue.setServiceParent(self)

@@ -18,7 +18,7 @@ LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
-         "submission", "rates", "passwords", "accounts", "authentication",
+         "submission", "rates", "dkim", "passwords", "accounts", "authentication",
          "certificates", "tls", "store", "sasl", "smtp", "pop3", "proxy"]
 SERVICE = [*PARTS, "checkers.inturn", "toml", "config", "log", "systemd", "connections",
            "listeners"]
@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "srs": ["mail"],
     "routing": [*PEOPLE, "srs"],
     "fanout": CONTRACTS,
+    "dkim": ["names", "submission.mailboxes"],
     "queue.limits": ["settings"],
     "queue.message": ["mail"],
     "queue.spool": ["queue.message", "store.tree"],

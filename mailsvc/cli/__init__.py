@@ -21,6 +21,7 @@ COMMANDS = {
     "ban": "mailsvc.cli.bans",
     "config": "mailsvc.cli.config",
     "dev": "mailsvc.cli.dev",
+    "dkim": "mailsvc.cli.dkim",
     "domain": "mailsvc.cli.domains",
     "queue": "mailsvc.cli.queue",
     "sendmail": "mailsvc.cli.sendmail",

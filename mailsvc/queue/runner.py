@@ -44,20 +44,20 @@ _ACTIVE = 500
 #: After how long a message is looked at again that our own disk or directory failed, seconds.
 _LATER = 60
 
-#: Signs a message: what to send before it.
-Signer = Callable[[QueuedMessage, Any], bytes]
+#: Signs the octets of a message from a domain: what to send before it.
+Sign = Callable[[bytes, str], bytes]
 
 
 class Runner:
     """Sends what is in *spool*.
 
     :param srs: rewrites the sender of forwarded mail.
-    :param sign: what is sent before each message, found in a thread; or None.
+    :param sign: makes the signatures of what our users send, in a thread; or None.
     """
 
     def __init__(self, spool: Spool, threads: Threads, carrier: Carrier, routes: Routes,
                  schedule: Schedule, reports: Reports, srs: SRS, clock: Any,
-                 sign: Signer | None = None) -> None:
+                 sign: Sign | None = None) -> None:
         self._spool = spool
         self._threads = threads
         self._carrier = carrier
@@ -247,8 +247,7 @@ class Runner:
                 return message.due
             if message.waiting:
                 message.attempts += 1
-                prefix = b"" if self._sign is None else await self._threads.run(
-                    self._sign, message, stream)
+                prefix = await self._threads.run(self._signed, message, stream)
                 saving = DeferredLock()
                 ways = self._ways(message)
                 await gatherResults([
@@ -256,6 +255,16 @@ class Runner:
                                                     saving if len(ways) > 1 else None))
                     for (hop, path), recipients in ways.items()])
             return await self._settle(message, stream)
+
+    def _signed(self, message: QueuedMessage, stream: Any) -> bytes:
+        """The signatures of *message*, if it is our user's."""
+        if self._sign is None or not message.account:
+            return b""
+        start = stream.tell()
+        try:
+            return self._sign(stream.read(), message.reverse_path.domain)
+        finally:
+            stream.seek(start)
 
     def _open(self, id: str) -> tuple[QueuedMessage, Any]:
         message, stream = self._spool.open(id)
