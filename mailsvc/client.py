@@ -8,7 +8,7 @@ From a coroutine::
     await client.data(b"Subject: hello\\r\\n\\r\\nIt works.\\r\\n")
     await client.quit()
 
-Every method returns a Deferred, which can be awaited, and whose failures are
+What asks the server something returns a Deferred, which can be awaited, and whose failures are
 :class:`mailsvc.smtp.failures.SendingFailure`.  From plain blocking code see
 :mod:`mailsvc.blocking`.
 
@@ -20,49 +20,44 @@ the server offers PIPELINING (RFC 2920), and one after the other where it does n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from mailsvc.errors import EnhancedStatus
+from mailsvc import transaction
+from mailsvc.dialing import Line, NoConnection, dial
 from mailsvc.mail import Address
-from mailsvc.smtp.failures import SendingFailure, Stage
+from mailsvc.sasl.client import Abandoned, ClientExchange, Login, choose
+from mailsvc.smtp import writing
+from mailsvc.smtp.failures import (
+    BadArgument,
+    CannotConnect,
+    CannotLogIn,
+    Disconnected,
+    NotOffered,
+    NotSent,
+    SendingFailure,
+    Stage,
+    TimedOut,
+    TLSFailed,
+)
+from mailsvc.smtp.outcome import Outcome, Recipient, Tally
+from mailsvc.smtp.outgoing import Outgoing
 from mailsvc.smtp.replies import Reply
-from mailsvc.trust import Trust
-
-#: A message: lines ending in CRLF.  All but bytes are read as they are sent, so memory stays flat.
-Message = bytes | BinaryIO | Iterable[bytes] | AsyncIterable[bytes]
+from mailsvc.smtp.requests import Command
+from mailsvc.smtp.sending import SendingSession
+from mailsvc.smtp.source import Message, Source
+from mailsvc.smtp.timeouts import Timeouts
+from mailsvc.transaction import Parameters
+from mailsvc.trust import UNVERIFIED, Secured, Trust, Untrusted
 
 #: How TLS is used: not at all; by STARTTLS, or fail; by STARTTLS if offered, unverified, and in the
 #: clear (by a second connection if the handshake broke the first) if not; from the first octet.
 TLS = Literal["no", "starttls", "opportunistic", "implicit"]
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long each step may take, in seconds: the least of RFC 5321 §4.5.3.2 where it has one.
-
-    Slow drips buy no time: each limit holds for the whole reply.
-    """
-
-    connect: float = 60.0
-    tls: float = 60.0
-    greeting: float = 300.0
-    hello: float = 300.0
-    auth: float = 180.0
-    mail: float = 300.0
-    rcpt: float = 300.0
-    data: float = 120.0
-    #: The server takes no octet of the message for so long.
-    block: float = 180.0
-    #: The final reply.
-    end: float = 600.0
-    #: RSET, NOOP, VRFY, EXPN.
-    other: float = 300.0
-    quit: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,263 +75,429 @@ class Said:
     tls: bool
     seconds: float
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one recipient.
-
-    :ivar recipient: the forward-path.
-    :ivar reply: the server's reply that decided; None if it did not come to one.
-    :ivar failure: why it did not succeed; None if it did.
-    """
-
-    recipient: Address
-    reply: Reply | None = None
-    failure: SendingFailure | None = None
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the server is responsible for it now."""
-        raise NotImplementedError
-
-    @property
-    def temporary(self) -> bool:
-        """Whether it is worth trying again."""
-        raise NotImplementedError
-
-    @property
-    def permanent(self) -> bool:
-        """Whether it is not."""
-        raise NotImplementedError
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether the server may have it although it did not say so: a duplicate is possible."""
-        raise NotImplementedError
-
-    @property
-    def status(self) -> EnhancedStatus:
-        """The enhanced status code, made up from the reply's code if the server gave none."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, slots=True)
-class Recipient:
-    """A forward-path with the parameters of RFC 3461.
-
-    :ivar notify: of "NEVER" or of "SUCCESS", "FAILURE", "DELAY"; empty for the server's default.
-    :ivar orcpt: ``type;address``, as meant (not xtext).
-    """
-
-    forward_path: Address | str
-    notify: tuple[str, ...] = ()
-    orcpt: str = ""
-
-
 class Client:
-    """One connection to a server, from the greeting on.
+    """One connection to a server, from the greeting on.  Made by :meth:`dial`.
 
-    :ivar greeting: the 220.
-    :ivar host: what the server calls itself.
-    :ivar extensions: what it offered last, by keyword in capitals.
-    :ivar outcomes: of the present or last transaction, in the order of RCPT.
-    :ivar tls_state: what was agreed in TLS (version, cipher, whether verified), or None.
     :ivar tls_failure: why an "opportunistic" connection is in the clear, or None.
-    :ivar closed: whether the connection has ended.
-    :ivar transactions: how many messages were accepted on it.
     """
+
+    def __init__(
+        self, line: Line, *, lmtp: bool = False, hello: str = "",
+        timeouts: Timeouts | None = None, transcript: Callable[[Said], None] | None = None,
+        clock: Any = None, port: int = 0,
+    ) -> None:
+        self.tls_failure: TLSFailed | None = None
+        self._clock = clock
+        self._began = clock.seconds()
+        self._transcript = transcript
+        self._name = hello
+        self._port = port
+        #: Whether a secret may be sent inside TLS as it was asked for.
+        self._private = True
+        self._line = line
+        self._out = Outgoing(line, self.hello, lmtp=lmtp, timeouts=timeouts or Timeouts(),
+                             transcript=self._note if transcript is not None else None)
+        self._session = self._out.session
 
     @classmethod
     def dial(
-        cls,
-        host: str,
-        port: int = 25,
-        *,
-        endpoint: IStreamClientEndpoint | None = None,
-        tls: TLS = "no",
-        trust: Trust | None = None,
-        hello: str = "",
-        bind: str = "",
-        lmtp: bool = False,
-        timeouts: Timeouts | None = None,
-        transcript: Callable[[Said], None] | None = None,
-        reactor: Any = None,
+        cls, host: str, port: int = 25, *, endpoint: IStreamClientEndpoint | None = None,
+        tls: TLS = "no", trust: Trust | None = None, hello: str = "", bind: str = "",
+        lmtp: bool = False, timeouts: Timeouts | None = None,
+        transcript: Callable[[Said], None] | None = None, reactor: Any = None,
     ) -> Deferred[Client]:
         """Connect, read the greeting, and with "starttls" and "opportunistic" start TLS.
 
         :param host: a name, an IP address, or the path of a Unix socket; the name to verify.
-        :param endpoint: connects in the place of *host* and *port* (happy eyeballs, SOCKS …).
+        :param endpoint: connects in the place of *host* and *port*.
         :param trust: what the certificate has to prove; by default that it is *host*'s, and nothing
             for "opportunistic".
         :param hello: what to call ourselves; by default this host's name, or its address in
             brackets if that has no dot (RFC 5321 §4.1.4).
         :param bind: the local address to connect from.
+        :param transcript: told of each line of the dialogue.
         :raises SendingFailure: (in the Deferred) CannotConnect, TimedOut, Refused, TLSFailed,
             BadReply, Disconnected.
         """
-        raise NotImplementedError
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
+        if hello:
+            hello = writing.hello(hello)
 
-    def hello(self, name: str = "") -> Deferred[Reply]:
-        """Say EHLO (LHLO), or HELO to a server without extensions; what needs it says it itself."""
-        raise NotImplementedError
+        async def connect(use: TLS) -> Client:
+            return await _connect(
+                cls, reactor, host, port, endpoint, use, trust, bind, timeouts or Timeouts(),
+                {"lmtp": lmtp, "hello": hello, "timeouts": timeouts, "transcript": transcript})
+
+        async def try_both() -> Client:
+            try:
+                return await connect(tls)
+            except TLSFailed as failure:
+                if tls != "opportunistic":
+                    raise
+                # RFC 7435 §3: no worse off than without TLS.
+                client = await connect("no")
+                client.tls_failure = failure
+                return client
+
+        return Deferred.fromCoroutine(try_both())
+
+    # ---- what is known ----
+
+    @property
+    def greeting(self) -> Reply | None:
+        """The 220; None before it came."""
+        return self._out.greeting
+
+    @property
+    def closed(self) -> SendingFailure | None:
+        """Why the connection has ended; None while it has not."""
+        return self._out.closed
+
+    @property
+    def transactions(self) -> int:
+        """How many messages were accepted on it."""
+        return self._out.transactions
+
+    @property
+    def host(self) -> str:
+        """What the server calls itself; "" before EHLO."""
+        return self._session.host
+
+    @property
+    def extensions(self) -> dict[str, str]:
+        """What the server offers, by keyword in capitals; empty before EHLO."""
+        return dict(self._session.extensions)
 
     def extension(self, name: str) -> str | None:
         """The parameters of an extension, "" if it has none; None if it is not offered."""
-        raise NotImplementedError
+        return self._session.extensions.get(name.upper())
+
+    @property
+    def secured(self) -> Secured | None:
+        """What was agreed in TLS, or None in the clear."""
+        return self._line.secured
+
+    @property
+    def peer(self) -> Any:
+        """The server's address, as Twisted has it."""
+        return self._line.transport.getPeer()
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Of the present or last transaction, in the order of RCPT."""
+        return self._out.tally.outcomes
+
+    @property
+    def pipeline(self) -> bool:
+        """Whether commands are sent ahead where the server offers it; may be set."""
+        return self._session.pipeline
+
+    @pipeline.setter
+    def pipeline(self, wanted: bool) -> None:
+        self._session.pipeline = wanted
+
+    # ---- commands ----
+
+    def hello(self, name: str = "") -> Deferred[Reply]:
+        """Say EHLO (LHLO), or HELO to a server without extensions.
+
+        It need not be called: what needs it says it.
+        """
+        if not name:
+            name = self._name or _own_name(self._line)
+        self._name = name
+        return self._do(lambda session: session.hello(name))
 
     def start_tls(self, trust: Trust | None = None) -> Deferred[Reply]:
-        """STARTTLS, verify, and EHLO again (RFC 3207).
+        """STARTTLS, verify, and EHLO again (RFC 3207); its reply.
 
         :raises TLSFailed: the connection is over, unless its reason is "starttls-not-supported".
         """
-        raise NotImplementedError
+        return Deferred.fromCoroutine(self._out.start_tls(trust or Trust()))
 
     def auth(
-        self,
-        name: str = "",
-        secret: str = "",
-        *,
-        mechanism: str = "",
-        token: str = "",
-        authorize_as: str = "",
-        cleartext: bool = False,
+        self, name: str = "", password: str = "", *, mechanism: str = "", token: str = "",
+        authorize_as: str = "", cleartext: bool = False,
     ) -> Deferred[Reply]:
         """Log in (RFC 4954).
 
         :param mechanism: SCRAM-SHA-256-PLUS, SCRAM-SHA-256, CRAM-MD5, PLAIN, LOGIN, OAUTHBEARER,
-            XOAUTH2, EXTERNAL; by default the best that is offered and possible.
-        :param token: an OAuth bearer token, in the place of *secret*.
-        :param cleartext: whether a secret may cross the network unencrypted (it never needs leave
-            to a loopback address or a Unix socket).
+            XOAUTH2 or EXTERNAL; by default the best that is offered and possible.
+        :param token: an OAuth bearer token, in the place of *password*.
+        :param cleartext: whether a secret may cross the network unencrypted.  It may not, but to
+            this machine itself; nor inside TLS that proves nothing ("opportunistic").
         :raises LoginRefused: name or secret is wrong, or the server cannot tell now.
-        :raises CannotLogIn: nothing offered can be used; nothing was sent.
+        :raises CannotLogIn: nothing offered can be used, and nothing was sent; or the server did
+            not prove itself.
         """
-        raise NotImplementedError
+        return Deferred.fromCoroutine(self._auth(
+            name, password, mechanism, token, authorize_as, cleartext))
 
     def mail(
-        self,
-        reverse_path: Address | str,
-        *,
-        size: int = 0,
-        body: str = "",
-        smtputf8: bool = False,
-        ret: str = "",
-        envid: str = "",
-        requiretls: bool = False,
+        self, reverse_path: Address | str, *, size: int = 0, body: str = "",
+        smtputf8: bool | None = None, ret: str = "", envid: str = "", requiretls: bool = False,
         auth: Address | None = None,
     ) -> Deferred[Reply]:
-        """Begin a transaction.  SIZE and AUTH are left out where the server offers neither.
+        """Begin a transaction.
 
-        DSN parameters (RET, ENVID) are left out too: see ``extension("DSN")`` (RFC 3461 §5.2.2).
+        SIZE, AUTH, RET and ENVID are left out where the server does not offer them.
 
         :param reverse_path: "" or NULL_PATH for ``<>``.
-        :param body: "7BIT", "8BITMIME" or "" for no parameter.
-        :param ret: "FULL" or "HDRS".
+        :param size: octets of the message; 0 if not known.
+        :param body: "7BIT" or "8BITMIME"; "" for the latter where it is offered.
+        :param smtputf8: None to say it if the address needs it.
+        :param ret: "FULL" or "HDRS" (RFC 3461).
         :param envid: as meant (not xtext).
+        :param auth: who submitted the message first (RFC 4954 §5).
         :raises NotOffered: 8BITMIME, SMTPUTF8, REQUIRETLS or the size; nothing was sent.
         """
-        raise NotImplementedError
+        self._out.tally = Tally()
+        return self._ready_to(lambda session: session.mail(
+            reverse_path, size=size, body=body, smtputf8=smtputf8, ret=ret, envid=envid,
+            requiretls=requiretls, auth=auth))
 
     def rcpt(self, forward_path: Address | str, *, notify: Sequence[str] = (),
              orcpt: str = "") -> Deferred[Reply]:
-        """Add a recipient; a refusal leaves the transaction open."""
-        raise NotImplementedError
+        """Add a recipient; a refusal leaves the transaction open.
+
+        NOTIFY and ORCPT are left out where the server does not offer DSN (RFC 3461).
+
+        :raises NotOffered: the address needs SMTPUTF8, and MAIL did not say it.
+        """
+        def make(session: SendingSession) -> Command:
+            command = session.rcpt(forward_path, notify=tuple(notify), orcpt=orcpt)
+            self._out.tally.add(writing.address(forward_path), command)
+            return command
+
+        return self._ready_to(make)
 
     def data(self, message: Message, *, normalize: bool = False) -> Deferred[Reply]:
         """Send the message by DATA.
 
         :param normalize: make every bare CR and LF a CRLF; without it they are BadMessage, and the
             connection is over if some of the message was sent.
-        :returns: the final reply; with LMTP the last one, ``outcomes`` has them all.
+        :returns: the final reply; with LMTP the last of those that ``outcomes`` has, and a failure
+            only if no recipient got the message.
         """
-        raise NotImplementedError
+        return self.content(Source(message, normalize=normalize))
+
+    def content(self, source: Source) -> Deferred[Reply]:
+        """As :meth:`data`."""
+        return self._ready_to(lambda session: self._out.content(source))
 
     def bdat(self, block: bytes, last: bool = False) -> Deferred[Reply]:
-        """Send a chunk (RFC 3030); call again without waiting to pipeline."""
-        raise NotImplementedError
+        """Send a chunk (RFC 3030); call again without waiting to pipeline.
+
+        :raises NotOffered: CHUNKING; nothing was sent.
+        """
+        return self._ready_to(lambda session: session.bdat(block, last))
 
     def send(
-        self,
-        reverse_path: Address | str,
-        recipients: Sequence[Address | str | Recipient],
-        message: Message,
-        *,
-        size: int = 0,
-        body: str = "",
-        smtputf8: bool | None = None,
-        ret: str = "",
-        envid: str = "",
-        requiretls: bool = False,
-        auth: Address | None = None,
-        normalize: bool = False,
-        pipeline: bool = True,
-        chunk: bool = True,
+        self, reverse_path: Address | str, recipients: Sequence[Address | str | Recipient],
+        message: Message, *, size: int = 0, body: str = "", smtputf8: bool | None = None,
+        ret: str = "", envid: str = "", requiretls: bool = False, auth: Address | None = None,
+        normalize: bool = False, chunk: bool = True,
     ) -> Deferred[tuple[Outcome, ...]]:
         """One message to all *recipients*, in as few round trips as the server allows.
+
+        May be called again on the same connection, when the outcomes are there.
 
         :param size: in octets; found out for bytes and files.
         :param body: "8BITMIME" or "7BIT"; found out for bytes and files.
         :param smtputf8: None to find out, from the addresses and, for bytes and files, the header.
+        :param chunk: whether CHUNKING may be used where it is offered.
         :returns: an outcome for each recipient, in order, also if the connection broke or the
-            server refused the sender: their ``failure`` says so.  Never fails but by BadArgument.
+            server refused the sender: their ``failure`` says so.
+        :raises BadArgument: (in the Deferred) something cannot be said; nothing was sent.
         """
-        raise NotImplementedError
+        parameters = Parameters(size=size, body=body, smtputf8=smtputf8, ret=ret, envid=envid,
+                                requiretls=requiretls, auth=auth)
+        return Deferred.fromCoroutine(transaction.send(
+            self, self._out, reverse_path, recipients, message, parameters, normalize=normalize,
+            chunk=chunk))
 
     def verify(self, text: str) -> Deferred[Reply]:
         """VRFY; 252 counts as positive."""
-        raise NotImplementedError
+        return self._ready_to(lambda session: session.verify(text))
 
     def expand(self, text: str) -> Deferred[Reply]:
         """EXPN."""
-        raise NotImplementedError
+        return self._ready_to(lambda session: session.expand(text))
 
     def reset(self) -> Deferred[Reply]:
         """RSET: forget the transaction, keep the connection."""
-        raise NotImplementedError
+        return self._do(lambda session: session.reset())
 
     def noop(self) -> Deferred[Reply]:
         """NOOP."""
-        raise NotImplementedError
+        return self._do(lambda session: session.noop())
 
     def quit(self) -> Deferred[Reply | None]:
         """QUIT, and close whatever the server answers: None if it did not.  Never fails."""
-        raise NotImplementedError
+        async def leave() -> Reply | None:
+            try:
+                return await self._do(lambda session: session.quit())
+            except SendingFailure as failure:
+                return failure.reply
+            finally:
+                self._out.end(Disconnected("we closed the connection", Stage.QUIT))
+
+        return Deferred.fromCoroutine(leave())
 
     def close(self) -> None:
         """Close at once; what is under way fails with Disconnected.  May be called again."""
-        raise NotImplementedError
+        self._out.end(Disconnected("we closed the connection"))
+        self._line.abort()
 
     def when_closed(self) -> Deferred[SendingFailure]:
         """Fires when the connection has ended, with why."""
-        raise NotImplementedError
+        return self._out.when_closed()
+
+    def _do(self, make: Callable[[SendingSession], Command]) -> Deferred[Reply]:
+        """As ``issue``; what it raises is in the Deferred."""
+        try:
+            return self._out.issue(make)
+        except (SendingFailure, BadArgument):
+            return fail()
+
+    def _ready_to(self, make: Callable[[SendingSession], Command]) -> Deferred[Reply]:
+        """``_do``, after EHLO."""
+        if self._session.extended is not None:
+            return self._do(make)
+        return self._out.ready().addCallback(lambda _: self._do(make))
+
+    async def _auth(self, name: str, password: str, mechanism: str, token: str,
+                    authorize_as: str, cleartext: bool) -> Reply:
+        await self._out.ready()
+        offered = (self.extension("AUTH") or "").split()
+        secured = self._line.secured
+        private = cleartext or self._line.local or (
+            secured is not None and (secured.verified or self._private))
+        try:
+            login = Login(
+                name=name, password=password, token=token, authorize_as=authorize_as,
+                host=self._line.host, port=self._port,
+                channel_bindings=secured.channel_bindings if secured is not None else {})
+            chosen = choose(offered, login, private=private, wanted=mechanism)
+            exchange = ClientExchange(chosen, login, offered)
+        except (Abandoned, ValueError) as problem:
+            raise CannotLogIn(str(problem), Stage.AUTH) from None
+        return await self._out.issue(lambda session: session.authenticate(exchange))
+
+    def _note(self, sent: bool, line: str) -> None:
+        assert self._transcript is not None
+        self._transcript(Said(sent, line, self._session.tls_active,
+                              self._clock.seconds() - self._began))
+
+
+async def _connect(
+    cls: type[Client], reactor: Any, host: str, port: int, endpoint: IStreamClientEndpoint | None,
+    tls: TLS, trust: Trust | None, bind: str, timeouts: Timeouts, options: dict[str, Any],
+) -> Client:
+    """A client that has read the greeting, and has TLS if it should."""
+    if trust is None:
+        trust = UNVERIFIED if tls == "opportunistic" else Trust()
+    try:
+        line = await dial(reactor, host, port, seconds=timeouts.connect, bind=bind,
+                          endpoint=endpoint)
+    except NoConnection as problem:
+        kind = TimedOut if problem.timed_out else CannotConnect
+        raise kind(problem.text, Stage.CONNECT, CannotConnect.default) from None
+    if tls == "implicit":
+        line.set_deadline(timeouts.tls)
+        try:
+            await line.start_tls(trust)
+        except Untrusted as problem:
+            raise TLSFailed(problem.text, problem.reason) from None
+    client = cls(line, clock=reactor, port=port, **options)
+    client._private = tls != "opportunistic"
+    try:
+        await client._out.greeted
+        if tls == "starttls" or (tls == "opportunistic" and await _offers_tls(client)):
+            try:
+                await client.start_tls(trust)
+            except TLSFailed as failure:
+                if tls == "starttls" or client.closed is not None:
+                    raise
+                client.tls_failure = failure
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+async def _offers_tls(client: Client) -> bool:
+    await client._out.ready()
+    return client.extension("STARTTLS") is not None
+
+
+def _own_name(line: Line) -> str:
+    """What to call ourselves (RFC 5321 §4.1.4)."""
+    name = socket.gethostname()
+    if "." in name:
+        try:
+            return writing.hello(name)
+        except BadArgument:
+            pass
+    return line.own_literal
 
 
 def send_mail(
-    host: str,
-    reverse_path: Address | str,
-    recipients: Sequence[Address | str | Recipient],
-    message: Message,
-    *,
-    port: int = 0,
-    tls: TLS = "opportunistic",
-    trust: Trust | None = None,
-    user: str = "",
-    password: str = "",
-    token: str = "",
-    hello: str = "",
-    timeouts: Timeouts | None = None,
-    **options: Any,
+    host: str, reverse_path: Address | str, recipients: Sequence[Address | str | Recipient],
+    message: Message, *, port: int = 0, tls: TLS | None = None, trust: Trust | None = None,
+    user: str = "", password: str = "", token: str = "", mechanism: str = "", hello: str = "",
+    bind: str = "", lmtp: bool = False, timeouts: Timeouts | None = None,
+    transcript: Callable[[Said], None] | None = None, reactor: Any = None, **options: Any,
 ) -> Deferred[tuple[Outcome, ...]]:
     """Dial, log in if there is a *user*, send, quit.
 
     :param port: 0 for 465 with tls="implicit", 587 with a *user*, else 25.
-    :param options: of :meth:`Client.dial` and :meth:`Client.send`.
+    :param tls: by default "implicit" for port 465, "starttls" with a *user*, else "opportunistic".
+    :param options: of :meth:`Client.send`.
     :returns: an outcome for each recipient, of whom at least one was accepted.
     :raises NotSent: none was; it has the outcomes.
     :raises SendingFailure: it did not come to a transaction.
+    :raises BadArgument: something cannot be said.
     """
-    raise NotImplementedError
+    if tls is None:
+        tls = "implicit" if port == 465 else "starttls" if user else "opportunistic"
+    port = port or (465 if tls == "implicit" else 587 if user else 25)
+
+    async def do() -> tuple[Outcome, ...]:
+        transaction.resolved(recipients)
+        client = await Client.dial(
+            host, port, tls=tls, trust=trust, hello=hello, bind=bind, lmtp=lmtp,
+            timeouts=timeouts, transcript=transcript, reactor=reactor)
+        try:
+            if user or mechanism:
+                await client.auth(user, password, token=token, mechanism=mechanism)
+            outcomes = await client.send(reverse_path, recipients, message, **options)
+            await client.quit()
+        finally:
+            client.close()
+        if not any(each.accepted for each in outcomes):
+            raise NotSent(outcomes)
+        return outcomes
+
+    return Deferred.fromCoroutine(do())
 
 
-__all__ = ["TLS", "Client", "Message", "Outcome", "Recipient", "Said", "Stage", "Timeouts",
-           "send_mail"]
+__all__ = [
+    "TLS",
+    "UNVERIFIED",
+    "BadArgument",
+    "Client",
+    "Message",
+    "NotOffered",
+    "NotSent",
+    "Outcome",
+    "Recipient",
+    "Reply",
+    "Said",
+    "SendingFailure",
+    "Stage",
+    "Timeouts",
+    "Trust",
+    "send_mail",
+]

@@ -143,7 +143,9 @@ def describe(transport: Any) -> TLSState | None:
         version=version, cipher=TLS_1_2_CIPHERS.get(cipher, cipher),
         bits=connection.get_cipher_bits() or 0, group=_group(connection),
         server_name=_server_name(connection), client_names=_client_names(connection),
-        channel_bindings=_channel_bindings(connection, version))
+        channel_bindings=channel_bindings(
+            connection, version, connection.get_certificate(as_cryptography=True),
+            connection.first_finished))
 
 
 def _group(connection: ServerConnection) -> str:
@@ -182,15 +184,22 @@ def _client_names(connection: ServerConnection) -> tuple[str, ...]:
     return tuple(name for name in names if _MAIL_ADDRESS.fullmatch(name))
 
 
-def _channel_bindings(connection: ServerConnection, version: str) -> dict[str, bytes]:
+def channel_bindings(
+    connection: SSL.Connection, version: str, certificate: x509.Certificate | None,
+    first_finished: bytes,
+) -> dict[str, bytes]:
+    """What binds a login to this session, by type.
+
+    :param certificate: the server's.
+    :param first_finished: the first Finished message of the handshake.
+    """
     bindings = {}
     if version == "TLSv1.3":
         bindings["tls-exporter"] = connection.export_keying_material(
             b"EXPORTER-Channel-Binding", 32, b"")
     else:
         # TLS 1.3 has none (RFC 8446 §C.5).
-        bindings["tls-unique"] = connection.first_finished
-    certificate = connection.get_certificate(as_cryptography=True)
+        bindings["tls-unique"] = first_finished
     # RFC 5929 §4.1: undefined for a signature without a hash of its own, as Ed25519's.
     algorithm = certificate.signature_hash_algorithm if certificate is not None else None
     if certificate is not None and algorithm is not None:

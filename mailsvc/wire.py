@@ -225,3 +225,29 @@ class DotStuffer:
             # An empty message: the CRLF held is not its own.
             return b".\r\n"
         return (self._held if self._held == CRLF else self._held + CRLF) + b".\r\n"
+
+
+class LineEnds:
+    """Makes every bare CR and bare LF of a text a CRLF.  It comes in blocks cut anywhere."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, block: bytes) -> bytes:
+        """Take a block and return a block, perhaps empty."""
+        block = self._held + block
+        self._held = b""
+        if block.endswith(b"\r"):
+            self._held = b"\r"
+            block = block[:-1]
+        ends = block.count(CRLF)
+        if block.count(b"\n") != ends or block.count(b"\r") != ends:
+            block = block.replace(CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", CRLF)
+        return block
+
+    def finish(self) -> bytes:
+        """What is still held when the text has ended."""
+        held, self._held = self._held, b""
+        return CRLF if held else b""

@@ -47,7 +47,8 @@ def test_both_signatures_verify(keys: Keys) -> None:
 
 
 @pytest.mark.parametrize("changed", [
-    (b"body  \r\n", b"BODY\r\n"), (b"alice@", b"mallory@"), (b"\r\n\r\nbody", b"\r\nFrom: m@x\r\n\r\nbody"),
+    (b"body  \r\n", b"BODY\r\n"), (b"alice@", b"mallory@"),
+    (b"\r\n\r\nbody", b"\r\nFrom: m@x\r\n\r\nbody"),
     (b"\r\n\r\nbody", b"\r\nReply-To: m@x\r\n\r\nbody"),
     (b"\r\n\r\nbody", b"\r\nSubject: m\r\n\r\nbody"),
     (b"\r\n\r\nbody", b"\r\nContent-Type: text/html\r\n\r\nbody")])

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "smtp.server": [*CONTRACTS, *LOGINS, "authentication", "submission", "trace", "smtp",
                     "connections", "conversation", "fanout"],
     "pop3.server": [*CONTRACTS, *LOGINS, "authentication", "pop3", "connections", "conversation"],
+    "smtp.outgoing": [*VALUES, "trust", "dialing", "smtp"],
     "smtp": [*VALUES, *LOGINS, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
     "pop3": [*VALUES, *LOGINS, "pop3"],
@@ -60,6 +61,10 @@ MAY_IMPORT = {
     "certificates": [],
     "handshake": [],
     "tls": ["settings", "certificates", "handshake"],
+    "trust": ["handshake"],
+    "dialing": ["trust"],
+    "transaction": [*VALUES, "smtp"],
+    "client": [*VALUES, "sasl", "smtp", "trust", "dialing", "transaction"],
     "schema": [],
     "logins": ["mail", "names", "database"],
     "directory": [*CONTRACTS, "names", "database", "schema", "logins"],
@@ -98,7 +103,8 @@ SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "queue.limits", "queue.message", "queue.schedule", "queue.filter", "queue.dsn",
            "queue.routes"]
-ADAPTORS = ["smtp.server", "smtp.incoming", "submission.agent", "pop3.server", "pop3.retrieval"]
+ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "submission.agent", "pop3.server",
+            "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 

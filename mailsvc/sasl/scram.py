@@ -78,7 +78,7 @@ def scram_keys(password: bytes, iterations: int, salt: bytes | None = None) -> S
     """The keys of *password*, with a new salt unless one is given.  Takes its time."""
     if salt is None:
         salt = secrets.token_bytes(_SALT_OCTETS)
-    salted = hashlib.pbkdf2_hmac("sha256", _saslprep(password), salt, iterations)
+    salted = hashlib.pbkdf2_hmac("sha256", saslprep(password), salt, iterations)
     stored_key = hashlib.sha256(_hmac(salted, b"Client Key")).digest()
     return ScramKeys(iterations, salt, stored_key, _hmac(salted, b"Server Key"))
 
@@ -125,7 +125,7 @@ def _hmac(key: bytes, data: bytes) -> bytes:
     return hmac.digest(key, data, "sha256")
 
 
-def _saslprep(password: bytes) -> bytes:
+def saslprep(password: bytes) -> bytes:
     """*password* by RFC 4013 as a stored string, or as it is when that prohibits it."""
     try:
         text = password.decode()

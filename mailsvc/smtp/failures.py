@@ -145,3 +145,30 @@ class NotSent(Exception):
     def __init__(self, outcomes: tuple[object, ...]) -> None:
         super().__init__("; ".join(map(str, outcomes)))
         self.outcomes = outcomes
+
+
+# ---- replies as failures -------------------------------------------------------------------------
+
+
+def said(reply: Reply) -> str:
+    """*reply* in one line, for people."""
+    status = f"{reply.status} " if reply.status else ""
+    return f"{reply.code} {status}{' '.join(filter(None, map(str.strip, reply.lines)))}"[:1000]
+
+
+#: What codes without an enhanced status mean (RFC 5248, RFC 3463 §3).
+_MEANING = {421: (3, 2), 450: (2, 0), 451: (3, 0), 452: (3, 1), 454: (7, 0), 500: (5, 2),
+            501: (5, 4), 502: (5, 1), 503: (5, 1), 504: (5, 4), 530: (7, 0), 534: (7, 9),
+            535: (7, 8), 538: (7, 11), 550: (0, 0), 551: (1, 6), 552: (2, 2), 553: (1, 3),
+            554: (0, 0), 555: (5, 4), 556: (1, 10), 521: (3, 2)}
+
+
+def status_of(reply: Reply) -> EnhancedStatus:
+    """The enhanced status of *reply*, or what its code amounts to."""
+    return reply.status or EnhancedStatus(reply.code // 100,
+                                          *_MEANING.get(reply.code, (0, 0)))
+
+
+def refusal(reply: Reply, stage: Stage) -> Refused:
+    """The failure that a negative *reply* is."""
+    return Refused(said(reply), stage, status_of(reply), reply=reply)

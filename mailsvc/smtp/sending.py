@@ -1,0 +1,596 @@
+"""The sending side of SMTP and LMTP as a state machine without I/O (RFC 5321, RFC 2033).
+
+The twin of :class:`mailsvc.smtp.session.Session`.  Commands go in by methods, which return a
+:class:`Command` each; octets for the server are in :meth:`SendingSession.data_to_send`; what the
+server says goes in by :meth:`SendingSession.receive`; events come out of
+:meth:`SendingSession.next_event`.  It knows no reactor and no clock.
+
+**Groups.**  Commands may be queued at any time.  The session lets out what the protocol allows: one
+at a time, or where the server offers PIPELINING (RFC 2920) all up to the next that must end a
+group.  Replies come back in the order of the commands.  A command that has become senseless before
+it went out (RCPT after a refused MAIL, DATA without a recipient) is not sent, but fails with the
+reply that made it so.  When DATA went out with its group, and is answered 354 although no recipient
+was accepted, the session ends the message with a lone dot itself (RFC 2920 §3.1).
+
+**Ends.**  421 in any place, anything that is no reply, a reply to nothing, octets in the clear
+behind the reply to STARTTLS (CVE-2021-38371): each open command fails, and :class:`Ended` says why;
+the owner hangs up.  Every failure tells whether the message was in flight.
+
+**Content.**  Only CRLF ends a line of a message on the wire: a bare CR or LF raises BadMessage
+before it is sent (SMTP smuggling), eight bits where the server has not offered 8BITMIME raise
+NotOffered.  Dots are stuffed in bulk; nothing is held but a block's last octet.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import deque
+from collections.abc import Callable
+
+from mailsvc.errors import EnhancedStatus
+from mailsvc.mail import NULL_PATH, Address
+from mailsvc.sasl.client import Abandoned, ClientExchange
+from mailsvc.smtp import writing
+from mailsvc.smtp.failures import (
+    BadArgument,
+    BadReply,
+    CannotLogIn,
+    Disconnected,
+    NotOffered,
+    Refused,
+    SendingFailure,
+    Stage,
+    refusal,
+    said,
+    status_of,
+)
+from mailsvc.smtp.reading import Malformed, ReplyReader
+from mailsvc.smtp.replies import Reply
+from mailsvc.smtp.requests import (
+    Command,
+    ContentWanted,
+    Ended,
+    Event,
+    Failed,
+    Replied,
+    TLSWanted,
+    Transaction,
+)
+from mailsvc.wire import DotStuffer
+
+#: The longest command line, CRLF counted, whose AUTH may carry an initial response (RFC 4954 §4).
+COMMAND_OCTETS = 512
+#: Codes with which a server that does not know EHLO answers it (RFC 5321 §3.2, §4.2.4).
+_NO_EHLO = (500, 502, 504)
+#: LMTP answers LAST once, not for each recipient, when the command itself was wrong.
+_NO_COMMAND = (500, 501, 502, 503)
+_EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:[ =](.*))?")
+
+
+class SendingSession:
+    """One connection, seen from the client.
+
+    :param lmtp: whether to speak LMTP.
+    :param tls_active: whether TLS runs from the first octet.
+    :param transcript: told of each line: whether it is ours, and what may be shown of it.
+    :ivar opening: stands for the greeting, as if that were the reply to a command.
+    :ivar host: what the server calls itself.
+    :ivar extensions: what it offers, keyword in capitals -> parameters; empty after HELO.
+    :ivar extended: whether it knows EHLO (or LHLO); None before it was asked.
+    """
+
+    def __init__(self, *, lmtp: bool = False, tls_active: bool = False,
+                 transcript: Callable[[bool, str], None] | None = None) -> None:
+        self.lmtp = lmtp
+        self.tls_active = tls_active
+        self.opening = Command(Stage.GREETING, b"", ends_group=True, act=_on_greeting)
+        self.host = ""
+        self.extensions: dict[str, str] = {}
+        self.extended: bool | None = None
+        self.authenticated = False
+        #: Whether commands are sent ahead where the server offers it.
+        self.pipeline = True
+        #: Why the session ended, or None.
+        self.ended: SendingFailure | None = None
+        self._transcript = transcript or (lambda sent, line: None)
+        self._reader = ReplyReader(lambda line: self._transcript(False, line))
+        self._output: list[bytes] = []
+        self._queue: deque[Command] = deque()
+        self._awaited: deque[Command] = deque([self.opening])
+        self._events: deque[Event] = deque()
+        self._transaction: Transaction | None = None
+        #: The DATA command whose message is being sent, its dots, and how much so far.
+        self._sending: Command | None = None
+        self._stuffer = DotStuffer()
+        self._octets = 0
+        self._name = ""
+        self._exchange: ClientExchange | None = None
+
+    # ---- for the owner: in and out ----
+
+    def receive(self, data: bytes) -> None:
+        """Take octets from the server; after the end they are ignored."""
+        if self.ended is None:
+            self._reader.feed(data)
+
+    def data_to_send(self) -> bytes:
+        """The octets owed to the server, which are thereby forgotten here."""
+        output = b"".join(self._output)
+        self._output.clear()
+        return output
+
+    def next_event(self) -> Event | None:
+        """The next event, or None when more input is needed."""
+        while not self._events:
+            if self.ended is not None:
+                return None
+            try:
+                reply = self._reader.reply()
+            except Malformed as fault:
+                self._broken(f"the server does not speak {self.protocol}: {fault}")
+                continue
+            if reply is None:
+                return None
+            self._replied(reply)
+        return self._events.popleft()
+
+    @property
+    def protocol(self) -> str:
+        return "LMTP" if self.lmtp else "SMTP"
+
+    @property
+    def awaiting(self) -> Command | None:
+        """What the server owes a reply to; None when it is our turn."""
+        return self._awaited[0] if self._awaited else None
+
+    @property
+    def sending(self) -> bool:
+        """Whether the next octets are to be a message, by ``content`` and ``finish``."""
+        return self._sending is not None
+
+    @property
+    def pipelining(self) -> bool:
+        """Whether commands are sent ahead."""
+        return self.pipeline and "PIPELINING" in self.extensions
+
+    def lost(self, why: str = "the server closed the connection") -> None:
+        """The connection is gone."""
+        if self.ended is None:
+            self.end(Disconnected(why, self._stage))
+
+    def end(self, failure: SendingFailure) -> None:
+        """Give up: every open command fails with *failure*, as it looks from there."""
+        if self.ended is not None:
+            return
+        self.ended = failure
+        failure.in_flight = any(command.in_flight for command in self._awaited)
+        open_commands = [self._sending] if self._sending is not None else []
+        open_commands += [*self._awaited, *self._queue]
+        for command in open_commands:
+            each = copy.copy(failure)
+            each.stage, each.in_flight = command.stage, command.in_flight
+            self._events.append(Failed(command, each))
+        self._events.append(Ended(failure))
+        self._sending = None
+        self._awaited.clear()
+        self._queue.clear()
+        self._output.clear()
+
+    # ---- commands ----
+
+    def hello(self, name: str) -> Command:
+        """EHLO or LHLO; HELO if the server does not know EHLO."""
+        self._name = writing.hello(name)
+        verb = "LHLO" if self.lmtp else "EHLO"
+        return self._say(Stage.HELLO, f"{verb} {self._name}", ends_group=True, act=_on_hello)
+
+    def start_tls(self) -> Command:
+        """STARTTLS; look at ``extensions`` first."""
+        return self._say(Stage.TLS, "STARTTLS", ends_group=True, act=_on_start_tls)
+
+    def tls_started(self) -> None:
+        """TLS runs: what the server said in the clear is forgotten (RFC 3207 §4.2)."""
+        self.tls_active = True
+        self.extensions, self.extended, self.authenticated = {}, None, False
+
+    def authenticate(self, exchange: ClientExchange) -> Command:
+        """AUTH, and whatever the exchange takes."""
+        line = f"AUTH {exchange.mechanism}"
+        shown, initial = line, exchange.initial_response
+        if initial is not None and len(line) + len(initial) + 3 <= COMMAND_OCTETS:
+            line, shown = f"{line} {initial}", f"{line} ********"
+            exchange.initial_sent()
+        self._exchange = exchange
+        return self._say(Stage.AUTH, line, shown=shown, ends_group=True, act=_on_auth)
+
+    def mail(
+        self, reverse_path: Address | str, *, size: int = 0, body: str = "",
+        smtputf8: bool | None = None, ret: str = "", envid: str = "", requiretls: bool = False,
+        auth: Address | None = None,
+    ) -> Command:
+        """MAIL.  After EHLO: what it says depends on what was offered.
+
+        :raises BadArgument: an argument cannot be said.
+        :raises NotOffered: the message needs what the server does not offer.
+        """
+        assert self.extended is not None, "hello comes first"
+        path = writing.address(reverse_path)
+        offered = self.extensions
+        utf8 = writing.needs_smtputf8(path) if smtputf8 is None else smtputf8
+        if utf8 and "SMTPUTF8" not in offered:
+            raise NotOffered(f"{path} or the header is not ASCII, and the server does not offer "
+                             "SMTPUTF8", Stage.MAIL, EnhancedStatus(5, 6, 7))
+        if body.upper() == "8BITMIME" and "8BITMIME" not in offered:
+            raise NotOffered("the message has octets beyond ASCII, and the server does not offer "
+                             "8BITMIME", Stage.MAIL, EnhancedStatus(5, 6, 3))
+        if requiretls and not (self.tls_active and "REQUIRETLS" in offered):
+            raise NotOffered("the message may only go where REQUIRETLS is offered within TLS",
+                             Stage.MAIL, EnhancedStatus(5, 7, 30))
+        most = offered.get("SIZE", "")
+        if most.isdecimal() and 0 < int(most[:20]) < size:
+            raise NotOffered(f"the message has {size} octets and the server takes {most} at most",
+                             Stage.MAIL, EnhancedStatus(5, 3, 4))
+        if not body and "8BITMIME" in offered:
+            body = "8BITMIME"
+        dsn = "DSN" in offered
+        line = writing.mail(
+            path, size=size if "SIZE" in offered else 0,
+            body=body if "8BITMIME" in offered else "", smtputf8=utf8,
+            ret=ret if dsn else "", envid=envid if dsn else "", requiretls=requiretls,
+            auth=auth if "AUTH" in offered else None)
+        self._transaction = Transaction(
+            eight_bit="8BITMIME" in offered and body.upper() == "8BITMIME", smtputf8=utf8)
+        return self._put(Command(Stage.MAIL, line, transaction=self._transaction, act=_on_mail))
+
+    def rcpt(self, forward_path: Address | str, *, notify: tuple[str, ...] = (),
+             orcpt: str = "") -> Command:
+        """RCPT; NOTIFY and ORCPT are left out where DSN is not offered.
+
+        :raises BadArgument: an argument cannot be said.
+        :raises NotOffered: the address needs SMTPUTF8, and MAIL did not say that.
+        """
+        path = writing.address(forward_path)
+        if path == NULL_PATH:
+            raise BadArgument("a recipient cannot be empty")
+        utf8 = self._transaction is not None and self._transaction.smtputf8
+        if writing.needs_smtputf8(path) and not utf8:
+            raise NotOffered(f"{path} is not ASCII, and MAIL did not say SMTPUTF8", Stage.RCPT,
+                             EnhancedStatus(5, 6, 7))
+        line = writing.rcpt(path, smtputf8=utf8)
+        if (notify or orcpt) and "DSN" in self.extensions:
+            line = writing.rcpt(path, smtputf8=utf8, notify=notify, orcpt=orcpt)
+        return self._put(Command(Stage.RCPT, line, transaction=self._transaction, act=_on_rcpt))
+
+    def data(self) -> Command:
+        """DATA; ContentWanted follows, or the command ends without."""
+        return self._say(Stage.DATA, "DATA", ends_group=True, act=_on_data,
+                         transaction=self._transaction)
+
+    def content(self, block: bytes) -> None:
+        """A block of the message that DATA announced.
+
+        :raises BadMessage: a bare CR or LF.
+        :raises NotOffered: eight bits that cannot be sent.
+        """
+        assert self._sending is not None and self._sending.transaction is not None
+        self._put_content(self._stuffer.feed(self._sending.transaction.check(block)))
+        self._octets += len(block)
+
+    def finish(self) -> None:
+        """The message is whole.
+
+        :raises BadMessage: it ends in a bare CR.
+        """
+        command = self._sending
+        assert command is not None and command.transaction is not None
+        rest = command.transaction.check(b"", last=True)
+        self._put_content(self._stuffer.feed(rest) + self._stuffer.finish())
+        self._transcript(True, f"({self._octets} octets of message)")
+        self._transcript(True, ".")
+        self._sending = None
+        self._await_end(command)
+        self._release()
+
+    def bdat(self, block: bytes, last: bool = False) -> Command:
+        """A chunk, exactly as it is (RFC 3030).
+
+        :raises BadMessage: a bare CR or LF.
+        :raises NotOffered: CHUNKING, or eight bits that cannot be sent.
+        """
+        if "CHUNKING" not in self.extensions:
+            raise NotOffered("the server does not offer CHUNKING", Stage.CONTENT)
+        if self._transaction is not None:
+            self._transaction.check(block, last)
+        line = f"BDAT {len(block)}{' LAST' if last else ''}"
+        return self._put(Command(
+            Stage.END if last else Stage.CONTENT, line.encode() + b"\r\n" + block, shown=line,
+            transaction=self._transaction, last_chunk=last, act=_on_chunk))
+
+    def reset(self) -> Command:
+        """RSET."""
+        self._transaction = None
+        return self._say(Stage.IDLE, "RSET")
+
+    def noop(self) -> Command:
+        """NOOP."""
+        return self._say(Stage.IDLE, "NOOP", ends_group=True)
+
+    def verify(self, text: str) -> Command:
+        """VRFY (RFC 5321 §3.5); SMTPUTF8 is said where it is needed (RFC 6531 §3.7.4.2)."""
+        return self._ask("VRFY", text)
+
+    def expand(self, text: str) -> Command:
+        """EXPN."""
+        return self._ask("EXPN", text)
+
+    def quit(self) -> Command:
+        """QUIT."""
+        return self._say(Stage.QUIT, "QUIT", ends_group=True)
+
+    def _ask(self, verb: str, text: str) -> Command:
+        line = f"{verb} {writing.argument(text)}"
+        if not line.isascii():
+            if "SMTPUTF8" not in self.extensions:
+                raise NotOffered(f"{text} is not ASCII, and the server does not offer SMTPUTF8",
+                                 Stage.IDLE, EnhancedStatus(5, 6, 7))
+            line += " SMTPUTF8"
+        return self._say(Stage.IDLE, line, ends_group=True)
+
+    def _say(
+        self, stage: Stage, line: str, *, shown: str = "", ends_group: bool = False,
+        transaction: Transaction | None = None,
+        act: Callable[[SendingSession, Command, Reply], None] | None = None,
+    ) -> Command:
+        return self._put(Command(stage, line.encode() + b"\r\n", shown or line, ends_group,
+                                 transaction, act=act))
+
+    def _put(self, command: Command) -> Command:
+        if self.ended is not None:
+            failure = copy.copy(self.ended)
+            failure.stage, failure.in_flight = command.stage, False
+            self._events.append(Failed(command, failure))
+        else:
+            self._queue.append(command)
+            self._release()
+        return command
+
+    def _release(self) -> None:
+        """Let out what may go."""
+        while self._queue and self._sending is None:
+            command, awaited = self._queue[0], self._awaited
+            if awaited and (awaited[-1].ends_group or not self.pipelining):
+                return
+            self._queue.popleft()
+            transaction = command.transaction
+            obstacle = transaction.obstacle if transaction is not None else None
+            if command.stage is Stage.RCPT and transaction is not None and obstacle is not (
+                    transaction.sender_reply):
+                obstacle = None
+            if obstacle is not None and command.stage is not Stage.MAIL and not awaited:
+                self._events.append(Failed(command, Refused(
+                    f"not tried after {said(obstacle)}", command.stage, status_of(obstacle),
+                    reply=obstacle)))
+                continue
+            command.in_flight = command.last_chunk
+            awaited.append(command)
+            self._send(command, command.wire)
+
+    def _send(self, command: Command, line: bytes) -> None:
+        self._output.append(line)
+        self._transcript(True, command.shown or line.decode().rstrip("\r\n"))
+
+    def _put_content(self, block: bytes) -> None:
+        if block:
+            self._output.append(block)
+
+    def _await_end(self, command: Command) -> None:
+        """The final reply to the message of *command* is due."""
+        command.stage, command.act, command.ends_group = Stage.END, _on_end, False
+        assert command.transaction is not None
+        command.in_flight = command.transaction.accepted > 0
+        self._awaited.append(command)
+
+    # ---- replies ----
+
+    @property
+    def _stage(self) -> Stage:
+        if self._sending is not None:
+            return Stage.CONTENT
+        return self._awaited[0].stage if self._awaited else Stage.IDLE
+
+    def _broken(self, text: str, status: EnhancedStatus | None = None) -> None:
+        self.end(BadReply(text, self._stage, status))
+
+    def _replied(self, reply: Reply) -> None:
+        if self._sending is not None:
+            self._cut_short(reply)
+        elif not self._awaited:
+            if reply.code == 421:
+                self.end(refusal(reply, Stage.IDLE))
+            else:
+                self._broken(f"the server spoke out of turn: {said(reply)}")
+        else:
+            command = self._awaited[0]
+            # 334 and 354 belong to AUTH and DATA, which look for themselves.
+            if 300 <= reply.code < 400 and command.act not in (_on_auth, _on_data):
+                self._broken(f"the server answered {command.stage} with {said(reply)}")
+                return
+            if reply.code == 421:
+                self.answered(command, reply)
+                self.end(refusal(reply, command.stage))
+            elif command.act is None:
+                self.answered(command, reply)
+            else:
+                command.act(self, command, reply)
+        if self.ended is None:
+            self._release()
+
+    def answered(self, command: Command, reply: Reply, *, more: bool = False) -> None:
+        """Hand *reply* to the owner; the command is done unless there is *more*."""
+        if not more:
+            self._awaited.popleft()
+        self._events.append(Replied(command, reply, more))
+
+    def _cut_short(self, reply: Reply) -> None:
+        """The server answers before it has heard the whole message."""
+        command = self._sending
+        assert command is not None
+        if reply.positive:
+            self._broken(f"the server answered amid the message: {said(reply)}")
+            return
+        # The message cannot be called off, and its end would be an end: only hanging up helps.
+        self._sending = None
+        command.stage = Stage.CONTENT
+        self._events.append(Replied(command, reply))
+        self.end(refusal(reply, Stage.CONTENT))
+
+
+# ---- what replies do ----------------------------------------------------------------------------
+
+
+def _on_greeting(session: SendingSession, command: Command, reply: Reply) -> None:
+    session.answered(command, reply)
+    if not reply.positive:
+        session.end(refusal(reply, Stage.GREETING))
+
+
+def _on_hello(session: SendingSession, command: Command, reply: Reply) -> None:
+    if not reply.positive:
+        if (reply.code in _NO_EHLO and command.wire.startswith(b"EHLO")):
+            # RFC 5321 §3.2: a server without extensions.
+            command.wire = f"HELO {session._name}\r\n".encode()
+            command.shown = ""
+            session._send(command, command.wire)
+            return
+        session.answered(command, reply)
+        return
+    session.host = reply.lines[0].partition(" ")[0]
+    session.extended = not command.wire.startswith(b"HELO")
+    session.extensions = _extensions(reply) if session.extended else {}
+    session.answered(command, reply)
+
+
+def _extensions(reply: Reply) -> dict[str, str]:
+    """What the reply to EHLO offers (RFC 5321 §4.1.1.1); a line that is no keyword is skipped."""
+    found: dict[str, str] = {}
+    for line in reply.lines[1:]:
+        match = _EXTENSION.fullmatch(line.strip())
+        if match is None:
+            continue
+        keyword, parameters = match[1].upper(), (match[2] or "").strip()
+        # "AUTH=LOGIN PLAIN" is how it was spelt before RFC 2554; many servers say both.
+        if keyword == "AUTH" and keyword in found:
+            known = found[keyword].split()
+            parameters = " ".join([*known, *(each for each in parameters.split()
+                                             if each not in known)])
+        found[keyword] = parameters
+    return found
+
+
+def _on_start_tls(session: SendingSession, command: Command, reply: Reply) -> None:
+    if not reply.positive:
+        session.answered(command, reply)
+    elif len(session._reader):
+        # Whoever sits between us put it there, to be taken for the server's once TLS runs.
+        session._broken("the server sent something in the clear behind its answer to STARTTLS",
+                        EnhancedStatus(4, 7, 0))
+    else:
+        session.answered(command, reply)
+        session._events.append(TLSWanted(command))
+
+
+def _on_auth(session: SendingSession, command: Command, reply: Reply) -> None:
+    exchange = session._exchange
+    assert exchange is not None
+    try:
+        if 300 <= reply.code < 400:
+            if exchange.abandoned:
+                raise Abandoned("the server asks on although the login was called off")
+            response = exchange.respond("".join(reply.lines))
+        elif exchange.abandoned:
+            session._awaited.popleft()
+            session._events.append(Failed(command, CannotLogIn(exchange.abandoned, Stage.AUTH,
+                                                               EnhancedStatus(5, 7, 0))))
+            return
+        else:
+            if reply.positive:
+                exchange.succeeded()
+                session.authenticated = True
+            session.answered(command, reply)
+            return
+    except Abandoned as why:
+        if exchange.abandoned or reply.code < 300:
+            # Who says that we are logged in, without having proven that it knows us, is another.
+            session.end(CannotLogIn(str(why), Stage.AUTH, EnhancedStatus(5, 7, 0)))
+            return
+        exchange.abandoned = str(why)
+        session._output.append(b"*\r\n")
+        session._transcript(True, "*")
+        return
+    session._output.append(response.encode() + b"\r\n")
+    session._transcript(True, "********" if response else "")
+
+
+def _on_mail(session: SendingSession, command: Command, reply: Reply) -> None:
+    assert command.transaction is not None
+    command.transaction.sender_reply = reply
+    session.answered(command, reply)
+
+
+def _on_rcpt(session: SendingSession, command: Command, reply: Reply) -> None:
+    transaction = command.transaction
+    if transaction is not None:
+        sender_ok = transaction.sender_reply is not None and transaction.sender_reply.positive
+        if not reply.positive:
+            transaction.refused = reply
+        elif sender_ok:
+            transaction.accepted += 1
+        else:
+            session._broken("the server took a recipient of a sender that it had refused")
+            return
+    session.answered(command, reply)
+
+
+def _on_data(session: SendingSession, command: Command, reply: Reply) -> None:
+    if not 300 <= reply.code < 400:
+        if reply.positive:
+            session._broken(f"the server answered DATA with {said(reply)}")
+        else:
+            session.answered(command, reply)
+        return
+    if reply.code != 354:
+        session._broken(f"the server answered DATA with {said(reply)}")
+        return
+    session._awaited.popleft()
+    transaction = command.transaction
+    if transaction is None:
+        transaction = command.transaction = Transaction(eight_bit=False, smtputf8=False)
+    if transaction.obstacle is not None:
+        # RFC 2920 §3.1: nobody is to get it, so it has no octets.
+        session._output.append(b".\r\n")
+        session._transcript(True, ".")
+        session._await_end(command)
+        return
+    session._sending, session._stuffer, session._octets = command, DotStuffer(), 0
+    session._events.append(ContentWanted(command))
+
+
+def _on_end(session: SendingSession, command: Command, reply: Reply) -> None:
+    transaction = command.transaction
+    assert transaction is not None
+    # RFC 2033 §4.2: LMTP has a reply for each recipient that was accepted.
+    if session.lmtp:
+        transaction.due = max(0, (transaction.due or transaction.accepted) - 1)
+    more = transaction.due > 0
+    if command.last_chunk and reply.code in _NO_COMMAND:
+        more = False
+    command.in_flight = more
+    session.answered(command, reply, more=more)
+
+
+def _on_chunk(session: SendingSession, command: Command, reply: Reply) -> None:
+    if command.last_chunk and command.transaction is not None:
+        _on_end(session, command, reply)
+    else:
+        session.answered(command, reply)
