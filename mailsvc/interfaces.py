@@ -92,6 +92,13 @@ class IQueue(Interface):
         :returns: an :class:`IDelivery`.
         """
 
+    def delivered(envelope, header):
+        """Tell the sender that a message is in the maildirs here, where it asked for that (DSN).
+
+        :param header: the message's, or as much of it as there is.
+        :returns: a Deferred that fires with None when the report is on its way; never fails.
+        """
+
 
 class IMaildrop(Interface):
     """An open, exclusively locked maildrop: the avatar of a POP3 login.

@@ -118,6 +118,16 @@ class Recipient:
     notify: tuple[str, ...] = ()
     orcpt: str = ""
 
+    @property
+    def expanded(self) -> bool:
+        """Whether it led to several mailboxes."""
+        return len(self.accounts) + len(self.remotes) > 1
+
+    @property
+    def reports_here(self) -> bool:
+        """Whether its sender is to be told of success, and by us (RFC 3461 §5.2.7)."""
+        return "SUCCESS" in self.notify and (bool(self.accounts) or self.expanded)
+
 
 @dataclass(slots=True)
 class Envelope:

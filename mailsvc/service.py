@@ -239,12 +239,12 @@ class MailService(MultiService):
         def runner() -> Runner:
             exchangers = Exchangers(settings.relay, hostname, listening, reactor)
             carrier = Carrier(settings.relay, settings.queue, exchangers, hostname, reactor)
-            reports = Reports(router, store, queue, hostname, settings.queue.language,
-                              reactor.seconds)
             return Runner(queue.spool, threads, carrier, Routes(settings.relay),
                           Schedule(settings.queue), reports, router.srs, reactor,
                           Signer(Keys(Path(settings.service.data) / "dkim")).sign)
 
+        queue.reports = reports = Reports(
+            router, store, queue, hostname, settings.queue.language, reactor.seconds)
         queue.make_runner = runner
         queue.setServiceParent(self)
         return queue

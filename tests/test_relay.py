@@ -263,6 +263,26 @@ def test_what_a_sender_asks_for_is_passed_on_or_done(tmp_path: Path) -> None:
         assert "NOTIFY" not in plain.messages[0][1][0]
 
 
+def test_success_here_is_told_where_it_was_asked_for(tmp_path: Path) -> None:
+    with Exchanger("127.0.0.1", 0, "dsn") as there, relaying(
+            tmp_path / "a", f"relay.smarthost=127.0.0.1:{there.port}",
+            options=("--account", "bob@a.example:secret",
+                     "--alias", "team@a.example=bob@a.example,carol@far.example")) as here:
+        submit(here, ["bob@a.example"], mail=["ENVID=first"], rcpt=["NOTIFY=SUCCESS"])
+        until(lambda: mail(here), here)
+        assert statuses(mail(here)[0]) == [("bob@a.example", "delivered", "2.0.0")]
+        assert b"\r\nOriginal-Envelope-Id: first\r\n" in mail(here)[0]
+        assert b"Subject: hi\r\n" in mail(here)[0] and b"a dot" not in mail(here)[0]
+        submit(here, ["team@a.example"], rcpt=["NOTIFY=SUCCESS,FAILURE"])
+        until(lambda: len(mail(here)) == 2 and there.messages, here)
+        assert statuses(mail(here)[1]) == [("team@a.example", "expanded", "2.0.0")]
+        assert "NOTIFY=FAILURE" in there.messages[0][1][0]
+        submit(here, ["bob@a.example"], rcpt=["NOTIFY=NEVER"])
+        submit(here, ["bob@a.example"])
+        until(lambda: len(mail(here, "bob@a.example")) == 4, here)
+        assert len(mail(here)) == 2
+
+
 @pytest.mark.slow
 def test_killed_amid_relaying(tmp_path: Path) -> None:
     """kill -9 under load: nothing that was submitted is lost."""

@@ -102,9 +102,13 @@ def queued(envelope: Envelope, arrived: float) -> QueuedMessage:
     """The message of *envelope*, for its recipients elsewhere, each once."""
     recipients: dict[Address, QueuedRecipient] = {}
     for each in envelope.recipients:
+        notify = each.notify
+        if each.reports_here:
+            # RFC 3461 §5.2.7.3: "expanded" was the last that is said of success.
+            notify = tuple(word for word in notify if word != "SUCCESS") or ("NEVER",)
         for remote in each.remotes:
             recipients.setdefault(remote.address, QueuedRecipient(
-                remote.address, each.forward_path, remote.alias, each.notify, each.orcpt))
+                remote.address, each.forward_path, remote.alias, notify, each.orcpt))
     return QueuedMessage(
         envelope.id, arrived, envelope.reverse_path, list(recipients.values()), envelope.body,
         envelope.smtputf8, envelope.requiretls, envelope.ret, envelope.envid, envelope.account,

@@ -17,7 +17,7 @@ from mailsvc.errors import MailFailure, TemporaryFailure
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter
 from mailsvc.mail import NULL_PATH, Account, Envelope, Recipient, Remote, new_id
 from mailsvc.queue.dsn import Report
-from mailsvc.queue.message import QueuedMessage, QueuedRecipient
+from mailsvc.queue.message import RELAYED, QueuedMessage, QueuedRecipient, queued
 from mailsvc.trace import date
 
 _log = Logger("mailsvc.queue")
@@ -38,6 +38,16 @@ class Reports:
         self._hostname = hostname
         self._language = language
         self._clock = clock
+
+    async def delivered(self, envelope: Envelope, header: bytes) -> None:
+        """Tell of success in the maildirs here; raises as :meth:`send`."""
+        message = queued(envelope, self._clock())
+        for action, expanded in (("delivered", False), ("expanded", True)):
+            await self.send(action, message, [
+                QueuedRecipient(each.forward_path, each.forward_path, None, each.notify,
+                                each.orcpt, RELAYED, "2.0.0")
+                for each in envelope.recipients
+                if each.reports_here and each.expanded is expanded], header)
 
     async def send(self, action: str, message: QueuedMessage,
                    recipients: Sequence[QueuedRecipient], original: bytes,

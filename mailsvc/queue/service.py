@@ -25,6 +25,7 @@ from mailsvc.interfaces import IQueue
 from mailsvc.mail import Envelope
 from mailsvc.queue.control import ControlFactory
 from mailsvc.queue.message import queued
+from mailsvc.queue.reports import Reports
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.spool import Draft, Ownership, Spool
 from mailsvc.store.maildir import MaildirDelivery
@@ -57,10 +58,10 @@ class Queue(Service):
         self._ownership = Ownership(spool.root)
         self.make_runner: Callable[[], Runner] | None = None
         self.runner: Runner | None = None
+        self.reports: Reports | None = None
         self._ports: list[Any] = []
         self._directory = -1
         self._look: IDelayedCall | None = None
-        self.on_owned: Callable[[], Any] | None = None
 
     # ---- into the queue ----
 
@@ -68,6 +69,14 @@ class Queue(Service):
         """As ``IQueue.begin``."""
         draft = Draft(queued(envelope, self._reactor.seconds()))
         return QueueDelivery(draft, self._writer, _SMALL_OCTETS, self._arrived)
+
+    def delivered(self, envelope: Envelope, header: bytes) -> Deferred[None]:
+        """As ``IQueue.delivered``."""
+        assert self.reports is not None
+        told = Deferred.fromCoroutine(self.reports.delivered(envelope, header))
+        return told.addErrback(lambda failure: _log.error(
+            "{id}: its sender cannot be told of the delivery: {reason}", id=envelope.id,
+            reason=failure.getErrorMessage()))
 
     def _arrived(self, id: str) -> None:
         if self.runner is not None:
@@ -121,8 +130,6 @@ class Queue(Service):
             lambda failure: _log.failure("cannot sweep the queue", failure))
         self.runner.start().addErrback(
             lambda failure: _log.failure("cannot read the queue", failure))
-        if self.on_owned is not None:
-            self.on_owned()
 
     def stopService(self) -> Deferred[Any]:
         """End; fires when what was under way is on disk, and the lock is another's to take."""

@@ -327,6 +327,8 @@ class SMTPProtocol(Conversation):
             return from_failure(failure)
         finally:
             self._incoming = None
+        if incoming.header and self.factory.queue is not None:
+            self.factory.queue.delivered(envelope, incoming.header)
         by = " user={user}" if self._sent_by else ""
         remotes = [remote.name for remote in envelope.remotes()]
         queued = " queued={queued}" if remotes else ""
