@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import email
 import email.policy
+import json
 import smtplib
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from tests.daemons import free_port
+from tests.daemons import Dovecot, Postfix, free_port
 from tests.exchanger import Exchanger
 from tests.nameserver import NameServer
 from tests.service import PATIENCE, Service, fetch
@@ -306,3 +309,61 @@ def test_killed_amid_relaying(tmp_path: Path) -> None:
         assert set(got) == submitted
         # One connection at a time can be amid its 250 when the end comes.
         assert len(got) - len(submitted) <= rounds * 10
+
+
+def test_the_queue_of_a_service_that_runs(tmp_path: Path) -> None:
+    from mailsvc.cli import main  # noqa: PLC0415
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["--dir", str(here.directory), "queue", *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    closed = free_port()
+    with Exchanger("127.0.0.1", 0, "") as there, relaying(
+            tmp_path / ("long" * 30), f"relay.smarthost=127.0.0.1:{closed}") as here:
+        submit(here, ["bob@far.example", "eve@far.example"])
+        submit(here, ["carol@other.example"])
+
+        def listed() -> list[Any]:
+            return list(json.loads(run("list", "--json")))
+
+        until(lambda: [each["attempts"] for each in listed()] == [1, 1], here)
+        assert [each["status"] for each in listed()] == ["deferred", "deferred"]
+        assert run("hold", "to:@far.example") == "Held 1 message\n"
+        assert [each["status"] for each in listed()] == ["held", "deferred"]
+        route = f"127.0.0.1:{there.port}"
+        assert run("reroute", route, "to:@other.example") == "Rerouted 1 message\n"
+        until(lambda: len(there.messages) == 1, here)
+        until(lambda: len(listed()) == 1, here)
+        run("reroute", route, "--all")
+        run("release", "--all")
+        until(lambda: len(there.messages) == 2 and not queued(here), here)
+        submit(here, ["dan@far.example"])
+        until(lambda: [each["attempts"] for each in listed()] == [1], here)
+        assert run("drop", "--all") == "Dropped 1 message\n"
+        assert listed() == [] and mail(here) == []
+
+
+def test_postfix_is_the_next_host(tmp_path: Path, program: Callable[[str], str]) -> None:
+    # What it takes it hands on to an exchanger, so that its own copy can be looked at.
+    with Exchanger("127.0.0.1", 0, "") as last, \
+            Postfix(program, relayhost=f"[127.0.0.1]:{last.port}") as postfix, \
+            relaying(tmp_path / "a", "relay.smarthost={}:{}".format(*postfix.address)) as here:
+        for number in range(5):
+            submit(here, [f"bob{number}@far.example"])
+        until(lambda: not queued(here), here)
+        postfix.until_sent(5)
+        assert mail(here) == []
+        assert {below_trace(text) for _, _, text, _ in last.messages} == {MESSAGE}
+
+
+def test_by_lmtp_to_dovecot(tmp_path: Path, program: Callable[[str], str]) -> None:
+    with Dovecot(program) as dovecot, relaying(
+            tmp_path / "a", "relay.smarthost=lmtp://{}:{}".format(*dovecot.lmtp)) as here:
+        submit(here, ["bob@far.example", "carol@far.example"])
+        until(lambda: not queued(here), here)
+        for name in "bob", "carol":
+            got, = (dovecot.maildir(f"{name}@far.example") / "new").iterdir()
+            assert below_trace(got.read_bytes().replace(b"\r\n", b"\n").replace(
+                b"\n", b"\r\n").split(b"\r\n", 1)[1]).endswith(b".a dot\r\nlast\r\n")
