@@ -75,6 +75,7 @@ MAY_IMPORT = {
     "queue.limits": ["settings"],
     "queue.message": ["mail"],
     "queue.spool": ["queue.message", "store.tree"],
+    "queue.content": [],
     "queue.schedule": ["mail", "queue.limits", "queue.message"],
     "queue.filter": ["mail", "names", "queue.message"],
     "queue.dsn": ["mail", "trace", "queue.message"],

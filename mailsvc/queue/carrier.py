@@ -10,9 +10,9 @@ off together, instead of running into as many time-outs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from mailsvc.client import Client, Outcome, Recipient, Timeouts
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import Address
+from mailsvc.queue.content import Content
 from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
@@ -30,10 +31,6 @@ from mailsvc.smtp.failures import SendingFailure
 from mailsvc.trust import Trust
 
 _log = Logger("mailsvc.queue")
-
-#: Messages up to this size are sent from memory, larger ones from their file as they are sent.
-_SMALL = 256 * 1024
-_BLOCK = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +56,17 @@ class Job:
     """One message for some recipients, all by one hop.
 
     :ivar reverse_path: the one to use, rewritten for mail that is forwarded.
-    :ivar stream: the message's file, where the message begins; read when it is sent.
+    :ivar content: the message.
     :ivar prefix: what is sent before it: fields that were added on the way out.
     """
 
     message: QueuedMessage
     recipients: list[QueuedRecipient]
     reverse_path: Address
-    stream: BinaryIO
+    content: Content
     prefix: bytes = b""
     done: Deferred[list[Result]] = field(default_factory=Deferred)
     results: list[Result] = field(default_factory=list)
-    start: int = -1
-
-    def content(self) -> bytes | Iterator[bytes]:
-        """The message, from its beginning."""
-        self.start = self.stream.tell() if self.start < 0 else self.start
-        self.stream.seek(self.start)
-        if self.message.size <= _SMALL:
-            return self.prefix + self.stream.read()
-        return self._blocks()
-
-    def _blocks(self) -> Iterator[bytes]:
-        if self.prefix:
-            yield self.prefix
-        while block := self.stream.read(_BLOCK):
-            yield block
 
 
 @dataclass(slots=True)
@@ -293,8 +275,8 @@ class Carrier:
             job.reverse_path,
             [Recipient(each.address, each.notify if reports else (),
                        _orcpt(each) if reports else "") for each in left],
-            job.content(), size=message.size + len(job.prefix), body=message.body,
-            smtputf8=message.smtputf8, ret=message.ret if reports else "",
+            job.content.message(job.prefix), size=job.content.size + len(job.prefix),
+            body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
             envid=message.envid if reports else "", requiretls=message.requiretls)
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.

@@ -20,6 +20,7 @@ from mailsvc.errors import MailFailure
 from mailsvc.mail import Address
 from mailsvc.queue import filter
 from mailsvc.queue.carrier import Carrier, Job, Result
+from mailsvc.queue.content import Content
 from mailsvc.queue.dsn import HEADER_OCTETS
 from mailsvc.queue.message import (
     FAILED,
@@ -229,7 +230,7 @@ class Runner:
     async def _attempt(self, id: str) -> float | None:
         """Try *id*; when to look at it again."""
         try:
-            message, stream = await self._threads.run(self._open, id)
+            message, content, prefix = await self._threads.run(self._open, id)
         except FileNotFoundError:
             return None
         except Unreadable as problem:
@@ -237,7 +238,7 @@ class Runner:
             _log.error("{id} cannot be read and was moved to {place}: {problem}",
                            id=id, place=str(place), problem=str(problem))
             return None
-        with stream:
+        try:
             if message.held:
                 self._held.add(id)
                 return None
@@ -247,31 +248,26 @@ class Runner:
                 return message.due
             if message.waiting:
                 message.attempts += 1
-                prefix = await self._threads.run(self._signed, message, stream)
-                saving = DeferredLock()
                 ways = self._ways(message)
+                saving = DeferredLock() if len(ways) > 1 else None
                 await gatherResults([
-                    Deferred.fromCoroutine(self._go(message, hop, path, recipients, stream, prefix,
-                                                    saving if len(ways) > 1 else None))
+                    Deferred.fromCoroutine(self._go(
+                        hop, Job(message, recipients, path, content, prefix), saving))
                     for (hop, path), recipients in ways.items()])
-            return await self._settle(message, stream)
-
-    def _signed(self, message: QueuedMessage, stream: Any) -> bytes:
-        """The signatures of *message*, if it is our user's."""
-        if self._sign is None or not message.account:
-            return b""
-        start = stream.tell()
-        try:
-            return self._sign(stream.read(), message.reverse_path.domain)
+            return await self._settle(message, content)
         finally:
-            stream.seek(start)
+            content.close()
 
-    def _open(self, id: str) -> tuple[QueuedMessage, Any]:
+    def _open(self, id: str) -> tuple[QueuedMessage, Content, bytes]:
+        """The message, and if it is our user's its signatures."""
         message, stream = self._spool.open(id)
-        here = stream.tell()
-        message.size = stream.seek(0, 2) - here
-        stream.seek(here)
-        return message, stream
+        content = Content(stream)
+        message.size = content.size
+        sign = (self._sign is not None and message.account and not message.held
+                and message.waiting)
+        prefix = self._sign(  # type: ignore[misc]
+            content.whole(), message.reverse_path.domain) if sign else b""
+        return message, content, prefix
 
     def _ways(self, message: QueuedMessage
               ) -> dict[tuple[Hop, Address], list[QueuedRecipient]]:
@@ -284,21 +280,14 @@ class Runner:
             ways.setdefault((self._routes.hop(message, each.address), path), []).append(each)
         return ways
 
-    async def _go(self, message: QueuedMessage, hop: Hop, path: Address,
-                  recipients: list[QueuedRecipient], stream: Any, prefix: bytes,
-                  saving: DeferredLock | None) -> None:
-        # Several ways share one message and not its place in the file.
-        own = open(f"/proc/self/fd/{stream.fileno()}", "rb")  # noqa: SIM115
-        with own:
-            own.seek(stream.tell())
-            results = await self._carrier.carry(
-                hop, Job(message, recipients, path, own, prefix))
+    async def _go(self, hop: Hop, job: Job, saving: DeferredLock | None) -> None:
+        results = await self._carrier.carry(hop, job)
         now = self._clock.seconds()
         for result in results:
-            self._note(message, result, now)
+            self._note(job.message, result, now)
         if saving is not None:
             # What one host took is on disk before another's time-out has come.
-            await saving.run(self._threads.run, self._spool.save, message)
+            await saving.run(self._threads.run, self._spool.save, job.message)
 
     def _note(self, message: QueuedMessage, result: Result, now: float) -> None:
         each = result.recipient
@@ -313,7 +302,7 @@ class Runner:
                       recipient=str(each.address), sender=str(message.reverse_path),
                       host=result.host, attempt=message.attempts, reply=result.reply)
 
-    async def _settle(self, message: QueuedMessage, stream: Any) -> float | None:
+    async def _settle(self, message: QueuedMessage, content: Content) -> float | None:
         """What follows from what the recipients' states are now; when to try again."""
         now = self._clock.seconds()
         following: float | None = None
@@ -325,9 +314,9 @@ class Runner:
                 for each in message.waiting:
                     each.state = FAILED
                     each.status = "4.4.7"  # RFC 3463 §3.5: delivery time expired
-        await self._report(message, stream, "failed", [
+        await self._report(message, content, "failed", [
             each for each in message.recipients if each.state == FAILED and not each.reported])
-        await self._report(message, stream, "relayed", [
+        await self._report(message, content, "relayed", [
             each for each in message.recipients if each.state == RELAYED and not each.reported])
         if following is None:
             await self._threads.run(self._spool.remove, message.id)
@@ -337,27 +326,18 @@ class Runner:
         message.due = following
         if warns:
             late = [each for each in message.waiting if each.wants("DELAY")]
-            await self._reports.send("delayed", message, late, await self._original(stream, False),
+            await self._reports.send("delayed", message, late, content.head(HEADER_OCTETS),
                                      self._schedule.end(message))
         await self._threads.run(self._spool.save, message)
         return following
 
-    async def _report(self, message: QueuedMessage, stream: Any, action: str,
+    async def _report(self, message: QueuedMessage, content: Content, action: str,
                       recipients: list[QueuedRecipient]) -> None:
         wanted = [each for each in recipients
                   if each.wants("FAILURE" if action == "failed" else "SUCCESS")]
         if wanted:
             whole = action == "failed" and message.ret == "FULL"
-            await self._reports.send(action, message, wanted, await self._original(stream, whole))
+            await self._reports.send(action, message, wanted, await self._threads.run(
+                content.whole) if whole else content.head(HEADER_OCTETS))
         for each in recipients:
             each.reported = True
-
-    def _original(self, stream: Any, whole: bool) -> Deferred[bytes]:
-        def read() -> bytes:
-            start = stream.tell()
-            try:
-                return bytes(stream.read() if whole else stream.read(HEADER_OCTETS))
-            finally:
-                stream.seek(start)
-
-        return self._threads.run(read)
