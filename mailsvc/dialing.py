@@ -8,6 +8,7 @@ one deadline that its owner has set.
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Callable
 from typing import Any
 from typing import Protocol as Interface
@@ -294,7 +295,8 @@ def _endpoint(reactor: Any, host: str, port: int, seconds: float,
 
 def _words(problem: BaseException | None) -> str:
     """What went wrong, without Twisted's sentence around it."""
-    text = str(getattr(problem, "osError", None) or problem)
+    number = getattr(problem, "osError", None)
+    text = os.strerror(number) if isinstance(number, int) else str(problem)
     return text.strip().rstrip(".") or type(problem).__name__
 
 

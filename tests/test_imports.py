@@ -94,9 +94,14 @@ MAY_IMPORT = {
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
     "service": SERVICE,
+    "blocking": ["client"],
+    "composing": [],
+    "fetching": ["sasl", "pop3", "trust", "dialing"],
+    "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service"],
-    "cli": [*SERVICE, "service", "tap", "sendmail", "cli"],
+    "cli": [*SERVICE, "service", "tap", "sendmail", "client", "blocking", "composing", "trust",
+            "fetching", "mailfile", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

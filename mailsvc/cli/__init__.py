@@ -23,7 +23,9 @@ COMMANDS = {
     "dev": "mailsvc.cli.dev",
     "dkim": "mailsvc.cli.dkim",
     "domain": "mailsvc.cli.domains",
+    "fetch": "mailsvc.cli.fetch",
     "queue": "mailsvc.cli.queue",
+    "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
 }
 

@@ -1,0 +1,36 @@
+"""What the commands that talk to other servers have in common: where, and with which secret."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+def host_and_port(text: str, port: int) -> tuple[str, int]:
+    """What ``--server`` names: HOST, HOST:PORT, [IPv6]:PORT, or the path of a socket.
+
+    :param port: what ``--port`` says, 0 for nothing.
+    """
+    host, colon, given = text.rpartition(":")
+    if text.startswith("/"):
+        return text, port
+    if not colon or (":" in host and not host.endswith("]")):
+        return text.strip("[]"), port
+    if text.endswith("]"):
+        return text[1:-1], port
+    if not given.isdecimal() or not 0 < int(given[:6]) < 65_536:
+        raise click.UsageError(f"--server {text}: {given!r} is not a port; expected HOST:PORT")
+    return host.strip("[]"), int(given)
+
+
+def read_secret(place: str | None) -> str:
+    """What ``--password-file`` holds: its first line; asked for without one."""
+    if place is None:
+        return str(click.prompt("Password", hide_input=True, err=True))
+    try:
+        text = sys.stdin.readline() if place == "-" else Path(place).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"--password-file {place}: {error}") from None
+    return text.splitlines()[0] if text else ""
