@@ -20,7 +20,7 @@ from zope.interface import Interface
 
 from mailsvc.accounts import login_name, same_account
 from mailsvc.brakes import Brakes, log_failed_login
-from mailsvc.credentials import Attempt, IProvenName, IToken, ScramKeys
+from mailsvc.credentials import Attempt, IProvenName, IToken, ProvenName, ScramKeys
 from mailsvc.errors import EnhancedStatus, PermanentFailure
 from mailsvc.interfaces import IDirectory, IKeyring
 from mailsvc.sasl import scram
@@ -125,6 +125,18 @@ class Authenticator:
             raise
         if self._brakes is not None:
             self._brakes.succeeded(attempt.client, self._full(name))
+        return avatar, log_out
+
+    async def vouched_for(self, name: bytes, attempt: Attempt,
+                          interface: type[Interface]) -> tuple[Any, Callable[[], object]]:
+        """The avatar of whom a trusted proxy has logged in, and what logs it out.
+
+        It is no guess if there is nobody of that name, so nothing is counted.
+
+        :raises UnauthorizedLogin: there is nobody of that name, or its role is another.
+        :raises mailsvc.errors.MailFailure: that cannot be found out.
+        """
+        _, avatar, log_out = await self.portal.login(ProvenName(name, attempt), None, interface)
         return avatar, log_out
 
     def failed(self, name: bytes, attempt: Attempt, who: Who, reason: str) -> None:

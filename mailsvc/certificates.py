@@ -60,10 +60,13 @@ SETTLED = 2.0
 OWN_VALIDITY, OWN_RENEWAL = datetime.timedelta(days=3652), datetime.timedelta(days=30)
 
 _DIRECTORY_FORMS = (("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key"))
-_KEY_TYPES = (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey,
-              ed448.Ed448PrivateKey)
+_KEY_TYPES: dict[type, str] = {
+    rsa.RSAPrivateKey: "RSA", ec.EllipticCurvePrivateKey: "ECDSA",
+    ed25519.Ed25519PrivateKey: "Ed25519", ed448.Ed448PrivateKey: "Ed448"}
 _KEY_BLOCK = re.compile(
     rb"-----BEGIN ((?:[A-Z]+ )*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
+
+_CRL_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 
 T = TypeVar("T")
 
@@ -98,6 +101,11 @@ class Certificate:
     @property
     def not_after(self) -> datetime.datetime:
         return self.chain[0].not_valid_after_utc
+
+    @property
+    def kind(self) -> str:
+        """The kind of its key, of which a client can do one and not another."""
+        return next(name for kind, name in _KEY_TYPES.items() if isinstance(self.key, kind))
 
     @property
     def fingerprint(self) -> str:
@@ -176,6 +184,12 @@ def authorities_in(path: str) -> Watched[tuple[x509.Certificate, ...]]:
     """The certificates of authorities in one PEM file."""
     return Watched(path, lambda place: (place,),
                    lambda paths, contents: _parse_chain(paths[0], contents[0]))
+
+
+def revocations_in(path: str) -> Watched[tuple[x509.CertificateRevocationList, ...]]:
+    """The revocation lists in one PEM file (RFC 5280 §5)."""
+    return Watched(path, lambda place: (place,),
+                   lambda paths, contents: _parse_revocations(paths[0], contents[0]))
 
 
 def _mark(path: str) -> tuple[int, ...]:
@@ -280,6 +294,20 @@ def _parse_chain(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
                                  "whole file again") from error
 
 
+def _parse_revocations(path: str, data: bytes) -> tuple[x509.CertificateRevocationList, ...]:
+    blocks = _CRL_BLOCK.findall(data)
+    if not blocks:
+        remedy = (f"it looks like DER: openssl crl -inform der -in {path} -out NEW.pem"
+                  if data.startswith(b"\x30") else
+                  "it needs a block that begins with -----BEGIN X509 CRL-----")
+        raise CertificateProblem(f"{path}: no revocation list in PEM; {remedy}")
+    try:
+        return tuple(x509.load_pem_x509_crl(block) for block in blocks)
+    except Exception as error:  # ValueError, and others for what is valid only in part
+        raise CertificateProblem(f"{path}: a revocation list in it cannot be read ({error}); fetch "
+                                 "it again") from error
+
+
 def _parse_key(path: str, data: bytes) -> Any:
     block = _KEY_BLOCK.search(data)
     if block is None:
@@ -297,7 +325,7 @@ def _parse_key(path: str, data: bytes) -> Any:
     except Exception as error:  # ValueError, UnsupportedAlgorithm
         raise CertificateProblem(f"{path}: the private key cannot be read ({error}); copy the "
                                  "whole file again") from error
-    if not isinstance(key, _KEY_TYPES):
+    if not isinstance(key, tuple(_KEY_TYPES)):
         raise CertificateProblem(f"{path}: a kind of key that TLS does not use; make an elliptic "
                                  "curve (P-256) or RSA (2048 bits) key and get a certificate for "
                                  "it")

@@ -266,7 +266,11 @@ class Client:
         :raises NotOffered: the address needs SMTPUTF8, and MAIL did not say it.
         """
         def make(session: SendingSession) -> Command:
-            command = session.rcpt(forward_path, notify=tuple(notify), orcpt=orcpt)
+            try:
+                command = session.rcpt(forward_path, notify=tuple(notify), orcpt=orcpt)
+            except SendingFailure as failure:
+                self._out.tally.add(writing.address(forward_path), failure)
+                raise
             self._out.tally.add(writing.address(forward_path), command)
             return command
 

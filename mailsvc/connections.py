@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -19,9 +19,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.unix import Server as UnixServer
 
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
-
-#: Of how many addresses that connected lately the rate is known; the quietest are forgotten.
-_RATES = 10_000
+from mailsvc.pace import Pace
 
 
 class Connection(Protocol):
@@ -71,22 +69,23 @@ class Connections:
 
     :param most: how many there may be at once.
     :param most_per_address: how many from one IPv4 address or one IPv6 /64.
-    :param exempt: networks in CIDR form that *most_per_address* and *per_minute* do not bind.
+    :param exempt: networks in CIDR form whose clients only *most* binds.
     :param per_minute: how many may come from one address in a minute; as many may come at once.
         What is refused for this does not count.  0 for no limit.
+    :param commands_per_minute: the same of commands, over all connections of an address.
     :ivar admit: why else a client may not connect, or None; to be asked first.
     """
 
     def __init__(
         self, most: int, most_per_address: int, exempt: Iterable[str], clock: IReactorTime,
         per_minute: int = 0, admit: Callable[[str], MailFailure | None] = lambda client: None,
+        commands_per_minute: int = 0,
     ) -> None:
         self.admit = admit
         self._most = most
         self._most_per_address = most_per_address
-        self._per_minute = per_minute
-        #: How many connections were made lately, and when that was; the last to come at the end.
-        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._pace = Pace(per_minute, clock)
+        self._commands = Pace(commands_per_minute, clock)
         self._exempt = [ipaddress.ip_network(network, strict=False) for network in exempt]
         self._clock = clock
         self._open: dict[Connection, str] = {}
@@ -116,9 +115,24 @@ class Connections:
             raise TemporaryFailure(
                 "Too many connections from your address; try again later", EnhancedStatus(4, 7, 0)
             )
-        if source and self._per_minute and self._is_too_soon(source):
+        if source and self._pace.exceeds(source):
             raise TemporaryFailure(
                 "Too many connections from your address within a minute; try again later",
+                EnhancedStatus(4, 7, 0),
+            )
+
+    def exempts(self, client: str) -> bool:
+        """Whether *client* is in an exempt network, or on a Unix socket."""
+        return not self._source(client)
+
+    def count_commands(self, client: str, commands: int) -> None:
+        """*client*, which is not exempt, has given so many commands more.
+
+        :raises TemporaryFailure: they are too many within a minute.
+        """
+        if self._commands.exceeds(self._source(client), commands):
+            raise TemporaryFailure(
+                "Too many commands from your address within a minute; try again later",
                 EnhancedStatus(4, 7, 0),
             )
 
@@ -157,20 +171,6 @@ class Connections:
     def _abort(self) -> None:
         for connection in list(self._open):
             connection.abort()
-
-    def _is_too_soon(self, source: str) -> bool:
-        """Whether a connection from *source* is over its rate; if not, it counts."""
-        now = self._clock.seconds()
-        level, since = self._rates.get(source, (0.0, now))
-        level = max(0.0, level - max(0.0, now - since) * self._per_minute / 60)
-        # Some tolerance, for a sum of many fractions.
-        if level + 1 > self._per_minute + 1e-6:
-            return True
-        self._rates[source] = level + 1, now
-        self._rates.move_to_end(source)
-        if len(self._rates) > _RATES:
-            self._rates.popitem(last=False)
-        return False
 
     def _source(self, client: str) -> str:
         """What connections are counted by: an IPv4 address, an IPv6 /64, or "" for no count."""

@@ -7,6 +7,10 @@ Back-pressure goes both ways.  The transport is not read while input waits that 
 question is open, the subclass is stalled, or the peer does not take its answers.  So a connection
 holds one received chunk, and a flood stays in the peer's kernel.
 
+Who makes too many errors waits for its answers, longer each time (a tarpit), and who gives too many
+commands is dismissed.  Neither holds up anything else: such a connection is not read, and a timer
+takes it on.
+
 Answers are gathered and written once a turn.  A connection that is ended for what the client did is
 closed for writing first and read for a while: input that nobody reads would turn the close into a
 reset, and a reset may overtake the answer that says why.  A client that closes its own side behind
@@ -23,6 +27,7 @@ from twisted.cred.error import LoginFailed
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
+    IDelayedCall,
     IHalfCloseableProtocol,
     IOpenSSLServerConnectionCreator,
     IPushProducer,
@@ -50,6 +55,8 @@ _LAST_WORD = 1.0
 FOREVER = float("inf")
 #: How often, in seconds, to look at the clock while no time runs.
 _LOOK = 300.0
+#: The longest that one turn waits for its answers in the tarpit, in seconds.
+_MOST_DELAY = 5.0
 #: How often, in seconds, to tell of one client that it may not connect; and of how many to know.
 _TELL_AGAIN = 60.0
 _REFUSED = 1000
@@ -62,7 +69,7 @@ class Conversation(Protocol):
     :ivar id: names the connection in log lines.
     :ivar client: the peer's IP address, or "" on a Unix socket.
     :ivar session: the state machine; has ``receive``, ``next_event``, ``data_to_send``,
-        ``waiting``, ``buffered``, ``tls_active`` and ``tls_started``.
+        ``waiting``, ``buffered``, ``errors``, ``commands``, ``tls_active`` and ``tls_started``.
     :ivar writable: whether the peer takes what it is sent.
     :cvar handlers: event class -> method.
     :cvar avatar: what a login is for.
@@ -90,6 +97,12 @@ class Conversation(Protocol):
     _input_ended = False
     #: Whether something else than the peer must be waited for before the next event.
     _stalled = False
+    #: What goes on with a connection that is held back; while there is one, it is.
+    _held: IDelayedCall | None = None
+    #: Whether errors and commands are looked at: not those of exempt networks.
+    _braked = False
+    #: How many errors and commands of the session were looked at.
+    _errors = _commands = 0
     _tls: TLSState | None = None
     #: Who logs in, or has.
     _user = ""
@@ -107,6 +120,9 @@ class Conversation(Protocol):
 
     def say_goodbye(self, now: bool) -> None:
         """The service is stopping: close the session, unless *now* is false and it is at work."""
+
+    def dismiss(self, failure: MailFailure) -> None:
+        """Close the session, in which no question is open, unless it is amid something."""
 
     def patience(self) -> float:
         """How long, in seconds, a client that is done may take to swallow what it asked for."""
@@ -129,6 +145,7 @@ class Conversation(Protocol):
         set_no_delay = getattr(self.transport, "setTcpNoDelay", None)
         if set_no_delay is not None:
             set_no_delay(True)
+        self._braked = not factory.connections.exempts(self.client)
         self.session = self.open_session(ISSLTransport.providedBy(self.transport))
         self._timer = factory.clock.callLater(
             max(0.0, self._deadline - factory.clock.seconds()), self._look_at_the_clock
@@ -164,6 +181,8 @@ class Conversation(Protocol):
         self._connected = False
         if self._timer.active():
             self._timer.cancel()
+        if self._held is not None:
+            self._held.cancel()
         self.factory.connections.remove(self)
 
     def pauseProducing(self) -> None:
@@ -181,25 +200,36 @@ class Conversation(Protocol):
 
     # ---- the loop ----
 
+    @property
+    def at_work(self) -> bool:
+        """Whether it is not for the client to go on."""
+        return self.session.waiting or self._stalled or self._held is not None
+
     def _advance(self) -> None:
         """Handle events until input, an answer, the peer or something else must be waited for."""
         if self._advancing or not self._connected:
             return
+        if self._held is not None:
+            self._pace()
+            return
         self._advancing = True
         try:
-            while self.writable and not self._stalled and not self.session.waiting:
+            while self.writable and not self.at_work:
                 if self._last:
                     self.say_goodbye(now=False)
                 event = self.session.next_event()
+                if event is not None:
+                    self.handlers[type(event)](self, event)
+                if self._braked and not self.at_work and self._brake():
+                    continue
                 if event is None:
                     break
-                self.handlers[type(event)](self, event)
         finally:
             self._advancing = False
-        said = self._flush()
+        said = self._held is None and self._flush()
         if self._closing:
             return
-        if self._input_ended and not (self.session.waiting or self._stalled) and self.writable:
+        if self._input_ended and not self.at_work and self.writable:
             self._hang_up(True)
             return
         self._pace()
@@ -219,7 +249,7 @@ class Conversation(Protocol):
 
     def _pace(self) -> None:
         """Read from the transport just when more input can be used."""
-        held_up = self.session.waiting or self._stalled or not self.writable
+        held_up = self.at_work or not self.writable
         # Not before input waits: TLS cannot write in its handshake, and has to read to get through.
         reading = not (held_up and self.session.buffered)
         if reading != self._reading and self._connected and not self._input_ended:
@@ -236,6 +266,40 @@ class Conversation(Protocol):
         self.session.tls_started()
         # What was flushed here is nothing to the end of the turn.
         self.keep_time(said)
+
+    # ---- brakes ----
+
+    def hold(self, seconds: float, then: Callable[[], object]) -> None:
+        """Say and read nothing for so long; then do *then*, and go on."""
+        self._held = self.factory.clock.callLater(seconds, self._let_go, then)
+
+    def _let_go(self, then: Callable[[], object]) -> None:
+        self._held = None
+        then()
+        self._advance()
+
+    def _brake(self) -> bool:
+        """Make errors wait for their answers; whether the session was ended, for its commands."""
+        session, factory = self.session, self.factory
+        more_errors = session.errors > self._errors
+        more_commands = session.commands - self._commands
+        self._errors, self._commands = session.errors, session.commands
+        if self._closing or not self._connected:
+            return False
+        if more_commands:
+            try:
+                factory.connections.count_commands(self.client, more_commands)
+            except MailFailure as failure:
+                self.log.warn("{connection} dismissed client={client}: {reason}",
+                              connection=self.id, client=self.client, reason=failure.text)
+                self.dismiss(failure)
+                return True
+        if more_errors:
+            seconds = factory.settings.error_delay_seconds * (
+                session.errors - factory.settings.free_errors)
+            if seconds > 0:
+                self.hold(min(seconds, _MOST_DELAY), self._flush)
+        return False
 
     # ---- logging in ----
 
@@ -378,7 +442,7 @@ class Conversation(Protocol):
 
     def abort(self) -> None:
         """End now, with a word if one can be said."""
-        if self._closing or self.session.waiting or self._stalled or not self.writable:
+        if self._closing or self.at_work or not self.writable:
             self._cut_off("service stopped")
         else:
             self._last = True

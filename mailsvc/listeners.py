@@ -20,6 +20,8 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mailsvc.transport import send_promptly
+
 _log = Logger("mailsvc")
 
 
@@ -124,6 +126,7 @@ class Listener:
         return succeed(None) if closed is None else closed
 
     def _keep(self, port: IListeningPort) -> None:
+        send_promptly(port)
         self._port = port
 
     def _explain(self, failure: Failure) -> None:

@@ -21,10 +21,12 @@ mailsvc.log.json_to_stdout`` (or ``text_to_stdout``) takes precedence, with the 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 import re
 import sys
+import time
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -90,6 +92,8 @@ _LEGACY = frozenset({"message", "time", "system", "format", "isError", "why", "f
 
 
 def _escape(text: str) -> str:
+    if text.isascii() and text.isprintable():  # nearly always, and a tenth of the time
+        return text
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
@@ -99,14 +103,33 @@ def _masked(event: LogEvent) -> LogEvent:
     return {key: "(hidden)" if key in _CREDENTIALS else value for key, value in event.items()}
 
 
+def _message(event: LogEvent) -> str:
+    """What *event* says, as ``formatEvent`` has it, whose many ways of calling cost six times."""
+    template = event.get("log_format")
+    if isinstance(template, str) and "()" not in template and "log_flattened" not in event:
+        try:
+            return template.format_map(event)
+        except Exception:  # A field that is missing or cannot be shown: Twisted says so in words.
+            pass
+    return formatEvent(event)
+
+
+@functools.lru_cache(maxsize=2)
+def _local(second: int, zone: tuple[str, str]) -> tuple[str, str]:
+    """That time here, in the zone called so: up to its seconds, and the offset behind them."""
+    text = datetime.datetime.fromtimestamp(second).astimezone().isoformat(timespec="seconds")
+    return text[:19], text[19:]
+
+
 def text_line(event: LogEvent) -> str | None:
     """*event* as text, or None when there is nothing to say."""
-    message = formatEvent(_masked(event))
+    message = _message(_masked(event))
     failure = event.get("log_failure")
     if not message and failure is None:
         return None
-    time = datetime.datetime.fromtimestamp(event["log_time"]).astimezone()
-    lines = [f"{time.isoformat(timespec='milliseconds')} {event['log_level'].name:<5} "
+    second, fraction = divmod(round(event["log_time"] * 1_000_000), 1_000_000)
+    clock, offset = _local(second, time.tzname)
+    lines = [f"{clock}.{fraction // 1000:03}{offset} {event['log_level'].name:<5} "
              f"{_escape(event.get('log_namespace', '-'))}: {_escape(message)}"]
     if failure is not None:
         # Indented, so that no line of an exception's text passes for an event.
@@ -117,12 +140,12 @@ def text_line(event: LogEvent) -> str | None:
 def json_line(event: LogEvent) -> str:
     """*event* as one JSON object."""
     event = _masked(event)
-    time = datetime.datetime.fromtimestamp(event["log_time"], datetime.UTC)
+    moment = datetime.datetime.fromtimestamp(event["log_time"], datetime.UTC)
     entry: dict[str, Any] = {
-        "time": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "time": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "level": event["log_level"].name,
         "namespace": event.get("log_namespace", "-"),
-        "message": formatEvent(event),
+        "message": _message(event),
     }
     for name in sorted(event):
         if not name.startswith("log_") and name not in _LEGACY:

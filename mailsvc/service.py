@@ -205,7 +205,7 @@ class MailService(MultiService):
         smtp, pop3 = (
             Connections(section.connections, section.connections_per_address,
                         section.exempt_networks, reactor, section.connections_per_minute,
-                        brakes.admit)
+                        brakes.admit, section.commands_per_minute)
             for section in (settings.smtp, settings.pop3))
         self._connections = [smtp, pop3]
         queue = self._open_queue(router, store)

@@ -5,8 +5,10 @@
 
 **Certificates** are at the places that ``tls.certificates`` names (:mod:`mailsvc.certificates`).
 The one whose subjectAltName has the server name that the client asks for (SNI, RFC 6066 §3) is
-shown, by the whole name first, then by a wildcard for its leftmost label; where two have it, the
-one that is named first.  A client that asks for no name, or for an unknown one, gets the first.
+shown, by the whole name first, then by a wildcard for its leftmost label.  A client that asks for
+no name, or for an unknown one, gets the first of all.  Where several have the name, the first of
+each kind of key is offered, and what the client can do decides: so an RSA certificate may stand
+beside an ECDSA one for clients that know nothing else.
 
 **Changes** of the files are picked up by themselves: new sessions get the new certificate within
 ``tls.check_seconds``, sessions that are open go on undisturbed.  A new pair that cannot be used, or
@@ -16,30 +18,37 @@ What was refused for its dates is tried again each day.  From the last two weeks
 a warning is logged each day.
 
 **Policy.**  "intermediate" and "modern" of Mozilla's guideline, of which the numbers stand below.
-The client chooses among the ciphers, all of which are good.  No compression, no renegotiation.
+All of the ciphers are good, so their order matters little: ours holds, but for a client that would
+rather have ChaCha20, as those do that have no AES in hardware.  No compression, no renegotiation.
 Session tickets, if they are on, are encrypted under keys of this process that are thrown away each
 day, and whenever a certificate changes.  No session is kept on the server's side.
 
 **Client certificates** are asked for when ``tls.client_ca`` is set.  A client may have none, or one
 that we do not know: it gets its session all the same, as mail from strangers has to; only its
-names do not count.  Nothing is resumed then: each handshake verifies anew.
+names do not count.  Nothing is resumed then: each handshake verifies anew.  With ``tls.client_crl``
+a certificate counts only if a list of its issuer that is valid now does not name it.
 
-**Limits.**  One certificate for a name: an RSA and an ECDSA certificate for the same name are not
-offered together.  Revocation of client certificates is not looked at: take the issuer out.
+**Limits.**  Of a client's chain the certificate itself is looked for in the lists, not its issuers:
+take an issuer out of ``tls.client_ca``.  Nothing is fetched: neither the issuer's lists nor OCSP.
+OCSP responses for our own certificates are not stapled (RFC 6066 §8): mail programs and servers do
+not ask for them, and the largest issuers have stopped to answer.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import os
+import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.bindings.openssl.binding import Binding
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
-from OpenSSL.crypto import X509
+from OpenSSL.crypto import X509, X509StoreFlags
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
@@ -53,6 +62,7 @@ from mailsvc.certificates import (
     Watched,
     authorities_in,
     certificate_at,
+    revocations_in,
     self_signed,
 )
 from mailsvc.handshake import (
@@ -70,6 +80,8 @@ _TLS_1_3_CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384",
                     "TLS_CHACHA20_POLY1305_SHA256")
 _GROUPS = ("X25519", "prime256v1", "secp384r1")
 _HYBRID_GROUP = "X25519MLKEM768"
+#: SSL_OP_PRIORITIZE_CHACHA, of which pyOpenSSL knows nothing.
+_OP_PRIORITIZE_CHACHA = 1 << 21
 #: The least version of each policy.
 _POLICIES = {"intermediate": SSL.TLS1_2_VERSION, "modern": SSL.TLS1_3_VERSION}
 
@@ -105,6 +117,11 @@ class TLSSettings:
     client_ca: str = setting(
         "", "PEM file of the authorities whose client certificates may log in by AUTH EXTERNAL; "
         "empty to ask for none.", check=lambda value: _places([value]) if value else None)
+    client_crl: str = setting(
+        "", "PEM file of revocation lists of those that issue client certificates: with it, no "
+        "certificate logs in that a list names, or whose issuer has no list there that is valid "
+        "now.  Empty to look at none.",
+        check=lambda value: _places([value]) if value else None)
     check_seconds: float = setting(
         0.5, "How often the files are looked at.", unit="seconds", check=at_least(0.05))
 
@@ -116,48 +133,72 @@ class TLSUnusable(Exception):
 # ---- contexts -----------------------------------------------------------------------------------
 
 
-def _context(
-    certificate: Certificate, settings: TLSSettings, authorities: Iterable[x509.Certificate],
-) -> SSL.Context:
-    """The context that shows *certificate*.
+@dataclass(frozen=True, slots=True)
+class _Clients:
+    """Whose client certificates log in: the authorities, and the lists of what they revoked."""
 
-    :raises CertificateProblem: when OpenSSL will not have it.
+    authorities: tuple[x509.Certificate, ...] = ()
+    revocations: tuple[x509.CertificateRevocationList, ...] = ()
+
+
+def _context(
+    certificates: Iterable[Certificate], settings: TLSSettings, clients: _Clients,
+) -> SSL.Context:
+    """The context that shows one of *certificates*, whose keys are of different kinds.
+
+    :raises CertificateProblem: when OpenSSL will not have one of them.
     """
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(_POLICIES[settings.policy])
-    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
+                        | SSL.OP_CIPHER_SERVER_PREFERENCE | _OP_PRIORITIZE_CHACHA)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_session_id(b"mailsvc")
-    authorities = tuple(authorities)
-    if authorities or not settings.session_tickets:
+    if clients.authorities or not settings.session_tickets:
         context.set_options(SSL.OP_NO_TICKET)
-    if authorities:
-        store = context.get_cert_store()
-        assert store is not None
-        for authority in authorities:
-            store.add_cert(X509.from_cryptography(authority))
-            context.add_client_ca(authority)
-        context.set_verify(SSL.VERIFY_PEER, note_verification)
+    if clients.authorities:
+        _ask_clients(context, clients, settings)
     context.set_tlsext_servername_callback(choose_context)
     _set_groups(context)
     context.set_tls13_ciphersuites(":".join(_TLS_1_3_CIPHERS).encode())
-    # Not before these: it counts as the context's first use.  Level 2 wants 112 bits of security,
-    # which is 2048 bits of RSA, and no SHA-1.
-    try:
-        context.use_certificate(certificate.chain[0])
-        for issuer in certificate.chain[1:]:
-            context.add_extra_chain_cert(issuer)
-        context.use_privatekey(certificate.key)
-        context.check_privatekey()
-        context.set_cipher_list(":".join([*TLS_1_2_CIPHERS, "@SECLEVEL=2"]).encode())
-    except SSL.Error as error:
-        reasons = ", ".join(reason for *_, reason in error.args[0]) if error.args else ""
-        raise CertificateProblem(
-            f"{certificate.path}: OpenSSL refuses this certificate ({reasons or 'unknown'}); get "
-            "one for a P-256 key, or an RSA key of 2048 bits or more, signed with SHA-256 or better"
-        ) from error
+    # Not before these: it counts as the context's first use.
+    for certificate in certificates:
+        try:
+            _show(context, certificate)
+        except SSL.Error as error:
+            reasons = ", ".join(reason for *_, reason in error.args[0]) if error.args else ""
+            raise CertificateProblem(
+                f"{certificate.path}: OpenSSL refuses this certificate ({reasons or 'unknown'}); "
+                "get one for a P-256 key, or an RSA key of 2048 bits or more, signed with SHA-256 "
+                "or better") from error
     return context
+
+
+def _show(context: SSL.Context, certificate: Certificate) -> None:
+    # Of a chain that is added to a context there can be one for all its certificates; one that
+    # comes by a file is the certificate's own.
+    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+        file.write(b"".join(each.public_bytes(Encoding.PEM) for each in certificate.chain))
+        file.flush()
+        context.use_certificate_chain_file(file.name)
+    context.use_privatekey(certificate.key)
+    context.check_privatekey()
+    # Level 2 wants 112 bits of security, which is 2048 bits of RSA, and no SHA-1.
+    context.set_cipher_list(":".join([*TLS_1_2_CIPHERS, "@SECLEVEL=2"]).encode())
+
+
+def _ask_clients(context: SSL.Context, clients: _Clients, settings: TLSSettings) -> None:
+    store = context.get_cert_store()
+    assert store is not None
+    for authority in clients.authorities:
+        store.add_cert(X509.from_cryptography(authority))
+        context.add_client_ca(authority)
+    for revocations in clients.revocations:
+        store.add_crl(revocations)
+    if settings.client_crl:
+        store.set_flags(X509StoreFlags.CRL_CHECK)
+    context.set_verify(SSL.VERIFY_PEER, note_verification)
 
 
 def _set_groups(context: Any) -> None:
@@ -200,9 +241,10 @@ class ServerTLS(Service):
         self._hostname = hostname
         self._clock = reactor
         self._watched: list[Watched[Certificate]] = []
-        self._authority_file: Watched[tuple[x509.Certificate, ...]] | None = None
         self._certificates: dict[Watched[Certificate], Certificate] = {}
-        self._authorities: tuple[x509.Certificate, ...] = ()
+        #: What tells whose client certificates log in, and which of _Clients it makes.
+        self._client_files: dict[Watched[Any], str] = {}
+        self._clients = _Clients()
         self._doubts: dict[Watched[Any], _Doubt] = {}
         self._contexts: Contexts | None = None
         self._next_day = 0.0
@@ -230,11 +272,15 @@ class ServerTLS(Service):
             except CertificateProblem as problem:
                 problems.append(f"tls.certificates: {problem}")
         if self._settings.client_ca:
-            self._authority_file = authorities_in(self._settings.client_ca)
+            self._client_files[authorities_in(self._settings.client_ca)] = "authorities"
+        if self._settings.client_crl:
+            self._client_files[revocations_in(self._settings.client_crl)] = "revocations"
+        for file, what in self._client_files.items():
             try:
-                self._authorities = self._authority_file.load()
+                self._clients = replace(self._clients, **{what: file.load()})
             except CertificateProblem as problem:
-                problems.append(f"tls.client_ca: {problem}")
+                key = "client_ca" if what == "authorities" else "client_crl"
+                problems.append(f"tls.{key}: {problem}")
         if problems:
             raise TLSUnusable("\n".join(problems))
         self._renew_contexts()
@@ -288,8 +334,9 @@ class ServerTLS(Service):
         for watched in self._watched:
             if watched.look():
                 changed = self._consider(watched) or changed
-        if self._authority_file is not None and self._authority_file.look():
-            changed = self._consider_authorities(self._authority_file) or changed
+        for file in self._client_files:
+            if file.look():
+                changed = self._consider_clients(file) or changed
         if changed:
             self._renew_contexts()
         self._complain()
@@ -324,14 +371,15 @@ class ServerTLS(Service):
         _log.info("new certificate {certificate}", certificate=str(found))
         return True
 
-    def _consider_authorities(self, file: Watched[tuple[x509.Certificate, ...]]) -> bool:
+    def _consider_clients(self, file: Watched[Any]) -> bool:
+        what = self._client_files[file]
         try:
-            self._authorities = file.load()
+            self._clients = replace(self._clients, **{what: file.load()})
         except CertificateProblem as problem:
             self._doubt(file, problem)
             return False
         self._doubts.pop(file, None)
-        _log.info("new client authorities from {path}", path=file.place)
+        _log.info("new client {what} from {path}", what=what, path=file.place)
         return True
 
     def _doubt(self, watched: Watched[Any], problem: CertificateProblem) -> None:
@@ -348,19 +396,25 @@ class ServerTLS(Service):
 
     def _usable(self, watched: Watched[Certificate]) -> Certificate:
         certificate = watched.load()
-        _context(certificate, self._settings, ())
+        _context([certificate], self._settings, _Clients())
         return certificate
 
     def _renew_contexts(self) -> None:
         """New contexts, and with them new keys for session tickets."""
-        contexts = {
-            watched: _context(self._certificates[watched], self._settings, self._authorities)
-            for watched in self._watched}
-        by_name: dict[str, SSL.Context] = {}
-        for watched, context in contexts.items():
-            for name in self._certificates[watched].names:
-                by_name.setdefault(name, context)
-        self._contexts = Contexts(contexts[self._watched[0]], by_name)
+        in_order = [self._certificates[watched] for watched in self._watched]
+        by_name: dict[str, dict[str, Certificate]] = {}
+        for certificate in in_order:
+            for name in certificate.names:
+                by_name.setdefault(name, {}).setdefault(certificate.kind, certificate)
+
+        @functools.cache
+        def context(*certificates: Certificate) -> SSL.Context:
+            return _context(certificates, self._settings, self._clients)
+
+        first = in_order[0]
+        beside = by_name[first.names[0]].values() if first.names else [first]
+        self._contexts = Contexts(context(*beside), {
+            name: context(*found.values()) for name, found in by_name.items()})
 
     def _warn_of_ends(self) -> None:
         now = _now()
@@ -376,6 +430,13 @@ class ServerTLS(Service):
             elif left < _WARNING:
                 _log.warn("certificate {certificate} expires in {days} days; see why it was not "
                           "renewed", certificate=str(certificate), days=left.days)
+        for revocations in self._clients.revocations:
+            until = revocations.next_update_utc
+            if until is not None and until < now:
+                _log.error("the revocation list of {issuer} in {path} was valid until {until}: "
+                           "nobody can log in by a certificate of that issuer; fetch a new one",
+                           issuer=revocations.issuer.rfc4514_string(),
+                           path=self._settings.client_crl, until=until)
 
 
 def _now() -> datetime.datetime:

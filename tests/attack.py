@@ -1,9 +1,15 @@
 """Guessing at the service: ``python -m tests.attack [--addresses N] [--guesses N]``.
 
-Ten thousand wrong passwords from two hundred addresses, all at once, over POP3 and submission.
-Meanwhile somebody who knows the password logs in again and again.  Printed are how long that takes
-before and during the attack, what became of the guesses, and how much memory the service grew by.
-Passwords are hashed in earnest.  It is a measurement: read it on an otherwise idle machine.
+Ten thousand wrong passwords from two hundred addresses in as many networks, over POP3 and
+submission.  Each address is as far away as real ones are: what it sends arrives a round trip after
+what it answers to.
+Meanwhile somebody who knows the password logs in again and again, and the attack is interrupted
+every other second, so that both are measured on the same machine in the same minute.  Printed are
+how long a login takes with the attack and without, what became of the guesses, and how much memory
+the service grew by.  Passwords are hashed in earnest.
+
+The attackers are one process and whoever logs in is another.  It is a measurement: read it on an
+otherwise idle machine, and mind that attackers, client and service share its cores.
 """
 
 from __future__ import annotations
@@ -12,12 +18,16 @@ import argparse
 import base64
 import collections
 import contextlib
+import heapq
+import itertools
+import multiprocessing
 import selectors
 import socket
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from mailsvc.passwords import PasswordSettings
 from tests.service import Service
@@ -25,63 +35,105 @@ from tests.service import Service
 USER, PASSWORD = "alice@example.org", "secret"
 #: Somebody who has logged in from here before.
 KNOWN = "127.9.9.9"
+#: How long the attack goes on and is interrupted for, in seconds; and what of that is not measured,
+#: because what had begun before goes on in it.
+PHASE, SETTLING = 1.0, 0.3
 
 
 class Guesser:
     """One address that guesses, one connection after another, until it has had its guesses."""
 
     def __init__(self, source: str, target: tuple[str, int], guesses: int) -> None:
-        self.source = source
+        self._source = source
         self._target = target
         self.left = guesses
         self.answers: collections.Counter[str] = collections.Counter()
-        self.socket = self._connect()
+        self.socket: socket.socket | None = None
 
-    def _connect(self) -> socket.socket:
-        made = socket.socket()
-        made.setblocking(False)
-        made.bind((self.source, 0))
-        made.connect_ex(self._target)
-        return made
+    def connect(self) -> None:
+        self.socket = socket.socket()
+        self.socket.setblocking(False)
+        self.socket.bind((self._source, 0))
+        self.socket.connect_ex(self._target)
 
-    def speak(self) -> bool:
-        """Read what came and answer it; False when done."""
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+        self.socket = None
+
+    def send(self, data: bytes) -> None:
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.send(data)
+
+    def hear(self) -> bytes | None:
+        """Read what came: what to send next, perhaps nothing; None when to come again."""
+        assert self.socket is not None
         try:
             data = self.socket.recv(4096)
         except BlockingIOError:
-            return True
+            return b""
         except OSError:
             data = b""
+        answer: bytes | None = b"" if data else None
         for line in data.splitlines():
             if line.startswith(b"+OK Send"):
-                self._send(b"PASS wrong\r\n")
+                answer = b"PASS wrong\r\n"
             elif line.startswith(b"+OK"):
-                self._send(f"USER {USER}\r\n".encode())
-            elif line.startswith((b"220", b"535")):
-                self._send(b"EHLO x\r\n" if line[:3] == b"220" else b"")
+                answer = f"USER {USER}\r\n".encode()
+            elif line.startswith(b"220"):
+                answer = b"EHLO x\r\n"
             elif line.startswith(b"250 "):
-                token = base64.b64encode(f"\0{USER}\0wrong".encode())
-                self._send(b"AUTH PLAIN " + token + b"\r\n")
-            if line.startswith((b"-ERR", b"4", b"5")):
+                answer = self._plain()
+            elif line.startswith((b"-ERR", b"4", b"5")):
                 self.left -= 1
                 self.answers[line.decode("ascii", "replace")[:40]] += 1
-                if self.left > 0 and line.startswith(b"-ERR [AUTH]"):
-                    self._send(f"USER {USER}\r\n".encode())
-                elif self.left > 0 and line.startswith(b"535"):
-                    token = base64.b64encode(f"\0{USER}\0wrong".encode())
-                    self._send(b"AUTH PLAIN " + token + b"\r\n")
+                if line.startswith(b"-ERR [AUTH]"):
+                    answer = f"USER {USER}\r\n".encode()
                 else:
-                    return False  # and come again
-        return bool(data) and self.left > 0
+                    answer = self._plain() if line.startswith(b"535") else None
+        return answer
 
-    def _send(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.send(data)
+    def _plain(self) -> bytes:
+        return b"AUTH PLAIN " + base64.b64encode(f"\0{USER}\0wrong".encode()) + b"\r\n"
 
-    def again(self) -> None:
-        """A new connection in the place of one that has ended."""
-        self.socket.close()
-        self.socket = self._connect()
+
+def attack(guessers: list[Guesser], round_trip: float, until: float, going: Any,
+           results: Any) -> None:
+    """Guess while *going* is set; put into *results* what became of the guesses."""
+    watch, order = selectors.DefaultSelector(), itertools.count()
+    # What each does next, and when.
+    due: list[tuple[float, int, Guesser, bytes | None]] = []
+
+    def later(guesser: Guesser, data: bytes | None) -> None:
+        heapq.heappush(due, (time.monotonic() + round_trip, next(order), guesser, data))
+
+    for number, guesser in enumerate(guessers):
+        heapq.heappush(due, (time.monotonic() + round_trip * number / len(guessers), next(order),
+                             guesser, None))
+    while (due or watch.get_map()) and time.monotonic() < until:
+        going.wait()
+        while due and due[0][0] <= time.monotonic():
+            *_, guesser, data = heapq.heappop(due)
+            if data is None:
+                guesser.connect()
+                watch.register(guesser.socket, selectors.EVENT_READ, guesser)
+            else:
+                guesser.send(data)
+        for key, _ in watch.select(min(0.005, round_trip)):
+            guesser = key.data
+            answer = guesser.hear()
+            if answer is None or guesser.left <= 0:
+                watch.unregister(guesser.socket)
+                guesser.close()
+                if guesser.left > 0:
+                    later(guesser, None)
+            elif answer:
+                later(guesser, answer)
+    answers: collections.Counter[str] = collections.Counter()
+    for guesser in guessers:
+        answers.update(guesser.answers)
+    results.put(answers)
 
 
 def log_in(target: tuple[str, int]) -> float:
@@ -106,54 +158,68 @@ def described(times: list[float]) -> str:
             f"most {ordered[-1] * 1000:.2f} ms, {len(ordered)} logins")
 
 
+def measure(service: Service, guessers: list[Guesser], round_trip: float,
+            seconds: float) -> tuple[list[float], list[float], collections.Counter[str], float]:
+    """Logins with the attack and without, what became of the guesses, and how long that took."""
+    fork = multiprocessing.get_context("fork")
+    going, results = fork.Event(), fork.Queue()
+    times: dict[bool, list[float]] = {True: [], False: []}
+    began = time.monotonic()
+    attackers = fork.Process(
+        target=attack, args=(guessers, round_trip, began + seconds, going, results))
+    attackers.start()
+    try:
+        for attacked in itertools.cycle((False, True)):
+            phase = time.monotonic()
+            (going.set if attacked else going.clear)()
+            while time.monotonic() < phase + PHASE:
+                elapsed = log_in(service.pop3)
+                if attackers.is_alive() and time.monotonic() > phase + SETTLING:
+                    times[attacked].append(elapsed)
+                time.sleep(0.01)
+            if not attackers.is_alive():
+                break
+        answers = results.get(timeout=5)
+    finally:
+        attackers.kill()
+        attackers.join()
+    return times[True], times[False], answers, time.monotonic() - began
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--addresses", type=int, default=200)
     parser.add_argument("--guesses", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=60, help="the longest it may take")
+    parser.add_argument("--round-trip", type=float, default=0.05, help="in seconds")
+    parser.add_argument("--seconds", type=float, default=300, help="the longest it may take")
+    parser.add_argument("--set", action="append", default=[], help="a setting of the service")
     chosen = parser.parse_args()
     earnest = PasswordSettings()
-    options = ("--submission", "127.0.0.1:0", "--set", "smtp.allow_cleartext_auth=yes",
+    options = ["--submission", "127.0.0.1:0", "--set", "smtp.allow_cleartext_auth=yes",
                "--set", f"passwords.memory_kib={earnest.memory_kib}",
                "--set", f"passwords.passes={earnest.passes}",
-               "--set", f"passwords.scram_iterations={earnest.scram_iterations}")
+               "--set", f"passwords.scram_iterations={earnest.scram_iterations}"]
+    for setting in chosen.set:
+        options += ["--set", setting]
     with tempfile.TemporaryDirectory() as directory, \
-            Service(Path(directory) / "data", (f"{USER}:{PASSWORD}",), options) as service:
-        log_in(service.pop3)
-        idle = [log_in(service.pop3) for _ in range(200)]
-        print("idle:   ", described(idle))
+            Service(Path(directory) / "data", (f"{USER}:{PASSWORD}",), tuple(options)) as service:
+        for _ in range(200):
+            log_in(service.pop3)
         before = service.resident()
         each = chosen.guesses // chosen.addresses
         guessers = [
-            Guesser(f"127.1.{number // 100}.{number % 100 + 1}",
+            Guesser(f"127.{number // 250 + 1}.{number % 250}.1",
                     service.pop3 if number % 2 else service.listeners["submission"], each)
             for number in range(chosen.addresses)]
-        watch = selectors.DefaultSelector()
-        for guesser in guessers:
-            watch.register(guesser.socket, selectors.EVENT_READ, guesser)
-        times: list[float] = []
-        began, following = time.monotonic(), 0.0
-        while watch.get_map() and time.monotonic() - began < chosen.seconds:
-            for key, _ in watch.select(0.02):
-                guesser = key.data
-                if not guesser.speak():
-                    watch.unregister(guesser.socket)
-                    if guesser.left > 0:
-                        guesser.again()
-                        watch.register(guesser.socket, selectors.EVENT_READ, guesser)
-            if time.monotonic() >= following:
-                times.append(log_in(service.pop3))
-                following = time.monotonic() + 0.05
-        seconds = time.monotonic() - began
-        print("attack: ", described(times))
-        answers: collections.Counter[str] = collections.Counter()
-        for guesser in guessers:
-            answers.update(guesser.answers)
+        attacked, idle, answers, seconds = measure(
+            service, guessers, chosen.round_trip, chosen.seconds)
+        print("idle:   ", described(idle))
+        print("attack: ", described(attacked))
         for answer, count in answers.most_common():
             print(f"{count:8}  {answer}")
         print(f"{sum(answers.values())} answers in {seconds:.0f} s; memory grew by "
               f"{(service.resident() - before) / 2 ** 20:.1f} MiB; ratio of medians "
-              f"{statistics.median(times) / statistics.median(idle):.2f}")
+              f"{statistics.median(attacked) / statistics.median(idle):.2f}")
 
 
 if __name__ == "__main__":

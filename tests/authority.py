@@ -94,6 +94,19 @@ class Authority:
             usage=ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH)
         return Issued(certificate, self.between, key)
 
+    def revoked(self, *issued: Issued, days: float = 7) -> bytes:
+        """The list of what was revoked, in PEM; valid from yesterday until *days* from now."""
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder().issuer_name(self._name)
+            .last_update(now - datetime.timedelta(days=1))
+            .next_update(now + datetime.timedelta(days=days)))
+        for each in issued:
+            builder = builder.add_revoked_certificate(
+                x509.RevokedCertificateBuilder().serial_number(each.serial)
+                .revocation_date(now - datetime.timedelta(days=1)).build())
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
     @staticmethod
     def _build(
         subject: x509.Name, issuer: x509.Name, key: Any, issuer_key: Any, *,

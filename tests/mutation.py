@@ -1,8 +1,11 @@
 """Are the tests able to fail?  Changes one thing at a time in a module and runs its tests.
 
-    python -m tests.mutation [--jobs N] [--minutes N] [--from LINE] MODULE... -- TESTS...
+    python -m tests.mutation [--jobs N] [--minutes N] [--from LINE] [--to LINE]
+        MODULE... -- TESTS...
 
-as in ``python -m tests.mutation mailsvc/wire.py -- tests/test_wire.py``.  A change is a comparison,
+as in ``python -m tests.mutation mailsvc/wire.py -- tests/test_wire.py``.  TESTS are run one after
+the other until one fails, so name first what notices most and takes least; what begins with a
+hyphen, as ``-k=whole``, goes to pytest with each.  A change is a comparison,
 condition, constant, operator or returned value turned into another, or a statement left out.  Each
 is made in a copy of the checkout; a run that takes three times as long as a plain one has failed.
 What the tests do not notice is printed, the line with what became of it, and counted in the exit
@@ -14,6 +17,8 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import importlib.util
+import math
 import multiprocessing
 import os
 import resource
@@ -104,8 +109,8 @@ def edits(node: ast.AST) -> Iterator[tuple[Any, Any, Any]]:
                     yield block, n, ast.copy_location(ast.Pass(), statement)
 
 
-def mutants(path: Path, first: int = 0) -> Iterator[Mutant]:
-    """Every change of the module at *path* from line *first* on."""
+def mutants(path: Path, first: int = 0, last: float = math.inf) -> Iterator[Mutant]:
+    """Every change of the module at *path* from line *first* to line *last*."""
     tree = ast.parse((ROOT / path).read_text())
     plain = ast.unparse(tree).splitlines()
     for node in list(children(tree)):
@@ -113,7 +118,7 @@ def mutants(path: Path, first: int = 0) -> Iterator[Mutant]:
             in_list = isinstance(owner, list)
             old = owner[key] if in_list else getattr(owner, key)
             line = getattr(old, "lineno", getattr(node, "lineno", 0))
-            if line < first:
+            if not first <= line <= last:
                 continue
             owner.__setitem__(key, new) if in_list else setattr(owner, key, new)
             source = ast.unparse(tree)
@@ -138,23 +143,28 @@ def run_tests(copy: Path, tests: list[str]) -> None:
 
 
 def passes(copy: Path, tests: list[str], seconds: float) -> bool:
-    """Whether *tests* pass in *copy*."""
-    process = FORK.Process(target=run_tests, args=(copy, tests))
-    process.start()
-    process.join(seconds)
-    process.kill()
-    process.join()
-    return process.exitcode == 0
+    """Whether each of *tests* passes in *copy*, with *seconds* for all."""
+    until = time.monotonic() + seconds
+    options = [each for each in tests if each.startswith("-")]
+    for test in [each for each in tests if each not in options]:
+        process = FORK.Process(target=run_tests, args=(copy, [*options, test]))
+        process.start()
+        process.join(max(until - time.monotonic(), 0))
+        process.kill()
+        process.join()
+        if process.exitcode != 0:
+            return False
+    return True
 
 
 def checkout(copy: Path) -> Path:
-    """A copy of what the tests need, made the first time."""
+    """A copy of what the tests need, made the first time; with what is compiled of it."""
     if not copy.is_dir():
         copy.mkdir()
         for name in COPIED:
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, copy / name,
-                                ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+                                ignore=shutil.ignore_patterns("node_modules"))
             else:
                 shutil.copy(ROOT / name, copy / name)
     return copy
@@ -169,6 +179,7 @@ def survives(
     copy = checkout(copies / str(os.getpid()))
     module = copy / mutant.path
     plain = module.read_text()
+    Path(importlib.util.cache_from_source(str(module))).unlink(missing_ok=True)
     module.write_text(mutant.source)
     try:
         return passes(copy, tests, seconds)
@@ -183,11 +194,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60, help="begin no run after so long")
     parser.add_argument("--from", dest="first", type=int, default=0, metavar="LINE",
                         help="change nothing before it")
+    parser.add_argument("--to", dest="last", type=int, default=math.inf, metavar="LINE",
+                        help="change nothing behind it")
     parser.add_argument("modules", nargs="+", type=Path, metavar="MODULE")
     ours, _, theirs = " ".join(sys.argv[1:]).partition(" -- ")
     options, tests = parser.parse_args(ours.split()), theirs.split()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    found = [mutant for module in options.modules for mutant in mutants(module, options.first)]
+    found = [mutant for module in options.modules
+             for mutant in mutants(module, options.first, options.last)]
     survivors = untried = 0
     with tempfile.TemporaryDirectory() as directory:
         copies = Path(directory)

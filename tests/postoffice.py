@@ -341,7 +341,7 @@ class Line:
     """One client's line to an SMTPProtocol, as ``tests.dialogue.Server`` wants it.
 
     What arrives while the protocol does not read waits here.  Shut down, the protocol may leak
-    nothing: ``hang_up`` sees to that.
+    nothing: ``hang_up`` sees to that.  Errors cost no time unless the settings say so.
     """
 
     def __init__(self, answers: Answers | None = None, *, host: str = "198.51.100.7",
@@ -360,7 +360,8 @@ class Line:
                 self.rates,  # type: ignore[arg-type]
                 hostname) if known else None
             factory = SMTPFactory(FakeStore(self.answers), router,
-                                  SMTPSettings(**settings), hostname, self.clock, tls, mode,
+                                  SMTPSettings(**{"error_delay_seconds": 0, **settings}),
+                                  hostname, self.clock, tls, mode,
                                   authenticator=authenticator() if mode.submission else None,
                                   agent=agent)
         self.factory = factory

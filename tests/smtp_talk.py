@@ -16,6 +16,7 @@ from mailsvc.smtp.events import (
     MailFrom,
     MessageBlock,
     MessageEnds,
+    Proxied,
     RcptTo,
     TLSBegins,
     Verify,
@@ -25,6 +26,7 @@ from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, reply
 from mailsvc.smtp.session import Session
 
+HOSTNAME = "mx.example.org"
 HELO = b"HELO client.example.net\r\n"
 SENDER = b"MAIL FROM:<a@example.net>\r\n"
 RECIPIENT = b"RCPT TO:<alice@example.org>\r\n"
@@ -33,7 +35,7 @@ BUSY = reply(450, "4.2.1", "Busy")
 NO = reply(550, "5.7.1", "No")
 GOING_DOWN = reply(421, "4.3.2", "Going down")
 
-QUESTIONS = (Connected, Hello, MailFrom, RcptTo, Verify, Expand, DataBegins, MessageEnds)
+QUESTIONS = (Connected, Hello, Proxied, MailFrom, RcptTo, Verify, Expand, DataBegins, MessageEnds)
 
 
 class Talk:
@@ -44,7 +46,7 @@ class Talk:
 
     def __init__(self, *, mode: Mode = TRANSPORT, tls_available: bool = False,
                  tls_active: bool = False, **limits: Any) -> None:
-        self.session = Session("mx.example.org", SMTPSettings(**limits), mode,
+        self.session = Session(HOSTNAME, SMTPSettings(**limits), mode,
                                tls_available=tls_available, tls_active=tls_active)
         self.answers: dict[type, Reply] = {}
         self.events: list[Event] = []
@@ -66,7 +68,7 @@ class Talk:
     def yes(self, event: Event) -> Reply:
         """The positive answer to a question."""
         match event:
-            case Connected():
+            case Connected() | Proxied():
                 return self.session.greeting
             case Hello():
                 return self.session.hello_reply(event)
@@ -120,6 +122,11 @@ def talk_in(phase: str, **how: Any) -> Talk:
     assert talk.session.phase is phase
     talk.events.clear()
     return talk
+
+
+def last(answer: Reply) -> bytes:
+    """*answer* as the session says it when it may be the last (RFC 5321 §4.2.3)."""
+    return (answer.by(HOSTNAME) if answer.code in (221, 421) else answer).wire
 
 
 def codes(data: bytes) -> list[int]:

@@ -24,6 +24,7 @@ from mailsvc.certificates import (
     CertificateProblem,
     authorities_in,
     certificate_at,
+    revocations_in,
     self_signed,
 )
 from tests.authority import Authority, pem, rsa_key, self_issued
@@ -215,6 +216,27 @@ def test_authorities(tmp_path: Path) -> None:
     assert watched.look()
     with pytest.raises(CertificateProblem, match="no certificate in PEM"):
         watched.load()
+
+
+def test_revocation_lists(tmp_path: Path) -> None:
+    path = tmp_path / "crl.pem"
+    first, second = Authority("first"), Authority("second")
+    revoked = first.issue("a.example.org")
+    path.write_bytes(b"comment\n" + first.revoked(revoked) + second.revoked())
+    lists = revocations_in(str(path)).load()
+    assert [len(each) for each in lists] == [1, 0]
+    assert lists[0][0].serial_number == revoked.serial
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (b"", "needs a block"), (b"\x30\x82", "openssl crl -inform der"),
+    (b"-----BEGIN X509 CRL-----\nMIIB\n-----END X509 CRL-----\n", "cannot be read"),
+    (b"-----BEGIN X509 CRL-----\nMIIB\n", "no revocation list")])
+def test_no_revocation_lists(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "crl.pem"
+    path.write_bytes(content)
+    with pytest.raises(CertificateProblem, match=f"{path}: .*{said}"):
+        revocations_in(str(path)).load()
 
 
 # ---- changes ------------------------------------------------------------------------------------
@@ -442,4 +464,4 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_ed448_is_a_key_for_tls() -> None:
-    assert isinstance(ed448.Ed448PrivateKey.generate(), certificates._KEY_TYPES)
+    assert isinstance(ed448.Ed448PrivateKey.generate(), tuple(certificates._KEY_TYPES))

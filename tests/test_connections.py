@@ -229,18 +229,30 @@ def test_what_is_refused_as_one_too_many_does_not_count_for_the_rate() -> None:
     among, first = Connections(10**6, 1, (), Clock(), 2), Connection()
     among.add(first, "192.0.2.1")
     assert [refusal(among, "192.0.2.1") for _ in range(5)] == ["4.7.0"] * 5
-    assert among._rates["192.0.2.1"] == (1.0, 0.0)
+    assert among._pace._levels["192.0.2.1"] == (1.0, 0.0)
 
 
-def test_rates_of_a_million_addresses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailsvc.connections._RATES", 100)
-    among, connection = rated(1, Clock()), Connection()
-    for number in range(10_000):
-        client = f"2001:db8:{number:x}::1"
-        among.add(connection, client)
-        among.remove(connection)
-    assert len(among._rates) == 100
-    assert refusal(among, client) == "4.7.0", "the last to come are known"
+def test_commands_have_a_pace_of_their_own_over_all_connections() -> None:
+    clock = Clock()
+    among = Connections(10**6, 10**6, ("127.0.0.0/8",), clock, commands_per_minute=60)
+    among.count_commands("192.0.2.1", 40)
+    among.count_commands("192.0.2.2", 60)
+    among.count_commands("192.0.2.1", 20)
+    assert refusal(among, "192.0.2.1") is None
+    with pytest.raises(TemporaryFailure) as refused:
+        among.count_commands("192.0.2.1", 1)
+    assert str(refused.value.status) == "4.7.0"
+    clock.advance(1)
+    among.count_commands("192.0.2.1", 1)
+    among.count_commands("2001:db8::1", 60)
+    with pytest.raises(TemporaryFailure):
+        among.count_commands("2001:db8::2", 1)
+
+
+def test_who_is_exempt() -> None:
+    among = connections(exempt=("127.0.0.0/8", "2001:db8:7::/48"))
+    assert [among.exempts(client) for client in ("127.3.2.1", "2001:db8:7::9", "")] == [True] * 3
+    assert not among.exempts("192.0.2.1")
 
 
 # ---- how they end ----

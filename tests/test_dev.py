@@ -126,7 +126,7 @@ def test_hints_work(tmp_path: Path, program: Callable[[str], str]) -> None:
 # ---- ending -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_it_well(tmp_path: Path, number: signal.Signals) -> None:
     with Service(tmp_path / "data") as service:
         assert service.pids() == [service.pid]
@@ -298,7 +298,7 @@ def test_not_aliases(text: str) -> None:
 def test_accounts_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "accounts"
     path.write_bytes("# people\n\n  # indented\r\nalice@example.org:se:cret\r\n"
-                     "bob@example.net: ü \n".encode())
+                     " \tbob@example.net: ü \n".encode())
     with Service(tmp_path / "data", ("carol@example.com:x",), ("--accounts", str(path))) as service:
         for name, password in (("alice@example.org", "se:cret"), ("bob@example.net", " ü "),
                                ("carol@example.com", "x")):

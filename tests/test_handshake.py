@@ -16,7 +16,7 @@ from twisted.logger import LogLevel
 
 from mailsvc import handshake
 from mailsvc.handshake import ServerConnection, describe
-from mailsvc.tls import ServerTLS
+from mailsvc.tls import ServerTLS, TLSUnusable
 from tests import tls_talk
 from tests.authority import Authority, Issued, pem, self_issued
 from tests.tls_talk import (
@@ -134,6 +134,65 @@ def test_authorities_are_watched(
     world.pass_time(1)
     assert names_of(with_clients, alice) == ()
     assert names_of(with_clients, bob) == ("bob@example.org",)
+
+
+# ---- revocation ----------------------------------------------------------------------------------
+
+
+def with_list(world: World, live: Path, tmp_path: Path, content: bytes) -> ServerTLS:
+    (tmp_path / "ca.pem").write_bytes(pem(CLIENTS.root))
+    (tmp_path / "crl.pem").write_bytes(content)
+    return world.start(live, client_ca=str(tmp_path / "ca.pem"),
+                       client_crl=str(tmp_path / "crl.pem"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_who_is_revoked_has_no_name(
+    world: World, live: Path, tmp_path: Path, version: int
+) -> None:
+    alice, bob = (CLIENTS.issue(addresses=[name], client=True)
+                  for name in ("alice@example.org", "bob@example.org"))
+    server = with_list(world, live, tmp_path, CLIENTS.revoked(bob))
+    assert names_of(server, alice, version) == ("alice@example.org",)
+    assert names_of(server, bob, version) == ()
+    assert names_of(server, None, version) == ()
+
+
+def test_a_new_list_is_picked_up(world: World, live: Path, tmp_path: Path) -> None:
+    alice = CLIENTS.issue(addresses=["alice@example.org"], client=True)
+    server = with_list(world, live, tmp_path, CLIENTS.revoked())
+    assert names_of(server, alice) == ("alice@example.org",)
+    (tmp_path / "crl.pem").write_bytes(b"half a fi")
+    world.pass_time(5)
+    assert len(world.said(LogLevel.error)) == 1
+    assert names_of(server, alice) == ("alice@example.org",)
+    (tmp_path / "crl.pem").write_bytes(CLIENTS.revoked(alice))
+    world.pass_time(1)
+    assert "new client revocations from" in world.said(LogLevel.info)[-1]
+    assert names_of(server, alice) == ()
+
+
+def test_without_a_list_that_is_valid_nobody_has_a_name(
+    world: World, live: Path, tmp_path: Path
+) -> None:
+    alice = CLIENTS.issue(addresses=["alice@example.org"], client=True)
+    server = with_list(world, live, tmp_path, CLIENTS.revoked(days=-0.5))
+    (said,) = world.said(LogLevel.error)
+    assert "was valid until" in said
+    assert names_of(server, alice) == ()
+    (tmp_path / "crl.pem").write_bytes(Authority("others").revoked())
+    world.pass_time(1)
+    assert names_of(server, alice) == ()
+    (tmp_path / "crl.pem").write_bytes(Authority("clients").revoked())  # signed by another key
+    world.pass_time(1)
+    assert names_of(server, alice) == ()
+
+
+def test_a_list_that_is_none_keeps_the_service_from_starting(
+    world: World, live: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TLSUnusable, match=r"tls\.client_crl: .*no revocation list in PEM"):
+        with_list(world, live, tmp_path, pem(CLIENTS.root))
 
 
 def test_a_certificate_that_cannot_be_understood_names_nobody(

@@ -19,7 +19,8 @@ CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
          "submission", "rates", "dkim", "passwords", "accounts", "authentication",
-         "certificates", "tls", "store", "sasl", "smtp", "pop3", "proxy"]
+         "certificates", "tls", "store", "sasl", "smtp", "pop3", "proxy",
+         "pace"]
 SERVICE = [*PARTS, "checkers.inturn", "toml", "config", "log", "systemd", "connections",
            "listeners"]
 
@@ -41,7 +42,8 @@ MAY_IMPORT = {
     "smtp": [*VALUES, *LOGINS, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
     "pop3": [*VALUES, *LOGINS, "pop3"],
-    "connections": VALUES,
+    "pace": [],
+    "connections": [*VALUES, "pace"],
     "conversation": [*VALUES, *LOGINS, "authentication", "connections", "handshake"],
     "proxy": [*VALUES, "connections"],
     "store": [*CONTRACTS, "store"],
@@ -90,7 +92,8 @@ MAY_IMPORT = {
     "checkers.verifiers": ["accounts", "passwords"],
     "checkers": ["errors", "settings", "credentials", "checkers"],
     "systemd": ["settings"],
-    "listeners": [],
+    "transport": [],
+    "listeners": ["transport"],
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
     "service": SERVICE,
@@ -109,8 +112,8 @@ SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "queue.limits", "queue.message", "queue.schedule", "queue.filter", "queue.dsn",
            "queue.routes"]
-ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "submission.agent", "pop3.server",
-            "pop3.retrieval"]
+ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "smtp.severally", "submission.agent",
+            "pop3.server", "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 

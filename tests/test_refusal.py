@@ -40,7 +40,8 @@ def test_whoever_is_banned_hears_so_and_no_more(factory: Any) -> None:
     before = len(factory.connections)
     protocol, transport = connect(factory, BANNED)
     assert isinstance(protocol, Refusal)
-    assert transport.value() in (b"421 4.7.0 Banned\r\n", b"-ERR [SYS/TEMP] Banned\r\n")
+    assert transport.value() in (b"421 4.7.0 mx.example.org Banned\r\n",
+                                 b"-ERR [SYS/TEMP] Banned\r\n")
     assert transport.disconnecting
     protocol.dataReceived(b"NOOP\r\n")
     assert len(factory.connections) == before

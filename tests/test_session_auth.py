@@ -169,6 +169,17 @@ def test_only_auth_may_be_long(make: Callable[..., Side]) -> None:
     assert b"That is not what the mechanism expects" in said
 
 
+def test_where_auth_is_offered_other_commands_are_no_longer() -> None:
+    side = SMTP(command_octets=600, errors=10)
+    for verb in (b"NOOP ", b"AUTHX ", b"XAUTH "):
+        exact = verb + b"x" * (598 - len(verb))
+        assert b"Line too long" not in say(side, exact)[1]
+        too_long, following = say(side, exact + b"x\r\nNOOP")[1].splitlines()
+        assert too_long.startswith(b"500 5.5.2 Line too long")
+        assert following.startswith(b"250 2.0.0")
+    assert b"Line too long" not in say(side, b"auth x" + b"x" * 600)[1]
+
+
 def test_a_connection_cut_amid_an_exchange_leaves_nothing_to_answer() -> None:
     side = SMTP()
     say(side, b"AUTH PLAIN " + b64(b"\0alice@example.org\0secret"))

@@ -371,7 +371,7 @@ def test_too_many_connections_from_one_address() -> None:
     with logged() as events:
         third = another(factory, "198.51.100.7")
     assert third.news() == (
-        b"421 4.7.0 Too many connections from your address; try again later\r\n")
+        b"421 4.7.0 mx.example.org Too many connections from your address; try again later\r\n")
     assert third.closed
     (event,) = events
     assert event["log_level"] is LogLevel.warn

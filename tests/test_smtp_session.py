@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mailsvc.smtp import replies
@@ -14,6 +16,7 @@ from mailsvc.smtp.events import (
     MailFrom,
     MessageBlock,
     MessageEnds,
+    Proxied,
     RcptTo,
     Verify,
 )
@@ -31,6 +34,7 @@ from tests.smtp_talk import (
     WAYS,
     Talk,
     codes,
+    last,
     talk_in,
 )
 
@@ -68,6 +72,7 @@ def test_a_new_session() -> None:
     assert (session.waiting, session.receiving, session.buffered) == (False, False, 0)
     assert session.data_to_send() == b""
     assert not session.exhausted
+    assert (session.authenticated, session.known, session.trusted) == ("", False, False)
     assert not Session("mx.example.org", SMTPSettings()).tls_available
 
 
@@ -239,7 +244,7 @@ def test_a_chunk_without_end_is_not_kept() -> None:
 def test_so_many_errors_end_the_session(most: int) -> None:
     talk = Talk(errors=most)
     said = talk.say(b"WHAT\r\n" * (most + 3))
-    assert said == replies.UNRECOGNIZED.wire * most + replies.TOO_MANY_ERRORS.wire
+    assert said == replies.UNRECOGNIZED.wire * most + last(replies.TOO_MANY_ERRORS)
     assert talk.events[-1] == Closed(asked=False)
 
 
@@ -285,7 +290,7 @@ def test_messages_are_counted_up_to_their_limit(most: int) -> None:
     assert talk.session.exhausted
     # What is no new message may still come.
     assert codes(talk.say(b"NOOP\r\nMAIL\r\n")) == [250, 501]
-    assert talk.say(SENDER) == replies.TOO_MANY_MESSAGES.wire
+    assert talk.say(SENDER) == last(replies.TOO_MANY_MESSAGES)
     assert talk.events[-1] == Closed(asked=False)
 
 
@@ -317,7 +322,7 @@ def test_the_owner_may_close(phase: str) -> None:
     talk = talk_in(phase)
     talk.session.receive(b"NO")
     talk.session.close(replies.TIMED_OUT)
-    assert talk.run() == replies.TIMED_OUT.wire
+    assert talk.run() == last(replies.TIMED_OUT)
     ends = [Aborted("connection closed")] if phase is CHUNKS else []
     assert talk.events == [*ends, Closed(asked=False)]
     assert (talk.session.phase, talk.session.envelope, talk.session.buffered) == (CLOSED, None, 0)
@@ -329,7 +334,7 @@ def test_the_owner_may_close_amid_a_message() -> None:
     talk = talk_in(RCPT)
     talk.say(b"DATA\r\nfirst\r\n")
     talk.session.close(replies.SHUTTING_DOWN)
-    assert talk.say(b"second\r\n.\r\n") == replies.SHUTTING_DOWN.wire
+    assert talk.say(b"second\r\n.\r\n") == last(replies.SHUTTING_DOWN)
     assert talk.events[-2:] == [Aborted("connection closed"), Closed(asked=False)]
 
 
@@ -337,7 +342,7 @@ def test_the_owner_may_close_instead_of_answering() -> None:
     talk = talk_in(READY)
     talk.ask(SENDER)
     talk.session.close(replies.SHUTTING_DOWN)
-    assert talk.run() == replies.SHUTTING_DOWN.wire
+    assert talk.run() == last(replies.SHUTTING_DOWN)
     assert talk.events == [Closed(asked=False)]
 
 
@@ -367,16 +372,43 @@ def test_events_that_are_no_questions_are_still_handed_out_after_the_end() -> No
                                   b"POST", b"PUT", b"get"])
 def test_http_is_not_talked_to(verb: bytes) -> None:
     talk = Talk()
-    assert talk.say(verb + b" / HTTP/1.1\r\nHost: mx\r\n\r\n" + HELO) == replies.NOT_HTTP.wire
+    assert talk.say(verb + b" / HTTP/1.1\r\nHost: mx\r\n\r\n" + HELO) == last(replies.NOT_HTTP)
     assert talk.session.phase is CLOSED
     assert talk_in(READY).say(verb + b" / HTTP/1.1\r\n") == replies.UNRECOGNIZED.wire
 
 
 def test_tls_without_starttls_is_not_talked_to() -> None:
-    assert Talk().say(b"\x16") == replies.NOT_TLS.wire
+    assert Talk().say(b"\x16") == last(replies.NOT_TLS)
     # It is what a connection begins with, or it is nothing but a control character.
     assert Talk().say(b"NOOP\r\n\x16\x03\r\n") == (
         replies.NOOP_OK.wire + replies.BAD_CHARACTERS.wire)
+
+
+# ---- XCLIENT -------------------------------------------------------------------------------------
+
+
+def introduced_by_a_proxy(**limits: Any) -> Talk:
+    talk = Talk(**limits)
+    talk.session.trusted = True
+    talk.say(b"EHLO proxy.example.net\r\n")
+    talk.session.authenticated = "proxy@example.net"
+    return talk
+
+
+def test_whoever_a_proxy_speaks_for_begins_anew() -> None:
+    session = (talk := introduced_by_a_proxy()).session
+    assert talk.say(b"XCLIENT ADDR=192.0.2.7\r\n") == session.greeting.wire
+    assert (session.phase, session.hello, session.extended) == (START, "", False)
+    assert (session.authenticated, session.trusted) == ("", False)
+
+
+def test_whoever_may_not_be_spoken_for_changes_nothing() -> None:
+    session = (talk := introduced_by_a_proxy(errors=2)).session
+    talk.answers[Proxied] = NO
+    assert talk.say(b"XCLIENT ADDR=192.0.2.7\r\n") == NO.wire
+    assert (session.phase, session.hello, session.extended) == (READY, "proxy.example.net", True)
+    assert (session.authenticated, session.trusted) == ("proxy@example.net", True)
+    assert codes(talk.say(b"XCLIENT ADDR=192.0.2.7\r\n")) == [550, 421]
 
 
 # ---- STARTTLS (RFC 3207) -------------------------------------------------------------------------

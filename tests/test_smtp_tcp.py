@@ -381,6 +381,6 @@ async def test_a_connection_too_many_is_told_so() -> None:
             return heard
 
         heard = await in_thread(client)
-        assert heard == [b"421 4.3.2 Too many connections; try again later"]
+        assert heard == [b"421 4.3.2 mx.example.org Too many connections; try again later"]
         await in_thread(first.reset)
         await one.empty()

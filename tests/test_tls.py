@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from twisted.logger import LogLevel
 
 from mailsvc import tls
 from mailsvc.tls import DAY, PATIENCE, ServerTLS, TLSSettings, TLSUnusable
 from tests import tls_talk
-from tests.authority import Issued, pem, rsa_key, self_issued
+from tests.authority import Authority, Issued, pem, rsa_key, self_issued
 from tests.tls_talk import (
     AUTHORITY,
     CLIENTS,
@@ -91,15 +92,16 @@ def test_the_ciphers_are_those_of_the_guideline(world: World, tmp_path: Path) ->
         server.stopService()
 
 
-def test_the_client_chooses_the_cipher(world: World, live: Path) -> None:
-    server = world.start(live)
-    for first, second in (("AES128-GCM-SHA256", "CHACHA20-POLY1305"),
-                          ("CHACHA20-POLY1305", "AES128-GCM-SHA256")):
-        context = trusting(version=ssl.TLSVersion.TLSv1_2)
-        context.set_ciphers(f"ECDHE-ECDSA-{first}:ECDHE-ECDSA-{second}")
-        state = Session(server, context).state
-        assert state.cipher.startswith(
-            "TLS_ECDHE_ECDSA_WITH_" + first.replace("-", "_").replace("AES128", "AES_128"))
+@pytest.mark.parametrize(("wished", "agreed"), [
+    (("AES128-GCM-SHA256", "CHACHA20-POLY1305"), "AES_128_GCM_SHA256"),
+    (("CHACHA20-POLY1305", "AES128-GCM-SHA256"), "CHACHA20_POLY1305_SHA256"),
+    (("AES256-GCM-SHA384", "AES128-GCM-SHA256"), "AES_128_GCM_SHA256")])
+def test_our_order_of_ciphers_holds_but_for_chacha20(
+    world: World, live: Path, wished: tuple[str, str], agreed: str
+) -> None:
+    context = trusting(version=ssl.TLSVersion.TLSv1_2)
+    context.set_ciphers(":".join(f"ECDHE-ECDSA-{cipher}" for cipher in wished))
+    assert Session(world.start(live), context).state.cipher == f"TLS_ECDHE_ECDSA_WITH_{agreed}"
 
 
 @pytest.mark.parametrize(("group", "name"), [
@@ -188,6 +190,75 @@ def test_names_that_are_none(world: World, tmp_path: Path) -> None:
         assert shown is not None
         expected = OTHER if name in {b"*.example.net", b"mail.example.net."} else MX
         assert shown.serial_number == expected.serial
+
+
+# ---- several for one name ------------------------------------------------------------------------
+
+RSA = AUTHORITY.issue("mx.example.org", key=rsa_key(2048))
+
+
+@pytest.fixture
+def both(world: World, tmp_path: Path) -> ServerTLS:
+    """A server with a certificate of each kind for one name, and one of RSA for another."""
+    second = AUTHORITY.issue("mx.example.org", key=rsa_key(2048))
+    return world.start(*(issued.write(tmp_path / str(number)) for number, issued in enumerate(
+        (MX, RSA, second, OTHER))))
+
+
+@pytest.mark.parametrize("asked", ["mx.example.org", "", "unknown.example.com"])
+def test_a_client_gets_the_kind_that_it_can_do(both: ServerTLS, asked: str) -> None:
+    for kind, issued in ("ECDSA", MX), ("RSA", RSA):
+        context = careless(f"ECDHE-{kind}-AES128-GCM-SHA256")
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        session = Session(both, context, asked)
+        assert session.serial == issued.serial
+        assert session.talks()
+        assert session.state.channel_bindings["tls-server-end-point"] == hashlib.sha256(
+            issued.certificate.public_bytes(Encoding.DER)).digest()
+
+
+def test_it_is_chosen_in_tls_1_3_as_well(both: ServerTLS) -> None:
+    for algorithm, issued in (b"ecdsa_secp256r1_sha256", MX), (b"rsa_pss_rsae_sha256", RSA):
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        lib = tls.Binding.lib
+        assert lib.SSL_CTX_set1_sigalgs_list(context._context, algorithm) == 1
+        client, echo = pyopenssl_session(both, context=context)
+        shown = client.get_peer_certificate(as_cryptography=True)
+        assert shown is not None
+        assert shown.serial_number == issued.serial
+        assert echo.state is not None
+        assert echo.state.version == "TLSv1.3"
+
+
+def test_another_name_has_its_own_alone(both: ServerTLS) -> None:
+    context = careless("ECDHE-RSA-AES128-GCM-SHA256")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError):
+        Session(both, context, "mail.example.net")
+    assert Session(both, careless(), "mail.example.net").serial == OTHER.serial
+
+
+def test_each_is_shown_with_its_own_chain(world: World, tmp_path: Path) -> None:
+    other = Authority("others")
+    rsa = other.issue("mx.example.org", key=rsa_key(2048))
+    server = world.start(MX.write(tmp_path / "mx"), rsa.write(tmp_path / "rsa"))
+    for cipher, issued in (b"ECDHE-ECDSA-AES128-GCM-SHA256", MX), (
+            b"ECDHE-RSA-AES128-GCM-SHA256", rsa):
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_max_proto_version(SSL.TLS1_2_VERSION)
+        context.set_cipher_list(cipher)
+        client, _ = pyopenssl_session(server, context=context)
+        assert client.get_peer_cert_chain(as_cryptography=True) == [
+            issued.certificate, issued.between]
+
+
+def test_one_of_the_kinds_is_renewed(world: World, both: ServerTLS, tmp_path: Path) -> None:
+    RENEWED.write(tmp_path / "0")
+    world.pass_time(5)
+    for kind, issued in ("ECDSA", RENEWED), ("RSA", RSA):
+        context = careless(f"ECDHE-{kind}-AES128-GCM-SHA256")
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        assert Session(both, context).serial == issued.serial
 
 
 # ---- start --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import tracemalloc
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ from mailsvc.wire import (
     ChunkReader,
     DotReader,
     DotStuffer,
+    LineEnds,
     LineProof,
     LineReader,
     LineTooLong,
@@ -195,6 +197,14 @@ def test_a_command_line_of_ten_mebibytes_is_not_held() -> None:
 
 
 # ---- LineProof ----
+
+
+def test_every_short_text_is_given_line_ends_at_every_cut() -> None:
+    for text in strings(5):
+        expected = re.sub(rb"\r\n|\r|\n", CRLF, text)
+        for parts in cuts_of(text):
+            ends = LineEnds()
+            assert b"".join([*map(ends.feed, parts), ends.finish()]) == expected
 
 
 def test_a_proof_stays_failed() -> None:

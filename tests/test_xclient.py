@@ -1,13 +1,21 @@
-"""The argument of XCLIENT."""
+"""XCLIENT: its argument, and whom a proxy has logged in."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailsvc.credentials import IProvenName
+from mailsvc.errors import TemporaryFailure
 from mailsvc.smtp.grammar import SyntaxFault
+from mailsvc.smtp.mode import SUBMISSION
 from mailsvc.smtp.xclient import ATTRIBUTES, XClient, parse
+from tests.postoffice import Line
+from tests.service import Dialogue, Service
 
 
 @pytest.mark.parametrize(("argument", "meant"), [
@@ -69,3 +77,84 @@ def test_no_octets_bring_control_characters_into_a_value(argument: bytes) -> Non
     for value in (meant.name, meant.addr, meant.proto, meant.helo, meant.login, meant.destaddr):
         assert value is None or value.isprintable()
         assert value is None or value == meant.login or " " not in value
+
+
+# ---- LOGIN ---------------------------------------------------------------------------------------
+
+USER, SENDER = "alice@example.org", "printer@example.org"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    options = ("--submission", "127.0.0.1:0", "--set", 'smtp.xclient_networks=["127.0.0.1"]')
+    with Service(tmp_path_factory.mktemp("xclient") / "data", (f"{USER}:x",), options) as running:
+        yield running
+
+
+def proxied(service: Service, listener: str, argument: str) -> tuple[Dialogue, bytes]:
+    client = Dialogue(service.listeners[listener])
+    client.reply()
+    client.say(b"EHLO proxy.example.net")
+    return client, client.say(b"XCLIENT " + argument.encode())
+
+
+def test_whom_a_proxy_has_logged_in_may_submit_as_himself(service: Service) -> None:
+    client, answer = proxied(service, "submission", f"ADDR=198.51.100.7 LOGIN={USER.upper()}")
+    with client:
+        assert answer.startswith(b"220 ")
+        client.say(b"EHLO client.example.net")
+        assert client.say(b"AUTH PLAIN").startswith(b"503 ")
+        assert client.say(b"MAIL FROM:<boss@example.org>").startswith(b"550 5.7.1 ")
+        assert client.say(f"MAIL FROM:<{USER}>".encode()).startswith(b"250 ")
+        assert client.say(f"RCPT TO:<{USER}>".encode()).startswith(b"250 ")
+        client.say(b"DATA")
+        assert client.say(b"Subject: hello\r\n\r\nhello\r\n.").startswith(b"250 ")
+    (path,) = (service.maildir(USER) / "new").iterdir()
+    assert b"[198.51.100.7])" in path.read_bytes()
+    assert b" with ESMTPA id " in path.read_bytes()
+
+
+@pytest.mark.parametrize("login", ["nobody@example.org", "alice@example.net", "alice+20x", "@"])
+def test_nobody_is_logged_in_who_is_not_there(service: Service, login: str) -> None:
+    client, answer = proxied(service, "submission", f"ADDR=198.51.100.7 LOGIN={login}")
+    with client:
+        assert answer.startswith(b"550 5.7.8 ")
+        assert client.say(f"MAIL FROM:<{USER}>".encode()).startswith(b"530 ")
+
+
+@pytest.mark.parametrize("login", ["", " LOGIN=[UNAVAILABLE]", " LOGIN=[TEMPUNAVAIL]"])
+def test_without_a_name_nobody_is_logged_in(service: Service, login: str) -> None:
+    client, answer = proxied(service, "submission", f"ADDR=198.51.100.7{login}")
+    with client:
+        assert answer.startswith(b"220 ")
+        client.say(b"EHLO client.example.net")
+        assert client.say(f"MAIL FROM:<{USER}>".encode()).startswith(b"530 ")
+
+
+def test_where_nobody_logs_in_a_login_is_nothing(service: Service) -> None:
+    client, answer = proxied(service, "smtp", "ADDR=198.51.100.7 LOGIN=nobody@example.org")
+    with client:
+        assert answer.startswith(b"220 ")
+        client.say(b"EHLO client.example.net")
+        client.say(b"MAIL FROM:<a@example.net>")
+        assert client.say(b"RCPT TO:<b@example.net>").startswith(b"550 5.7.1 ")
+
+
+def test_a_stranger_logs_nobody_in() -> None:
+    one = Line(mode=SUBMISSION)
+    one.say(b"EHLO x\r\nXCLIENT LOGIN=alice@example.org\r\nMAIL FROM:<alice@example.org>\r\n")
+    assert one.codes() == ["220", "250", "550 5.7.0", "530 5.7.0"]
+    one.hang_up()
+
+
+def test_that_it_cannot_be_found_out_is_said_and_logs_nobody_in() -> None:
+    class Down:
+        def requestAvatarId(self, credentials: Any) -> Any:
+            raise TemporaryFailure("The directory cannot be read; try again later")
+
+    one = Line(mode=SUBMISSION, xclient_networks=["198.51.100.0/24"])
+    assert one.factory.authenticator is not None
+    one.factory.authenticator.portal.checkers[IProvenName] = Down()
+    one.say(b"EHLO x\r\nXCLIENT LOGIN=alice@example.org\r\nMAIL FROM:<alice@example.org>\r\n")
+    assert one.codes()[2:] == ["451 4.3.0", "530 5.7.0"]
+    one.hang_up()

@@ -4,8 +4,8 @@ Made for trying mailsvc out, for testing other programs against it, and for tool
 flags and the lines on standard output stay as they are.  On standard output it writes one line for
 each listener, ``smtp 127.0.0.1:2525`` with the port really bound, then ``ready``; before these, a
 line ``account NAME PASSWORD`` if it had to make up an account.  Its log goes to standard error.
-SIGTERM and SIGINT stop it gracefully, with status 0; a further SIGINT ends it at once.  It is one
-process, in the process group it was started in.
+SIGTERM, SIGINT and SIGHUP stop it gracefully, with status 0; a further SIGINT ends it at once.  It
+is one process, in the process group it was started in.
 
 It reads no configuration file.  Its passwords are hashed with next to no cost, so that thousands of
 accounts take no time to make: what is in its directory is for tests, not for people's secrets.
@@ -281,11 +281,12 @@ def dev(
 def _accounts_in(file: Iterable[bytes] | None) -> Iterator[NewAccount]:
     for number, line in enumerate(file or (), 1):
         try:
-            text = line.rstrip(b"\r\n").decode("utf-8-sig")
+            # White space at the end may belong to the password.
+            text = line.rstrip(b"\r\n").decode("utf-8-sig").lstrip()
         except UnicodeDecodeError as error:
             raise click.UsageError(f"--accounts, line {number}: not UTF-8 ({error}); "
                                    "save the file in that encoding") from error
-        if text.strip() and not text.lstrip().startswith("#"):
+        if text and not text.startswith("#"):
             try:
                 yield _account(text)
             except DirectoryError as error:
@@ -415,6 +416,7 @@ def _run(
     def stop() -> Deferred[None]:
         # Once is enough for whoever sends SIGTERM; a second Ctrl-C means at once.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         return service.stopService()
 
@@ -423,6 +425,9 @@ def _run(
     service.privilegedStartService()
     service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", stop)
+    # A terminal that is closed leaves no temporary directory behind; nohup lets the service go on.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reactor.stop))
     reactor.run()
     if problems:
         problems[0].raiseException()

@@ -32,6 +32,15 @@ class POP3Settings:
         check=at_least(255),
     )
     errors: int = setting(20, "Malformed commands that end a connection.", check=at_least(1))
+    free_errors: int = setting(
+        10, "Malformed commands before each further one waits for its answer.", check=at_least(0)
+    )
+    error_delay_seconds: float = setting(
+        0.5,
+        "How much longer each such answer waits than the one before, up to 5 seconds; 0 for none.",
+        unit="seconds",
+        check=at_least(0),
+    )
     login_failures: int = setting(3, "Failed logins that end a connection.", check=at_least(1))
     connections: int = setting(10_000, "Most connections at once.", check=at_least(1))
     connections_per_address: int = setting(
@@ -41,9 +50,16 @@ class POP3Settings:
         0, "Most new connections in a minute from one address (IPv6: one /64); 0 for no limit.",
         check=at_least(0),
     )
+    commands_per_minute: int = setting(
+        0,
+        "Most commands in a minute from one address, over all its connections; more end the "
+        "connection that brings them.  A client may have reason to fetch and delete thousands of "
+        "messages.  0 for no limit.",
+        check=at_least(0),
+    )
     exempt_networks: list[str] = setting(
         ["127.0.0.0/8", "::1/128"],
-        "Networks that the two limits above do not bind.",
+        "Networks that those limits on one address, and the waiting for errors, do not bind.",
         check=networks,
     )
     stls: bool = setting(True, "Whether STLS is offered.")

@@ -179,6 +179,9 @@ class POP3Protocol(Conversation):
     def say_goodbye(self, now: bool) -> None:
         self.session.close(_SHUTTING_DOWN)
 
+    def dismiss(self, failure: MailFailure) -> None:
+        self.session.close(failure)
+
     def _cut_off(self, reason: str) -> None:
         self._connected = False
         self._leave(reason)

@@ -93,9 +93,9 @@ class Session:
     """
 
     __slots__ = (
-        "_errors", "_event", "_exchange", "_heard_nothing", "_input", "_login_failures", "_output",
-        "_owed", "_question", "_stuffer", "hostname", "maildrop", "sasl", "settings", "state",
-        "timestamp", "tls_active", "tls_available", "user", "utf8",
+        "_event", "_exchange", "_heard_nothing", "_input", "_login_failures", "_output", "_owed",
+        "_question", "_stuffer", "commands", "errors", "hostname", "maildrop", "sasl", "settings",
+        "state", "timestamp", "tls_active", "tls_available", "user", "utf8",
     )  # fmt: skip
 
     maildrop: MarkedMaildrop
@@ -133,7 +133,10 @@ class Session:
         self._question: Event | None = None
         #: Stuffs the message being sent, from its first block on.
         self._stuffer: DotStuffer | None = None
-        self._errors = 0
+        #: Command lines received.
+        self.commands = 0
+        #: Malformed commands, and those out of order.
+        self.errors = 0
         self._login_failures = 0
 
     # ---- for the owner: in and out ----
@@ -323,8 +326,8 @@ class Session:
 
     def refuse(self, text: str) -> None:
         """Refuse a command that is malformed or out of order; too many end the session."""
-        self._errors += 1
-        if self._errors < self.settings.errors:
+        self.errors += 1
+        if self.errors < self.settings.errors:
             self.no(text)
         else:
             self.end(negative("Too many malformed commands; connect again"), "too many errors")
@@ -375,6 +378,7 @@ class Session:
             return True
         if line is None:
             return False
+        self.commands += 1
         if self._exchange is not None:
             self._step(self._exchange.receive(line))
             return True

@@ -101,8 +101,9 @@ def _xoauth2(login: Login, offered: frozenset[str]) -> Responses:
 
 def _oauthbearer(login: Login, offered: frozenset[str]) -> Responses:
     """RFC 7628 §3.1, §3.2.3."""
-    error = yield (f"n,{_authzid(login)},\x01host={login.host}\x01port={login.port}"
-                   f"\x01auth=Bearer {login.token}\x01\x01").encode()
+    # The name is told as the identity to act as: without it many servers know nobody.
+    error = yield (f"n,{_authzid(login.authorize_as or login.name)},\x01host={login.host}"
+                   f"\x01port={login.port}\x01auth=Bearer {login.token}\x01\x01").encode()
     if error is not None:
         yield from _nothing_more((yield b"\x01"))
 
@@ -123,11 +124,13 @@ def _scram_plus(login: Login, offered: frozenset[str]) -> Responses:
 
 
 def _scram_exchange(login: Login, flag: str, binding: bytes) -> Responses:
-    header = f"{flag},{_authzid(login)},".encode()
+    header = f"{flag},{_authzid(login.authorize_as)},".encode()
     nonce = secrets.token_urlsafe(18).encode()
     name = saslprep(login.name.encode()).replace(b"=", b"=3D").replace(b",", b"=2C")
     bare = b"n=" + name + b",r=" + nonce
-    server_first = (yield header + bare) or b""
+    server_first = yield header + bare
+    if server_first is None:
+        raise Abandoned("SCRAM: the server did not prove that it knows the password")
     match = _SERVER_FIRST.fullmatch(server_first)
     if match is None or not match["nonce"].startswith(nonce) or match["nonce"] == nonce:
         raise Abandoned("SCRAM: not a server-first-message of this exchange")
@@ -152,10 +155,8 @@ def _scram_exchange(login: Login, flag: str, binding: bytes) -> Responses:
     yield from _nothing_more((yield b""))
 
 
-def _authzid(login: Login) -> str:
-    if not login.authorize_as:
-        return ""
-    return "a=" + login.authorize_as.replace("=", "=3D").replace(",", "=2C")
+def _authzid(name: str) -> str:
+    return "a=" + name.replace("=", "=3D").replace(",", "=2C") if name else ""
 
 
 def _nothing_more(challenge: bytes | None) -> Responses:

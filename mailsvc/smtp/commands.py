@@ -47,7 +47,6 @@ CLOSED = "closed"
 
 PHASES = (GREETING, START, READY, MAIL, RCPT, CHUNKS, CLOSED)
 _ANY = frozenset((START, READY, MAIL, RCPT, CHUNKS))
-_BETWEEN_MESSAGES = _ANY - {CHUNKS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,13 +311,13 @@ _ROWS = (
     Command("RSET", _rset, _ANY, "RSET forgets the transaction", idle=True),
     Command("NOOP", _noop, _ANY, "NOOP does nothing", idle=True),
     Command("QUIT", _quit, _ANY, "QUIT ends the session"),
-    # RFC 5321 §4.1.4: NOOP, HELP, EXPN, VRFY and RSET need no introduction.
+    # RFC 5321 §4.1.4: NOOP, HELP, EXPN, VRFY and RSET at any time, without an introduction too.
     Command("HELP", _help, _ANY, "HELP [verb | STATUS]", idle=True),
-    Command("VRFY", _vrfy, _BETWEEN_MESSAGES, "VRFY user@domain", idle=True),
-    Command("EXPN", _expn, _BETWEEN_MESSAGES, "EXPN list@domain", idle=True),
+    Command("VRFY", _vrfy, _ANY, "VRFY user@domain", idle=True),
+    Command("EXPN", _expn, _ANY, "EXPN list@domain", idle=True),
     # These depend on the listener and the client; EHLO tells.
     Command("AUTH", _auth, _ANY, idle=True),
-    Command("STARTTLS", _starttls, _BETWEEN_MESSAGES, idle=True),
+    Command("STARTTLS", _starttls, _ANY - {CHUNKS}, idle=True),
     Command("XCLIENT", _xclient, _ANY, idle=True),
     Command("TURN", _not_implemented, _ANY, idle=True),
     Command("ATRN", _not_implemented, _ANY, idle=True),

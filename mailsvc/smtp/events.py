@@ -32,7 +32,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Proxied:
-    """Question: XCLIENT, from a client that may.  A positive reply begins the session anew."""
+    """Question: XCLIENT, from a client that may.  A positive reply begins the session anew.
+
+    Where one may log in, ``client.login`` has, if the reply is positive.
+    """
 
     client: XClient
 

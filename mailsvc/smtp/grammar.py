@@ -48,7 +48,7 @@ class PathArgument:
     :ivar parameters: ESMTP parameters, keywords in upper case; a value is None when there was no
         "=".
     :ivar internationalized: whether it was written with more than ASCII (RFC 6531 §3.3), even if
-        it means an ASCII name.
+        only in a source route, or meaning an ASCII name.
     """
 
     path: Address
@@ -107,9 +107,9 @@ def hello(argument: bytes) -> str:
 
 def reverse_path(argument: bytes) -> PathArgument:
     """The argument of MAIL: ``FROM:<path> parameters`` (RFC 5321 §4.1.1.2)."""
-    inside, parameters = _path_argument(argument, "FROM", "MAIL FROM:<address>")
-    path = _mailbox(inside) if inside else NULL_PATH
-    return PathArgument(path, parameters, not inside.isascii())
+    path, parameters = _path_argument(argument, "FROM", "MAIL FROM:<address>")
+    inside = _without_route(path)
+    return PathArgument(_mailbox(inside) if inside else NULL_PATH, parameters, not path.isascii())
 
 
 def forward_path(argument: bytes) -> PathArgument:
@@ -117,15 +117,17 @@ def forward_path(argument: bytes) -> PathArgument:
 
     ``<postmaster>``, in any case, is the only path without a domain (§4.5.1).
     """
-    inside, parameters = _path_argument(argument, "TO", "RCPT TO:<address>")
+    path, parameters = _path_argument(argument, "TO", "RCPT TO:<address>")
+    inside = _without_route(path)
     if not inside:
         raise AddressFault("A recipient cannot be empty")
     if inside.lower() == "postmaster":
-        return PathArgument(Address("postmaster", ""), parameters)
-    return PathArgument(_mailbox(inside), parameters, not inside.isascii())
+        return PathArgument(Address("postmaster", ""), parameters, not path.isascii())
+    return PathArgument(_mailbox(inside), parameters, not path.isascii())
 
 
 def _path_argument(argument: bytes, word: str, usage: str) -> tuple[str, dict[str, str | None]]:
+    """What stands in the angle brackets, and the parameters behind them."""
     decoded = text(argument)
     head, colon, tail = decoded.partition(":")
     # ASCII only: upper() would let U+017F and its kind pass for an S.
@@ -137,8 +139,12 @@ def _path_argument(argument: bytes, word: str, usage: str) -> tuple[str, dict[st
     inside = match["path"]
     if len(inside.encode()) + 2 > PATH_OCTETS:
         raise AddressFault("Path too long")
-    route = _SOURCE_ROUTE.match(inside)
-    return (inside[route.end() :] if route else inside), parameters(match["tail"])
+    return inside, parameters(match["tail"])
+
+
+def _without_route(path: str) -> str:
+    route = _SOURCE_ROUTE.match(path)
+    return path[route.end() :] if route else path
 
 
 def parameters(tail: str) -> dict[str, str | None]:

@@ -26,7 +26,7 @@ class Filter(Protocol):
 class Incoming:
     """A message that has begun.
 
-    :param delivery: the ``IDelivery`` that it goes to.
+    :param delivery: the ``IDelivery`` that it goes to, or a ``Severally``.
     :param filters: what its blocks pass through on the way, in this order.
     :ivar envelope: whose message it is.
     :ivar header: its beginning, with the header, where its sender is to be told of success.
@@ -72,8 +72,8 @@ class Incoming:
             if pause is not None:
                 await pause
 
-    def commit(self) -> Deferred[None]:
-        """Make the message durable in every maildrop, as ``IDelivery.commit``."""
+    def commit(self) -> Deferred[Any]:
+        """As ``IDelivery.commit``, or as :meth:`mailsvc.smtp.severally.Severally.commit`."""
         return self._delivery.commit()
 
     def abort(self) -> None:

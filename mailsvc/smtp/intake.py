@@ -18,12 +18,14 @@ class Intake:
 
     :ivar size: octets accepted so far, dots unstuffed.
     :ivar refusal: the reply owed at its end, whatever else it contains; or None.
+    :ivar announced: octets of all the chunks so far, the present one whole.
     :ivar chunk: octets of the present BDAT chunk still to come; None for DATA.
     :ivar last: whether the present chunk is the last.
     """
 
     __slots__ = (
-        "_chunks", "_dots", "_hops", "_limits", "_proof", "chunk", "last", "refusal", "size"
+        "_chunks", "_dots", "_hops", "_limits", "_proof", "announced", "chunk", "last",
+        "refusal", "size",
     )  # fmt: skip
 
     def __init__(self, limits: SMTPSettings, *, chunked: bool) -> None:
@@ -33,6 +35,7 @@ class Intake:
         self._dots = DotReader()
         self._chunks = ChunkReader()
         self.size = 0
+        self.announced = 0
         self.refusal: Reply | None = None
         self.chunk: int | None = 0 if chunked else None
         self.last = False
@@ -40,8 +43,8 @@ class Intake:
     def expect(self, octets: int, last: bool) -> None:
         """A chunk of *octets* is announced."""
         self.chunk, self.last = octets, last
-        most = self._limits.message_octets
-        if most and self.size + octets > most and not self.refusal:
+        self.announced += octets
+        if 0 < self._limits.message_octets < self.announced and not self.refusal:
             self.refusal = replies.MESSAGE_TOO_BIG
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:

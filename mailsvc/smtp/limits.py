@@ -36,6 +36,23 @@ class SMTPSettings:
         50, "Commands refused, since the last accepted message, that end a connection.",
         check=at_least(1),
     )
+    free_errors: int = setting(
+        10, "Commands refused, likewise, before each further refusal waits.", check=at_least(0)
+    )
+    error_delay_seconds: float = setting(
+        0.5,
+        "How much longer each such refusal waits than the one before, up to 5 seconds; 0 for none.",
+        unit="seconds",
+        check=at_least(0),
+    )
+    greeting_delay_seconds: float = setting(
+        0,
+        "How long clients of listeners.smtp wait for the greeting.  Whoever speaks before it, as "
+        "programs do that send spam and listen to nothing, is refused with 554.  0 for not at all; "
+        "where it is set, 1 to 6 will do.",
+        unit="seconds",
+        check=lambda value: None if 0 <= value <= 60 else "0 to 60",
+    )
     login_failures: int = setting(
         3, "Failed logins that end a connection.", check=at_least(1)
     )
@@ -79,6 +96,12 @@ class SMTPSettings:
         0, "Most new connections in a minute from one address (IPv6: one /64); 0 for no limit.",
         check=at_least(0),
     )
+    commands_per_minute: int = setting(
+        0,
+        "Most commands in a minute from one address, over all its connections; more end the "
+        "connection that brings them.  A message takes three or more.  0 for no limit.",
+        check=at_least(0),
+    )
     xclient_networks: list[str] = setting(
         [],
         "Networks of proxies that may say by XCLIENT whose connection it is, and by AUTH= of MAIL "
@@ -87,6 +110,7 @@ class SMTPSettings:
     )
     exempt_networks: list[str] = setting(
         ["127.0.0.0/8", "::1/128"],
-        "Networks that the two limits above do not bind.",
+        "Networks that those limits on one address, and the waiting for errors and for the "
+        "greeting, do not bind.",
         check=networks,
     )

@@ -48,7 +48,6 @@ class Outgoing:
     :param transcript: told of each line of the dialogue, as ``SendingSession`` tells it.
     :ivar greeted: fires with the greeting.
     :ivar greeting: the 220; None before it came.
-    :ivar closed: why the connection has ended; None while it has not.
     :ivar tally: the present transaction's recipients.
     :ivar transactions: how many messages were accepted.
     """
@@ -60,7 +59,6 @@ class Outgoing:
         self.line = line
         self.session = SendingSession(lmtp=lmtp, tls_active=line.secured is not None,
                                       transcript=transcript)
-        self.closed: SendingFailure | None = None
         self.greeting: Reply | None = None
         self.tally = Tally()
         self.transactions = 0
@@ -81,6 +79,11 @@ class Outgoing:
         self._open[self.session.opening] = self.greeted
         line.attach(self)
         self.advance()
+
+    @property
+    def closed(self) -> SendingFailure | None:
+        """Why the connection has ended; None while it has not."""
+        return self.session.ended
 
     # ---- for the owner ----
 
@@ -194,7 +197,11 @@ class Outgoing:
         self.advance()
 
     def advance(self) -> None:
-        """Handle events, and send what is owed."""
+        """Handle events, and send what is owed.
+
+        What a handler sets off sends at once too, or a message would pile up here.
+        """
+        self._flush()
         if self._advancing:
             return
         self._advancing = True
@@ -203,10 +210,13 @@ class Outgoing:
                 self._handle(event)
         finally:
             self._advancing = False
+        self._flush()
+        self._keep_time()
+
+    def _flush(self) -> None:
         data = self.session.data_to_send()
         if data:
             self.line.write(data)
-        self._keep_time()
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Replied):
@@ -223,7 +233,6 @@ class Outgoing:
             assert self._handshake is not None
             self.line.start_tls(self._trust).chainDeferred(self._handshake)
         else:
-            self.closed = event.failure
             if event.failure.stage is Stage.QUIT:
                 self.line.hang_up()
             else:

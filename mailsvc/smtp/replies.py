@@ -57,6 +57,13 @@ class Reply:
         """Whether the command did what it asked for (2yz, 3yz)."""
         return self.code < 400
 
+    def by(self, hostname: str) -> Reply:
+        """The reply with the name of the host as its first word.
+
+        RFC 5321 §4.2.3: "<domain> Service closing transmission channel", for 221 and 421 alike.
+        """
+        return Reply(self.code, self.status, (f"{hostname} {self.lines[0]}", *self.lines[1:]))
+
 
 def reply(code: int, status: str, *lines: str) -> Reply:
     """Make a Reply; *status* is like "5.5.1", or empty for none."""
@@ -93,6 +100,7 @@ LINE_TOO_LONG = reply(500, "5.5.2", "Line too long")
 UNRECOGNIZED = reply(500, "5.5.1", "Command not recognized; try HELP")
 NO_ARGUMENT = reply(501, "5.5.4", "No argument is allowed here")
 NOT_TRUSTED = reply(550, "5.7.0", "You may not speak for others")
+NO_SUCH_LOGIN = reply(550, "5.7.8", "Nobody of that name may submit mail here")
 NOT_IMPLEMENTED = reply(502, "5.5.1", "Command not implemented")
 EXPN_DISABLED = reply(502, "5.7.1", "EXPN is not available here")
 UNKNOWN_TOPIC = reply(504, "5.5.4", "No help on that topic; HELP alone lists the commands")
@@ -107,6 +115,7 @@ LOGGED_IN_ALREADY = reply(503, "5.5.1", "You are logged in already")
 NESTED_MAIL = reply(503, "5.5.1", "A transaction is open; finish it or RSET")
 RECIPIENT_FIRST = reply(503, "5.5.1", "RCPT first")
 MID_CHUNKS = reply(503, "5.5.1", "BDAT chunks under way; send the rest, or RSET")
+TOO_EARLY = reply(554, "5.5.1", "You spoke before the greeting; connect again and wait for it")
 NO_VALID_RECIPIENTS = reply(554, "5.5.1", "No valid recipients")
 TLS_ACTIVE = reply(503, "5.5.1", "TLS is active already")
 

@@ -19,6 +19,7 @@ class Transaction:
     :ivar sender_reply: MAIL's; None before it came.
     :ivar accepted: how many recipients were.
     :ivar refused: the last refusal of a recipient.
+    :ivar confused: whether the server took a recipient of a sender that it had refused.
     :ivar due: how many replies to the message are still to come.
     :ivar eight_bit: whether the message may hold more than ASCII.
     :ivar smtputf8: whether addresses and header may.
@@ -30,6 +31,7 @@ class Transaction:
     accepted: int = 0
     refused: Reply | None = None
     due: int = 0
+    confused: bool = False
     proof: LineProof = field(default_factory=LineProof)
     cut: ChunkReader = field(default_factory=ChunkReader)
 

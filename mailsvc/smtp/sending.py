@@ -547,7 +547,12 @@ def _on_rcpt(session: SendingSession, command: Command, reply: Reply) -> None:
         elif sender_ok:
             transaction.accepted += 1
         else:
-            session._broken("the server took a recipient of a sender that it had refused")
+            # As much as a refusal; unless it wants to see the message, too.
+            transaction.confused = True
+            obstacle = transaction.sender_reply
+            assert obstacle is not None
+            session._awaited.popleft()
+            session._events.append(Failed(command, refusal(obstacle, Stage.RCPT)))
             return
     session.answered(command, reply)
 
@@ -562,10 +567,13 @@ def _on_data(session: SendingSession, command: Command, reply: Reply) -> None:
     if reply.code != 354:
         session._broken(f"the server answered DATA with {said(reply)}")
         return
-    session._awaited.popleft()
     transaction = command.transaction
     if transaction is None:
         transaction = command.transaction = Transaction(eight_bit=False, smtputf8=False)
+    if transaction.confused:
+        session._broken("the server took recipients of a sender that it had refused")
+        return
+    session._awaited.popleft()
     if transaction.obstacle is not None:
         # RFC 2920 §3.1: nobody is to get it, so it has no octets.
         session._output.append(b".\r\n")

@@ -13,10 +13,12 @@ itself is at work no time runs.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from twisted.cred.error import LoginFailed
 from twisted.internet import defer
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IReactorTime
 from twisted.internet.protocol import connectionDone
@@ -26,6 +28,7 @@ from mailsvc import fanout
 from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections, peer_uid
 from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
+from mailsvc.credentials import Attempt
 from mailsvc.errors import MailFailure, RelayDenied
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter, ISubmitter
 from mailsvc.mail import Account, Address, Envelope, Recipient, Remote
@@ -37,6 +40,7 @@ from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, from_failure
 from mailsvc.smtp.session import Session
+from mailsvc.smtp.severally import Severally
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.submission.senders import Submitter
 from mailsvc.trace import trace_header
@@ -88,13 +92,18 @@ class SMTPProtocol(Conversation):
         if now or self.session.phase in (START, READY):
             self.session.close(replies.SHUTTING_DOWN)
 
+    def dismiss(self, failure: MailFailure) -> None:
+        # A message that is arriving may end; the next command is one too many as well.
+        if self.session.intake is None:
+            self.session.close(_refused(failure))
+
     def keep_time(self, said: bool) -> None:
         settings, now = self.factory.settings, self.factory.clock.seconds()
         if self.session.intake is None:
             self._message_deadline = FOREVER
         elif self._message_deadline == FOREVER:
             self._message_deadline = now + settings.message_seconds
-        if self._stalled or self.session.waiting:
+        if self.at_work:
             self._wait_until(FOREVER)
         elif self.session.receiving:
             self._wait_until(min(now + settings.data_seconds, self._message_deadline))
@@ -112,12 +121,18 @@ class SMTPProtocol(Conversation):
 
     # ---- questions ----
 
-    def _settle(self, work: Coroutine[Any, Any, Reply]) -> None:
+    def _settle(self, work: Coroutine[Any, Any, Reply | list[Reply]]) -> None:
         """Let *work* find the answer to the open question, now or later."""
-        answer = defer.ensureDeferred(work)
-        if answer.called and not isinstance(answer.result, Failure) and not answer.paused:
-            self.session.reply(answer.result)  # type: ignore[arg-type]
+        # Nearly always now, and a Deferred costs more than many an answer.
+        try:
+            waiting = work.send(None)
+        except StopIteration as answered:
+            self.session.reply(answered.value)
             return
+        except Exception:
+            self.session.reply(self._bug(Failure()))
+            return
+        answer = _continued(work, waiting)
         answer.addErrback(self._bug)
         answer.addCallback(self._resume)
 
@@ -130,12 +145,23 @@ class SMTPProtocol(Conversation):
         return replies.LOCAL_ERROR
 
     def _on_connected(self, event: events.Connected) -> None:
-        refusal = self._refusal
-        self.session.reply(
-            self.session.greeting
-            if refusal is None
-            else Reply(421, refusal.status, (refusal.text,))
-        )
+        factory, refusal = self.factory, self._refusal
+        seconds = factory.settings.greeting_delay_seconds
+        if refusal is not None:
+            self.session.reply(_refused(refusal))
+        elif seconds and self._braked and factory.mode is TRANSPORT:
+            self.hold(seconds, self._greet_late)
+        else:
+            self.session.reply(self.session.greeting)
+
+    def _greet_late(self) -> None:
+        """RFC 5321 §3.1: a client waits for the greeting; one that did not listens to nothing."""
+        if self.session.buffered:
+            self.log.info("{connection} spoke before the greeting client={client}",
+                          connection=self.id, client=self.client)
+            self.session.reply(replies.TOO_EARLY)
+        else:
+            self.session.reply(self.session.greeting)
 
     def _on_hello(self, event: events.Hello) -> None:
         self.session.reply(self.session.hello_reply(event))
@@ -150,9 +176,28 @@ class SMTPProtocol(Conversation):
         agent = self.factory.agent
         self._known = agent.without_login(self.client, None) if agent is not None else None
         self.session.known = self._known is not None
+        self._braked = not self.factory.connections.exempts(self.client)
+        self._settle(self._greet_proxied(event.client.login))
+
+    async def _greet_proxied(self, login: str | None) -> Reply:
         refusal = self.factory.connections.admit(self.client)
-        self.session.reply(self.session.greeting if refusal is None
-                           else Reply(421, refusal.status, (refusal.text,)))
+        if refusal is not None:
+            return _refused(refusal)
+        authenticator = self.factory.authenticator
+        if login and authenticator is not None and self.session.sasl is not None:
+            # The proxy has checked it, by means of its own.
+            attempt = Attempt(self.factory.login_protocol, self.client, "XCLIENT")
+            try:
+                self._welcome(*await authenticator.vouched_for(
+                    login.encode(), attempt, self.avatar))
+            except LoginFailed:
+                self.log.info("{connection} login refused user={user!r} client={client}: {reason}",
+                              connection=self.id, user=login, client=self.client,
+                              reason=replies.NO_SUCH_LOGIN.lines[0])
+                return replies.NO_SUCH_LOGIN
+            except MailFailure as failure:
+                return from_failure(failure)
+        return self.session.greeting
 
     @property
     def _submitter(self) -> Submitter | None:
@@ -238,10 +283,13 @@ class SMTPProtocol(Conversation):
         return replies.verified(mailbox, [found] if isinstance(found, Address) else found)
 
     def logged_in(self, avatar: Any, log_out: Callable[[], object]) -> None:
+        self._welcome(avatar, log_out)
+        self.session.logged_in(avatar.account.name)
+
+    def _welcome(self, avatar: Any, log_out: Callable[[], object]) -> None:
         log_out()  # which there is no need to wait for: a submitter holds nothing
         if self.factory.agent is not None:
             self._login = self.factory.agent.logged_in(avatar.account)
-        self.session.logged_in(avatar.account.name)
         self.log.info("{connection} logged in user={user} client={client}", connection=self.id,
                       user=avatar.account.name, client=self.client)
 
@@ -261,8 +309,13 @@ class SMTPProtocol(Conversation):
                 await factory.agent.count(submitter, envelope)
                 filters = factory.agent.filters(submitter, envelope, seconds)
             envelope.account = submitter.name if submitter is not None else ""
+
+            def begin(envelope: Envelope) -> Any:
+                return fanout.begin(factory.store, factory.queue, envelope)
+
             incoming = Incoming(
-                envelope, fanout.begin(factory.store, factory.queue, envelope), filters)
+                envelope, Severally(begin, envelope) if factory.mode.lmtp else begin(envelope),
+                filters)
         except MailFailure as failure:
             self.log.info("{id} dropped " + _DROPPED, **_about(envelope), **self._who(),
                           reason=failure.text)
@@ -311,7 +364,7 @@ class SMTPProtocol(Conversation):
         assert self._incoming is not None
         self._settle(self._commit(self._incoming, event.size))
 
-    async def _commit(self, incoming: Incoming, size: int) -> Reply:
+    async def _commit(self, incoming: Incoming, size: int) -> Reply | list[Reply]:
         envelope = incoming.envelope
         said = {"size": size, "hello": self.session.hello, "user": self._sent_by,
                 **_about(envelope), **self._who()}
@@ -321,12 +374,14 @@ class SMTPProtocol(Conversation):
             self._drop(failure.text)
             return from_failure(failure)
         try:
-            await incoming.commit()
+            outcomes = await incoming.commit()
         except MailFailure as failure:
             self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
             return from_failure(failure)
         finally:
             self._incoming = None
+        if outcomes is not None and any(outcomes):
+            return self._answer_each(envelope, outcomes, said)
         if incoming.header and self.factory.queue is not None:
             self.factory.queue.delivered(envelope, incoming.header)
         by = " user={user}" if self._sent_by else ""
@@ -336,6 +391,21 @@ class SMTPProtocol(Conversation):
                       accounts=[account.name for account in envelope.accounts()], queued=remotes,
                       **said)
         return replies.accepted(envelope.id)
+
+    def _answer_each(self, envelope: Envelope, outcomes: list[MailFailure | None],
+                     said: dict[str, Any]) -> list[Reply]:
+        """Of a message that not every recipient has: what each is told (RFC 2033 §4.2)."""
+        answers = []
+        for recipient, failure in zip(envelope.recipients, outcomes, strict=True):
+            said["recipients"] = [str(recipient.forward_path)]
+            if failure is None:
+                self.log.info("{id} accepted " + _ABOUT + " accounts={accounts}",
+                              accounts=[account.name for account in recipient.accounts], **said)
+                answers.append(replies.accepted(envelope.id))
+            else:
+                self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
+                answers.append(from_failure(failure))
+        return answers
 
     def _on_aborted(self, event: events.Aborted) -> None:
         self._drop(event.reason)
@@ -353,6 +423,27 @@ class SMTPProtocol(Conversation):
 
     def _on_closed(self, event: events.Closed) -> None:
         self._hang_up(event.asked)
+
+
+def _refused(failure: MailFailure) -> Reply:
+    """How a client is told that it is not served now."""
+    return Reply(421, failure.status, (failure.text,))
+
+
+@defer.inlineCallbacks
+def _continued(work: Coroutine[Any, Any, Reply | list[Reply]], waiting: Any) -> Any:
+    """The outcome of a coroutine that has begun, and waits for the Deferred *waiting*."""
+    while True:
+        try:
+            result = yield waiting
+        except Exception as error:
+            go_on = functools.partial(work.throw, error)
+        else:
+            go_on = functools.partial(work.send, result)
+        try:
+            waiting = go_on()
+        except StopIteration as answered:
+            return answered.value
 
 
 def _about(envelope: Envelope) -> dict[str, object]:
@@ -426,7 +517,7 @@ class SMTPFactory(ConversationFactory):
                          for each in settings.xclient_networks]
 
     def refuse(self, failure: MailFailure) -> bytes:
-        return Reply(421, failure.status, (failure.text,)).wire
+        return _refused(failure).by(self.hostname).wire
 
     def trusts(self, client: str) -> bool:
         """Whether *client* may say for whom it speaks."""

@@ -81,10 +81,10 @@ class Session:
     """
 
     __slots__ = (
-        "_errors", "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening",
-        "_output", "_pending", "_question", "authenticated", "envelope", "extended", "hello",
-        "hostname", "intake", "known", "limits", "mode", "phase", "refused_recipient", "sasl",
-        "tls_active", "tls_available", "trusted",
+        "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening", "_output",
+        "_pending", "_question", "authenticated", "commands", "envelope", "errors", "extended",
+        "hello", "hostname", "intake", "known", "limits", "mode", "phase", "refused_recipient",
+        "sasl", "tls_active", "tls_available", "trusted",
     )  # fmt: skip
 
     def __init__(
@@ -130,8 +130,11 @@ class Session:
         self._question: Event | None = None
         #: Events not handed out yet; the open question, if any, is the last of them.
         self._pending: list[Event] = []
-        # Since the last accepted message, but for the number of messages.
-        self._errors = 0
+        #: Command lines received.
+        self.commands = 0
+        #: Commands refused since the last accepted message.
+        self.errors = 0
+        # Likewise; the number of messages is that of the connection.
         self._idle = 0
         self._messages = 0
         self._login_failures = 0
@@ -208,15 +211,18 @@ class Session:
             lines += filter(None, (offer(self) for offer in EXTENSIONS))
         return reply(250, "", *lines)
 
-    def reply(self, answer: Reply) -> None:
+    def reply(self, answer: Reply | list[Reply]) -> None:
         """Answer the open question; a positive reply makes its transition, 421 ends the session.
 
+        :param answer: a list, for MessageEnds in LMTP, has a reply for each recipient.
         :raises RuntimeError: no question is open.
         """
         question, self._question = self._question, None
         if question is None:
             raise RuntimeError("no question is open")
-        if answer.code == 421:
+        if isinstance(answer, list):
+            self._message_answered(answer)
+        elif answer.code == 421:
             self.close(answer)
         elif isinstance(question, Lookup | LogIn | Guessed):
             # Neither right nor wrong: it could not be found out.
@@ -274,17 +280,19 @@ class Session:
         self.tls_active = True
         self.phase = START
         self.hello, self.extended, self.authenticated = "", False, ""
-        self._exchange = None
 
     def close(self, answer: Reply) -> None:
-        """Say *answer* (221, 421) and end the session, dropping what is under way."""
+        """Say *answer* and end the session, dropping what is under way.
+
+        221 and 421 get the name of the host in front.
+        """
         if self.phase is CLOSED:
             return
         if self._question is not None and self._pending:
             # Made and not handed out yet: nobody will be able to answer it.
             self._pending.pop()
         self.end_transaction("connection closed")
-        self.say(answer)
+        self.say(answer.by(self.hostname) if answer.code in (221, 421) else answer)
         self.phase = CLOSED
         self._question = None
         self._input.clear()
@@ -304,8 +312,8 @@ class Session:
     def refuse(self, answer: Reply) -> None:
         """Send a negative reply; too many of them end the session."""
         self.say(answer)
-        self._errors += 1
-        if self._errors >= self.limits.errors:
+        self.errors += 1
+        if self.errors >= self.limits.errors:
             self.close(replies.TOO_MANY_ERRORS)
 
     def authenticate(self, mechanism: bytes, initial: bytes | None) -> None:
@@ -352,6 +360,7 @@ class Session:
             return True
         if line is None:
             return False
+        self.commands += 1
         if self._exchange is not None:
             self._step(self._exchange.receive(line))
             return True
@@ -435,7 +444,7 @@ class Session:
             self._end_of_message()
         else:
             self.phase = CHUNKS
-            self.say(reply(250, "2.0.0", f"{intake.size} octets received so far"))
+            self.say(reply(250, "2.0.0", f"{intake.announced} octets received so far"))
 
     def _end_of_message(self) -> None:
         intake = self.intake
@@ -455,8 +464,11 @@ class Session:
             self.refuse(intake.refusal)
 
     def _message_refused(self, answer: Reply) -> None:
-        answers = self._for_each_recipient(answer)
-        self.end_transaction(answer.lines[0])
+        self._refuse_each(self._for_each_recipient(answer), answer.lines[0])
+
+    def _refuse_each(self, answers: list[Reply], reason: str) -> None:
+        """Nobody gets the message: one error, however many are told."""
+        self.end_transaction(reason)
         for each in answers[:-1]:
             self.say(each)
         self.refuse(answers[-1])
@@ -465,9 +477,14 @@ class Session:
         """What is said of a message: *answer*, or for LMTP one for each RCPT (RFC 2033 §4.2)."""
         if not self.mode.lmtp or self.envelope is None:
             return [answer]
+        return self._named([answer] * len(self.envelope.recipients))
+
+    def _named(self, answers: list[Reply]) -> list[Reply]:
+        """*answers*, one for each recipient, with whom each is for."""
+        assert self.envelope is not None
         return [Reply(answer.code, answer.status,
                       (printable(f"<{recipient.forward_path}> {answer.lines[0]}"),))
-                for recipient in self.envelope.recipients]
+                for recipient, answer in zip(self.envelope.recipients, answers, strict=True)]
 
     # ---- transitions ----
 
@@ -494,7 +511,8 @@ class Session:
             self.refuse(answer)
             return
         self.phase = START
-        self.hello, self.extended, self.authenticated = "", False, ""
+        self.hello, self.extended = "", False
+        self.authenticated = question.client.login or "" if self.sasl is not None else ""
         self.trusted = False
         self.say(answer)
 
@@ -536,11 +554,22 @@ class Session:
         self.intake = None
         if not answer.positive:
             self._message_refused(answer)
-            return
-        answers = self._for_each_recipient(answer)
+        else:
+            self._message_taken(self._for_each_recipient(answer))
+
+    def _message_answered(self, answers: list[Reply]) -> None:
+        """A message that had an outcome for each recipient has come to its end."""
+        self.intake = None
+        answers = self._named(answers)
+        if any(answer.positive for answer in answers):
+            self._message_taken(answers)
+        else:
+            self._refuse_each(answers, answers[0].lines[0])
+
+    def _message_taken(self, answers: list[Reply]) -> None:
         self.end_transaction("")
         self._messages += 1
-        self._errors = self._idle = 0
+        self.errors = self._idle = 0
         for each in answers:
             self.say(each)
 

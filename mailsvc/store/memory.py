@@ -63,6 +63,8 @@ class MemoryStore:
 
     def room(self, account: Account, octets: int) -> Deferred[None] | None:
         """As ``IMailboxStore.room``; always answers at once."""
+        if not (account.quota_octets or account.quota_messages):
+            return None
         messages = self.mailboxes[account.name].messages
         used = sum(map(len, messages.values()))
         if ((account.quota_octets and used + max(octets, 1) > account.quota_octets)

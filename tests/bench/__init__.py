@@ -10,6 +10,7 @@ process.py      a server as a tree of processes: its CPU seconds, its memory, it
 keeper.py       the parent of each such tree, a program of its own
 peers.py        what the servers have in common; mailsvc and aiosmtpd
 postfix.py …    the configurations of the others: dovecot.py, exim.py, opensmtpd.py
+disk.py         what the disk allows: a loop in C, disk.c
 fetch.py        peers that cannot be installed side by side, unpacked into a directory
 load.py         many connections in a few client processes, over epoll
 smtp_load.py    the sending dialogues, SMTP and LMTP

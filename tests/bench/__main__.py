@@ -17,6 +17,7 @@ import click
 
 from tests.bench import plot
 from tests.bench import run as bench
+from tests.bench.disk import Disk
 from tests.bench.dovecot import Dovecot
 from tests.bench.exim import Exim
 from tests.bench.fetch import fetch
@@ -38,7 +39,7 @@ def all_peers(unpacked: Path, command: str, options: str) -> list[Peer]:
         ours.command = tuple(shlex.split(command))
     return [ours, Postfix(unpacked=unpacked), Dovecot(unpacked=unpacked),
             Dovecot(unpacked=unpacked, performance=True), OpenSmtpd(unpacked=unpacked),
-            Exim(unpacked=unpacked), Aiosmtpd(unpacked=unpacked)]
+            Exim(unpacked=unpacked), Aiosmtpd(unpacked=unpacked), Disk()]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -23,13 +23,14 @@ def fill(bed: Bed) -> None:
     """Put mail into the maildrops.
 
     The first accounts, one for each client, get FEW messages; the next as many to drain; the next
-    some large ones; and one a clone of ``bed.source``.
+    some large ones; and two are clones of ``bed.source``, one of them of its beginning.
     """
     for first, number, key, template, messages in _layout(bed):
         for account in range(first, first + number):
             maildirs.fill(bed.maildir(account), _idents(key, account, messages), template,
                           bed.server.owner)
-    maildirs.clone(bed.source, bed.maildir(_listed(bed)), bed.server.owner)
+    for messages in (bed.scale.listing, bed.scale.shorter):
+        maildirs.clone(bed.source, bed.maildir(_listed(bed, messages)), bed.server.owner, messages)
 
 
 def source_idents(messages: int) -> list[bytes]:
@@ -45,9 +46,9 @@ def _layout(bed: Bed) -> tuple[tuple[int, int, str, Template, int], ...]:
             (2 * clients, LARGE_DROPS, "large", LARGE, LARGE_EACH))
 
 
-def _listed(bed: Bed) -> int:
-    """The account with the long listing."""
-    return 2 * bed.scale.clients + LARGE_DROPS
+def _listed(bed: Bed, messages: int) -> int:
+    """The account with so many to be listed."""
+    return 2 * bed.scale.clients + LARGE_DROPS + (messages != bed.scale.listing)
 
 
 def _idents(key: str, account: int, messages: int) -> list[bytes]:
@@ -121,9 +122,9 @@ def drain(bed: Bed, key: str) -> Measurement:
                     f"{left} messages still there after DELE and QUIT" if left else "")
 
 
-def _look(bed: Bed, times: int) -> Measurement:
+def _look(bed: Bed, messages: int, times: int) -> Measurement:
     """USER, PASS, STAT, UIDL, QUIT on very many messages: milliseconds for each session."""
-    plan = Fetching((bed.login(_listed(bed)),), (source_idents(bed.scale.listing),), TINY,
+    plan = Fetching((bed.login(_listed(bed, messages)),), (source_idents(messages),), TINY,
                     seconds=60.0, sessions=times)
     outcome, cpu = _run(bed, plan, plan.check)
     durations = [1000 * seconds for tally in outcome.tallies for seconds in tally.durations]
@@ -132,12 +133,22 @@ def _look(bed: Bed, times: int) -> Measurement:
 
 def first_look(bed: Bed, key: str) -> Measurement:
     """The first session ever: the server knows nothing of this maildrop, nor of the password."""
-    return _look(bed, 1)
+    return _look(bed, bed.scale.listing, 1)
 
 
 def next_looks(bed: Bed, key: str) -> Measurement:
     """The sessions after it."""
-    return _look(bed, bed.scale.looks)
+    return _look(bed, bed.scale.listing, bed.scale.looks)
+
+
+def first_shorter_look(bed: Bed, key: str) -> Measurement:
+    """As :func:`first_look`, at fewer messages."""
+    return _look(bed, bed.scale.shorter, 1)
+
+
+def next_shorter_looks(bed: Bed, key: str) -> Measurement:
+    """As :func:`next_looks`, at fewer messages."""
+    return _look(bed, bed.scale.shorter, bed.scale.looks)
 
 
 FETCHING = (
@@ -146,6 +157,10 @@ FETCHING = (
     Scenario("retrpipe", "RETR 4 KiB, pipelined", "messages/s", "messages", retrieve_pipelined),
     Scenario("retrbig", "RETR 5 MiB", "MiB/s", "MiB", retrieve_large),
     Scenario("drain", "Drain of {scale.drain:,} messages", "messages/s", "messages", drain),
+    Scenario("coldten", "{scale.shorter:,} messages, first session", "ms", "", first_shorter_look,
+             lower_is_better=True),
+    Scenario("warmten", "{scale.shorter:,} messages, next sessions", "ms", "", next_shorter_looks,
+             lower_is_better=True),
     Scenario("cold", "{scale.listing:,} messages, first session", "ms", "", first_look,
              lower_is_better=True),
     Scenario("warm", "{scale.listing:,} messages, next sessions", "ms", "", next_looks,

@@ -48,12 +48,12 @@ def fill(maildir: Path, idents: Iterable[bytes], template: Template, owner: Owne
                 os.fchown(file.fileno(), owner.uid, owner.gid)
 
 
-def clone(source: Path, target: Path, owner: Owner | None = None) -> None:
-    """Make *target* a maildir of hard links to the messages of *source*: new names, same files."""
+def clone(source: Path, target: Path, owner: Owner | None, most: int) -> None:
+    """Make *target* a maildir of hard links to the *most* oldest messages of *source*."""
     make(target, owner)
-    for part in ("new", "cur"):
-        for entry in os.scandir(source / part):
-            os.link(entry.path, target / part / entry.name)
+    names = sorted((name, part) for part in ("new", "cur") for name in os.listdir(source / part))
+    for name, part in names[:most]:
+        os.link(source / part / name, target / part / name)
 
 
 def count(maildirs: Iterable[Path]) -> int:

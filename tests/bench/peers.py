@@ -14,11 +14,15 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mailsvc.passwords import PasswordSettings
 from tests.bench import maildirs
 from tests.bench.maildirs import Owner
 from tests.bench.process import ServerProcess, free_port
+
+if TYPE_CHECKING:
+    from tests.bench.disk import Loop
 
 DOMAIN = "bench.test"
 PASSWORD = "correct-horse"
@@ -71,7 +75,7 @@ class Server:
     :ivar single: the one maildir all mail goes to, for servers without accounts.
     """
 
-    process: ServerProcess
+    process: ServerProcess | Loop
     site: Site
     owner: Owner | None = None
     smtp: tuple[str, int] | None = None
@@ -88,6 +92,7 @@ class Server:
 
         :raises tests.bench.process.ServerFailed: when one does not; the server is stopped then.
         """
+        assert isinstance(self.process, ServerProcess)
         try:
             if self.smtp:
                 self.process.wait_for(self.smtp, b"220")
@@ -107,6 +112,9 @@ class Peer(ABC):
     :ivar receives: whether it takes part in the SMTP measurements.
     :ivar fetched: whether it takes part in the POP3 measurements.
     :ivar copies: whether each recipient gets a copy of its own.
+    :ivar crowds: whether it is asked to hold very many idle connections: those with a process for
+        each are not.
+    :ivar limit: whether it is no server but what a server is held against.
     :ivar unpacked: a directory of unpacked packages (``fetch.py``) to look in first.
     """
 
@@ -114,6 +122,8 @@ class Peer(ABC):
     receives: bool = True
     fetched: bool = False
     copies: bool = True
+    crowds: bool = False
+    limit: bool = False
     unpacked: Path = field(default_factory=Path)
 
     @abstractmethod
@@ -167,6 +177,7 @@ class Mailsvc(Peer):
     """
 
     name: str = "mailsvc"
+    crowds: bool = True
     fetched: bool = True
     command: tuple[str, ...] = (sys.executable, "-c", "from mailsvc.cli import main; main()")
     options: tuple[str, ...] = ()
@@ -205,6 +216,7 @@ class Aiosmtpd(Peer):
     """aiosmtpd with its Mailbox handler: everything into one maildir, one copy a message."""
 
     name: str = "aiosmtpd"
+    crowds: bool = True
     copies: bool = False
 
     def _environment(self) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from tests.bench import load
+from tests.bench import disk, load
 from tests.bench.messages import LARGE, SMALL, Template, ident
 from tests.bench.scenario import Bed, Measurement, Scenario, measured
 from tests.bench.smtp_load import Sending
@@ -17,19 +17,21 @@ _MIB = 2 ** 20
 
 
 def _receive(bed: Bed, key: str, *, template: Template = SMALL, most: int | None = None,
-             everyone: bool = False, per_connection: bool = False, weight: float = 1.0
-             ) -> Measurement:
+             everyone: bool = False, per_connection: bool = False, weight: float = 1.0,
+             clients: int | None = None) -> Measurement:
     """Send, wait for delivery, read back.  A unit, a message, counts *weight*."""
     server, scale = bed.server, bed.scale
     assert server.smtp is not None
-    recipients = [range(scale.recipients) if everyone else range(client, client + 1)
-                  for client in range(scale.clients)]
+    clients = clients or scale.clients
+    accounts = len(server.site.local_parts)
+    recipients = [range(scale.recipients) if everyone else (client % accounts,)
+                  for client in range(clients)]
     plan = Sending(key, tuple(tuple(bed.address(n).encode() for n in each) for each in recipients),
                    template, lmtp=server.lmtp, per_connection=per_connection, pipelined=everyone,
                    seconds=scale.seconds, most=scale.messages if most is None else most)
     os.sync()  # so that nobody pays for what another left to be written
-    outcome = load.run(plan.play, scale.clients, server.smtp, server.process.cpu)
-    expected = {bed.maildir(n): set[bytes]() for n in range(len(server.site.local_parts))}
+    outcome = load.run(plan.play, clients, server.smtp, server.process.cpu)
+    expected = {bed.maildir(n): set[bytes]() for n in range(accounts)}
     for tally in outcome.tallies:
         idents = {ident(key, tally.client, n) for n in range(tally.units)}
         for number in recipients[tally.client]:
@@ -50,6 +52,8 @@ def _receive(bed: Bed, key: str, *, template: Template = SMALL, most: int | None
 
 def warm_up(bed: Bed) -> Measurement:
     """Two messages by each client: processes started, files opened, nothing measured."""
+    if bed.server.smtp is None:
+        return Measurement()
     return _receive(bed, "warm", most=2)
 
 
@@ -59,8 +63,15 @@ def connections(bed: Bed, key: str) -> Measurement:
 
 
 def kept(bed: Bed, key: str) -> Measurement:
-    """4 KiB messages, one connection for each client, reply by reply."""
+    """4 KiB messages, one connection for each client, reply by reply; or what the disk allows."""
+    if bed.server.smtp is None:
+        return disk.store(bed, SMALL.size)
     return _receive(bed, key)
+
+
+def crowded(bed: Bed, key: str) -> Measurement:
+    """As :func:`kept`, by many more clients at once."""
+    return _receive(bed, key, clients=bed.scale.crowd)
 
 
 def many_recipients(bed: Bed, key: str) -> Measurement:
@@ -78,6 +89,7 @@ def large(bed: Bed, key: str) -> Measurement:
 RECEIVING = (
     Scenario("connect", "4 KiB, a connection each", "messages/s", "messages", connections),
     Scenario("kept", "4 KiB, kept connections", "messages/s", "messages", kept),
+    Scenario("crowd", "4 KiB, {scale.crowd} kept connections", "messages/s", "messages", crowded),
     Scenario("fifty", "4 KiB to {scale.recipients} recipients", "deliveries/s", "deliveries",
              many_recipients, copies=True),
     Scenario("large", "5 MiB, kept connections", "MiB/s", "MiB", large),

@@ -28,9 +28,17 @@ Sink = Callable[[Scenario, str, Measurement], None]
 #: What an idle connection costs: measured once, after the rounds.
 IDLE = (
     Scenario("idlesmtp", "Idle SMTP connection, of {scale.idle:,}", "KiB", "",
-             lambda bed, key: _idle(bed, bed.server.smtp, b"220"), lower_is_better=True),
+             lambda bed, key: _idle(bed, bed.server.smtp, b"220", bed.scale.idle),
+             lower_is_better=True),
     Scenario("idlepop3", "Idle POP3 connection, of {scale.idle:,}", "KiB", "",
-             lambda bed, key: _idle(bed, bed.server.pop3, b"+OK"), lower_is_better=True),
+             lambda bed, key: _idle(bed, bed.server.pop3, b"+OK", bed.scale.idle),
+             lower_is_better=True),
+    Scenario("idlesmtc", "Idle SMTP connection, of {scale.idle_crowd:,}", "KiB", "",
+             lambda bed, key: _idle(bed, bed.server.smtp, b"220", bed.scale.idle_crowd),
+             lower_is_better=True),
+    Scenario("idlepopc", "Idle POP3 connection, of {scale.idle_crowd:,}", "KiB", "",
+             lambda bed, key: _idle(bed, bed.server.pop3, b"+OK", bed.scale.idle_crowd),
+             lower_is_better=True),
 )
 
 SCENARIOS = (*receiving.RECEIVING, *fetching.FETCHING, *IDLE)
@@ -38,7 +46,11 @@ SCENARIOS = (*receiving.RECEIVING, *fetching.FETCHING, *IDLE)
 
 def takes_part(peer: Peer, scenario: Scenario) -> bool:
     """Whether *scenario* can be asked of *peer*."""
-    if scenario in receiving.RECEIVING or scenario.key == "idlesmtp":
+    if peer.limit:
+        return scenario.key == "kept"
+    if scenario in IDLE[2:] and not peer.crowds:
+        return False
+    if scenario in receiving.RECEIVING or scenario in IDLE[::2]:
         return peer.receives and (peer.copies or not scenario.copies)
     return peer.fetched
 
@@ -99,20 +111,21 @@ def _prepare(bed: Bed | str, prepare: Callable[[Bed], Measurement]) -> Bed | str
     return f"while warming up: {problem}" if problem else bed
 
 
-def _idle(bed: Bed, address: tuple[str, int] | None, greeting: bytes) -> Measurement:
+def _idle(bed: Bed, address: tuple[str, int] | None, greeting: bytes, number: int
+          ) -> Measurement:
     """KiB of memory that each of many greeted, silent connections adds."""
     assert address is not None
     before = bed.server.process.memory()
     with ExitStack() as connections:
-        for number in range(bed.scale.idle):
+        for nth in range(number):
             try:
                 sock = connections.enter_context(socket.create_connection(address, timeout=10))
                 said = sock.recv(1024)
             except OSError as problem:
-                return Measurement(problem=f"connection {number + 1}: {problem}")
+                return Measurement(problem=f"connection {nth + 1}: {problem}")
             if not said.startswith(greeting):
-                return Measurement(problem=f"connection {number + 1} was greeted with {said!r}")
+                return Measurement(problem=f"connection {nth + 1} was greeted with {said!r}")
         time.sleep(0.5)
         after = bed.server.process.memory()
-    return Measurement((after - before) / bed.scale.idle / 1024)
+    return Measurement((after - before) / number / 1024)
 

@@ -23,35 +23,42 @@ class Scale:
     :ivar many_messages: most messages to many recipients by one client.
     :ivar large_messages: most messages of 5 MiB by one client.
     :ivar drain: messages in a maildrop that is emptied.
+    :ivar crowd: concurrent connections where there are many.
     :ivar listing: messages in a maildrop that is only looked at.
+    :ivar shorter: messages in another.
     :ivar looks: how often it is, after the first time.
     :ivar idle: connections that do nothing.
+    :ivar idle_crowd: the same, for servers that hold so many.
     """
 
     rounds: int = 3
     seconds: float = 2.0
     clients: int = 20
+    crowd: int = 200
     recipients: int = 50
     messages: int = 1000
     many_messages: int = 10
     large_messages: int = 5
     drain: int = 1000
     listing: int = 100_000
+    shorter: int = 10_000
     looks: int = 5
     idle: int = 2000
+    idle_crowd: int = 10_000
 
     def local_parts(self) -> tuple[str, ...]:
         """Accounts for every scenario: each client's own, one for each to drain, and a few more."""
-        return tuple(f"u{n:02}" for n in range(max(self.recipients, 2 * self.clients + 3)))
+        return tuple(f"u{n:02}" for n in range(max(self.recipients, 2 * self.clients + 4)))
 
 
 #: To see that everything works; its figures mean little.
 QUICK = Scale(rounds=1, seconds=0.5, many_messages=2, large_messages=1, drain=100, listing=5_000,
-              idle=200)
+              shorter=500, idle=200, idle_crowd=400)
 
 #: For the tests: a handful of everything.
 HANDFUL = Scale(rounds=1, seconds=0.1, clients=3, recipients=4, messages=3, many_messages=2,
-                large_messages=1, drain=5, listing=10, looks=1, idle=3)
+                crowd=5, large_messages=1, drain=5, listing=10, shorter=4, looks=1, idle=3,
+                idle_crowd=4)
 
 
 @dataclass

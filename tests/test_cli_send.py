@@ -1,0 +1,253 @@
+"""``mailsvc send``, ``mailsvc fetch`` and blocking code, each in a process of its own."""
+
+from __future__ import annotations
+
+import email
+import json
+import mailbox
+import subprocess
+import sys
+from collections.abc import Iterator
+from email.policy import default
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service import Service
+
+BOB, SECRET = "bob@example.org", "s3cret"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    directory = tmp_path_factory.mktemp("service") / "data"
+    with Service(directory, (f"{BOB}:{SECRET}", "carol@example.org:x1"),
+                 ("--submission", "127.0.0.1:0", "--submissions", "127.0.0.1:0",
+                  "--pop3s", "127.0.0.1:0", "--lmtp", "127.0.0.1:0")) as running:
+        yield running
+
+
+def ca(service: Service) -> str:
+    return str(service.directory / "tls" / "self-signed.pem")
+
+
+def run(*arguments: str, stdin: str = "", status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", "from mailsvc.cli import main; main()", *arguments], input=stdin,
+        capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def at(service: Service, name: str = "smtp") -> str:
+    host, port = service.listeners[name]
+    return f"{host}:{port}"
+
+
+def send(service: Service, *arguments: str, name: str = "smtp", status: int = 0,
+         stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return run("send", "--server", at(service, name), "--from", "a@example.com", *arguments,
+               status=status, stdin=stdin)
+
+
+def newest(service: Service, account: str = BOB) -> Any:
+    files = sorted((service.maildir(account) / "new").iterdir(), key=lambda path: path.name)
+    return email.message_from_bytes(files[-1].read_bytes(), policy=default)
+
+
+def test_the_dialogue_is_shown(service: Service) -> None:
+    shown = send(service, "--to", BOB, "--subject", "Grüße", "--body", "Hallo, Jörg").stdout
+    assert " -> EHLO " in shown and "<-  220 mx.example.org" in shown
+    assert " -> RCPT TO:<bob@example.org>" in shown and "<-  221 " in shown
+    message = newest(service)
+    assert message["subject"] == "Grüße" and message.get_content() == "Hallo, Jörg\r\n"
+
+
+def test_parts(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "Übersicht \"1\".pdf").write_bytes(b"%PDF\r\n\0\xff")
+    (tmp_path / "dot.png").write_bytes(b"\x89PNG")
+    send(service, "--to", BOB, "--attach", str(tmp_path / "Übersicht \"1\".pdf"),
+         "--inline", str(tmp_path / "dot.png"), "--header", "X-Test: yes")
+    message = newest(service)
+    assert message["x-test"] == "yes" and not message.defects
+    attached, = message.iter_attachments()
+    assert attached.get_filename() == "Übersicht \"1\".pdf"
+    assert attached.get_content() == b"%PDF\r\n\0\xff"
+    html = message.get_body(("related",))
+    assert html is not None
+    assert "cid:dot.png" in message.get_body(("html",)).get_content()
+    images = [part for part in message.walk() if part.get_content_type() == "image/png"]
+    assert [part["content-id"] for part in images] == ["<dot.png>"]
+
+
+def test_a_message_as_it_is(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "message"
+    path.write_bytes(b"Subject: as it is\n\n.\n..\nx\r\n")
+    for extra in ([], ["--no-pipeline"], ["--no-chunk"], ["--no-chunk", "--no-pipeline"]):
+        send(service, "--to", BOB, "--data", str(path), *extra)
+        assert newest(service).get_payload() == ".\r\n..\r\nx\r\n"
+    send(service, "--to", BOB, "--data", "-", stdin="Subject: piped\n\nyes\n")
+    assert newest(service)["subject"] == "piped"
+
+
+@pytest.mark.parametrize(("arguments", "status"), [
+    (["--to", "nobody@example.org"], 67), (["--to", BOB, "--to", "nobody@example.org"], 67),
+    (["--to", "x@elsewhere.example"], 77), (["--to", "a@b\r\nDATA"], 2), ([], 2),
+    (["--to", BOB, "--subject", "x\nBcc: y@z"], 2), (["--to", BOB, "--header", "X: a\rb"], 2),
+    (["--to", BOB, "--header", "no colon"], 2), (["--to", BOB, "--attach", "/nonexistent"], 2),
+    (["--to", BOB, "--tls", "starttls"], 77), (["--to", BOB, "--quit-after", "nowhere"], 2),
+])
+def test_status(service: Service, arguments: list[str], status: int) -> None:
+    assert "Traceback" not in send(service, *arguments, status=status).stderr
+
+
+def test_nobody_there() -> None:
+    assert "refused" in run("send", "--server", "127.0.0.1:1", "--to", BOB, status=75).stderr
+
+
+@pytest.mark.parametrize(("stage", "last"), [
+    ("banner", "QUIT"), ("helo", "EHLO"), ("mail", "MAIL"), ("rcpt", "RCPT")])
+def test_stopping(service: Service, stage: str, last: str) -> None:
+    shown = send(service, "--to", BOB, "--quit-after", stage).stdout
+    said = [line.split()[1] for line in shown.splitlines() if line.startswith(" ->")]
+    assert said[-1] == "QUIT" and (last == "QUIT" or said[-2] == last)
+
+
+@pytest.mark.parametrize("mechanism", ["", "PLAIN", "LOGIN", "SCRAM-SHA-256",
+                                       "SCRAM-SHA-256-PLUS"])
+@pytest.mark.parametrize(("name", "tls"), [("submission", "starttls"),
+                                           ("submissions", "implicit")])
+def test_login_over_verified_tls(service: Service, name: str, tls: str, mechanism: str,
+                                 tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(SECRET + "\n")
+    arguments = ["--from", BOB, "--to", BOB, "--tls", tls, "--user", BOB, "--password-file",
+                 str(tmp_path / "password"), *(["--auth", mechanism] if mechanism else [])]
+    refused = send(service, *arguments, name=name, status=77)
+    assert "self-signed" in refused.stderr
+    done = send(service, *arguments, "--ca", ca(service), "--json", name=name)
+    result = json.loads(done.stdout)
+    assert result["outcomes"][0]["accepted"]
+    assert result["tls"]["version"] == "TLSv1.3" and result["tls"]["verified"]
+    said = [each["line"] for each in result["dialogue"] if each["from"] == "client"]
+    assert any(line.startswith(f"AUTH {mechanism or 'SCRAM-SHA-256-PLUS'}") for line in said)
+    assert SECRET not in done.stdout
+    assert all(each["tls"] for each in result["dialogue"] if each["line"].startswith("AUTH"))
+
+
+def test_a_wrong_password(service: Service) -> None:
+    done = send(service, "--to", BOB, "--user", BOB, "--password-file", "-", "--no-verify",
+                name="submission", stdin="wrong\n", status=77)
+    assert "535 5.7.8" in done.stderr
+
+
+def test_lmtp(service: Service) -> None:
+    shown = send(service, "--lmtp", "--to", BOB, "--to", "carol@example.org", name="lmtp").stdout
+    assert " -> LHLO " in shown and shown.count(" Message accepted as ") == 2
+
+
+# ---- blocking ------------------------------------------------------------------------------------
+
+
+def test_blocking_code(service: Service) -> None:
+    host, port = service.smtp
+    program = f"""
+from mailsvc.blocking import dial, send_mail
+outcomes = send_mail({host!r}, "a@example.com", [{BOB!r}], b"Subject: one call\\r\\n\\r\\nx",
+                     port={port})
+assert [each.accepted for each in outcomes] == [True]
+with dial({host!r}, {port}) as client:
+    assert client.extension("PIPELINING") is None
+    client.mail("a@example.com")
+    client.rcpt({BOB!r})
+    assert client.data(b"Subject: steps\\r\\n\\r\\nx").code == 250
+try:
+    send_mail({host!r}, "a@example.com", ["nobody@example.org"], b"x", port={port})
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("NotSent nobody@example.org: 550 5.1.1")
+    assert newest(service)["subject"] == "steps"
+
+
+def test_a_certificate_for_another(service: Service) -> None:
+    host, port = service.listeners["submission"]
+    program = f"""
+from mailsvc.blocking import dial
+from mailsvc.client import Trust
+from mailsvc.smtp.failures import TLSFailed
+for names in (("other.example.org",), ("192.0.2.1",), ("mx.example.org",)):
+    try:
+        with dial({host!r}, {port}, tls="starttls",
+                  trust=Trust(names=names, authorities={ca(service)!r})) as client:
+            print(client.secured.verified)
+    except TLSFailed as failure:
+        print(failure.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.stdout.split() == ["certificate-host-mismatch"] * 2 + ["True"], done.stderr
+
+
+# ---- fetch ---------------------------------------------------------------------------------------
+
+
+def fetch(service: Service, *arguments: str, account: str = "carol@example.org:x1",
+          status: int = 0) -> subprocess.CompletedProcess[str]:
+    user, _, password = account.partition(":")
+    return run("fetch", "--server", at(service, "pop3"), "--tls", "no", "--user", user,
+               "--password-file", "-", *arguments, stdin=password + "\n", status=status)
+
+
+def test_fetching(service: Service, tmp_path: Path) -> None:
+    for number in (1, 2):
+        send(service, "--to", "carol@example.org", "--data", "-",
+             stdin=f"Subject: {number}\n\nFrom here\n>From there\n.\nend")
+    stored = sorted(path.read_bytes()
+                    for path in (service.maildir("carol@example.org") / "new").iterdir())
+    into = f"maildir:{tmp_path}/in"
+    seen = ["--uidl-file", str(tmp_path / "seen")]
+    found = json.loads(fetch(service, "--into", into, *seen, "--json").stdout)
+    assert len(found["messages"]) == len(stored) >= 2 and found["error"] is None
+    got = sorted(path.read_bytes() for path in (tmp_path / "in" / "new").iterdir())
+    assert got == stored and not list((tmp_path / "in" / "tmp").iterdir())
+    # Nothing twice.
+    found = json.loads(fetch(service, "--into", into, *seen, "--json").stdout)
+    assert found["messages"] == [] and found["skipped"] == len(stored)
+    # Each mechanism; into an mbox, which Python reads.
+    for number, way in enumerate(("USER", "PLAIN", "LOGIN", "SCRAM-SHA-256")):
+        fetch(service, "--into", f"mbox:{tmp_path}/box", "--auth", way)
+        box = mailbox.mbox(tmp_path / "box")
+        assert len(box) == (number + 1) * len(stored)
+        assert ">From here" in str(box[len(box) - 1])
+        box.close()
+    assert b"Subject: 1" in fetch(service).stdout.encode()
+    # Over TLS that cannot be verified, nothing.
+    refused = run("fetch", "--server", at(service, "pop3s"), "--tls", "implicit", "--user", "x",
+                  "--password-file", "-", stdin="y\n", status=77)
+    assert "cannot be trusted" in refused.stderr
+    # Deleted when stored.
+    fetch(service, "--into", f"mbox:{tmp_path}/last", "--delete")
+    assert json.loads(fetch(service, "--into", into, "--json").stdout)["messages"] == []
+
+
+def test_what_cannot_be_stored_is_not_deleted(service: Service, tmp_path: Path) -> None:
+    send(service, "--to", "carol@example.org", "--subject", "stays")
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    done = fetch(service, "--into", f"mbox:{full}", "--delete", status=73)
+    assert "***" in done.stderr
+    assert b"stays" in fetch(service).stdout.encode()
+
+
+@pytest.mark.parametrize(("arguments", "status"), [
+    (["--into", "nowhere:x"], 2), (["--delete"], 2), (["--json"], 2)])
+def test_fetch_misused(service: Service, arguments: list[str], status: int) -> None:
+    assert "Error:" in fetch(service, *arguments, status=status).stderr
+
+
+def test_fetch_with_a_wrong_password(service: Service) -> None:
+    assert "login refused" in fetch(service, account=f"{BOB}:wrong", status=77).stderr

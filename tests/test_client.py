@@ -1,0 +1,506 @@
+"""The SMTP client over sockets: against servers that behave, and that misbehave in each way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
+
+from mailsvc.client import (
+    BadArgument,
+    Client,
+    NotSent,
+    Outcome,
+    SendingFailure,
+    Stage,
+    Timeouts,
+    send_mail,
+)
+from mailsvc.smtp.failures import (
+    BadMessage,
+    BadReply,
+    CannotConnect,
+    CannotLogIn,
+    Disconnected,
+    NotOffered,
+    Refused,
+    TimedOut,
+    TLSFailed,
+)
+from mailsvc.smtp.source import Source
+
+MESSAGE = b"Subject: hello\r\n\r\n.dots\r\n..\r\nlast"
+QUICK = Timeouts(**dict.fromkeys(Timeouts.__dataclass_fields__, 0.4))
+
+#: What a line of the client's is answered: octets, None to hang up, or "" for silence.
+Answer = Callable[["Peer", bytes], bytes | None]
+
+
+class Peer(Protocol):
+    """A server that says what a test wants."""
+
+    transport: Any
+
+    def __init__(self, answer: Answer, greeting: bytes) -> None:
+        self.answer = answer
+        self.greeting = greeting
+        self.lines: list[bytes] = []
+        self.message = b""
+        self.in_data = False
+        self.chunk = 0
+        self.verb = b""
+        self._input = b""
+        self.gone = False
+
+    def connectionMade(self) -> None:
+        self.transport.write(self.greeting)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._input += data
+        while self._input and not self.gone:
+            if self.chunk:
+                taken, self._input = self._input[:self.chunk], self._input[self.chunk:]
+                self.message += taken
+                self.chunk -= len(taken)
+                if self.chunk == 0:
+                    self.say(self.lines[-1])
+                continue
+            line, end, rest = self._input.partition(b"\r\n")
+            if not end:
+                return
+            self._input = rest
+            if self.in_data:
+                self.message += line + b"\r\n"
+                if line == b".":
+                    self.in_data = False
+                    self.say(b".")
+                continue
+            self.lines.append(line)
+            if line.startswith(b"BDAT ") and int(line.split()[1]):
+                self.chunk = int(line.split()[1])
+            else:
+                self.say(line)
+
+    def say(self, line: bytes) -> None:
+        reply = self.answer(self, line)
+        if reply is None:
+            self.gone = True
+            self.transport.loseConnection()
+        else:
+            self.in_data = self.in_data or reply.startswith(b"354")
+            self.transport.write(reply)
+
+
+def polite(*extensions: str, **answers: bytes | None) -> Answer:
+    """A server that takes everything, but for what *answers* has for a verb; ``end`` is the dot."""
+    offered = b"".join(b"250-%s\r\n" % each.encode() for each in extensions)
+
+    def answer(peer: Peer, line: bytes) -> bytes | None:
+        verb = re.split(rb"[ :]", line)[0].decode().lower()
+        verb = {".": "end"}.get(verb, verb)
+        if verb in answers:
+            found = answers[verb]
+            return found.pop(0) if isinstance(found, list) else found  # type: ignore[unreachable]
+        if verb in ("ehlo", "lhlo"):
+            return offered + b"250 OK\r\n" if not extensions else (
+                b"250-peer.example\r\n" + offered + b"250 HELP\r\n")
+        return {"data": b"354 go\r\n", "quit": b"221 bye\r\n"}.get(verb, b"250 2.0.0 ok\r\n")
+
+    return answer
+
+
+class Listening:
+    """*answer* on a port, for a ``with`` block."""
+
+    def __init__(self, answer: Answer, greeting: bytes = b"220 peer.example ESMTP\r\n") -> None:
+        self.peers: list[Peer] = []
+
+        class Peers(Factory):
+            noisy = False
+
+            def buildProtocol(factory, addr: Any) -> Peer:
+                self.peers.append(Peer(answer, greeting))
+                return self.peers[-1]
+
+        self._factory = Peers()
+
+    async def __aenter__(self) -> Listening:
+        self._port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(
+            self._factory)
+        self.port = self._port.getHost().port
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for peer in self.peers:
+            peer.transport.abortConnection()
+        await self._port.stopListening()
+
+    def dial(self, **options: Any) -> Deferred[Client]:
+        options.setdefault("timeouts", QUICK)
+        return Client.dial("127.0.0.1", self.port, hello="client.example", **options)
+
+
+def kinds(outcomes: tuple[Outcome, ...]) -> list[str]:
+    return [type(each.failure).__name__ if each.failure else "accepted" for each in outcomes]
+
+
+@pytest_twisted.ensureDeferred
+async def test_step_by_step_as_in_go() -> None:
+    async with Listening(polite("SIZE 1000", "8BITMIME")) as server:
+        client = await server.dial()
+        assert client.extension("size") is None, "EHLO is said when it is needed"
+        await client.hello()
+        assert client.extension("size") == "1000" and client.extension("DSN") is None
+        assert (await client.mail("a@example.com")).code == 250
+        await client.rcpt("b@example.org")
+        assert (await client.data(MESSAGE)).status == (2, 0, 0)
+        await client.verify("b")
+        await client.expand("list")
+        await client.noop()
+        await client.reset()
+        reply = await client.quit()
+        assert reply is not None and reply.code == 221
+        assert client.closed is not None and client.transactions == 1
+        peer = server.peers[0]
+        assert peer.message == b"Subject: hello\r\n\r\n..dots\r\n...\r\nlast\r\n.\r\n"
+        assert peer.lines == [
+            b"EHLO client.example", b"MAIL FROM:<a@example.com> BODY=8BITMIME",
+            b"RCPT TO:<b@example.org>", b"DATA", b"VRFY b", b"EXPN list", b"NOOP", b"RSET", b"QUIT"]
+
+
+@pytest.mark.parametrize("extensions", [(), ("PIPELINING",), ("CHUNKING",),
+                                        ("PIPELINING", "CHUNKING")])
+@pytest_twisted.ensureDeferred
+async def test_each_recipient_has_an_outcome(extensions: tuple[str, ...]) -> None:
+    def answer(peer: Peer, line: bytes) -> bytes | None:
+        if line.startswith(b"RCPT TO:<n"):
+            return b"550 5.1.1 nobody\r\n"
+        if line.startswith(b"RCPT TO:<l"):
+            return b"450 later\r\n"
+        return polite(*extensions)(peer, line)
+
+    async with Listening(answer) as server:
+        client = await server.dial()
+        for number in (1, 2):
+            outcomes = await client.send(
+                "a@example.com", ["b@x.org", "n@x.org", "l@x.org", "c@x.org"], MESSAGE)
+            assert kinds(outcomes) == ["accepted", "Refused", "Refused", "accepted"]
+            assert [each.temporary for each in outcomes] == [False, False, True, False]
+            assert [str(each.status) for each in outcomes] == ["2.0.0", "5.1.1", "4.2.0", "2.0.0"]
+            assert client.transactions == number
+        # Nobody: the message is not sent, and the connection can be used on.
+        outcomes = await client.send("a@example.com", ["n@x.org"], MESSAGE)
+        assert kinds(outcomes) == ["Refused"]
+        outcomes = await client.send("a@example.com", ["b@x.org"], MESSAGE)
+        assert kinds(outcomes) == ["accepted"]
+        await client.quit()
+
+
+@pytest_twisted.ensureDeferred
+async def test_lmtp_has_a_reply_for_each() -> None:
+    async with Listening(polite("PIPELINING", end=b"250 ok\r\n452 4.2.2 full\r\n")) as server:
+        client = await server.dial(lmtp=True)
+        outcomes = await client.send("a@example.com", ["b@x.org", "c@x.org"], MESSAGE)
+        assert kinds(outcomes) == ["accepted", "Refused"]
+        assert str(outcomes[1].status) == "4.2.2"
+        assert server.peers[0].lines[0] == b"LHLO client.example"
+        client.close()
+
+
+@pytest.mark.parametrize("limits", [(), ("LIMITS RCPTMAX=2",)])
+@pytest_twisted.ensureDeferred
+async def test_whom_there_was_no_room_for_gets_another_transaction(
+        limits: tuple[str, ...]) -> None:
+    def answer(peer: Peer, line: bytes) -> bytes | None:
+        since = 0
+        for each in peer.lines:
+            since = 0 if each.startswith(b"MAIL") else since + each.startswith(b"RCPT")
+        if line.startswith(b"RCPT") and since > 2:
+            return b"452 4.5.3 too many\r\n"
+        return polite("PIPELINING", *limits)(peer, line)
+
+    async with Listening(answer) as server:
+        client = await server.dial()
+        outcomes = await client.send("a@example.com", [f"r{n}@x.org" for n in range(5)], MESSAGE)
+        assert kinds(outcomes) == ["accepted"] * 5
+        assert client.transactions == 3
+        client.close()
+
+
+# ---- servers that misbehave ----------------------------------------------------------------------
+
+
+async def one(answer: Answer, greeting: bytes = b"220 peer.example\r\n",
+              message: Any = MESSAGE) -> Outcome:
+    """What becomes of one recipient there."""
+    async with Listening(answer, greeting) as server:
+        client = await server.dial()
+        outcome, = await client.send("a@example.com", ["b@example.org"], message)
+        client.close()
+        return outcome
+
+
+@pytest.mark.parametrize("greeting,kind", [
+    (b"", TimedOut), (b"220-a\r\n", TimedOut), (b"554 5.3.2 no\r\n", Refused),
+    (b"421 4.3.2 no\r\n", Refused), (b"HTTP/1.1 400\r\n", BadReply), (b"220 a\n", BadReply),
+    (b"220-a\r\n" * 1000, BadReply), (b"220-a\r\n250 b\r\n", BadReply), (b"999 x\r\n", BadReply),
+    (b"\x15\x03\x01\x00\x02\x02\x0a", BadReply)])
+@pytest_twisted.ensureDeferred
+async def test_a_greeting_that_is_none(greeting: bytes, kind: type[SendingFailure]) -> None:
+    async with Listening(polite(), greeting) as server:
+        with pytest.raises(kind) as caught:
+            await server.dial()
+        assert caught.value.stage is Stage.GREETING and not caught.value.in_flight
+
+
+@pytest_twisted.ensureDeferred
+async def test_dripping_buys_no_time() -> None:
+    async with Listening(polite(), b"") as server:
+        dialling = server.dial()
+
+        async def drip() -> None:
+            for n in range(40):
+                await deferLater(reactor, 0.05)
+                if dialling.called:
+                    return
+                for peer in server.peers:
+                    peer.transport.write(b"220 slow"[n % 8:n % 8 + 1] if n < 8 else b"x")
+
+        dripping = Deferred.fromCoroutine(drip())
+        with pytest.raises(TimedOut):
+            await dialling
+        await dripping
+
+
+@pytest.mark.parametrize("answers,kind,stage,in_flight", [
+    ({"ehlo": None}, Disconnected, Stage.HELLO, False),
+    ({"ehlo": b""}, TimedOut, Stage.HELLO, False),
+    ({"ehlo": b"554 no\r\n"}, Refused, Stage.HELLO, False),
+    ({"mail": None}, Disconnected, Stage.RCPT, False),
+    ({"mail": b"451 4.3.0 no\r\n", "data": b"503 no\r\n"}, Refused, Stage.RCPT, False),
+    ({"rcpt": b"421 4.3.2 down\r\n"}, Refused, Stage.RCPT, False),
+    ({"rcpt": b"354 go on\r\n"}, BadReply, Stage.RCPT, False),
+    ({"data": b"451 4.3.0 no\r\n"}, Refused, Stage.DATA, False),
+    ({"data": b"250 thanks\r\n"}, BadReply, Stage.DATA, False),
+    ({"data": None}, Disconnected, Stage.DATA, False),
+    ({"data": b""}, TimedOut, Stage.DATA, False),
+    ({"end": b"550 5.7.1 spam\r\n"}, Refused, Stage.END, False),
+    ({"end": b"421 4.3.2 down\r\n"}, Refused, Stage.END, False),
+    ({"end": None}, Disconnected, Stage.END, True),
+    ({"end": b""}, TimedOut, Stage.END, True),
+    ({"end": b"250-a\r\n251 b\r\n"}, BadReply, Stage.END, True),
+])
+@pytest.mark.parametrize("extensions", [(), ("PIPELINING",)])
+@pytest_twisted.ensureDeferred
+async def test_what_goes_wrong_is_told(
+        answers: dict[str, bytes | None], kind: type[SendingFailure], stage: Stage,
+        in_flight: bool, extensions: tuple[str, ...]) -> None:
+    outcome = await one(polite(*extensions, **answers))
+    assert type(outcome.failure) is kind
+    assert (outcome.failure.stage, outcome.in_flight) == (stage, in_flight)
+    assert not outcome.accepted and outcome.temporary == (str(outcome.status)[0] == "4")
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_there() -> None:
+    async with Listening(polite()) as server:
+        port = server.port
+    with pytest.raises(CannotConnect):
+        await Client.dial("127.0.0.1", port)
+    with pytest.raises(CannotConnect):
+        await Client.dial("no host", port)
+
+
+@pytest_twisted.ensureDeferred
+async def test_quit_never_fails() -> None:
+    for answer in (None, b"", b"500 what\r\n"):
+        async with Listening(polite(quit=answer)) as server:
+            client = await server.dial()
+            await client.hello()
+            reply = await client.quit()
+            assert (reply is None) == (answer != b"500 what\r\n")
+
+
+# ---- messages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", [b"a\nb\r\n", b"a\r\n.\n", b"a\rb\r\n"])
+@pytest.mark.parametrize("extensions", [("PIPELINING",), ("CHUNKING",)])
+@pytest_twisted.ensureDeferred
+async def test_a_stray_line_end_is_refused_or_mended(message: bytes,
+                                                     extensions: tuple[str, ...]) -> None:
+    async with Listening(polite(*extensions)) as server:
+        client = await server.dial()
+        outcome, = await client.send("a@example.com", ["b@example.org"], message)
+        assert isinstance(outcome.failure, BadMessage) and str(outcome.status) == "5.6.11"
+        assert server.peers[0].message == b""
+        outcome, = await client.send("a@example.com", ["b@example.org"], message, normalize=True)
+        assert outcome.accepted
+        got = server.peers[0].message
+        assert got.count(b"\r\n") == got.count(b"\n") == got.count(b"\r") > 1
+        client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stray_line_end_in_a_stream_ends_the_connection() -> None:
+    async def blocks() -> AsyncIterator[bytes]:
+        yield b"a\r\n"
+        yield b".\n"
+
+    outcome = await one(polite(), message=blocks())
+    assert isinstance(outcome.failure, BadMessage) and not outcome.in_flight
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_not_offered_fails_clearly() -> None:
+    async with Listening(polite("SIZE 100")) as server:
+        client = await server.dial()
+        for sender, message, status in (
+                ("a@example.com", "a: b\r\n\r\né".encode(), "5.6.3"),
+                ("é@example.com", b"x\r\n", "5.6.7"),
+                ("a@example.com", "Subject: é\r\n\r\n".encode(), "5.6.7"),
+                ("a@example.com", b"x" * 101, "5.3.4")):
+            outcome, = await client.send(sender, ["b@example.org"], message)
+            assert isinstance(outcome.failure, NotOffered) and str(outcome.status) == status
+        outcomes = await client.send("a@example.com", ["é@example.org", "b@example.org"], b"x\r\n")
+        assert kinds(outcomes) == ["NotOffered", "accepted"]
+        assert all(line.isascii() for line in server.peers[0].lines)
+        client.close()
+
+
+@pytest.mark.parametrize("extensions", [(), ("CHUNKING", "PIPELINING")])
+@pytest_twisted.ensureDeferred
+async def test_a_large_message_is_read_as_the_server_takes_it(extensions: tuple[str, ...]) -> None:
+    produced = 0
+
+    def blocks() -> Iterator[bytes]:
+        nonlocal produced
+        for _ in range(1000):
+            produced += 65_536
+            yield b"x" * 65_534 + b"\r\n"
+
+    def answer(peer: Peer, line: bytes) -> bytes | None:
+        if line == b"DATA" or (line.startswith(b"RCPT") and extensions):
+            peer.transport.pauseProducing()
+        return polite(*extensions)(peer, line)
+
+    outcome = await one(answer, message=blocks())
+    assert isinstance(outcome.failure, TimedOut) and not outcome.in_flight
+    assert 0 < produced < 32 * 2**20
+
+
+@pytest.mark.parametrize("extensions", [(), ("CHUNKING",), ("CHUNKING", "PIPELINING")])
+@pytest_twisted.ensureDeferred
+async def test_a_large_message_arrives(extensions: tuple[str, ...]) -> None:
+    message = b"Subject: big\r\n\r\n" + b"".join(b".%d\r\n" % n for n in range(100_000))
+    async with Listening(polite(*extensions)) as server:
+        client = await server.dial(timeouts=Timeouts())
+        outcome, = await client.send("a@example.com", ["b@example.org"], message)
+        assert outcome.accepted
+        got = server.peers[0].message
+        if not extensions:
+            got = got.removesuffix(b".\r\n").replace(b"\r\n..", b"\r\n.")
+        assert got == message
+        client.close()
+
+
+def test_a_source_looks_alike_as_bytes_and_as_a_file(tmp_path: Any) -> None:
+    for data in (b"", b"a", b"a\r\n", "Subject: é\r\n\r\nx".encode(), "a: b\r\n\r\né".encode(),
+                 b"a\nb", b"a\r", b"x" * 70_000 + b"\r\n\r\n\xff"):
+        path = tmp_path / "message"
+        path.write_bytes(data)
+        with path.open("rb") as file:
+            assert Source(file).look() == Source(data).look()
+    form = Source("a: b\r\n\r\né".encode()).look()
+    assert form is not None and form.eight_bit and not form.utf8_header and form.size == 12
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_bad_argument_sends_nothing() -> None:
+    async with Listening(polite("PIPELINING")) as server:
+        client = await server.dial()
+        for sender, recipients in (("a\r\n@x", ["b@y"]), ("a@x", ["b@y", "c@z>\r\nDATA"]),
+                                   ("a@x", []), ("a@x", [""])):
+            with pytest.raises(BadArgument):
+                await client.send(sender, recipients, MESSAGE)
+        assert server.peers[0].lines == []
+        client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_send_mail_raises_when_nobody_gets_it() -> None:
+    async with Listening(polite(rcpt=b"550 5.1.1 no\r\n")) as server:
+        with pytest.raises(NotSent) as caught:
+            await send_mail("127.0.0.1", "a@example.com", ["b@example.org"], MESSAGE,
+                            port=server.port)
+        outcome, = caught.value.outcomes
+        assert isinstance(outcome, Outcome) and outcome.permanent
+
+
+# ---- TLS and logins on servers that misbehave ----------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_tls_that_is_not_offered() -> None:
+    async with Listening(polite()) as server:
+        with pytest.raises(TLSFailed) as caught:
+            await server.dial(tls="starttls")
+        assert caught.value.reason == "starttls-not-supported"
+        client = await server.dial(tls="opportunistic")
+        assert client.secured is None and client.tls_failure is None
+        client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_that_breaks_falls_back_where_that_is_allowed() -> None:
+    def answer(peer: Peer, line: bytes) -> bytes | None:
+        if line == b"STARTTLS":
+            peer.transport.write(b"220 go\r\n")
+            peer.transport.loseConnection()
+            return b""
+        return polite("STARTTLS")(peer, line)
+
+    async with Listening(answer) as server:
+        with pytest.raises(TLSFailed):
+            await server.dial(tls="starttls")
+        client = await server.dial(tls="opportunistic")
+        assert client.secured is None and isinstance(client.tls_failure, TLSFailed)
+        client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_text_behind_the_answer_to_starttls_is_an_error() -> None:
+    async with Listening(polite("STARTTLS", starttls=b"220 go\r\n250-AUTH PLAIN\r\n")) as server:
+        with pytest.raises(SendingFailure) as caught:
+            await server.dial(tls="starttls")
+        assert "in the clear" in caught.value.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_success_that_scram_has_not_proven_is_not_believed() -> None:
+    async with Listening(polite("AUTH SCRAM-SHA-256 PLAIN", auth=b"235 fine\r\n")) as server:
+        client = await server.dial()
+        with pytest.raises(CannotLogIn):
+            await client.auth("bob", "secret")
+        assert client.closed is not None
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_mechanism_and_no_secret_said() -> None:
+    async with Listening(polite("AUTH GSSAPI NTLM")) as server:
+        client = await server.dial()
+        with pytest.raises(CannotLogIn):
+            await client.auth("bob", "secret")
+        assert b"secret" not in b"".join(server.peers[0].lines)
+        client.close()

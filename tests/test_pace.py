@@ -1,0 +1,50 @@
+"""``mailsvc.pace``: how much a source may do in a minute."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.task import Clock
+
+from mailsvc.pace import Pace
+
+
+def test_as_much_at_once_and_then_as_time_gives_it_back() -> None:
+    clock = Clock()
+    pace = Pace(60, clock)
+    assert not pace.exceeds("one", 60)
+    assert pace.exceeds("one")
+    assert not pace.exceeds("other")
+    clock.advance(1)
+    assert [pace.exceeds("one") for _ in range(2)] == [False, True]
+
+
+def test_what_is_too_much_does_not_count() -> None:
+    pace = Pace(10, Clock())
+    assert not pace.exceeds("one", 5)
+    assert pace.exceeds("one", 6)
+    assert not pace.exceeds("one", 5)
+    assert pace.exceeds("one", 1)
+
+
+def test_no_limit() -> None:
+    pace = Pace(0, Clock())
+    assert not any(pace.exceeds("one", 10**9) for _ in range(5))
+
+
+def test_a_clock_that_goes_back_gives_nothing_away() -> None:
+    clock = Clock()
+    clock.advance(1000)
+    pace = Pace(1, clock)
+    assert not pace.exceeds("one")
+    clock.rightNow = 0
+    assert pace.exceeds("one")
+
+
+def test_a_million_sources_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailsvc.pace.SOURCES", 100)
+    pace = Pace(1, Clock())
+    for number in range(10_000):
+        assert not pace.exceeds(str(number))
+    assert len(pace._levels) == 100
+    assert pace.exceeds("9999"), "the last to come are known"
+    assert not pace.exceeds("0")
