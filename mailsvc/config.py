@@ -34,6 +34,8 @@ from mailsvc.log import LogSettings
 from mailsvc.passwords import PasswordSettings
 from mailsvc.pop3.limits import POP3Settings
 from mailsvc.proxy import ProxySettings
+from mailsvc.queue.limits import QueueSettings
+from mailsvc.queue.routes import RelaySettings
 from mailsvc.routing import RoutingSettings
 from mailsvc.sasl.context import AuthSettings
 from mailsvc.settings import Check, at_least, setting
@@ -152,6 +154,8 @@ class Settings:
     brakes: BrakeSettings = field(default_factory=BrakeSettings)
     proxy: ProxySettings = field(default_factory=ProxySettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    relay: RelaySettings = field(default_factory=RelaySettings)
     log: LogSettings = field(default_factory=LogSettings)
     #: The keys that were given and not left to their defaults, dotted.
     given: frozenset[str] = field(default=frozenset(), compare=False)

@@ -10,8 +10,8 @@ was made with is kept, for it names the maildir.
 
 **Aliases.**  An alias of an account's name takes that account's mail; the account can still log in.
 A target of the alias's own name means that account: ``bob@d -> bob@d, carol@d`` keeps a copy with
-Bob.  Targets are mailboxes of the domains here.  Only a *moved* alias may name any address: it
-delivers nothing, and the sender is told (551, RFC 5321 §3.4).  A loop of aliases is refused when
+Bob.  A target of a domain that is not served here is forwarded to.  A *moved* alias delivers
+nothing: the sender is told the new address (551, RFC 5321 §3.4).  A loop of aliases is refused when
 its last link is added; one by way of a catch-all or a subaddress is refused by ``routing``.
 """
 
@@ -252,7 +252,7 @@ class SqliteDirectory:
                 target = check_address(target)
                 if not self.domain(target.domain):
                     raise DirectoryError(f"{target} is in a domain that is not served here",
-                                         "mail is not relayed: choose an account or alias here")
+                                         "to forward it all, choose an alias here that does")
                 if not self._exists(target):
                     raise DirectoryError(f"there is no account or alias {target}",
                                          f"first add it with: mailsvc account add {target}")
@@ -419,9 +419,7 @@ class SqliteDirectory:
             raise DirectoryError(f"alias {alias.name} leads nowhere", "expected a target")
         for target in alias.targets:
             if not self.domain(target.domain):
-                raise DirectoryError(f"{target} is in a domain that is not served here",
-                                     "mail is not relayed: choose an account or alias here, or "
-                                     "tell senders the address with --moved")
+                continue  # forwarded there; nobody here knows whether it exists
             if _key(target) == _key(alias):
                 names, found = [target], bool(self._account_at(target))
             else:

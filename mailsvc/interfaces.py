@@ -82,6 +82,24 @@ class IDelivery(Interface):
         """Forget the message; synchronous, idempotent, never raises.  Does nothing after commit."""
 
 
+class IQueue(Interface):
+    """Where mail for other hosts waits until it has been relayed."""
+
+    def begin(envelope):
+        """Open a delivery of one message into the queue; synchronous, and does no I/O.
+
+        :param envelope: a :class:`mailsvc.mail.Envelope` of which some recipient has remotes.
+        :returns: an :class:`IDelivery`.
+        """
+
+    def delivered(envelope, header):
+        """Tell the sender that a message is in the maildirs here, where it asked for that (DSN).
+
+        :param header: the message's, or as much of it as there is.
+        :returns: a Deferred that fires with None when the report is on its way; never fails.
+        """
+
+
 class IMaildrop(Interface):
     """An open, exclusively locked maildrop: the avatar of a POP3 login.
 
@@ -204,10 +222,12 @@ class IKeyring(Interface):
 class IRouter(Interface):
     """Where a forward-path leads."""
 
-    def route(forward_path):
-        """The accounts that mail to *forward_path* is delivered to.
+    def route(forward_path, relay=False):
+        """Where mail to *forward_path* is delivered or relayed to.
 
-        :returns: a non-empty tuple of :class:`mailsvc.mail.Account`, or a Deferred of it.
+        :param relay: whether its sender may send through us to whatever host.
+        :returns: a non-empty tuple of :class:`mailsvc.mail.Account` and
+            :class:`mailsvc.mail.Remote`, or a Deferred of it.
         :raises mailsvc.errors.MailFailure: ``UnknownMailbox``, ``MailboxMoved``, ``RelayDenied``,
             ``RoutingLoop`` or ``TemporaryFailure``.
         """

@@ -117,6 +117,12 @@ class Listener:
             return os.fsdecode(host.name)
         return str(host)
 
+    @property
+    def host_and_port(self) -> tuple[str, int] | None:
+        """Where it really listens, when that is an IP address."""
+        host = self._port.getHost() if self._port is not None else None
+        return (host.host, host.port) if isinstance(host, IPv4Address | IPv6Address) else None
+
     def bind(self) -> Deferred[None]:
         """Take the port; fails with a :class:`CannotStart`."""
         if self._port is not None:

@@ -85,11 +85,48 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Remote:
+    """A mailbox of another host, to which mail is relayed.
+
+    :ivar address: the forward-path to use there.
+    :ivar alias: the address of ours that led there, whose mail is forwarded; or None.
+    """
+
+    address: Address
+    alias: Address | None = None
+
+    @property
+    def name(self) -> str:
+        """As :attr:`Account.name`."""
+        return str(self.address)
+
+
+@dataclass(frozen=True, slots=True)
 class Recipient:
-    """One accepted RCPT: the forward-path as given, and the accounts it led to."""
+    """One accepted RCPT: the forward-path as given, and where it led.
+
+    :ivar accounts: the accounts here.
+    :ivar remotes: the mailboxes elsewhere.
+    :ivar notify: of what its sender wants reports, NOTIFY (RFC 3461 §4.1): "NEVER", or of
+        "SUCCESS", "FAILURE" and "DELAY"; empty when it was not said.
+    :ivar orcpt: the original recipient, ORCPT (§4.2), ``type;address`` decoded; or empty.
+    """
 
     forward_path: Address
     accounts: tuple[Account, ...]
+    remotes: tuple[Remote, ...] = ()
+    notify: tuple[str, ...] = ()
+    orcpt: str = ""
+
+    @property
+    def expanded(self) -> bool:
+        """Whether it led to several mailboxes."""
+        return len(self.accounts) + len(self.remotes) > 1
+
+    @property
+    def reports_here(self) -> bool:
+        """Whether its sender is to be told of success, and by us (RFC 3461 §5.2.7)."""
+        return "SUCCESS" in self.notify and (bool(self.accounts) or self.expanded)
 
 
 @dataclass(slots=True)
@@ -102,6 +139,10 @@ class Envelope:
     :ivar smtputf8: whether SMTPUTF8 was given.
     :ivar submitter: AUTH=, who submitted the message first, as a trusted client says (RFC 4954 §5).
     :ivar requiretls: whether REQUIRETLS was given (RFC 8689).
+    :ivar ret: how much of the message a report returns, RET (RFC 3461 §4.3): "FULL", "HDRS" or
+        empty.
+    :ivar envid: what its sender calls the transaction, ENVID (§4.4), decoded; or empty.
+    :ivar account: the name of who submitted it here, or empty.
     """
 
     id: str
@@ -111,11 +152,18 @@ class Envelope:
     smtputf8: bool = False
     submitter: Address = NULL_PATH
     requiretls: bool = False
+    ret: str = ""
+    envid: str = ""
+    account: str = ""
     recipients: list[Recipient] = field(default_factory=list)
 
     def accounts(self) -> tuple[Account, ...]:
         """Every account to deliver to, each once, in the order first named."""
         return tuple(dict.fromkeys(a for r in self.recipients for a in r.accounts))
+
+    def remotes(self) -> tuple[Remote, ...]:
+        """Every mailbox to relay to, each once, in the order first named."""
+        return tuple(dict.fromkeys(a for r in self.recipients for a in r.remotes))
 
 
 #: Crockford's base 32: no I, L, O, U, so that an id can be read aloud.

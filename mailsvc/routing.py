@@ -18,10 +18,15 @@ deeper or wider than the limits, are a :class:`~mailsvc.errors.RoutingLoop`.
 An account that only sends gets no mail: what leads to it alone is refused with 5.2.1 (RFC 3463
 §3.3, mailbox disabled), which tells a sender that the address is right and no typing error.
 
-A domain that is not ours is not relayed to.  ``<postmaster>`` without a domain, and postmaster and
-abuse at an address literal of this host (RFC 5321 §4.1.3, setting ``literals``), are those of the
-default domain; no other mailbox has a literal for its domain.  ``a%b@ours`` and ``b!a@ours`` are
-local-parts like any other and never rewritten (RFC 5321 §2.3.11, appendix F.2).
+A domain that is not ours is relayed to for those who may send through us, and by our own aliases,
+whoever sends: their remote targets are :class:`~mailsvc.mail.Remote`.  An address of SRS
+(:mod:`mailsvc.srs`) at a domain of ours leads back to the sender whose mail we forwarded.
+Everybody else's mail to other hosts is refused.
+
+``<postmaster>`` without a domain, and postmaster and abuse at an address literal of this host (RFC
+5321 §4.1.3, setting ``literals``), are those of the default domain; no other mailbox has a literal
+for its domain.  ``a%b@ours`` and ``b!a@ours`` are local-parts like any other and never rewritten
+(RFC 5321 §2.3.11, appendix F.2).
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ from mailsvc.errors import (
     UnknownMailbox,
 )
 from mailsvc.interfaces import IDirectory, IRouter
-from mailsvc.mail import Account, Address
+from mailsvc.mail import Account, Address, Remote
 from mailsvc.names import (
     RESERVED,
     SEPARATORS,
@@ -54,6 +59,7 @@ from mailsvc.names import (
     parse_address,
 )
 from mailsvc.settings import Check, at_least, setting
+from mailsvc.srs import SRS
 
 
 def _separators(value: str) -> str | None:
@@ -119,9 +125,20 @@ class Router:
         self._settings = settings = settings or RoutingSettings()
         self._postmaster = parse_address(settings.postmaster) if settings.postmaster else None
         self._literals = {ipaddress.ip_address(literal) for literal in settings.literals}
+        #: How senders are rewritten whose mail is forwarded, and found again.
+        self.srs = SRS(lambda value: directory.keyed("srs", value))
 
-    def route(self, forward_path: Address) -> tuple[Account, ...]:
-        domain = self._domain(forward_path)
+    def route(self, forward_path: Address, relay: bool = False) -> tuple[Account | Remote, ...]:
+        try:
+            domain = self._domain(forward_path)
+        except RelayDenied:
+            if relay:
+                return (Remote(forward_path),)
+            raise
+        # Before a catch-all, which would swallow it; nobody else can have made that hash.
+        sender = self.srs.reverse(forward_path.local_part)
+        if sender is not None:
+            return self.route(sender, relay=True)
         try:
             return tuple(self._accounts(self._mailbox(forward_path.local_part, domain)))
         except PermanentFailure:
@@ -147,8 +164,9 @@ class Router:
         if alias is None:
             self._mailbox(name.local_part, domain)
             raise UnknownMailbox("That is a user name, not a mailing list")
-        return tuple(Address(account.local_part, account.domain)
-                     for account in self._accounts(alias))
+        return tuple(found.address if isinstance(found, Remote)
+                     else Address(found.local_part, found.domain)
+                     for found in self._accounts(alias))
 
     def serves(self, domain: str) -> bool:
         """Whether *domain* is one of ours."""
@@ -163,19 +181,19 @@ class Router:
 
     # --- From a mailbox to accounts --------------------------------------------------------------
 
-    def _accounts(self, mailbox: Account | Alias) -> Iterable[Account]:
-        """What *mailbox* leads to: one account or more, in the order found."""
-        accounts: dict[Account, None] = {}
+    def _accounts(self, mailbox: Account | Alias) -> Iterable[Account | Remote]:
+        """What *mailbox* leads to: one account or remote mailbox or more, in the order found."""
+        accounts: dict[Account | Remote, None] = {}
         dead_ends: list[PermanentFailure] = []
         self._follow(mailbox, (), set(), accounts, dead_ends)
         if not accounts:
             raise dead_ends[0]
         return accounts
 
-    def _follow(self, mailbox: Account | Alias, way: tuple[_Key, ...], done: set[_Key],
-                accounts: dict[Account, None], dead_ends: list[PermanentFailure]) -> None:
-        if isinstance(mailbox, Account):
-            if not mailbox.receives:
+    def _follow(self, mailbox: Account | Alias | Remote, way: tuple[_Key, ...], done: set[_Key],
+                accounts: dict[Account | Remote, None], dead_ends: list[PermanentFailure]) -> None:
+        if not isinstance(mailbox, Alias):
+            if isinstance(mailbox, Account) and not mailbox.receives:
                 dead_ends.append(_disabled())
                 return
             accounts[mailbox] = None
@@ -193,14 +211,16 @@ class Router:
         for target in mailbox.targets:
             try:
                 _refuse_moved(mailbox)
-                found = self._target(target, own)
+                found = self._target(target, own, Address(mailbox.local_part, mailbox.domain))
             except (UnknownMailbox, MailboxMoved, RelayDenied) as failure:
                 dead_ends.append(failure)
             else:
                 self._follow(found, (*way, own), done, accounts, dead_ends)
 
-    def _target(self, target: Address, alias: _Key) -> Account | Alias:
+    def _target(self, target: Address, alias: _Key, name: Address) -> Account | Alias | Remote:
         if _key(target) != alias:
+            if target.domain and self._directory.domain(target.domain) is None:
+                return Remote(target, name)
             return self._mailbox(target.local_part, self._domain(target))
         account = self._directory.account(*alias)
         if account is None:

@@ -42,6 +42,7 @@ from mailsvc.checkers.inturn import InTurn, in_turn
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
+from mailsvc.dkim import Keys, Signer
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
 from mailsvc.front import Front, listeners_of
 from mailsvc.headcount import Crew
@@ -51,11 +52,20 @@ from mailsvc.names import DirectoryError
 from mailsvc.passwords import PasswordHasher
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.proxy import ProxiedFactory
+from mailsvc.queue.carrier import Carrier
+from mailsvc.queue.exchangers import Exchangers
+from mailsvc.queue.reports import Reports
+from mailsvc.queue.routes import Routes
+from mailsvc.queue.runner import Runner
+from mailsvc.queue.schedule import Schedule
+from mailsvc.queue.service import Queue
+from mailsvc.queue.spool import Spool
 from mailsvc.rates import Rates
 from mailsvc.routing import Router
 from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.store import Store, StoreUnusable, open_store
+from mailsvc.store.threads import Threads
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable
@@ -193,16 +203,17 @@ class MailService(Front):
                         self._admit, section.commands_per_minute, counts.get(protocol))
             for protocol, section in (("smtp", settings.smtp), ("pop3", settings.pop3)))
         self._connections = [smtp, pop3]
+        queue = self._open_queue(router, store)
         factories: dict[str, Any] = {"pop3": POP3Factory(
             authenticator, settings.pop3, hostname, reactor,
             self._tls if settings.pop3.stls else None, pop3)}
         for mode in TRANSPORT, LMTP:
             factories[mode.name] = SMTPFactory(
                 store, router, settings.smtp, hostname, reactor,
-                self._tls if settings.smtp.starttls else None, mode, smtp)
+                self._tls if settings.smtp.starttls else None, mode, smtp, queue=queue)
         factories[SUBMISSION.name] = SMTPFactory(
             store, router, settings.smtp, hostname, reactor, self._tls, SUBMISSION, smtp,
-            authenticator, SubmissionAgent(settings.submission, router, rates, hostname))
+            authenticator, SubmissionAgent(settings.submission, router, rates, hostname), queue)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
         for listener in self.listeners:
@@ -217,6 +228,29 @@ class MailService(Front):
             return TemporaryFailure("Too many connections; try again later",
                                     EnhancedStatus(4, 3, 2))
         return self._brakes.admit(client)
+
+    def _open_queue(self, router: Router, store: Store) -> Queue:
+        """The queue, and in it what sends when this process is the one that may."""
+        settings, reactor = self._settings, self._reactor
+        hostname = settings.service.hostname
+        threads = Threads(reactor, 16, "queue")
+        queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
+                      min(5, settings.service.grace_seconds))
+        listening = {place for listener in self.listeners
+                     if listener.kind.name == "smtp" and (place := listener.host_and_port)}
+
+        def runner() -> Runner:
+            exchangers = Exchangers(settings.relay, hostname, listening, reactor)
+            carrier = Carrier(settings.relay, settings.queue, exchangers, hostname, reactor)
+            return Runner(queue.spool, threads, carrier, Routes(settings.relay),
+                          Schedule(settings.queue), reports, router.srs, reactor,
+                          Signer(Keys(Path(settings.service.data) / "dkim")).sign)
+
+        queue.reports = reports = Reports(
+            router, store, queue, hostname, settings.queue.language, reactor.seconds)
+        queue.make_runner = runner
+        queue.setServiceParent(self)
+        return queue
 
     def _sweep(self) -> Deferred[None]:
         assert self._store is not None

@@ -169,7 +169,7 @@ class FakeRouter:
         unknown = UnknownMailbox("No such mailbox here")
         return self._places.get((path.local_part.lower(), domain), unknown)
 
-    def route(self, forward_path: Address) -> Any:
+    def route(self, forward_path: Address, relay: bool = False) -> Any:
         """As ``IRouter.route``."""
         return self._answers.give("route", self._place(forward_path))
 

@@ -26,7 +26,7 @@ from mailsvc.errors import (
 )
 from mailsvc.interfaces import IDirectory, IRouter
 from mailsvc.logins import Credentials, StoredPassword
-from mailsvc.mail import Account, Address
+from mailsvc.mail import Account, Address, Remote
 from mailsvc.names import fold_domain, fold_local_part, parse_address
 from mailsvc.routing import Router, RoutingSettings
 from mailsvc.smtp.replies import from_failure
@@ -397,10 +397,33 @@ def test_a_catch_all_that_leads_nowhere() -> None:
 def test_a_target_in_a_domain_that_was_ours() -> None:
     directory = graph()
     directory.lead("a@d.example", "x@old.example")
-    with pytest.raises(RelayDenied):
-        Router(directory, "").route(at("a@d.example"))
+    forwarded = Remote(at("x@old.example"), at("a@d.example"))
+    assert Router(directory, "").route(at("a@d.example")) == (forwarded,)
     directory.lead("a@d.example", "x@old.example", "bob@d.example")
-    assert Router(directory, "").route(at("a@d.example")) == (Account("bob", "d.example"),)
+    assert Router(directory, "").route(at("a@d.example")) == (
+        forwarded, Account("bob", "d.example"))
+
+
+def test_who_may_send_through_us_reaches_every_host(router: Router) -> None:
+    for text in ("bob@elsewhere.example", "bob@[192.0.2.1]", "postmaster@elsewhere.example"):
+        with pytest.raises(RelayDenied):
+            router.route(path(text))
+        assert router.route(path(text), relay=True) == (Remote(path(text)),)
+    # What is ours stays here, and what is not there is not sent on.
+    assert router.route(at("bob@one.example"), relay=True) == (Account("Bob", "one.example"),)
+    with pytest.raises(UnknownMailbox):
+        router.route(at("nobody@one.example"), relay=True)
+    with pytest.raises(UnknownMailbox):
+        router.route(path("nobody"), relay=True)
+
+
+def test_a_rewritten_sender_leads_back(router: Router) -> None:
+    sender = at("alice@sender.example")
+    rewritten = router.srs.forward(sender, "one.example")
+    assert router.route(rewritten) == (Remote(sender),)
+    forged = Address(rewritten.local_part.replace("alice", "mallory"), "one.example")
+    with pytest.raises(UnknownMailbox):
+        router.route(forged)
 
 
 def test_itself_without_an_account() -> None:
@@ -410,8 +433,8 @@ def test_itself_without_an_account() -> None:
         Router(directory, "").route(at("a@d.example"))
 
 
-@pytest.mark.parametrize("links", [["a@d.example"], ["carol@d.example"], ["postmaster+x@d.example"],
-                                   ["x@old.example"]])
+@pytest.mark.parametrize("links", [["a@d.example"], ["carol@d.example"],
+                                   ["postmaster+x@d.example"]])
 def test_postmaster_is_reached_whatever_its_alias_is(links: list[str]) -> None:
     directory = graph()
     directory.lead("a@d.example", "b@d.example")

@@ -209,7 +209,6 @@ def test_an_internationalized_recipient(post: Any) -> None:
     (("--", "-t"), b"", os.EX_USAGE, "-t: not an address"),
     (("-f", "a@b, c@d", "x"), b"", os.EX_USAGE, "is not one address"),
     (("nobody@example.org",), b"", os.EX_NOUSER, "nobody@example.org: 550 5.1.1"),
-    (("x@elsewhere.example",), b"", os.EX_NOPERM, "x@elsewhere.example: 550 5.7.1"),
     (("alice@example.org",), b"X: " + b"y" * 300_000, os.EX_DATAERR, "554 5.6.0"),
     (("--socket", "/nonexistent/s", "x"), b"", os.EX_TEMPFAIL, "is mailsvc running"),
     (("--socket=/nonexistent/s", "x"), b"", os.EX_TEMPFAIL, "/nonexistent/s: No such file"),

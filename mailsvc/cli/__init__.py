@@ -21,8 +21,10 @@ COMMANDS = {
     "ban": "mailsvc.cli.bans",
     "config": "mailsvc.cli.config",
     "dev": "mailsvc.cli.dev",
+    "dkim": "mailsvc.cli.dkim",
     "domain": "mailsvc.cli.domains",
     "fetch": "mailsvc.cli.fetch",
+    "queue": "mailsvc.cli.queue",
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
 }

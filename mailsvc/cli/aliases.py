@@ -28,9 +28,9 @@ def alias() -> None:
 def add(name: Address, targets: tuple[Address, ...], moved: bool, replace: bool) -> None:
     """Lead the mail for NAME@DOMAIN to each TARGET.
 
-    A TARGET is an account or an alias here, perhaps with a subaddress (bob+sales@example.org).  An
-    alias with the name of an account takes that account's mail; name the account itself among the
-    targets to keep a copy there.
+    A TARGET is an account or an alias here, perhaps with a subaddress (bob+sales@example.org), or
+    an address elsewhere, to which the mail is forwarded.  An alias with the name of an account
+    takes that account's mail; name the account itself among the targets to keep a copy there.
 
     \b
     Example:

@@ -50,10 +50,12 @@ from mailsvc.workers import serve
 CHEAP_PASSWORDS = ("passwords.memory_kib=64", "passwords.passes=1",
                    "passwords.scram_iterations=4096")
 #: What would be in the way of a program under test: that its logins fail again and again, that it
-#: sends a lot, that it fetches without TLS.  Other loopback addresses are braked as anywhere.
+#: sends a lot, that it fetches without TLS, that the exchangers of a test are on loopback.  Other
+#: loopback addresses are braked as anywhere.
 FOR_TESTS = (
     'brakes.exempt_networks=["127.0.0.1/32", "::1/128"]',
     "pop3.allow_cleartext_auth=yes",
+    "relay.loopback=true",
     *(f"submission.{what}_per_{period}=0"
       for what in ("messages", "recipients") for period in ("minute", "hour", "day")),
 )

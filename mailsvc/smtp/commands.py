@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mailsvc.mail import NULL_PATH, Address, Envelope, new_id
 from mailsvc.sasl.mechanisms import offered
-from mailsvc.smtp import grammar, replies, xclient, xtext
+from mailsvc.smtp import dsn, grammar, replies, xclient, xtext
 from mailsvc.smtp.events import (
     DataBegins,
     Expand,
@@ -140,24 +140,34 @@ _MAIL_PARAMETERS = {
     "BODY": Parameter("body", grammar.body),
     "SMTPUTF8": Parameter("smtputf8", grammar.flag),
     "AUTH": Parameter("submitter", xtext.auth_parameter, lambda session: session.sasl is not None),
-    # RFC 8689 §4.2.1: only said inside TLS.  Delivered here, the message has come to its end.
+    # RFC 8689 §4.2.1: only said inside TLS.
     "REQUIRETLS": Parameter("requiretls", grammar.flag, lambda session: session.tls_active),
+    "RET": Parameter("ret", dsn.ret),
+    "ENVID": Parameter("envid", dsn.envid),
 }
+
+#: Those of RCPT: the parser of each value.
+_RCPT_PARAMETERS: dict[str, Callable[[str | None], Any]] = {
+    "NOTIFY": dsn.notify, "ORCPT": dsn.orcpt}
 
 
 def _rcpt(session: Session, argument: bytes) -> None:
     parsed = grammar.forward_path(argument)
     envelope = session.envelope
     assert envelope is not None
-    if parsed.parameters:
-        session.refuse(_unknown_parameter(next(iter(parsed.parameters)), "RCPT"))
-    elif parsed.internationalized and not envelope.smtputf8:
+    said: dict[str, Any] = {}
+    for keyword, value in parsed.parameters.items():
+        if keyword not in _RCPT_PARAMETERS:
+            session.refuse(_unknown_parameter(keyword, "RCPT"))
+            return
+        said[keyword.lower()] = _RCPT_PARAMETERS[keyword](value)
+    if parsed.internationalized and not envelope.smtputf8:
         session.refuse(replies.NEEDS_SMTPUTF8)
     elif len(envelope.recipients) >= session.limits.recipients:
         # Not an error of the client: it may go on with those it has (RFC 5321 §4.5.3.1.10).
         session.say(replies.TOO_MANY_RECIPIENTS)
     else:
-        session.ask(RcptTo(parsed.path))
+        session.ask(RcptTo(parsed.path, **said))
 
 
 def _unknown_parameter(keyword: str, verb: str) -> Reply:
@@ -292,8 +302,10 @@ _ROWS = (
     Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True, known=lambda m: not m.lmtp),
     Command("LHLO", _ehlo, _ANY, "LHLO your.host.name", idle=True, known=lambda m: m.lmtp),
     Command("MAIL", _mail, frozenset({READY}),
-            "MAIL FROM:<address> [SIZE=octets] [BODY=8BITMIME] [SMTPUTF8]", fault="5.1.7"),
-    Command("RCPT", _rcpt, frozenset({MAIL, RCPT}), "RCPT TO:<address>"),
+            "MAIL FROM:<address> [SIZE=octets] [BODY=8BITMIME] [SMTPUTF8] [RET=FULL|HDRS] "
+            "[ENVID=id]", fault="5.1.7"),
+    Command("RCPT", _rcpt, frozenset({MAIL, RCPT}),
+            "RCPT TO:<address> [NOTIFY=NEVER|SUCCESS,FAILURE,DELAY] [ORCPT=type;address]"),
     Command("DATA", _data, frozenset({RCPT}), "DATA, then the message, then CRLF.CRLF"),
     # BDAT looks at the phase itself: its octets must be swallowed in any.
     Command("BDAT", _bdat, _ANY, "BDAT octets [LAST], then the octets"),
@@ -334,6 +346,7 @@ EXTENSIONS: tuple[Callable[[Session], str], ...] = (
     lambda session: "SMTPUTF8",
     lambda session: "CHUNKING",
     lambda session: "ENHANCEDSTATUSCODES",
+    lambda session: "DSN",
     _limits,
     # RFC 4954 §4: nothing is offered that would be refused in the clear.
     lambda session: "AUTH " + " ".join(mechanisms) if (

@@ -49,9 +49,14 @@ class MailFrom:
 
 @dataclass(frozen=True, slots=True)
 class RcptTo:
-    """Question: RCPT.  Before a positive reply, add its Recipient to the session's envelope."""
+    """Question: RCPT.  Before a positive reply, add its Recipient to the session's envelope.
+
+    :ivar notify: as :attr:`mailsvc.mail.Recipient.notify`; and ``orcpt`` likewise.
+    """
 
     forward_path: Address
+    notify: tuple[str, ...] = ()
+    orcpt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ from twisted.internet.defer import Deferred
 
 from mailsvc.mail import Envelope
 
+#: How much of a message a report of success may need.
+_HEADER_OCTETS = 65_536
+
 
 class Filter(Protocol):
     """What a message passes through, block by block."""
@@ -26,12 +29,20 @@ class Incoming:
     :param delivery: the ``IDelivery`` that it goes to, or a ``Severally``.
     :param filters: what its blocks pass through on the way, in this order.
     :ivar envelope: whose message it is.
+    :ivar header: its beginning, with the header, where its sender is to be told of success.
     """
 
     def __init__(self, envelope: Envelope, delivery: Any, filters: Sequence[Filter] = ()) -> None:
         self.envelope = envelope
         self._delivery = delivery
         self._filters = filters
+        self._reports = any(each.reports_here for each in envelope.recipients)
+        self.header = b""
+
+    def _give(self, block: bytes) -> Deferred[None] | None:
+        if self._reports and len(self.header) < _HEADER_OCTETS:
+            self.header += block[:_HEADER_OCTETS]
+        return self._delivery.write(block)
 
     def write(self, block: bytes) -> Deferred[None] | None:
         """Take a block; pause the sender until what is returned fires.
@@ -40,7 +51,7 @@ class Incoming:
         """
         for each in self._filters:
             block = each.feed(block)
-        return self._delivery.write(block) if block else None
+        return self._give(block) if block else None
 
     def put(self, block: bytes) -> Deferred[None] | None:
         """Take a block that no filter is to see, such as the trace header."""
@@ -57,7 +68,7 @@ class Incoming:
                 rest = await rest
             for later in self._filters[position + 1:]:
                 rest = later.feed(rest)
-            pause = self._delivery.write(rest) if rest else None
+            pause = self._give(rest) if rest else None
             if pause is not None:
                 await pause
 

@@ -113,6 +113,10 @@ class Tally:
             if reply.positive:
                 self._accepted.append(number)
             else:
+                sender = command.transaction.sender_reply if command.transaction else None
+                if sender is not None and not sender.positive:
+                    # Sent ahead, RCPT gets a 503; what decided is what MAIL was answered.
+                    reply, failure = sender, refusal(sender, Stage.MAIL)
                 self._settle(number, reply, failure)
         elif command.stage is Stage.END:
             self.unfinished = False

@@ -24,13 +24,14 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IReacto
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
+from mailsvc import fanout
 from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections, peer_uid
 from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
 from mailsvc.credentials import Attempt
-from mailsvc.errors import MailFailure
-from mailsvc.interfaces import IMailboxStore, IRouter, ISubmitter
-from mailsvc.mail import Address, Envelope, Recipient
+from mailsvc.errors import MailFailure, RelayDenied
+from mailsvc.interfaces import IMailboxStore, IQueue, IRouter, ISubmitter
+from mailsvc.mail import Account, Address, Envelope, Recipient, Remote
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.commands import READY, START
@@ -230,16 +231,23 @@ class SMTPProtocol(Conversation):
     def _on_rcpt_to(self, event: events.RcptTo) -> None:
         envelope = self.session.envelope
         assert envelope is not None
-        self._settle(self._route(envelope, event.forward_path))
+        self._settle(self._route(envelope, event))
 
-    async def _route(self, envelope: Envelope, forward_path: Address) -> Reply:
+    async def _route(self, envelope: Envelope, event: events.RcptTo) -> Reply:
         agent, submitter = self.factory.agent, self._submitter
+        forward_path = event.forward_path
         try:
             if agent is not None and submitter is not None:
                 agent.admit_recipient(submitter, envelope)
-            accounts = self.factory.router.route(forward_path)
-            if isinstance(accounts, defer.Deferred):
-                accounts = await accounts
+            # Who submits may send to whatever host; everybody else only to what is served here.
+            found = self.factory.router.route(
+                forward_path, relay=submitter is not None and self.factory.queue is not None)
+            if isinstance(found, defer.Deferred):
+                found = await found
+            accounts = tuple(each for each in found if isinstance(each, Account))
+            remotes = tuple(each for each in found if isinstance(each, Remote))
+            if remotes and self.factory.queue is None:
+                raise RelayDenied("Relaying denied: mail to other hosts is not sent from here")
             for account in accounts:
                 room = self.factory.store.room(account, envelope.size)
                 if room is not None:
@@ -254,7 +262,8 @@ class SMTPProtocol(Conversation):
                 reply=f"{answer.code} {answer.status} {answer.lines[0]}",
             )
             return answer
-        envelope.recipients.append(Recipient(forward_path, accounts))
+        envelope.recipients.append(
+            Recipient(forward_path, accounts, remotes, event.notify, event.orcpt))
         return replies.RECIPIENT_OK
 
     def _on_verify(self, event: events.Verify) -> None:
@@ -299,10 +308,14 @@ class SMTPProtocol(Conversation):
             if factory.agent is not None and submitter is not None:
                 await factory.agent.count(submitter, envelope)
                 filters = factory.agent.filters(submitter, envelope, seconds)
-            delivery: Any = (
-                Severally(factory.store.begin, envelope) if factory.mode.lmtp
-                else factory.store.begin(envelope.accounts(), envelope.id, envelope.size))
-            incoming = Incoming(envelope, delivery, filters)
+            envelope.account = submitter.name if submitter is not None else ""
+
+            def begin(envelope: Envelope) -> Any:
+                return fanout.begin(factory.store, factory.queue, envelope)
+
+            incoming = Incoming(
+                envelope, Severally(begin, envelope) if factory.mode.lmtp else begin(envelope),
+                filters)
         except MailFailure as failure:
             self.log.info("{id} dropped " + _DROPPED, **_about(envelope), **self._who(),
                           reason=failure.text)
@@ -369,9 +382,14 @@ class SMTPProtocol(Conversation):
             self._incoming = None
         if outcomes is not None and any(outcomes):
             return self._answer_each(envelope, outcomes, said)
+        if incoming.header and self.factory.queue is not None:
+            self.factory.queue.delivered(envelope, incoming.header)
         by = " user={user}" if self._sent_by else ""
-        self.log.info("{id} accepted " + _ABOUT + by + " accounts={accounts}",
-                      accounts=[account.name for account in envelope.accounts()], **said)
+        remotes = [remote.name for remote in envelope.remotes()]
+        queued = " queued={queued}" if remotes else ""
+        self.log.info("{id} accepted " + _ABOUT + by + " accounts={accounts}" + queued,
+                      accounts=[account.name for account in envelope.accounts()], queued=remotes,
+                      **said)
         return replies.accepted(envelope.id)
 
     def _answer_each(self, envelope: Envelope, outcomes: list[MailFailure | None],
@@ -467,6 +485,7 @@ class SMTPFactory(ConversationFactory):
     :param router: which recipients are accepted.
     :param mode: what its listeners are for.
     :param agent: holds submissions to what they may be.
+    :param queue: where mail for other hosts goes; without one there is none.
     """
 
     protocol = SMTPProtocol  # type: ignore[assignment]
@@ -486,10 +505,12 @@ class SMTPFactory(ConversationFactory):
         connections: Connections | None = None,
         authenticator: Authenticator | None = None,
         agent: SubmissionAgent | None = None,
+        queue: IQueue | None = None,
     ) -> None:
         super().__init__(settings, hostname, clock, tls, connections, authenticator)
         self.mode = mode
         self.agent = agent
+        self.queue = queue
         self.store = store
         self.router = router
         self._proxies = [ipaddress.ip_network(each, strict=False)

@@ -9,6 +9,7 @@ small.  It costs that copy, for messages with several recipients on listeners fo
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from mailsvc.errors import MailFailure
-from mailsvc.mail import Envelope, new_id
+from mailsvc.mail import Envelope, Recipient, new_id
 
 #: How much of the copy is kept in memory, and read at once, in octets.
 _SMALL, _BLOCK = 1 << 18, 1 << 16
@@ -25,13 +26,13 @@ _SMALL, _BLOCK = 1 << 18, 1 << 16
 class Severally:
     """An ``IDelivery`` but for ``commit``, which has an outcome for each recipient.
 
-    :param begin: as ``IMailboxStore.begin``.
+    :param begin: opens a delivery to all that an envelope is for.
     """
 
-    def __init__(self, begin: Callable[..., Any], envelope: Envelope) -> None:
+    def __init__(self, begin: Callable[[Envelope], Any], envelope: Envelope) -> None:
         self._begin = begin
         self._envelope = envelope
-        self._together = begin(envelope.accounts(), envelope.id, envelope.size)
+        self._together = begin(envelope)
         self._copy = tempfile.SpooledTemporaryFile(_SMALL)  # noqa: SIM115 - closed by its two ends
 
     def write(self, block: bytes) -> Deferred[None] | None:
@@ -62,10 +63,11 @@ class Severally:
                     return [failure]
             else:
                 return [None] * len(recipients)
-            return [await self._deliver(recipient.accounts) for recipient in recipients]
+            return [await self._deliver(recipient) for recipient in recipients]
 
-    async def _deliver(self, accounts: Any) -> MailFailure | None:
-        delivery = self._begin(accounts, new_id(), self._envelope.size)
+    async def _deliver(self, recipient: Recipient) -> MailFailure | None:
+        delivery = self._begin(
+            dataclasses.replace(self._envelope, id=new_id(), recipients=[recipient]))
         self._copy.seek(0)
         try:
             while block := self._copy.read(_BLOCK):

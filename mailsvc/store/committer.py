@@ -66,6 +66,12 @@ class Message:
     fd: int | None = None
     targets: tuple[bytes, ...] = ()
 
+    def add(self, block: bytes) -> None:
+        """Append *block*, in memory."""
+        self.text.feed(block)
+        self.octets += len(block)
+        self.blocks.append(block)
+
     def take(self) -> bytes:
         """What is in memory, which is handed over."""
         blocks, self.blocks = self.blocks, []

@@ -29,6 +29,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IConsumer, IReactorFromThreads
@@ -210,11 +211,13 @@ class MaildirStore:
 
 @implementer(IDelivery)
 class MaildirDelivery:
-    """One message on its way; at most twice *most* octets of it are in memory."""
+    """One message on its way; at most twice *most* octets of it are in memory.
 
-    def __init__(
-        self, message: Message, committer: Committer | GroupCommitter, most: int
-    ) -> None:
+    :param message: what gathers its blocks, and *committer* what writes them to disk: here, or
+        those of the queue.
+    """
+
+    def __init__(self, message: Any, committer: Any, most: int) -> None:
         self._message = message
         self._committer = committer
         self._most = most
@@ -229,10 +232,7 @@ class MaildirDelivery:
         """As ``IDelivery.write``."""
         if self._over or self._failure is not None:
             return None
-        message = self._message
-        message.text.feed(block)
-        message.octets += len(block)
-        message.blocks.append(block)
+        self._message.add(block)
         self._unwritten += len(block)
         if self._unwritten <= self._most:
             return None

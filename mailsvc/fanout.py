@@ -1,0 +1,54 @@
+"""One message on its way to several places at once: maildirs here, and the queue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from zope.interface import implementer
+
+from mailsvc.interfaces import IDelivery, IMailboxStore, IQueue
+from mailsvc.mail import Envelope
+
+
+def begin(store: IMailboxStore, queue: IQueue | None, envelope: Envelope) -> IDelivery:
+    """Open a delivery of one message to all that *envelope* is for, as ``IMailboxStore.begin``."""
+    accounts, remotes = envelope.accounts(), envelope.remotes()
+    if not remotes:
+        return store.begin(accounts, envelope.id, envelope.size)
+    assert queue is not None, "a remote recipient was accepted without a queue"
+    if not accounts:
+        return queue.begin(envelope)
+    return _Fanout(store.begin(accounts, envelope.id, envelope.size), queue.begin(envelope))
+
+
+@implementer(IDelivery)
+class _Fanout:
+    """A delivery to the store and one to the queue, as one."""
+
+    def __init__(self, local: Any, remote: Any) -> None:
+        self._local = local
+        self._remote = remote
+
+    def write(self, block: bytes) -> Deferred[Any] | None:
+        """As ``IDelivery.write``."""
+        pauses = [pause for pause in (self._local.write(block), self._remote.write(block))
+                  if pause is not None]
+        return gatherResults(pauses, consumeErrors=True) if pauses else None
+
+    def commit(self) -> Deferred[None]:
+        """As ``IDelivery.commit``.
+
+        Here first, for the queue is the less likely to fail: what it takes is on its way at once.
+        If it does, the client sends again, and who has a maildir gets a copy (RFC 1047).
+        """
+        return self._local.commit().addCallbacks(lambda _: self._remote.commit(), self._failed)
+
+    def _failed(self, failure: Any) -> Any:
+        self._remote.abort()
+        return failure
+
+    def abort(self) -> None:
+        """As ``IDelivery.abort``."""
+        self._local.abort()
+        self._remote.abort()

@@ -1,0 +1,1 @@
+"""Mail for other hosts: kept on disk, sent, tried again, and reported on."""

@@ -1,0 +1,346 @@
+"""Hands messages to the next host: connections, kept within bounds and used again.
+
+Mail for one :class:`~mailsvc.queue.routes.Hop` shares its connections: while one is open its next
+message takes it, and it is kept for some seconds after the last.  What another host put off (4yz),
+and did not perhaps take all the same, goes to the next address at once (RFC 5321 §5.1); what it
+refused (5yz) is refused.  When no address of a hop could be reached, all that waits for it is put
+off together, instead of running into as many time-outs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from mailsvc.client import Client, Outcome, Recipient, Timeouts
+from mailsvc.errors import EnhancedStatus
+from mailsvc.mail import Address
+from mailsvc.queue.content import Content
+from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
+from mailsvc.queue.limits import QueueSettings
+from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
+from mailsvc.queue.routes import Hop, RelaySettings
+from mailsvc.smtp.failures import SendingFailure
+from mailsvc.trust import Trust
+
+_log = Logger("mailsvc.queue")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one recipient in one attempt.
+
+    :ivar state: RELAYED, FAILED, or WAITING when it is to be tried again.
+    :ivar reply: what was said, for people.
+    :ivar host: who said it; empty when nobody did.
+    :ivar reports: whether the next host has taken over to report of success (DSN).
+    """
+
+    recipient: QueuedRecipient
+    state: str
+    status: EnhancedStatus
+    reply: str
+    host: str = ""
+    reports: bool = False
+
+
+@dataclass(slots=True)
+class Job:
+    """One message for some recipients, all by one hop.
+
+    :ivar reverse_path: the one to use, rewritten for mail that is forwarded.
+    :ivar content: the message.
+    :ivar prefix: what is sent before it: fields that were added on the way out.
+    """
+
+    message: QueuedMessage
+    recipients: list[QueuedRecipient]
+    reverse_path: Address
+    content: Content
+    prefix: bytes = b""
+    done: Deferred[list[Result]] = field(default_factory=Deferred)
+    results: list[Result] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Destination:
+    """What goes on with one hop."""
+
+    jobs: deque[Job] = field(default_factory=deque)
+    workers: int = 0
+    idle: list[Client] = field(default_factory=list)
+    not_before: float = 0.0
+
+
+class Carrier:
+    """Carries jobs.
+
+    :param hello: what we call ourselves.
+    :param dial: opens a connection, as :meth:`mailsvc.client.Client.dial`.
+    """
+
+    def __init__(self, relay: RelaySettings, queue: QueueSettings, exchangers: Exchangers,
+                 hello: str, reactor: Any, dial: Any = Client.dial) -> None:
+        self._relay = relay
+        self._queue = queue
+        self._exchangers = exchangers
+        self._hello = relay.hello or hello
+        self._reactor = reactor
+        self._dial = dial
+        self._free = DeferredSemaphore(queue.connections)
+        self._destinations: dict[Hop, _Destination] = {}
+        self._open: set[Client] = set()
+        seconds = relay.reply_seconds
+        self._timeouts = Timeouts(
+            connect=relay.connect_seconds, tls=min(60.0, seconds), greeting=seconds, hello=seconds,
+            auth=seconds, mail=seconds, rcpt=seconds, data=seconds, block=seconds,
+            end=2 * seconds, other=seconds)
+
+    def carry(self, hop: Hop, job: Job) -> Deferred[list[Result]]:
+        """Try to hand *job* to *hop*; fires with a result for each recipient, and never fails."""
+        destination = self._destinations.setdefault(hop, _Destination())
+        destination.jobs.append(job)
+        if destination.workers < self._queue.connections_per_destination:
+            destination.workers += 1
+            working = Deferred.fromCoroutine(self._work(hop, destination))
+            working.addErrback(self._bug, destination)
+            working.addBoth(self._ended, hop, destination)
+        return job.done
+
+    def abort(self) -> None:
+        """Close every connection at once; what is under way fails and is tried again some day."""
+        for client in tuple(self._open):
+            client.close()
+
+    def _bug(self, failure: Any, destination: _Destination) -> None:
+        _log.failure("the queue could not send", failure)
+        # Nobody may wait for ever because of it.
+        while destination.jobs:
+            _finish(destination.jobs.popleft(), "internal error", EnhancedStatus(4, 3, 0))
+
+    def _ended(self, _: object, hop: Hop, destination: _Destination) -> None:
+        destination.workers -= 1
+        if not destination.workers and not destination.idle:
+            self._destinations.pop(hop, None)
+
+    async def _work(self, hop: Hop, destination: _Destination) -> None:
+        await self._free.acquire()
+        client: Client | None = None
+        job: Job | None = None
+        try:
+            while destination.jobs:
+                await self._pace(destination)
+                if not destination.jobs:
+                    break
+                job = destination.jobs.popleft()
+                client = await self._carry(hop, destination, job, client)
+                if not job.done.called:
+                    _finish(job, "not sent", EnhancedStatus(4, 4, 0))
+        finally:
+            self._free.release()
+            if job is not None and not job.done.called:
+                _finish(job, "internal error", EnhancedStatus(4, 3, 0))
+            if client is not None:
+                self._keep(hop, destination, client)
+
+    async def _pace(self, destination: _Destination) -> None:
+        """Wait until a further message may go to *destination*."""
+        if self._queue.messages_per_minute:
+            now = self._reactor.seconds()
+            begin = max(now, destination.not_before)
+            destination.not_before = begin + 60 / self._queue.messages_per_minute
+            if begin > now:
+                await deferLater(self._reactor, begin - now)
+
+    # ---- connections ----
+
+    def _keep(self, hop: Hop, destination: _Destination, client: Client) -> None:
+        """Keep a connection for a while, for whoever comes."""
+        if client.closed or not self._queue.idle_seconds or self._worn(client):
+            self._quit(client)
+            return
+        destination.idle.append(client)
+
+        def end() -> None:
+            if client in destination.idle:
+                destination.idle.remove(client)
+                self._quit(client)
+                if not destination.workers and not destination.idle:
+                    self._destinations.pop(hop, None)
+
+        self._reactor.callLater(self._queue.idle_seconds, end)
+
+    def _worn(self, client: Client) -> bool:
+        return client.transactions >= self._queue.messages_per_connection
+
+    def _quit(self, client: Client) -> None:
+        self._open.discard(client)
+        if not client.closed:
+            client.quit()
+
+    async def _carry(self, hop: Hop, destination: _Destination, job: Job,
+                     client: Client | None) -> Client | None:
+        """Carry one job, over *client* if it is still good; the connection that it left."""
+        if client is None and destination.idle:
+            client = destination.idle.pop()
+        if client is not None:
+            if not client.closed and not self._worn(client):
+                again = await self._send(client, job)
+                if not again or not client.closed:
+                    # What this host put off it would put off again over a new connection.
+                    _finish(job)
+                    return client
+            else:
+                self._quit(client)
+        try:
+            places = await self._places(hop)
+        except Unroutable as failure:
+            self._all(destination, job, failure.text, failure.status)
+            return None
+        failed: SendingFailure | None = None
+        reached = False
+        for place in places:
+            try:
+                client = await self._connect(hop, place, job)
+            except SendingFailure as failure:
+                failed = failure
+                _log.info("{id} not connected host={host} address={address}: {reason}",
+                              id=job.message.id, host=place.name, address=place.address,
+                              reason=failure.text)
+                # A host that says that it takes no mail at all may have a colleague who does.
+                continue
+            reached = True
+            if not await self._send(client, job):
+                return client
+            self._quit(client)
+        if failed is not None and not reached:
+            self._all(destination, job, _said(failed), failed.status,
+                      places[-1].name if failed.reply else "")
+        else:
+            _finish(job)
+        return None
+
+    async def _places(self, hop: Hop) -> Sequence[Place]:
+        if hop.exchangers:
+            return await self._exchangers.find(hop.host)
+        if hop.host.startswith("/"):
+            return (Place(hop.host, hop.host),)
+        return await self._exchangers.addresses(hop.host)
+
+    async def _connect(self, hop: Hop, place: Place, job: Job) -> Client:
+        port = hop.port or self._relay.port
+        unix = place.address.startswith("/")
+        endpoint = None
+        if not unix:
+            six = ":" in place.address
+            bind = next((each for each in self._relay.bind if (":" in each) is six), None)
+            kind = TCP6ClientEndpoint if six else TCP4ClientEndpoint
+            endpoint = kind(self._reactor, place.address, port,
+                            timeout=self._relay.connect_seconds,
+                            bindAddress=(bind, 0) if bind else None)
+        tls: Any = hop.tls
+        if job.message.requiretls and tls == "opportunistic":
+            tls = "starttls"  # RFC 8689 §4.2.1: verified, or not at all
+        client: Client = await self._dial(
+            place.name.strip("[]"), port, endpoint=endpoint, tls=tls,
+            trust=Trust() if tls in ("starttls", "implicit") else None, hello=self._hello,
+            lmtp=hop.lmtp, timeouts=self._timeouts, reactor=self._reactor)
+        self._open.add(client)
+        if hop.user:
+            try:
+                await client.auth(hop.user, hop.password)
+            except SendingFailure:
+                self._quit(client)
+                raise
+        return client
+
+    # ---- one transaction ----
+
+    async def _send(self, client: Client, job: Job) -> bool:
+        """Send to those of *job* who have no result yet; whether another host may do better.
+
+        Without, the job is done.
+        """
+        message = job.message
+        left = _left(job)
+        reports = client.extension("DSN") is not None
+        outcomes: Sequence[Outcome] = await client.send(
+            job.reverse_path,
+            [Recipient(each.address, each.notify if reports else (),
+                       _orcpt(each) if reports else "") for each in left],
+            job.content.message(job.prefix), size=job.content.size + len(job.prefix),
+            body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
+            envid=message.envid if reports else "", requiretls=message.requiretls)
+        again = False
+        # One that was refused over a connection that had ended unnoticed is not put off by anybody.
+        job.results = [each for each in job.results if each.state != WAITING]
+        for recipient, outcome in zip(left, outcomes, strict=True):
+            state = (RELAYED if outcome.accepted else WAITING if outcome.temporary else FAILED)
+            failure = outcome.failure
+            text = _text(outcome.reply) or (failure.text if failure else "")
+            job.results.append(Result(
+                recipient, state, outcome.status, text, client.host or "", reports))
+            again = again or (state == WAITING and not outcome.in_flight)
+        if client.closed:
+            self._open.discard(client)
+        if again and any(each.state == WAITING for each in job.results):
+            # Whoever may have it already must not get it from another host as well.
+            risky = {id(recipient) for recipient, outcome in zip(left, outcomes, strict=True)
+                     if outcome.in_flight}
+            if not risky:
+                return True
+        _finish(job)
+        return False
+
+    def _all(self, destination: _Destination, job: Job, text: str, status: EnhancedStatus,
+             host: str = "") -> None:
+        """Nothing can be sent by this hop now: that is the result for all that waits for it."""
+        waiting = [job, *destination.jobs]
+        destination.jobs.clear()
+        for each in waiting:
+            _finish(each, text, status, host)
+
+
+def _left(job: Job) -> list[QueuedRecipient]:
+    """The recipients that no host has decided about yet."""
+    decided = {id(each.recipient) for each in job.results if each.state != WAITING}
+    return [each for each in job.recipients if id(each) not in decided]
+
+
+def _finish(job: Job, text: str = "", status: EnhancedStatus | None = None,
+            host: str = "") -> None:
+    """Give out the results; *status* is that of the recipients that have none."""
+    if job.done.called:
+        return
+    known = {id(each.recipient) for each in job.results}
+    for recipient in job.recipients:
+        if id(recipient) not in known:
+            said = status or EnhancedStatus(4, 4, 1)
+            job.results.append(Result(recipient, FAILED if said.class_ == 5 else WAITING, said,
+                                      text, host))
+    job.done.callback(job.results)
+
+
+def _orcpt(recipient: QueuedRecipient) -> str:
+    """The original recipient to pass on (RFC 3461 §5.2.1 (d))."""
+    if recipient.orcpt:
+        return recipient.orcpt
+    return f"rfc822;{recipient.original}" if recipient.original.is_ascii else ""
+
+
+def _text(reply: Any) -> str:
+    if reply is None:
+        return ""
+    status = f"{reply.status} " if reply.status else ""
+    return f"{reply.code} {status}" + " ".join(reply.lines)
+
+
+def _said(failure: SendingFailure) -> str:
+    return _text(failure.reply) or failure.text

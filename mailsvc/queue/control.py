@@ -1,0 +1,143 @@
+"""Acting on the queue from another process: a Unix socket, one JSON object each way.
+
+Only the process that holds the queue's lock changes its files.  ``mailsvc queue`` takes the lock
+when nobody has it, and otherwise asks the one that does, at ``queue/control``: a request is one
+line, ``{"action": …, "filter": [words], "route": …}``, and so is the answer, ``{"ids": [those
+changed], "busy": [those being sent at this moment]}`` or ``{"error": …}``.
+
+The socket belongs to the service's user, and nobody else may connect.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.protocols.basic import LineOnlyReceiver
+
+from mailsvc.queue import filter
+from mailsvc.queue.message import Unreadable
+from mailsvc.queue.routes import parse_route
+from mailsvc.queue.runner import Runner
+from mailsvc.queue.spool import Ownership, Spool
+
+_log = Logger("mailsvc.queue")
+
+#: How long an answer is waited for, seconds.
+_PATIENCE = 120
+
+
+class ControlFactory(Factory):
+    """Answers requests with *runner*."""
+
+    noisy = False
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+
+    def buildProtocol(self, addr: Any) -> _Control:
+        return _Control(self.runner)
+
+
+class _Control(LineOnlyReceiver):
+    delimiter = b"\n"
+    MAX_LENGTH = 1 << 20
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def lineReceived(self, line: bytes) -> None:
+        answer = Deferred.fromCoroutine(self._answer(line))
+        answer.addErrback(self._bug)
+        answer.addCallback(self._say)
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            action, words, route = read(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            return {"error": str(error)}
+        ids, busy = await self._runner.act(action, words, route)
+        _log.info("queue {action} filter={filter} messages={messages}", action=action,
+                  filter=" ".join(words), messages=len(ids))
+        return {"ids": ids, "busy": busy}
+
+    def _bug(self, failure: Any) -> dict[str, Any]:
+        _log.failure("a request about the queue could not be answered", failure)
+        return {"error": "internal error; see the log of the service"}
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        self.sendLine(json.dumps(answer).encode("ascii"))
+        assert self.transport is not None
+        self.transport.loseConnection()
+
+
+def read(request: dict[str, Any]) -> tuple[str, list[str], str]:
+    """Action, filter and route of a request.
+
+    :raises ValueError: it cannot be done; the text says why.
+    """
+    action, words, route = request["action"], list(request["filter"]), request.get("route", "")
+    if action not in filter.ACTIONS:
+        raise ValueError(f"no such action: {action!r}")
+    filter.parse(words)
+    if action == "reroute" and route:
+        parse_route(route)
+    return action, words, route
+
+
+def request(root: Path, action: str, words: list[str], route: str, now: float
+            ) -> tuple[list[str], list[str]]:
+    """Do it: ourselves when no service has the queue, else through the one that has.
+
+    :returns: the messages changed, and those that are being sent at this moment.
+    :raises ValueError: it cannot be done.
+    :raises OSError: the queue cannot be used, or its service does not answer.
+    """
+    read({"action": action, "filter": words, "route": route})
+    ownership = Ownership(root)
+    if ownership.acquire():
+        try:
+            return _directly(Spool(root), action, words, route, now), []
+        finally:
+            ownership.release()
+    return _asked(root, action, words, route)
+
+
+def _directly(spool: Spool, action: str, words: list[str], route: str, now: float) -> list[str]:
+    meant, changed = filter.parse(words), []
+    for id in sorted(spool.ids()):
+        try:
+            message = spool.load(id)
+        except (FileNotFoundError, Unreadable):
+            continue
+        if meant(message, now):
+            if filter.act(message, action, route, now):
+                spool.save(message)
+            else:
+                spool.remove(id)
+            changed.append(id)
+    return changed
+
+
+def _asked(root: Path, action: str, words: list[str], route: str) -> tuple[list[str], list[str]]:
+    # By way of a descriptor: the path of a Unix socket has at most 107 octets.
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_PATIENCE)
+            connection.connect(f"/proc/self/fd/{directory}/control")
+            connection.sendall(json.dumps(
+                {"action": action, "filter": words, "route": route}).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                answer = json.loads(stream.readline() or b'{"error": "no answer"}')
+    finally:
+        os.close(directory)
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return answer["ids"], answer["busy"]

@@ -1,0 +1,227 @@
+"""Which way mail leaves: by the exchangers of its domain, or by a host that was named for it.
+
+A route is written as a URL, or shorter:
+
+* ``smtp://host:25`` (or ``host:25``, ``host``): STARTTLS where it is offered, unverified;
+* ``smtp+starttls://name:password@host:587``: STARTTLS or nothing, the certificate verified;
+* ``smtps://name:password@host:465``: TLS from the first octet, verified;
+* ``smtp+plain://host:25``: never TLS;
+* ``lmtp://host:24``, ``lmtp:/run/other/lmtp``: LMTP (RFC 2033), to a host or a Unix socket;
+* ``mx``: by the exchangers of the domain after all.
+
+The key of a route says for what: ``example.org`` and ``.example.org`` (and all below it) for
+destinations, ``from:alice@example.com`` and ``from:example.com`` for senders,
+``account:alice@example.com`` for who submitted it, ``*`` for all the rest.  The account goes before
+the sender, the sender before the destination, and the longer name before the shorter.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from mailsvc.mail import NULL_PATH, Address
+from mailsvc.names import fold_domain, fold_local_part
+from mailsvc.queue.message import QueuedMessage
+from mailsvc.settings import at_least, one_of, setting
+
+#: scheme -> how TLS is used, as ``mailsvc.client.TLS``, and the port.
+_SCHEMES = {"smtp": ("opportunistic", 25), "smtp+starttls": ("starttls", 587),
+            "smtps": ("implicit", 465), "smtp+plain": ("no", 25), "lmtp": ("no", 24)}
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Where mail is handed to next.
+
+    :ivar host: a name, an IP address, or the path of a Unix socket; for exchangers, the domain.
+    :ivar exchangers: whether *host* is a domain whose exchangers are to be found.
+    :ivar port: 0 for exchangers: that of [relay].
+    :ivar tls: as ``mailsvc.client.TLS``.
+    :ivar user: whom to log in as, or empty; *password* likewise.
+    """
+
+    host: str
+    exchangers: bool = False
+    port: int = 0
+    tls: str = "opportunistic"
+    user: str = ""
+    password: str = ""
+    lmtp: bool = False
+
+    def __str__(self) -> str:
+        """For people, without the password."""
+        if self.exchangers:
+            return self.host
+        protocol = "lmtp:" if self.lmtp else ""
+        login = f"{self.user}@" if self.user else ""
+        return f"{protocol}{login}{self.host}" + (f":{self.port}" if self.port else "")
+
+
+#: The route ``mx``: filled with the domain of each recipient.
+EXCHANGERS = Hop("", exchangers=True)
+
+
+def parse_route(text: str) -> Hop:
+    """The route that *text* describes.
+
+    :raises ValueError: it describes none; the text says what was expected.
+    """
+    if text == "mx":
+        return EXCHANGERS
+    if text.startswith("lmtp:/") and not text.startswith("lmtp://"):
+        return Hop(text.removeprefix("lmtp:"), tls="no", lmtp=True)
+    parts = urlsplit(text if "://" in text else f"smtp://{text}")
+    if parts.scheme not in _SCHEMES:
+        raise ValueError("a scheme out of " + ", ".join(_SCHEMES))
+    if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("a host, perhaps with a port: smtp://host:25")
+    host = parts.hostname
+    if not _is_host(host):
+        raise ValueError(f"a host name or an IP address, not {host!r}")
+    tls, port = _SCHEMES[parts.scheme]
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if not (user + password).isprintable():
+        raise ValueError("a name and a password without control characters")
+    # urlsplit itself refuses what is no port.
+    return Hop(host, port=parts.port or port, tls=tls, user=user, password=password,
+               lmtp=parts.scheme == "lmtp")
+
+
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+
+
+def _is_host(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return re.fullmatch(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?", name) is not None
+    return True
+
+
+def _routes(table: Mapping[str, str]) -> str | None:
+    for key, value in table.items():
+        if not re.fullmatch(r"\*|(from:|account:)[^\s@]*@?[^\s@]+|\.?[^\s@:]+", key):
+            return ("a domain, .domain, from:ADDRESS, from:DOMAIN, account:NAME or * for each key, "
+                    f"not {key!r}")
+        try:
+            parse_route(value)
+        except ValueError as error:
+            return f"for {key!r}: {error}"
+    return None
+
+
+def _route(value: str) -> str | None:
+    return _routes({"*": value}) if value else None
+
+
+def _servers(values: list[str]) -> str | None:
+    try:
+        for value in values:
+            server(value)
+    except ValueError:
+        return 'IP addresses, each perhaps with a port: "192.0.2.53", "127.0.0.1:5353"'
+    return None
+
+
+def server(text: str) -> tuple[str, int]:
+    """The name server that *text* names: address and port."""
+    match = re.fullmatch(r"\[(?P<v6>[^\]]+)\](?::(?P<p6>\d{1,5}))?|(?P<v4>[0-9.]+)"
+                         r"(?::(?P<p4>\d{1,5}))?|(?P<bare>[0-9A-Fa-f:]+)", text)
+    if match is None:
+        raise ValueError(text)
+    address = str(ipaddress.ip_address(match["v6"] or match["v4"] or match["bare"]))
+    port = int(match["p6"] or match["p4"] or 53)
+    if not 0 < port < 65_536:
+        raise ValueError(text)
+    return address, port
+
+
+def _addresses(values: list[str]) -> str | None:
+    try:
+        for value in values:
+            ipaddress.ip_address(value)
+    except ValueError:
+        return "IP addresses of this host"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """``[relay]``."""
+
+    smarthost: str = setting(
+        "", "The host that takes all mail for other hosts, such as smtp.example.net or "
+        "smtp+starttls://name:password@smtp.example.net:587; empty to send it to the exchangers "
+        "(MX) of each domain.", check=_route)
+    routes: dict[str, str] = setting(
+        {}, "Hosts for some of it: a domain, .domain (with all below it), from:ADDRESS, "
+        "from:DOMAIN, account:NAME or * leads to a host as above, to lmtp://host:24 or "
+        "lmtp:/socket, or to mx.", check=_routes)
+    port: int = setting(25, "The port of exchangers.", check=at_least(1))
+    dns: list[str] = setting(
+        [], "The name servers to ask, such as 127.0.0.1 or 127.0.0.1:5353; none for those of "
+        "/etc/resolv.conf.", check=_servers)
+    hello: str = setting("", "What we call ourselves to other hosts; empty for the host name.")
+    bind: list[str] = setting(
+        [], "The addresses of this host to connect from: one IPv4, one IPv6, or both.",
+        check=_addresses)
+    protocols: str = setting(
+        "both", "Which addresses of other hosts are used: both, ipv4 or ipv6.",
+        check=one_of("both", "ipv4", "ipv6"))
+    loopback: bool = setting(
+        False, "Whether exchangers may be at loopback addresses, as in a test.  Otherwise a domain "
+        "that points there is refused, for it would lead to ourselves.")
+    connect_seconds: float = setting(
+        30, "How long one address may take to answer a connection.", unit="seconds",
+        check=at_least(0.1))
+    reply_seconds: float = setting(
+        300, "How long another host may take for a reply (RFC 5321 §4.5.3.2 asks for 300 seconds; "
+        "twice that after the message).", unit="seconds", check=at_least(0.1))
+
+
+class Routes:
+    """The routes of [relay]."""
+
+    def __init__(self, settings: RelaySettings) -> None:
+        self._table = {_folded(key): parse_route(value)
+                       for key, value in settings.routes.items()}
+        if settings.smarthost:
+            self._table.setdefault("*", parse_route(settings.smarthost))
+
+    def hop(self, message: QueuedMessage, recipient: Address) -> Hop:
+        """Where *message* goes next for *recipient*."""
+        if message.route:
+            hop = parse_route(message.route)
+        else:
+            hop = next((self._table[key] for key in _keys(message, recipient)
+                        if key in self._table), EXCHANGERS)
+        return Hop(fold_domain(recipient.domain) or recipient.domain, exchangers=True) if (
+            hop is EXCHANGERS) else hop
+
+
+def _keys(message: QueuedMessage, recipient: Address) -> list[str]:
+    """What *message* can be found by in the table, the most particular first."""
+    keys = [f"account:{_folded_address(message.account)}"] if message.account else []
+    sender = message.reverse_path
+    if sender != NULL_PATH:
+        keys += [f"from:{_folded_address(str(sender))}", f"from:{fold_domain(sender.domain)}"]
+    labels = fold_domain(recipient.domain).split(".")
+    keys.append(".".join(labels))
+    keys += ["." + ".".join(labels[start:]) for start in range(len(labels))]
+    return [*keys, "*"]
+
+
+def _folded(key: str) -> str:
+    kind, colon, name = key.partition(":")
+    if colon:
+        return f"{kind}:{_folded_address(name)}"
+    return "." + fold_domain(key[1:]) if key.startswith(".") else fold_domain(key) or key
+
+
+def _folded_address(name: str) -> str:
+    local_part, at, domain = name.rpartition("@")
+    return f"{fold_local_part(local_part)}{at}{fold_domain(domain)}"

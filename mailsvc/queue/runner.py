@@ -1,0 +1,343 @@
+"""The one process's worth of queue that sends: what is due when, and what follows an attempt.
+
+Of a message that waits only its id and time are in memory.  When it is due it is read, handed to
+the carrier for each way its recipients go, and what became of them is on disk before anything else
+is begun with it; then it is tried again, reported on, or gone (:mod:`mailsvc.queue.schedule`,
+:mod:`mailsvc.queue.reports`, :mod:`mailsvc.queue.spool`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredLock, gatherResults, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from mailsvc.errors import MailFailure
+from mailsvc.mail import Address
+from mailsvc.queue import filter
+from mailsvc.queue.carrier import Carrier, Job, Result
+from mailsvc.queue.content import Content
+from mailsvc.queue.dsn import HEADER_OCTETS
+from mailsvc.queue.message import (
+    FAILED,
+    RELAYED,
+    WAITING,
+    QueuedMessage,
+    QueuedRecipient,
+    Unreadable,
+)
+from mailsvc.queue.reports import Reports
+from mailsvc.queue.routes import Hop, Routes
+from mailsvc.queue.schedule import Schedule
+from mailsvc.queue.spool import Spool
+from mailsvc.srs import SRS
+from mailsvc.store.threads import Threads
+
+_log = Logger("mailsvc.queue")
+
+#: How many messages are worked on at once; each has a file open.
+_ACTIVE = 500
+
+#: After how long a message is looked at again that our own disk or directory failed, seconds.
+_LATER = 60
+
+#: Signs the octets of a message from a domain: what to send before it.
+Sign = Callable[[bytes, str], bytes]
+
+
+class Runner:
+    """Sends what is in *spool*.
+
+    :param srs: rewrites the sender of forwarded mail.
+    :param sign: makes the signatures of what our users send, in a thread; or None.
+    """
+
+    def __init__(self, spool: Spool, threads: Threads, carrier: Carrier, routes: Routes,
+                 schedule: Schedule, reports: Reports, srs: SRS, clock: Any,
+                 sign: Sign | None = None) -> None:
+        self._spool = spool
+        self._threads = threads
+        self._carrier = carrier
+        self._routes = routes
+        self._schedule = schedule
+        self._reports = reports
+        self._srs = srs
+        self._clock = clock
+        self._sign = sign
+        self._due: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+        self._active: set[str] = set()
+        self._again: set[str] = set()
+        self._held: set[str] = set()
+        self._call: IDelayedCall | None = None
+        self._stopped = False
+        self._idle: list[Deferred[None]] = []
+
+    def __len__(self) -> int:
+        """How many messages are known."""
+        return len(self._due) + len(self._active)
+
+    # ---- what is due ----
+
+    def start(self) -> Deferred[None]:
+        """Take up what is in the spool."""
+        def begin(due: dict[str, float]) -> None:
+            for id, when in due.items():
+                self._wait(id, when)
+            if due:
+                _log.info("the queue holds {messages} messages", messages=len(due))
+            self._advance()
+
+        return self._threads.run(self._spool.due).addCallback(begin)
+
+    def take(self, ids: Collection[str]) -> None:
+        """Messages are new in the spool, or have changed there: look at them now."""
+        now = self._clock.seconds()
+        for id in ids:
+            if id in self._active:
+                self._again.add(id)
+            else:
+                self._wait(id, min(now, self._due.get(id, now)))
+        self._advance()
+
+    def missed(self, ids: Collection[str]) -> None:
+        """These are in the spool: take those that nobody told of."""
+        self._held.intersection_update(ids)
+        self.take([id for id in ids
+                   if id not in self._due and id not in self._active and id not in self._held])
+
+    def idle(self) -> Deferred[None]:
+        """Fires when nothing is being worked on."""
+        if not self._active:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._idle.append(waiting)
+        return waiting
+
+    def is_active(self, id: str) -> bool:
+        """Whether the message is being tried now."""
+        return id in self._active
+
+    async def act(self, action: str, words: Sequence[str], route: str
+                  ) -> tuple[list[str], list[str]]:
+        """Do what ``mailsvc queue`` asks for (:mod:`mailsvc.queue.filter`).
+
+        :returns: the messages changed, and those that are being worked on.
+        :raises FilterError: *words* mean nothing.
+        """
+        now, meant = self._clock.seconds(), filter.parse(words)
+
+        def matching() -> list[str]:
+            return [each.id for each in self._spool.messages() if meant(each, now)]
+
+        def change(id: str) -> float | None:
+            """When to look at it next, or None."""
+            message = self._spool.load(id)
+            if not filter.act(message, action, route, now):
+                self._spool.remove(id)
+                return None
+            self._spool.save(message)
+            return message.due  # a held one is found to be so then
+
+        changed, busy = [], []
+        for id in await self._threads.run(matching):
+            if id in self._active:
+                busy.append(id)
+                continue
+            # Nobody else works on it meanwhile.
+            self._due.pop(id, None)
+            self._active.add(id)
+            when: float | None = None
+            try:
+                when = await self._threads.run(change, id)
+                changed.append(id)
+            except (FileNotFoundError, Unreadable):
+                pass
+            finally:
+                self._ended(when, id)
+        return changed, busy
+
+    def stop(self) -> Deferred[None]:
+        """Begin nothing more; fires when what was under way has come to its end."""
+        self._stopped = True
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        return self.idle()
+
+    def abort(self) -> None:
+        """Close every connection at once."""
+        self._carrier.abort()
+
+    def _wait(self, id: str, when: float) -> None:
+        self._due[id] = when
+        heapq.heappush(self._heap, (when, id))
+
+    def _advance(self) -> None:
+        """Begin what is due, and come back when the next is."""
+        if self._stopped:
+            return
+        now = self._clock.seconds()
+        while self._heap and len(self._active) < _ACTIVE:
+            when, id = self._heap[0]
+            if self._due.get(id) != when or id in self._active:
+                heapq.heappop(self._heap)  # it was put off, or is gone
+                continue
+            if when > now:
+                break
+            heapq.heappop(self._heap)
+            self._begin(id)
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        self._call = None
+        if self._heap and len(self._active) < _ACTIVE:
+            self._call = self._clock.callLater(max(0.0, self._heap[0][0] - now), self._advance)
+
+    def _begin(self, id: str) -> None:
+        del self._due[id]
+        self._active.add(id)
+        attempt = Deferred.fromCoroutine(self._attempt(id))
+        attempt.addErrback(self._failed, id)
+        attempt.addCallback(self._ended, id)
+
+    def _failed(self, failure: Any, id: str) -> float:
+        if failure.check(MailFailure, OSError) is None:
+            _log.failure("{id} could not be worked on", failure, id=id)
+        else:
+            _log.error("{id} is put off: {reason}", id=id, reason=str(failure.value))
+        return float(self._clock.seconds() + _LATER)
+
+    def _ended(self, when: float | None, id: str) -> None:
+        """An attempt is over; look at *id* again at *when*, if not None."""
+        self._active.discard(id)
+        if id in self._again:
+            self._again.discard(id)
+            when = self._clock.seconds()
+        if when is not None:
+            self._wait(id, when)
+        if not self._active:
+            idle, self._idle = self._idle, []
+            for each in idle:
+                if not each.called:
+                    each.callback(None)
+        self._advance()
+
+    # ---- one attempt ----
+
+    async def _attempt(self, id: str) -> float | None:
+        """Try *id*; when to look at it again."""
+        try:
+            message, content, prefix = await self._threads.run(self._open, id)
+        except FileNotFoundError:
+            return None
+        except Unreadable as problem:
+            place = await self._threads.run(self._spool.set_aside, id)
+            _log.error("{id} cannot be read and was moved to {place}: {problem}",
+                           id=id, place=str(place), problem=str(problem))
+            return None
+        try:
+            if message.held:
+                self._held.add(id)
+                return None
+            self._held.discard(id)
+            now = self._clock.seconds()
+            if message.waiting and message.due > now + 0.001:
+                return message.due
+            if message.waiting:
+                message.attempts += 1
+                ways = self._ways(message)
+                saving = DeferredLock() if len(ways) > 1 else None
+                await gatherResults([
+                    Deferred.fromCoroutine(self._go(
+                        hop, Job(message, recipients, path, content, prefix), saving))
+                    for (hop, path), recipients in ways.items()])
+            return await self._settle(message, content)
+        finally:
+            content.close()
+
+    def _open(self, id: str) -> tuple[QueuedMessage, Content, bytes]:
+        """The message, and if it is our user's its signatures."""
+        message, stream = self._spool.open(id)
+        content = Content(stream)
+        message.size = content.size
+        sign = (self._sign is not None and message.account and not message.held
+                and message.waiting)
+        prefix = self._sign(  # type: ignore[misc]
+            content.whole(), message.reverse_path.domain) if sign else b""
+        return message, content, prefix
+
+    def _ways(self, message: QueuedMessage
+              ) -> dict[tuple[Hop, Address], list[QueuedRecipient]]:
+        """The recipients by where they go next, and with which reverse-path."""
+        ways: dict[tuple[Hop, Address], list[QueuedRecipient]] = {}
+        for each in message.waiting:
+            path = message.reverse_path
+            if each.alias is not None:
+                path = self._srs.forward(path, each.alias.domain)
+            ways.setdefault((self._routes.hop(message, each.address), path), []).append(each)
+        return ways
+
+    async def _go(self, hop: Hop, job: Job, saving: DeferredLock | None) -> None:
+        results = await self._carrier.carry(hop, job)
+        now = self._clock.seconds()
+        for result in results:
+            self._note(job.message, result, now)
+        if saving is not None:
+            # What one host took is on disk before another's time-out has come.
+            await saving.run(self._threads.run, self._spool.save, job.message)
+
+    def _note(self, message: QueuedMessage, result: Result, now: float) -> None:
+        each = result.recipient
+        each.state, each.status, each.reply = result.state, str(result.status), result.reply
+        each.host, each.tried = result.host, now
+        if result.state == RELAYED:
+            # RFC 3461 §5.2.1: who knows DSN reports; else it is for us to say that it is gone.
+            each.reported = result.reports or not each.wants("SUCCESS")
+        _log.info("{id} {state} recipient={recipient} sender={sender} host={host} "
+                      "attempt={attempt}: {reply}",
+                      id=message.id, state="deferred" if result.state == WAITING else result.state,
+                      recipient=str(each.address), sender=str(message.reverse_path),
+                      host=result.host, attempt=message.attempts, reply=result.reply)
+
+    async def _settle(self, message: QueuedMessage, content: Content) -> float | None:
+        """What follows from what the recipients' states are now; when to try again."""
+        now = self._clock.seconds()
+        following: float | None = None
+        warns = self._schedule.warns(message, now)
+        message.warned = message.warned or warns
+        if message.waiting:
+            following = self._schedule.next_attempt(message, now)
+            if following is None:
+                for each in message.waiting:
+                    each.state = FAILED
+                    each.status = "4.4.7"  # RFC 3463 §3.5: delivery time expired
+        await self._report(message, content, "failed", [
+            each for each in message.recipients if each.state == FAILED and not each.reported])
+        await self._report(message, content, "relayed", [
+            each for each in message.recipients if each.state == RELAYED and not each.reported])
+        if following is None:
+            await self._threads.run(self._spool.remove, message.id)
+            _log.info("{id} done attempts={attempts}", id=message.id,
+                          attempts=message.attempts)
+            return None
+        message.due = following
+        if warns:
+            late = [each for each in message.waiting if each.wants("DELAY")]
+            await self._reports.send("delayed", message, late, content.head(HEADER_OCTETS),
+                                     self._schedule.end(message))
+        await self._threads.run(self._spool.save, message)
+        return following
+
+    async def _report(self, message: QueuedMessage, content: Content, action: str,
+                      recipients: list[QueuedRecipient]) -> None:
+        wanted = [each for each in recipients
+                  if each.wants("FAILURE" if action == "failed" else "SUCCESS")]
+        if wanted:
+            whole = action == "failed" and message.ret == "FULL"
+            await self._reports.send(action, message, wanted, await self._threads.run(
+                content.whole) if whole else content.head(HEADER_OCTETS))
+        for each in recipients:
+            each.reported = True

@@ -1,0 +1,171 @@
+"""Mail exchangers on loopback addresses that behave as badly as a test wants."""
+
+from __future__ import annotations
+
+import contextlib
+import socketserver
+import ssl
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Exchanger:
+    """An SMTP server at *address*; use as a context manager.
+
+    :param behaviour: what each connection in turn meets, the last for ever; words with spaces
+        between, or none for a server that takes everything:
+
+        * ``greet=TEXT``, ``ehlo=``, ``mail=``, ``rcpt=``, ``data=``, ``end=`` with a reply, "_" for
+          a space; the reply stands in the place of the good one;
+        * ``hang=STAGE`` and ``drop=STAGE``: no answer, or the connection closed, at that stage;
+          ``content`` is amid the message, ``end`` behind it;
+        * ``starttls``: offered, with *certificate*; ``badtls``: offered, and then it is no TLS;
+        * ``dsn``: offered.
+
+    :ivar messages: what was accepted with 250: reverse-path line, recipient lines, text, whether
+        it came over TLS.
+    :ivar connections: how many there were.
+    """
+
+    def __init__(self, address: str, port: int, *behaviour: str,
+                 certificate: Path | None = None) -> None:
+        self.address = address
+        self.behaviour = behaviour or ("",)
+        self.certificate = certificate
+        self.messages: list[tuple[str, list[str], bytes, bool]] = []
+        self.lines: list[str] = []
+        self.connections = 0
+        self.over = threading.Event()
+        exchanger = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with contextlib.suppress(OSError, _Gone):
+                    _Conversation(exchanger, self.request).run()
+
+        class Server(socketserver.ThreadingTCPServer):
+            allow_reuse_address = True
+            daemon_threads = True
+            request_queue_size = 200
+
+        self._server = Server((address, port), Handler)
+        self.port = self._server.server_address[1]
+
+    def __enter__(self) -> Exchanger:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.over.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Conversation:
+    """One connection."""
+
+    def __init__(self, exchanger: Exchanger, sock: Any) -> None:
+        self.exchanger = exchanger
+        self.words = exchanger.behaviour[
+            min(exchanger.connections, len(exchanger.behaviour) - 1)].split()
+        exchanger.connections += 1
+        self.replies = dict(word.split("=", 1) for word in self.words if "=" in word)
+        self.stops = {word.split("=")[1]: word.split("=")[0] for word in self.words
+                      if word.startswith(("hang=", "drop="))}
+        self.sock = sock
+        self.file = sock.makefile("rb")
+        self.tls = False
+        self.sender = ""
+        self.recipients: list[str] = []
+
+    def stop(self, stage: str) -> None:
+        """Hang or drop, if that is to be done at *stage*."""
+        if self.stops.get(stage) == "hang":
+            self.exchanger.over.wait(120)
+        if stage in self.stops:
+            raise _Gone
+
+    def say(self, stage: str, text: str) -> str:
+        """Answer with *text*, or what is to stand in its place."""
+        self.stop(stage)
+        text = self.replies.get(stage, text).replace("_", " ")
+        self.sock.sendall(text.encode() + b"\r\n")
+        return text
+
+    def run(self) -> None:
+        """Answer commands until the end."""
+        try:
+            if not self.say("greet", "220 mx.test ESMTP").startswith("220"):
+                return
+            while line := self.file.readline():
+                text = line.decode("utf-8", "replace").rstrip("\r\n")
+                self.exchanger.lines.append(text)
+                self.command(text.upper().split(" ")[0], text)
+        finally:
+            with contextlib.suppress(OSError):
+                self.sock.close()
+
+    def command(self, verb: str, text: str) -> None:
+        """Answer one command."""
+        if verb == "EHLO":
+            offers = ["PIPELINING", "8BITMIME", "SMTPUTF8"]
+            if not self.tls and {"starttls", "badtls"} & set(self.words):
+                offers.append("STARTTLS")
+            if "dsn" in self.words:
+                offers.append("DSN")
+            self.say("ehlo", "250-mx.test\r\n" + "".join(
+                f"250-{offer}\r\n" for offer in offers) + "250 ENHANCEDSTATUSCODES")
+        elif verb == "STARTTLS":
+            self.start_tls()
+        elif verb == "MAIL":
+            if self.say("mail", "250 2.1.0 ok").startswith("2"):
+                self.sender, self.recipients = text, []
+        elif verb in ("RCPT", "DATA") and not self.sender:
+            self.sock.sendall(b"503 5.5.1 MAIL first\r\n")
+        elif verb == "RCPT":
+            if self.say("rcpt", "250 2.1.5 ok").startswith("2"):
+                self.recipients.append(text)
+        elif verb == "DATA":
+            self.data()
+        elif verb == "QUIT":
+            self.sock.sendall(b"221 2.0.0 bye\r\n")
+            raise _Gone
+        else:
+            self.sock.sendall(b"250 2.0.0 ok\r\n")
+
+    def start_tls(self) -> None:
+        """Go on in TLS, or do as if."""
+        self.sock.sendall(b"220 go\r\n")
+        if "badtls" in self.words:
+            self.sock.sendall(b"this is no TLS at all\r\n")
+            raise _Gone
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.exchanger.certificate or "")
+        self.file.close()
+        self.sock = context.wrap_socket(self.sock, server_side=True)
+        self.file = self.sock.makefile("rb")
+        self.tls = True
+
+    def data(self) -> None:
+        """Take a message."""
+        if not self.recipients:
+            self.sock.sendall(b"554 5.5.1 none\r\n")
+            return
+        if not self.say("data", "354 go").startswith("354"):
+            return
+        message = b""
+        while (line := self.file.readline()) not in (b".\r\n", b""):
+            message += line.removeprefix(b".")
+            self.stop("content")
+        if not line:
+            raise _Gone
+        if self.say("end", "250 2.0.0 taken").startswith("2"):
+            self.exchanger.messages.append((self.sender, self.recipients, message, self.tls))
+        self.sender = ""
+
+
+class _Gone(Exception):
+    """The connection is to be closed now."""

@@ -1,0 +1,125 @@
+"""mailsvc.dkim and mailsvc dkim: keys, records, signatures that others verify."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import dkim as dkimpy
+import pytest
+
+from mailsvc.dkim import Key, Keys, Signer
+from mailsvc.names import DirectoryError
+from tests.command_line import CommandLine
+
+MESSAGE = (b"Received: from x by y; z\r\nFrom: Alice <alice@example.org>\r\nTo: bob@example.net\r\n"
+           b"Subject: a  long\r\n\tsubject\r\n\r\nbody  \r\n\r\n.\r\nlast\r\n\r\n\r\n")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    keys = Keys(tmp_path_factory.mktemp("keys") / "dkim")
+    made = [keys.add("example.org", "rsa", "r1"), keys.add("Example.ORG", "ed25519", "e1")]
+    keys.use("example.org", [key.selector for key in made])
+    return keys
+
+
+def verified(keys: Keys, message: bytes) -> list[bool]:
+    """Whether each signature of *message* holds, the topmost first."""
+    records = {f"{key.name}.".encode(): key.record.encode() for key in keys.all()}
+    count = message.count(b"DKIM-Signature:")
+    def verify(index: int) -> bool:
+        try:
+            return bool(dkimpy.DKIM(message).verify(
+                index, lambda name, timeout=5: records.get(name)))
+        except dkimpy.ValidationError:
+            return False
+
+    return [verify(index) for index in range(count)]
+
+
+def test_both_signatures_verify(keys: Keys) -> None:
+    prefix = Signer(keys).sign(MESSAGE, "example.org")
+    assert prefix.endswith(b"\r\n") and b"\n" not in prefix.replace(b"\r\n", b"")
+    assert verified(keys, prefix + MESSAGE) == [True, True]
+    assert prefix.count(b"c=relaxed/relaxed") == 2
+
+
+@pytest.mark.parametrize("changed", [
+    (b"body  \r\n", b"BODY\r\n"), (b"alice@", b"mallory@"),
+    (b"\r\n\r\nbody", b"\r\nFrom: m@x\r\n\r\nbody"),
+    (b"\r\n\r\nbody", b"\r\nReply-To: m@x\r\n\r\nbody"),
+    (b"\r\n\r\nbody", b"\r\nSubject: m\r\n\r\nbody"),
+    (b"\r\n\r\nbody", b"\r\nContent-Type: text/html\r\n\r\nbody")])
+def test_nothing_can_be_changed_or_added(keys: Keys, changed: tuple[bytes, bytes]) -> None:
+    prefix = Signer(keys).sign(MESSAGE, "example.org")
+    altered = MESSAGE.replace(*changed, 1)
+    assert altered != MESSAGE
+    assert verified(keys, prefix + altered) == [False, False]
+
+
+def test_what_relaxed_allows(keys: Keys) -> None:
+    prefix = Signer(keys).sign(MESSAGE, "example.org")
+    altered = MESSAGE.replace(b"a  long\r\n\tsubject", b"a long subject").replace(
+        b"body  \r\n", b"body\r\n")
+    assert verified(keys, b"Received: once more\r\n" + prefix + altered) == [True, True]
+
+
+def test_whose_key_signs(keys: Keys) -> None:
+    signer = Signer(keys)
+
+    def domains(author: bytes, sender: str) -> list[str]:
+        return [key.domain for key in signer.keys_for(
+            b"From: " + author + b"\r\n\r\nFrom: x@example.org\r\n", sender)]
+
+    assert domains(b"a@example.org", "other.example") == ["example.org"] * 2
+    assert domains(b"a@sub.Example.org", "") == ["example.org"] * 2
+    assert domains(b"a@other.example", "example.org") == ["example.org"] * 2
+    assert domains(b"a@other.example", "other.example") == []
+    assert domains(b"nonsense", "") == domains(b"a@../../etc", "") == []
+    assert signer.sign(b"Subject: no author\r\n\r\n", "") == b""
+
+
+def test_keys_change_without_a_gap(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "dkim")
+    keys.add("example.org", "ed25519", "old")
+    keys.use("example.org", ["old"])
+    sent = Signer(keys).sign(MESSAGE, "") + MESSAGE
+    keys.add("example.org", "ed25519", "new")
+    assert b"s=old" in Signer(keys).sign(MESSAGE, "")
+    keys.use("example.org", ["new"])
+    assert b"s=new" in Signer(keys).sign(MESSAGE, "")
+    assert verified(keys, sent) == [True]
+    with pytest.raises(DirectoryError, match="signs the mail"):
+        keys.remove("example.org", "new")
+    keys.remove("example.org", "old")
+    assert [key.selector for key in keys.all()] == ["new"]
+    assert (tmp_path / "dkim/example.org/new.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_long_records_are_cut_for_zone_files() -> None:
+    key = Key("example.org", "s", "rsa", "A" * 392, True)
+    strings = re.findall(r'"([^"]*)"', key.zone_line)
+    assert "".join(strings) == key.record and max(map(len, strings)) == 255
+    assert key.zone_line.startswith("s._domainkey.example.org. 3600 IN TXT ( ")
+
+
+def test_the_command(tmp_path: Path) -> None:
+    run = CommandLine(tmp_path)
+    out = run("dkim", "add", "example.org", "--bits", "1024")
+    assert "_domainkey.example.org." in out and "k=rsa" in out and "k=ed25519" in out
+    listed = json.loads(run("dkim", "list", "--json"))
+    assert [(key["algorithm"], key["active"]) for key in listed] == [
+        ("ed25519", False), ("rsa", False)]
+    assert run("dkim", "use", "example.org").startswith("Signing example.org with e")
+    assert all(key["active"] for key in json.loads(run("dkim", "list", "--json")))
+    assert run("dkim", "records", "example.org").count("IN TXT") == 2
+    assert "signs the mail of example.org" in run.fails(
+        "dkim", "remove", "example.org", listed[0]["selector"])
+    assert run("dkim", "use", "example.org", "--none") == "Not signing example.org\n"
+    assert run("dkim", "remove", "example.org", listed[0]["selector"]).startswith("Removed e")
+    assert "has no keys" in run.fails("dkim", "records", "example.net")
+    assert "no key 'x'" in run.fails("dkim", "use", "example.org", "x")
+    assert "is no selector" in run.fails(
+        "dkim", "add", "example.org", "--algorithm", "rsa", "--selector", "../x")

@@ -1,0 +1,107 @@
+"""mailsvc queue: listing and acting, beside a service and without one."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailsvc.mail import NULL_PATH, Address
+from mailsvc.queue.filter import FilterError, parse
+from mailsvc.queue.message import RELAYED, QueuedMessage, QueuedRecipient
+from mailsvc.queue.spool import Draft, Spool
+from tests.command_line import CommandLine
+
+NOW = 1_700_000_000.0
+
+
+def message(id: str, *to: str, sender: str = "alice@example.org", age: float = 60,
+            **fields: Any) -> QueuedMessage:
+    path = Address(*sender.split("@")) if sender else NULL_PATH
+    return QueuedMessage(id, NOW - age, path, [
+        QueuedRecipient(a, a) for a in (Address(*each.split("@")) for each in to)], **fields)
+
+
+@pytest.mark.parametrize(("words", "ids"), [
+    ("", "A B C"), ("to:@example.net", "A C"), ("to:BOB@", "A"), ("to:bob@EXAMPLE.net", "A"),
+    ("to:eve@example.com", "B"), ("from:<>", "B"), ("from:@example.org", "A C"),
+    ("-from:<>", "A C"), ("status:new", "A"), ("status:deferred", "B"), ("status:held", "C"),
+    ("age>1h", "B"), ("age<=60s", "A C"), ("size>1K", "C"), ("size<=1k", "A B"),
+    ("attempts>=2", "B"), ("attempts<1", "A C"), ("reason:GREY", "B"), ("id:b", "B"), ("a", "A"),
+    ("account:alice@example.org", "C"), ("to:@example.net status:held", "C"),
+    ("to:@example.net -status:held age<2m", "A"), ("to:gone@example.net", "")])
+def test_filters(words: str, ids: str) -> None:
+    b = message("B", "eve@example.com", "gone@example.net", sender="", age=7200, attempts=2)
+    b.recipients[0].reply, b.recipients[1].state = "450 greylisted", RELAYED
+    c = message("C", "carol@example.net", held=True, account="Alice@example.org")
+    c.size = 5000
+    test = parse([words])
+    found = [each.id for each in (message("A", "bob@example.net"), b, c) if test(each, NOW)]
+    assert " ".join(found) == ids
+
+
+@pytest.mark.parametrize("words", ["to:", "to:bob", "x:y", "age>", "age>4", "age>4y", "size>1h",
+                                   "status:x", "a-b", "age=4h", "-"])
+def test_words_that_mean_nothing(words: str) -> None:
+    with pytest.raises(FilterError):
+        parse([words])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> CommandLine:
+    return CommandLine(tmp_path)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    spool = Spool(tmp_path / "queue")
+    spool.make()
+    for id, to in (("0A", "bob@example.net"), ("0B", "eve@example.com")):
+        each = message(id, to)
+        each.arrived = each.due = time.time() - 300
+        draft = Draft(each)
+        draft.add(b"Subject: x\r\n\r\nbody\r\n")
+        spool.commit(draft)
+    return spool
+
+
+def test_an_empty_queue(run: CommandLine) -> None:
+    assert run("queue", "list", "--json") == "[]\n"
+    assert json.loads(run("queue", "stats", "--json"))["messages"] == 0
+    assert run("queue", "hold", "--all") == "Held 0 messages\n"
+
+
+def test_listing(run: CommandLine, spool: Spool) -> None:
+    found = json.loads(run("queue", "list", "to:@example.net", "--json"))
+    assert [(each["id"], each["status"], each["size"]) for each in found] == [("0A", "new", 20)]
+    assert found[0]["recipients"][0]["state"] == "waiting"
+    assert "bob@example.net" in run("queue", "list")
+    assert run("queue", "show", "0a", "--text").endswith("Subject: x\n\nbody\n")
+    assert "no message 9Z in the queue" in run.fails("queue", "show", "9Z")
+    assert json.loads(run("queue", "stats", "--json"))["domains"] == {
+        "example.net": 1, "example.com": 1}
+
+
+def test_acting_without_a_service(run: CommandLine, spool: Spool) -> None:
+    assert run("queue", "hold", "to:@example.net") == "Held 1 message\n"
+    assert spool.load("0A").held and not spool.load("0B").held
+    assert run("queue", "release", "0A") == "Released 1 message\n"
+    assert not spool.load("0A").held
+    run("queue", "reroute", "127.0.0.1:2525", "0A")
+    assert spool.load("0A").route == "127.0.0.1:2525"
+    before = time.time()
+    run("queue", "retry", "--all")
+    assert spool.load("0B").due >= before
+    assert json.loads(run("queue", "drop", "0B", "--json")) == {"ids": ["0B"], "busy": []}
+    assert spool.ids() == {"0A"}
+
+
+def test_what_is_asked_wrongly(run: CommandLine, spool: Spool) -> None:
+    assert "Say which messages" in run.misused("queue", "drop")
+    assert "Say which messages" in run.misused("queue", "drop", "0A", "--all")
+    assert "means nothing" in run.misused("queue", "list", "x:y")
+    assert "expected a scheme" in run.misused("queue", "reroute", "http://x", "--all")
+    assert spool.ids() == {"0A", "0B"}

@@ -1,0 +1,181 @@
+"""mailsvc.queue.spool and mailsvc.queue.message: what is on disk, at every moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailsvc.mail import NULL_PATH, Address, Envelope, Recipient, Remote
+from mailsvc.queue.message import (
+    STATES,
+    QueuedMessage,
+    QueuedRecipient,
+    Unreadable,
+    envelope_line,
+    parse,
+    queued,
+    state_line,
+)
+from mailsvc.queue.spool import Draft, Ownership, Spool
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+ADDRESS = st.builds(Address, TEXT, TEXT)
+RECIPIENT = st.builds(
+    QueuedRecipient, ADDRESS, ADDRESS, st.none() | ADDRESS, st.lists(TEXT).map(tuple), TEXT,
+    st.sampled_from(STATES), TEXT, TEXT, TEXT, st.floats(0, 2e9), st.booleans())
+MESSAGE = st.builds(
+    QueuedMessage, st.just("0ABC"), st.floats(0, 2e9), ADDRESS, st.lists(RECIPIENT, max_size=4),
+    TEXT, st.booleans(), st.booleans(), TEXT, TEXT, TEXT, st.integers(0, 9), st.floats(0, 2e9),
+    st.booleans(), st.booleans(), TEXT)
+
+
+@given(MESSAGE)
+def test_no_text_in_one_field_changes_another(message: QueuedMessage) -> None:
+    envelope, state = envelope_line(message), state_line(message)
+    for line in envelope, state:
+        assert line.isascii() and line.count(b"\n") == 1 and line.endswith(b"\n")
+        assert b"\r" not in line and b"\0" not in line
+    assert parse(envelope, state) == message
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_anything_else_is_unreadable_and_no_more(envelope: bytes, state: bytes) -> None:
+    with pytest.raises(Unreadable):
+        parse(envelope, state)
+
+
+def test_a_state_of_another_envelope_is_not_taken(spool: Spool) -> None:
+    message = a_message("1A")
+    other = dataclasses.replace(message, recipients=message.recipients * 2)
+    with pytest.raises(Unreadable):
+        parse(envelope_line(message), state_line(other))
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    spool = Spool(tmp_path / "queue")
+    spool.make()
+    return spool
+
+
+def a_message(id: str, **fields: Any) -> QueuedMessage:
+    to = Address("bob", "example.net")
+    return QueuedMessage(id, 1000.0, Address("alice", "example.org"),
+                         [QueuedRecipient(to, to)], due=1000.0, **fields)
+
+
+def put(spool: Spool, message: QueuedMessage, *blocks: bytes) -> None:
+    draft = Draft(message)
+    for block in blocks[:-1]:
+        spool.write(draft, block)
+    draft.add(blocks[-1])
+    spool.commit(draft)
+
+
+def test_what_goes_in_comes_out(spool: Spool) -> None:
+    message = a_message("2B", envid="a\r\nb")
+    put(spool, message, b"Subject: x\r\n\r\n", b"{\"version\":1}\r\nbody\r\n")
+    assert spool.ids() == {"2B"}
+    with spool.open("2B") as (found, stream):
+        assert found == message
+        assert stream.read() == b"Subject: x\r\n\r\n{\"version\":1}\r\nbody\r\n"
+    assert spool.load("2B").size == 35
+
+
+def test_nothing_is_queued_before_commit_and_nothing_left_after_abort(spool: Spool) -> None:
+    draft = Draft(a_message("3C"))
+    spool.write(draft, b"half")
+    assert spool.ids() == set() and os.listdir(spool.root / "incoming") == ["3C"]
+    spool.discard(draft)
+    assert os.listdir(spool.root / "incoming") == []
+
+
+def test_a_state_survives_and_its_time_is_that_of_the_next_attempt(spool: Spool) -> None:
+    message = a_message("4D")
+    put(spool, message, b"x\r\n")
+    assert spool.due() == {"4D": 0.0}
+    message.due, message.attempts, message.recipients[0].reply = 5000.0, 3, "450 later\r\n"
+    spool.save(message)
+    assert spool.load("4D") == message
+    assert spool.due() == {"4D": 5000.0}
+    message.held = True
+    spool.save(message)
+    assert spool.due()["4D"] > 4e9
+    spool.remove("4D")
+    spool.remove("4D")
+    assert spool.ids() == set() and os.listdir(spool.root / "state") == []
+
+
+def test_spoilt_files_are_set_aside(spool: Spool) -> None:
+    put(spool, a_message("5E"), b"x\r\n")
+    (spool.root / "message" / "5E").write_bytes(b"{}\nx\r\n")
+    with pytest.raises(Unreadable):
+        spool.load("5E")
+    assert spool.set_aside("5E").read_bytes() == b"{}\nx\r\n"
+    assert spool.ids() == set()
+
+
+@pytest.mark.parametrize("id", ["", "../1", "a/b", ".", "a\0b"])
+def test_ids_name_no_other_file(spool: Spool, id: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        spool.load(id)
+
+
+STEPS = ["open", "write", "fsync", "rename", "directory"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_commit_that_fails_leaves_nothing(spool: Spool, monkeypatch: pytest.MonkeyPatch,
+                                            step: str) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    real_fsync = os.fsync
+    if step == "directory":
+        monkeypatch.setattr("mailsvc.queue.spool.sync_directory", fail)
+    else:
+        monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="No space"):
+        put(spool, a_message("6F"), b"x\r\n")
+    monkeypatch.undo()
+    assert os.fsync is real_fsync
+    assert spool.ids() == set() and os.listdir(spool.root / "incoming") == []
+
+
+def test_only_one_holds_the_lock(spool: Spool) -> None:
+    one, other = Ownership(spool.root), Ownership(spool.root)
+    assert one.acquire() and one.acquire()
+    assert not other.acquire()
+    one.release()
+    assert other.acquire()
+    other.release()
+
+
+def test_sweeping_takes_what_is_old_and_nothing_else(spool: Spool) -> None:
+    put(spool, a_message("7A"), b"x\r\n")
+    (spool.root / "incoming" / "8B").write_bytes(b"half")
+    (spool.root / "state" / "9C").write_bytes(b"{}\n")
+    assert spool.sweep() == 1
+    assert (spool.root / "incoming" / "8B").exists()
+    assert spool.sweep(hours=-1) == 1
+    assert spool.ids() == {"7A"}
+
+
+def test_an_envelope_is_queued_once_for_each_address() -> None:
+    bob, alias = Address("bob", "example.net"), Address("friends", "example.org")
+    envelope = Envelope("ID", NULL_PATH, recipients=[
+        Recipient(bob, (), (Remote(bob),), ("SUCCESS",), "rfc822;Bob@example.net"),
+        Recipient(alias, (), (Remote(bob, alias), Remote(Address("eve", "example.com"), alias)))])
+    message = queued(envelope, 5.0)
+    assert [(str(each.address), str(each.original), each.alias, each.notify)
+            for each in message.recipients] == [
+        ("bob@example.net", "bob@example.net", None, ("SUCCESS",)),
+        ("eve@example.com", "friends@example.org", alias, ())]
+
+

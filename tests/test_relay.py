@@ -1,0 +1,369 @@
+"""Mail that leaves: mailsvc dev, a DNS server and exchangers on loopback."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import json
+import smtplib
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.daemons import Dovecot, Postfix, free_port
+from tests.exchanger import Exchanger
+from tests.nameserver import NameServer
+from tests.service import PATIENCE, Service, fetch
+
+MESSAGE = (b"Date: Thu, 26 Nov 2026 10:00:00 +0000\r\nFrom: <alice@a.example>\r\n"
+           b"Message-ID: <1@a.example>\r\nSubject: hi\r\n\r\n.a dot\r\nlast\r\n")
+
+#: Retries within a test's patience, and what a hanging host may cost.
+QUICK = ("queue.retry_first_seconds=0.3", "queue.retry_factor=1", "queue.lifetime_seconds=6",
+         "queue.warning_seconds=0", "relay.connect_seconds=1", "relay.reply_seconds=1")
+
+
+def relaying(directory: Path, *settings: str, accounts: Sequence[str] = ("alice@a.example:secret",),
+             options: Sequence[str] = ()) -> Service:
+    """A service whose users may submit, and that relays as *settings* say."""
+    given = [argument for each in settings for argument in ("--set", each)]
+    return Service(directory, tuple(accounts),
+                   ("--submission", "127.0.0.1:0", *given, *options))
+
+
+def submit(service: Service, recipients: Sequence[str], message: bytes = MESSAGE,
+           sender: str = "alice@a.example", mail: Sequence[str] = (),
+           rcpt: Sequence[str] = ()) -> None:
+    """Log in and send, over TLS; every recipient must be accepted."""
+    with smtplib.SMTP(*service.listeners["submission"], timeout=PATIENCE) as smtp:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        smtp.starttls(context=context)
+        smtp.login("alice@a.example", "secret")
+        assert smtp.sendmail(sender, list(recipients), message, list(mail), list(rcpt)) == {}
+
+
+def until(condition: Callable[[], object], service: Service, seconds: float = PATIENCE) -> None:
+    """Wait until *condition* holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, service.log.read_text()[-6000:]
+        time.sleep(0.05)
+
+
+def mail(service: Service, account: str = "alice@a.example") -> list[bytes]:
+    """What lies in the account's maildir."""
+    new = service.maildir(account) / "new"
+    return [each.read_bytes() for each in sorted(new.iterdir())] if new.is_dir() else []
+
+
+def queued(service: Service) -> list[Path]:
+    return list((service.directory / "queue" / "message").iterdir())
+
+
+def below_trace(message: bytes) -> bytes:
+    """*message* without the trace fields on top."""
+    lines = message.split(b"\r\n")
+    start = next(n for n, line in enumerate(lines)
+                 if not line.startswith((b"Return-Path:", b"Received:", b" ", b"\t")))
+    return b"\r\n".join(lines[start:])
+
+
+def statuses(report: bytes) -> list[tuple[str, str, str]]:
+    """Final recipient, action and status of each recipient of a report."""
+    parsed = email.message_from_bytes(report, policy=email.policy.default)
+    assert parsed.get_content_type() == "multipart/report"
+    _, status, _ = parsed.iter_parts()
+    assert status.get_content_type() == "message/delivery-status"
+    groups = list(status.iter_parts())[1:]
+    return [(group["Final-Recipient"].split("; ")[1], str(group["Action"]), str(group["Status"]))
+            for group in groups]
+
+
+def test_from_one_service_to_another_by_mx(tmp_path: Path) -> None:
+    port = free_port()
+    zone = {"b.example": ["MX 10 mx.b.example"], "mx.b.example": ["A 127.0.0.1"]}
+    with NameServer(zone) as names, \
+            Service(tmp_path / "b", ("bob@b.example:secret", "eve@b.example:secret"),
+                    ("--smtp", f"127.0.0.1:{port}")) as there, \
+            relaying(tmp_path / "a", f'relay.dns=["{names.address}"]', f"relay.port={port}",
+                     accounts=("alice@a.example:secret", "carol@a.example:secret")) as here:
+        submit(here, ["bob@b.example", "carol@a.example", "nobody@b.example"])
+        until(lambda: mail(there, "bob@b.example") and mail(here), here)
+        got, = fetch(there, "bob@b.example")
+        assert below_trace(got) == MESSAGE
+        assert got.count(b"Return-Path:") == 1 and got.startswith(
+            b"Return-Path: <alice@a.example>\r\n")
+        local, = fetch(here, "carol@a.example")
+        assert below_trace(local) == MESSAGE
+        report, = fetch(here, "alice@a.example")
+        assert report.startswith(b"Return-Path: <>\r\n")
+        assert statuses(report) == [("nobody@b.example", "failed", "5.1.1")]
+        until(lambda: not queued(here), here)
+
+
+#: domain -> what its exchangers do, each a tuple of behaviours; and how the message must end: how
+#: many exchangers took it, or the status of the one report.
+CASES: dict[str, tuple[list[tuple[str, ...]], int | str]] = {
+    "fine": ([()], 1),
+    "greylisting": ([("rcpt=450_4.7.1_later", "")], 1),
+    "next-after-4xx": ([("greet=421_4.3.2_busy",), ()], 1),
+    "next-after-554": ([("greet=554_5.3.2_no_mail_here",), ()], 1),
+    "next-after-hang": ([("hang=greet",), ()], 1),
+    "next-after-drop": ([("drop=greet",), ()], 1),
+    "next-after-4xx-rcpt": ([("rcpt=450_4.2.1_busy",), ()], 1),
+    "drop-at-ehlo": ([("drop=ehlo", "")], 1),
+    "drop-at-mail": ([("drop=mail", "")], 1),
+    "drop-at-data": ([("drop=data", "")], 1),
+    "drop-mid-data": ([("drop=content", "")], 1),
+    "drop-at-end": ([("drop=end", "")], 1),
+    "hang-at-end": ([("hang=end", "")], 1),
+    "4xx-at-mail": ([("mail=451_4.3.0_no", "")], 1),
+    "4xx-at-data": ([("data=451_4.3.0_no", "")], 1),
+    "4xx-at-end": ([("end=451_4.3.0_no", "")], 1),
+    "self-signed": ([("starttls",)], 1),
+    "broken-tls": ([("badtls",)], 1),
+    "not-smtp": ([("greet=HTTP/1.1_400_Bad_Request", "")], 1),
+    "refused": ([("rcpt=550_5.1.1_nobody",)], "5.1.1"),
+    "refused-sender": ([("mail=550_5.7.1_not_you",)], "5.7.1"),
+    "refused-data": ([("end=554_5.6.0_spam",)], "5.6.0"),
+    "refused-by-all": ([("greet=554_5.3.2_closed",), ("greet=554_5.3.2_closed",)], "5.3.2"),
+    "without-status": ([("rcpt=550_go_away",)], "5.0.0"),
+    "closed-port": ([], "4.4.7"),
+    "always-hangs": ([("hang=greet",)], "4.4.7"),
+    "always-busy": ([("rcpt=450_4.2.1_busy",)], "4.4.7"),
+}
+LOOKED_UP = {
+    "nowhere": ([], "5.1.2"), "null": (["MX 0 ."], "5.1.10"), "none": (["TXT x"], "5.4.4"),
+    "lame": (["SERVFAIL"], "4.4.7"), "dangling": (["MX 10 gone.example"], "5.4.4"),
+}
+
+
+@pytest.mark.slow
+def test_exchangers_that_fail(tmp_path: Path) -> None:
+    """Each message ends delivered once, or reported once with the right code."""
+    certificate = tmp_path / "cert.pem"
+    certificate.write_bytes(self_signed())
+    with ExitStack() as stack:
+        port, number = free_port(), 10
+        zone: dict[str, list[str]] = {}
+        exchangers: dict[str, list[Exchanger]] = {}
+        for name, (behaviours, _) in CASES.items():
+            domain = f"{name}.example"
+            zone[domain] = []
+            for preference, behaviour in enumerate(behaviours or [("",)]):
+                number += 1
+                address, host = f"127.0.0.{number}", f"mx{preference}.{domain}"
+                zone[domain].append(f"MX {preference} {host}")
+                zone[host] = [f"A {address}"]
+                if behaviours:
+                    exchangers.setdefault(name, []).append(stack.enter_context(Exchanger(
+                        address, port, *behaviour, certificate=certificate)))
+        for name, (records, _) in LOOKED_UP.items():
+            if records:
+                zone[f"{name}.example"] = records
+        names = stack.enter_context(NameServer(zone))
+        service = stack.enter_context(relaying(
+            tmp_path / "data", f'relay.dns=["{names.address}"]', f"relay.port={port}", *QUICK))
+        ends = {name: end for name, (_, end) in (CASES | LOOKED_UP).items()}
+        for name in ends:
+            submit(service, [f"bob@{name}.example"])
+        until(lambda: not queued(service), service, 90)
+        reports = dict(_reported(mail(service)))
+        log = service.log.read_text()
+        for name, end in ends.items():
+            taken = [message for each in exchangers.get(name, []) for message in each.messages]
+            if isinstance(end, str):
+                assert (name, taken, reports.pop(f"bob@{name}.example", None)) == (
+                    name, [], end), log
+            else:
+                assert (name, len(taken)) == (name, end), log
+                for sender, recipients, text, tls in taken:
+                    assert sender.upper().startswith("MAIL FROM:<ALICE@A.EXAMPLE>")
+                    assert [each.split(">")[0] for each in recipients] == [
+                        f"RCPT TO:<bob@{name}.example"]
+                    assert below_trace(text) == MESSAGE and b"Return-Path" not in text
+                    assert tls == (name == "self-signed")
+        assert reports == {}, log
+
+
+def _reported(messages: list[bytes]) -> Iterator[tuple[str, str]]:
+    seen: set[str] = set()
+    for report in messages:
+        for recipient, action, status in statuses(report):
+            assert action == "failed" and recipient not in seen
+            seen.add(recipient)
+            yield recipient, status
+
+
+def self_signed() -> bytes:
+    """A certificate for nobody in particular, and its key."""
+    import trustme  # noqa: PLC0415
+
+    certificate = trustme.CA().issue_cert("elsewhere.example")
+    return certificate.private_key_and_cert_chain_pem.bytes()
+
+
+def test_forwarding_rewrites_the_sender_and_leads_reports_back(tmp_path: Path) -> None:
+    with Exchanger("127.0.0.1", 0, "") as there, relaying(
+            tmp_path / "a", f"relay.smarthost=127.0.0.1:{there.port}",
+            options=("--account", "bob@a.example:secret",
+                     "--alias", "fwd@a.example=carol@far.example,bob@a.example")) as here:
+        with smtplib.SMTP(*here.smtp, timeout=PATIENCE) as smtp:
+            smtp.sendmail("stranger@sender.example", ["fwd@a.example"], MESSAGE)
+        until(lambda: there.messages, here)
+        sender, recipients, text, _ = there.messages[0]
+        path = sender.split("<")[1].split(">")[0]
+        assert path.startswith("SRS0=") and path.endswith("=sender.example=stranger@a.example")
+        assert recipients[0].startswith("RCPT TO:<carol@far.example>")
+        assert below_trace(text) == MESSAGE
+        assert below_trace(mail(here, "bob@a.example")[0]) == MESSAGE
+        # A report to that path goes back to the stranger, and a forged path nowhere.
+        with smtplib.SMTP(*here.smtp, timeout=PATIENCE) as smtp:
+            smtp.sendmail("", [path], b"Subject: a report\r\n\r\n")
+            with pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
+                smtp.sendmail("", [path.replace("stranger", "mallory")], b"Subject: x\r\n\r\n")
+            assert refused.value.recipients.popitem()[1][0] == 550
+        until(lambda: len(there.messages) == 2, here)
+        assert there.messages[1][0].startswith("MAIL FROM:<>")
+        assert there.messages[1][1][0].startswith("RCPT TO:<stranger@sender.example>")
+
+
+def test_strangers_do_not_relay(tmp_path: Path) -> None:
+    with relaying(tmp_path / "a", "relay.smarthost=127.0.0.1:1") as here, \
+            smtplib.SMTP(*here.smtp, timeout=PATIENCE) as smtp:
+        smtp.ehlo()
+        smtp.mail("x@sender.example")
+        code, text = smtp.rcpt("carol@far.example")
+        assert (code, text[:5]) == (550, b"5.7.1")
+
+
+def test_what_a_sender_asks_for_is_passed_on_or_done(tmp_path: Path) -> None:
+    asked = {"mail": ["RET=HDRS", "ENVID=QQ+2B1"],
+             "rcpt": ["NOTIFY=SUCCESS,FAILURE", "ORCPT=rfc822;Bob+2Bx@b.example"]}
+    with Exchanger("127.0.0.1", 0, "dsn") as knows, Exchanger("127.0.0.1", 0, "") as plain, \
+            relaying(tmp_path / "a",
+                     f"relay.routes={{\"knows.example\"=\"127.0.0.1:{knows.port}\", "
+                     f"\"plain.example\"=\"127.0.0.1:{plain.port}\"}}") as here:
+        submit(here, ["bob@knows.example"], **asked)
+        until(lambda: knows.messages, here)
+        sender, recipients, _, _ = knows.messages[0]
+        assert "RET=HDRS" in sender and "ENVID=QQ+2B1" in sender
+        assert "NOTIFY=SUCCESS,FAILURE" in recipients[0]
+        assert "ORCPT=rfc822;Bob+2Bx@b.example" in recipients[0]
+        submit(here, ["bob@plain.example"], **asked)
+        until(lambda: mail(here), here)
+        report, = mail(here)
+        assert statuses(report) == [("bob@plain.example", "relayed", "2.0.0")]
+        assert b"\r\nOriginal-Envelope-Id: QQ+1\r\n" in report
+        assert b"\r\nOriginal-Recipient: rfc822; Bob+x@b.example\r\n" in report
+        assert "NOTIFY" not in plain.messages[0][1][0]
+
+
+def test_success_here_is_told_where_it_was_asked_for(tmp_path: Path) -> None:
+    with Exchanger("127.0.0.1", 0, "dsn") as there, relaying(
+            tmp_path / "a", f"relay.smarthost=127.0.0.1:{there.port}",
+            options=("--account", "bob@a.example:secret",
+                     "--alias", "team@a.example=bob@a.example,carol@far.example")) as here:
+        submit(here, ["bob@a.example"], mail=["ENVID=first"], rcpt=["NOTIFY=SUCCESS"])
+        until(lambda: mail(here), here)
+        assert statuses(mail(here)[0]) == [("bob@a.example", "delivered", "2.0.0")]
+        assert b"\r\nOriginal-Envelope-Id: first\r\n" in mail(here)[0]
+        assert b"Subject: hi\r\n" in mail(here)[0] and b"a dot" not in mail(here)[0]
+        submit(here, ["team@a.example"], rcpt=["NOTIFY=SUCCESS,FAILURE"])
+        until(lambda: len(mail(here)) == 2 and there.messages, here)
+        assert statuses(mail(here)[1]) == [("team@a.example", "expanded", "2.0.0")]
+        assert "NOTIFY=FAILURE" in there.messages[0][1][0]
+        submit(here, ["bob@a.example"], rcpt=["NOTIFY=NEVER"])
+        submit(here, ["bob@a.example"])
+        until(lambda: len(mail(here, "bob@a.example")) == 4, here)
+        assert len(mail(here)) == 2
+
+
+@pytest.mark.slow
+def test_killed_amid_relaying(tmp_path: Path) -> None:
+    """kill -9 under load: nothing that was submitted is lost."""
+    rounds, each = 8, 12
+    with Exchanger("127.0.0.1", 0, "") as there:
+        settings = (f"relay.smarthost=127.0.0.1:{there.port}", *QUICK[:2])
+        submitted: set[str] = set()
+        for number in range(rounds):
+            here = relaying(tmp_path / "a", *settings)
+            try:
+                for count in range(each):
+                    name = f"m{number}-{count}@far.example"
+                    submit(here, [name])
+                    submitted.add(name)
+            finally:
+                here.kill()
+        with relaying(tmp_path / "a", *settings) as here:
+            until(lambda: not queued(here), here)
+        got = [line.split("<")[1].split(">")[0] for _, lines, _, _ in there.messages
+               for line in lines]
+        assert set(got) == submitted
+        # One connection at a time can be amid its 250 when the end comes.
+        assert len(got) - len(submitted) <= rounds * 10
+
+
+def test_the_queue_of_a_service_that_runs(tmp_path: Path) -> None:
+    from mailsvc.cli import main  # noqa: PLC0415
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["--dir", str(here.directory), "queue", *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    closed = free_port()
+    with Exchanger("127.0.0.1", 0, "") as there, relaying(
+            tmp_path / ("long" * 30), f"relay.smarthost=127.0.0.1:{closed}") as here:
+        submit(here, ["bob@far.example", "eve@far.example"])
+        submit(here, ["carol@other.example"])
+
+        def listed() -> list[Any]:
+            return list(json.loads(run("list", "--json")))
+
+        until(lambda: [each["attempts"] for each in listed()] == [1, 1], here)
+        assert [each["status"] for each in listed()] == ["deferred", "deferred"]
+        assert run("hold", "to:@far.example") == "Held 1 message\n"
+        assert [each["status"] for each in listed()] == ["held", "deferred"]
+        route = f"127.0.0.1:{there.port}"
+        assert run("reroute", route, "to:@other.example") == "Rerouted 1 message\n"
+        until(lambda: len(there.messages) == 1, here)
+        until(lambda: len(listed()) == 1, here)
+        run("reroute", route, "--all")
+        run("release", "--all")
+        until(lambda: len(there.messages) == 2 and not queued(here), here)
+        submit(here, ["dan@far.example"])
+        until(lambda: [each["attempts"] for each in listed()] == [1], here)
+        assert run("drop", "--all") == "Dropped 1 message\n"
+        assert listed() == [] and mail(here) == []
+
+
+def test_postfix_is_the_next_host(tmp_path: Path, program: Callable[[str], str]) -> None:
+    # What it takes it hands on to an exchanger, so that its own copy can be looked at.
+    with Exchanger("127.0.0.1", 0, "") as last, \
+            Postfix(program, relayhost=f"[127.0.0.1]:{last.port}") as postfix, \
+            relaying(tmp_path / "a", "relay.smarthost={}:{}".format(*postfix.address)) as here:
+        for number in range(5):
+            submit(here, [f"bob{number}@far.example"])
+        until(lambda: not queued(here), here)
+        postfix.until_sent(5)
+        assert mail(here) == []
+        assert {below_trace(text) for _, _, text, _ in last.messages} == {MESSAGE}
+
+
+def test_by_lmtp_to_dovecot(tmp_path: Path, program: Callable[[str], str]) -> None:
+    with Dovecot(program) as dovecot, relaying(
+            tmp_path / "a", "relay.smarthost=lmtp://{}:{}".format(*dovecot.lmtp)) as here:
+        submit(here, ["bob@far.example", "carol@far.example"])
+        until(lambda: not queued(here), here)
+        for name in "bob", "carol":
+            got, = (dovecot.maildir(f"{name}@far.example") / "new").iterdir()
+            assert below_trace(got.read_bytes().replace(b"\r\n", b"\n").replace(
+                b"\n", b"\r\n").split(b"\r\n", 1)[1]).endswith(b".a dot\r\nlast\r\n")
