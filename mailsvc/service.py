@@ -231,7 +231,7 @@ class MailService(Front):
 
     def _open_queue(self, router: Router, store: Store) -> Queue:
         """The queue, and in it what sends when this process is the one that may."""
-        settings, reactor = self._settings, self._reactor
+        settings, reactor = self._settings, self.reactor
         hostname = settings.service.hostname
         threads = Threads(reactor, 16, "queue")
         queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
