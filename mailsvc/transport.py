@@ -4,7 +4,6 @@ Twisted's transports put what is written into a buffer, ask epoll to tell when t
 octets, send when it does, and take the question back: two system calls and a round of the reactor
 beside each ``send``.  The socket of a conversation is empty nearly always when its answer is ready,
 so :class:`PromptServer` tries ``send`` first, and leaves to Twisted what the socket does not take.
-For messages of 4 KiB on kept connections, four replies each, that saved a seventh of the CPU.
 
 What is written while something is still owed goes behind it, and what a TLS layer writes goes
 through its own methods, as ever.  A failure to send is left to be found again, and reported, by
