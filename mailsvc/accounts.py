@@ -47,9 +47,12 @@ from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import IRealm
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from zope.interface import Interface, implementer
 
 from mailsvc.credentials import Attempt, IProvenName, ScramKeys
+from mailsvc.errors import MaildropInUse
 from mailsvc.interfaces import IDirectory, IKeyring, IMailboxStore, IMaildrop, ISubmitter
 from mailsvc.logindelay import LoginDelay
 from mailsvc.logins import Credentials, StoredPassword
@@ -104,6 +107,9 @@ def _may(account: Account, protocol: str) -> bool:
 
 
 #: Who is checked when there is no such account: somebody whose password nothing is.
+#: How often, and how many seconds apart, a maildrop is asked for that another session has.
+_TRIES = 11
+_BETWEEN_TRIES = 0.1
 _NOBODY = Credentials(Account("", ""), (StoredPassword(),))
 
 
@@ -276,14 +282,17 @@ class MailRealm:
 
     :param login_delay: what must pass between two POP3 logins to one account, if anything.
     :param default_domain: as for :class:`DirectoryChecker`, for avatar ids of other checkers.
+    :param clock: to wait on for a maildrop that another session has; without, none waits.
     """
 
     def __init__(self, store: IMailboxStore, directory: IDirectory,
-                 login_delay: LoginDelay | None = None, *, default_domain: str = "") -> None:
+                 login_delay: LoginDelay | None = None, *, default_domain: str = "",
+                 clock: IReactorTime | None = None) -> None:
         self._store = store
         self._directory = directory
         self._login_delay = login_delay
         self._default_domain = default_domain
+        self._clock = clock
 
     def requestAvatar(self, avatarId: str | bytes | tuple[()], mind: object,
                       *interfaces: type[Interface]) -> Deferred[Any]:
@@ -309,7 +318,7 @@ class MailRealm:
             return ISubmitter, Submitter(account), lambda: None
         if self._login_delay is not None:
             await self._login_delay.check(account.name)
-        maildrop = await self._store.open_maildrop(account)
+        maildrop = await self._maildrop(account)
         if self._login_delay is not None:
             try:
                 await self._login_delay.note(account.name)
@@ -317,3 +326,14 @@ class MailRealm:
                 maildrop.release()
                 raise
         return IMaildrop, maildrop, maildrop.release
+
+    async def _maildrop(self, account: Account) -> IMaildrop:
+        """The maildrop, for which a client waits a moment that comes back after a lost connection:
+        the process that had that may not have noticed yet."""
+        if self._clock is not None:
+            for _ in range(_TRIES - 1):
+                try:
+                    return await self._store.open_maildrop(account)
+                except MaildropInUse:
+                    await deferLater(self._clock, _BETWEEN_TRIES)
+        return await self._store.open_maildrop(account)

@@ -177,7 +177,7 @@ class MailService(Front):
             store, directory, LoginDelay(
                 state, delay, reactor.seconds,
                 functools.partial(deferToThreadPool, reactor, reactor.getThreadPool()))
-            if delay else None, default_domain=domain)
+            if delay else None, default_domain=domain, clock=reactor)
         own = DirectoryChecker(directory, self._hasher, domain)
         portal = Portal(realm, [*in_turn(self._checkers), *_own(self._checkers, own)])
         router = Router(directory, hostname, settings.routing)

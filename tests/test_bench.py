@@ -141,7 +141,7 @@ class SMTPSession(socketserver.StreamRequestHandler):
         if self.server.errs("alter a message"):
             text = text.replace(b"fox", b"fix")
         if self.server.errs("misdeliver"):
-            recipients = ["u03"]
+            recipients = ["u04" if recipients == ["u03"] else "u03"]
         for recipient in recipients:
             if self.server.errs("lose a message"):
                 continue

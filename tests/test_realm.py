@@ -20,11 +20,13 @@ from twisted.cred.credentials import (
 from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from mailsvc.accounts import DirectoryChecker, MailRealm
 from mailsvc.credentials import Password, ProvenName
 from mailsvc.directory import SqliteDirectory
+from mailsvc.errors import MaildropInUse
 from mailsvc.interfaces import IDelivery, IMaildrop, ISubmitter
 from mailsvc.mail import Account
 from mailsvc.passwords import (
@@ -148,6 +150,27 @@ async def test_roles_hold_whoever_checked_the_password(
     assert interface is allowed
     with pytest.raises(UnauthorizedLogin, match="Authentication failed"):
         await portal.login(UsernamePassword(b"bob", b"x"), None, denied)
+
+
+def test_a_maildrop_in_use_is_waited_for(store: Store, directory: SqliteDirectory) -> None:
+    clock = Clock()
+    realm = realm_of(store, directory, clock=clock)
+    store.failure = MaildropInUse("In use")
+    waited = realm.requestAvatar("bob", None, IMaildrop)
+    clock.pump([0.1] * 9)
+    store.failure = None
+    assert not waited.called
+    clock.advance(0.1)
+    assert waited.result[1].account.name == "Bob@example.org"
+    store.failure = MaildropInUse("In use")
+    refused: list[Any] = []
+    realm.requestAvatar("bob", None, IMaildrop).addErrback(refused.append)
+    clock.pump([0.1] * 9)
+    assert not refused
+    clock.advance(0.1)
+    assert refused[0].check(MaildropInUse) and not clock.getDelayedCalls()
+    realm_of(store, directory).requestAvatar("bob", None, IMaildrop).addErrback(refused.append)
+    assert refused[1].check(MaildropInUse)
 
 
 @pytest_twisted.ensureDeferred

@@ -101,7 +101,9 @@ ORDER: dict[bytes, dict[str, tuple[Reply, str]]] = {
     b"RSET": {**_everywhere(replies.RESET_OK, READY), START: (replies.RESET_OK, START)},
     b"NOOP": _everywhere(replies.NOOP_OK),
     b"QUIT": _everywhere(replies.BYE.by(HOSTNAME), CLOSED),
-    b"HELP RCPT": _everywhere(reply(214, "2.0.0", "RCPT TO:<address>")),
+    b"HELP RCPT": _everywhere(reply(
+        214, "2.0.0",
+        "RCPT TO:<address> [NOTIFY=NEVER|SUCCESS,FAILURE,DELAY] [ORCPT=type;address]")),
     # RFC 5321 §4.1.4: at any time.
     b"VRFY bob@example.org": _everywhere(replies.CANNOT_VERIFY),
     b"EXPN bob@example.org": _everywhere(replies.EXPN_DISABLED),
