@@ -19,13 +19,15 @@ class Exchanger:
 
         * ``greet=TEXT``, ``ehlo=``, ``mail=``, ``rcpt=``, ``data=``, ``end=`` with a reply, "_" for
           a space; the reply stands in the place of the good one;
-        * ``hang=STAGE`` and ``drop=STAGE``: no answer, or the connection closed, at that stage;
-          ``content`` is amid the message, ``end`` behind it;
+        * ``hang=STAGE``, ``drop=STAGE``, ``slow=STAGE``: no answer, the connection closed, or an
+          answer after half a second, at that stage; ``content`` is amid the message, ``end``
+          behind it;
         * ``starttls``: offered, with *certificate*; ``badtls``: offered, and then it is no TLS;
         * ``dsn``: offered.
 
     :ivar messages: what was accepted with 250: reverse-path line, recipient lines, text, whether
         it came over TLS.
+    :ivar read: the numbers of those after whose 250 the client said something more.
     :ivar connections: how many there were.
     """
 
@@ -35,7 +37,9 @@ class Exchanger:
         self.behaviour = behaviour or ("",)
         self.certificate = certificate
         self.messages: list[tuple[str, list[str], bytes, bool]] = []
+        self.read: set[int] = set()
         self.lines: list[str] = []
+        self.lock = threading.Lock()
         self.connections = 0
         self.over = threading.Event()
         exchanger = self
@@ -74,18 +78,21 @@ class _Conversation:
         exchanger.connections += 1
         self.replies = dict(word.split("=", 1) for word in self.words if "=" in word)
         self.stops = {word.split("=")[1]: word.split("=")[0] for word in self.words
-                      if word.startswith(("hang=", "drop="))}
+                      if word.startswith(("hang=", "drop=", "slow="))}
         self.sock = sock
         self.file = sock.makefile("rb")
         self.tls = False
         self.sender = ""
         self.recipients: list[str] = []
+        #: The number of the last message, until the client has been heard again.
+        self.last: int | None = None
 
     def stop(self, stage: str) -> None:
-        """Hang or drop, if that is to be done at *stage*."""
-        if self.stops.get(stage) == "hang":
-            self.exchanger.over.wait(120)
-        if stage in self.stops:
+        """Hang, drop or be slow, if that is to be done at *stage*."""
+        what = self.stops.get(stage)
+        if what is not None:
+            self.exchanger.over.wait({"hang": 120, "slow": 0.5, "drop": 0}[what])
+        if what in ("hang", "drop"):
             raise _Gone
 
     def say(self, stage: str, text: str) -> str:
@@ -103,6 +110,9 @@ class _Conversation:
             while line := self.file.readline():
                 text = line.decode("utf-8", "replace").rstrip("\r\n")
                 self.exchanger.lines.append(text)
+                if self.last is not None:
+                    self.exchanger.read.add(self.last)
+                    self.last = None
                 self.command(text.upper().split(" ")[0], text)
         finally:
             with contextlib.suppress(OSError):
@@ -162,9 +172,14 @@ class _Conversation:
             self.stop("content")
         if not line:
             raise _Gone
-        if self.say("end", "250 2.0.0 taken").startswith("2"):
-            self.exchanger.messages.append((self.sender, self.recipients, message, self.tls))
+        self.stop("end")
+        text = self.replies.get("end", "250 2.0.0 taken").replace("_", " ")
+        if text.startswith("2"):
+            with self.exchanger.lock:
+                self.last = len(self.exchanger.messages)
+                self.exchanger.messages.append((self.sender, self.recipients, message, self.tls))
         self.sender = ""
+        self.sock.sendall(text.encode() + b"\r\n")
 
 
 class _Gone(Exception):

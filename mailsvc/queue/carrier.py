@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -97,6 +97,7 @@ class Carrier:
         self._free = DeferredSemaphore(queue.connections)
         self._destinations: dict[Hop, _Destination] = {}
         self._open: set[Client] = set()
+        self._stopped = self._aborted = False
         seconds = relay.reply_seconds
         self._timeouts = Timeouts(
             connect=relay.connect_seconds, tls=min(60.0, seconds), greeting=seconds, hello=seconds,
@@ -104,7 +105,13 @@ class Carrier:
             end=2 * seconds, other=seconds)
 
     def carry(self, hop: Hop, job: Job) -> Deferred[list[Result]]:
-        """Try to hand *job* to *hop*; fires with a result for each recipient, and never fails."""
+        """Try to hand *job* to *hop*; never fails.
+
+        :returns: a result for each recipient that was tried: for all, unless :meth:`stop` or
+            :meth:`abort` came between.
+        """
+        if self._stopped:
+            return succeed([])
         destination = self._destinations.setdefault(hop, _Destination())
         destination.jobs.append(job)
         if destination.workers < self._queue.connections_per_destination:
@@ -114,8 +121,17 @@ class Carrier:
             working.addBoth(self._ended, hop, destination)
         return job.done
 
+    def stop(self) -> None:
+        """Begin with no further job."""
+        self._stopped = True
+        for destination in self._destinations.values():
+            while destination.jobs:
+                destination.jobs.popleft().done.callback([])
+
     def abort(self) -> None:
-        """Close every connection at once; what is under way fails and is tried again some day."""
+        """Close every connection at once: what is under way has not been tried."""
+        self.stop()
+        self._aborted = True
         for client in tuple(self._open):
             client.close()
 
@@ -123,7 +139,7 @@ class Carrier:
         _log.failure("the queue could not send", failure)
         # Nobody may wait for ever because of it.
         while destination.jobs:
-            _finish(destination.jobs.popleft(), "internal error", EnhancedStatus(4, 3, 0))
+            self._finish(destination.jobs.popleft(), "internal error", EnhancedStatus(4, 3, 0))
 
     def _ended(self, _: object, hop: Hop, destination: _Destination) -> None:
         destination.workers -= 1
@@ -142,11 +158,11 @@ class Carrier:
                 job = destination.jobs.popleft()
                 client = await self._carry(hop, destination, job, client)
                 if not job.done.called:
-                    _finish(job, "not sent", EnhancedStatus(4, 4, 0))
+                    self._finish(job, "not sent", EnhancedStatus(4, 4, 0))
         finally:
             self._free.release()
             if job is not None and not job.done.called:
-                _finish(job, "internal error", EnhancedStatus(4, 3, 0))
+                self._finish(job, "internal error", EnhancedStatus(4, 3, 0))
             if client is not None:
                 self._keep(hop, destination, client)
 
@@ -195,7 +211,7 @@ class Carrier:
                 again = await self._send(client, job)
                 if not again or not client.closed:
                     # What this host put off it would put off again over a new connection.
-                    _finish(job)
+                    self._finish(job)
                     return client
             else:
                 self._quit(client)
@@ -207,6 +223,8 @@ class Carrier:
         failed: SendingFailure | None = None
         reached = False
         for place in places:
+            if self._aborted:
+                break
             try:
                 client = await self._connect(hop, place, job)
             except SendingFailure as failure:
@@ -224,7 +242,7 @@ class Carrier:
             self._all(destination, job, _said(failed), failed.status,
                       places[-1].name if failed.reply else "")
         else:
-            _finish(job)
+            self._finish(job)
         return None
 
     async def _places(self, hop: Hop) -> Sequence[Place]:
@@ -253,6 +271,8 @@ class Carrier:
             trust=Trust() if tls in ("starttls", "implicit") else None, hello=self._hello,
             lmtp=hop.lmtp, timeouts=self._timeouts, reactor=self._reactor)
         self._open.add(client)
+        if self._aborted:
+            client.close()
         if hop.user:
             try:
                 await client.auth(hop.user, hop.password)
@@ -296,8 +316,26 @@ class Carrier:
                      if outcome.in_flight}
             if not risky:
                 return True
-        _finish(job)
+        self._finish(job)
         return False
+
+    def _finish(self, job: Job, text: str = "", status: EnhancedStatus | None = None,
+                host: str = "") -> None:
+        """Give out the results; *status* is that of the recipients that have none."""
+        if job.done.called:
+            return
+        if self._aborted:
+            # It was ourselves who put them off.
+            job.results = [each for each in job.results if each.state != WAITING]
+            job.done.callback(job.results)
+            return
+        known = {id(each.recipient) for each in job.results}
+        for recipient in job.recipients:
+            if id(recipient) not in known:
+                said = status or EnhancedStatus(4, 4, 1)
+                job.results.append(Result(recipient, FAILED if said.class_ == 5 else WAITING, said,
+                                          text, host))
+        job.done.callback(job.results)
 
     def _all(self, destination: _Destination, job: Job, text: str, status: EnhancedStatus,
              host: str = "") -> None:
@@ -305,27 +343,13 @@ class Carrier:
         waiting = [job, *destination.jobs]
         destination.jobs.clear()
         for each in waiting:
-            _finish(each, text, status, host)
+            self._finish(each, text, status, host)
 
 
 def _left(job: Job) -> list[QueuedRecipient]:
     """The recipients that no host has decided about yet."""
     decided = {id(each.recipient) for each in job.results if each.state != WAITING}
     return [each for each in job.recipients if id(each) not in decided]
-
-
-def _finish(job: Job, text: str = "", status: EnhancedStatus | None = None,
-            host: str = "") -> None:
-    """Give out the results; *status* is that of the recipients that have none."""
-    if job.done.called:
-        return
-    known = {id(each.recipient) for each in job.results}
-    for recipient in job.recipients:
-        if id(recipient) not in known:
-            said = status or EnhancedStatus(4, 4, 1)
-            job.results.append(Result(recipient, FAILED if said.class_ == 5 else WAITING, said,
-                                      text, host))
-    job.done.callback(job.results)
 
 
 def _orcpt(recipient: QueuedRecipient) -> str:

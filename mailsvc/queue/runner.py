@@ -87,7 +87,8 @@ class Runner:
         """Take up what is in the spool."""
         def begin(due: dict[str, float]) -> None:
             for id, when in due.items():
-                self._wait(id, when)
+                if id not in self._due and id not in self._active:
+                    self._wait(id, when)
             if due:
                 _log.info("the queue holds {messages} messages", messages=len(due))
             self._advance()
@@ -107,8 +108,7 @@ class Runner:
     def missed(self, ids: Collection[str]) -> None:
         """These are in the spool: take those that nobody told of."""
         self._held.intersection_update(ids)
-        self.take([id for id in ids
-                   if id not in self._due and id not in self._active and id not in self._held])
+        self.take(set(ids) - self._due.keys() - self._active - self._held)
 
     def idle(self) -> Deferred[None]:
         """Fires when nothing is being worked on."""
@@ -166,6 +166,7 @@ class Runner:
         self._stopped = True
         if self._call is not None and self._call.active():
             self._call.cancel()
+        self._carrier.stop()
         return self.idle()
 
     def abort(self) -> None:
@@ -250,10 +251,13 @@ class Runner:
                 message.attempts += 1
                 ways = self._ways(message)
                 saving = DeferredLock() if len(ways) > 1 else None
-                await gatherResults([
+                tried = await gatherResults([
                     Deferred.fromCoroutine(self._go(
                         hop, Job(message, recipients, path, content, prefix), saving))
                     for (hop, path), recipients in ways.items()])
+                if self._stopped and sum(tried) < sum(map(len, ways.values())):
+                    await self._leave(message, any(tried))
+                    return None
             return await self._settle(message, content)
         finally:
             content.close()
@@ -280,7 +284,15 @@ class Runner:
             ways.setdefault((self._routes.hop(message, each.address), path), []).append(each)
         return ways
 
-    async def _go(self, hop: Hop, job: Job, saving: DeferredLock | None) -> None:
+    async def _leave(self, message: QueuedMessage, changed: bool) -> None:
+        """We stop amid an attempt: whoever sends next makes it again, at once."""
+        if changed:
+            message.attempts -= 1
+            message.due = self._clock.seconds()
+            await self._threads.run(self._spool.save, message)
+
+    async def _go(self, hop: Hop, job: Job, saving: DeferredLock | None) -> int:
+        """Carry *job*; for how many of its recipients there is a result."""
         results = await self._carrier.carry(hop, job)
         now = self._clock.seconds()
         for result in results:
@@ -288,6 +300,7 @@ class Runner:
         if saving is not None:
             # What one host took is on disk before another's time-out has come.
             await saving.run(self._threads.run, self._spool.save, job.message)
+        return len(results)
 
     def _note(self, message: QueuedMessage, result: Result, now: float) -> None:
         each = result.recipient
