@@ -21,7 +21,10 @@ class Exchanger:
           a space; the reply stands in the place of the good one;
         * ``hang=STAGE``, ``drop=STAGE``, ``slow=STAGE``: no answer, the connection closed, or an
           answer after half a second, at that stage; ``content`` is amid the message, ``end``
-          behind it;
+          behind it; ``lose=end``: the message is taken, and then the connection closed;
+        * ``garbage=STAGE``, ``endless=STAGE``, ``trickle=STAGE``: octets that are no reply, a reply
+          of ever more lines, an octet of one now and then;
+        * ``lax``: what refuses MAIL takes the rest of the transaction all the same;
         * ``starttls``: offered, with *certificate*; ``badtls``: offered, and then it is no TLS;
         * ``dsn``: offered.
 
@@ -78,7 +81,7 @@ class _Conversation:
         exchanger.connections += 1
         self.replies = dict(word.split("=", 1) for word in self.words if "=" in word)
         self.stops = {word.split("=")[1]: word.split("=")[0] for word in self.words
-                      if word.startswith(("hang=", "drop=", "slow="))}
+                      if word.split("=")[0] in _STOPS}
         self.sock = sock
         self.file = sock.makefile("rb")
         self.tls = False
@@ -88,12 +91,32 @@ class _Conversation:
         self.last: int | None = None
 
     def stop(self, stage: str) -> None:
-        """Hang, drop or be slow, if that is to be done at *stage*."""
+        """Do what is to be done at *stage* in the place of an answer, or before it."""
         what = self.stops.get(stage)
         if what is not None:
-            self.exchanger.over.wait({"hang": 120, "slow": 0.5, "drop": 0}[what])
-        if what in ("hang", "drop"):
-            raise _Gone
+            _STOPS[what](self)
+
+    def hang(self) -> None:
+        self.exchanger.over.wait(120)
+        raise _Gone
+
+    def drop(self) -> None:
+        raise _Gone
+
+    def slow(self) -> None:
+        self.exchanger.over.wait(0.5)
+
+    def garbage(self) -> None:
+        self.sock.sendall(b"\x16\x03\x01\x00\xff no reply\r\n" * 3)
+        self.hang()
+
+    def endless(self) -> None:
+        while not self.exchanger.over.is_set():
+            self.sock.sendall(b"220-and more\r\n" * 100)
+
+    def trickle(self) -> None:
+        while not self.exchanger.over.wait(0.2):
+            self.sock.sendall(b"2")
 
     def say(self, stage: str, text: str) -> str:
         """Answer with *text*, or what is to stand in its place."""
@@ -133,7 +156,7 @@ class _Conversation:
         elif verb == "MAIL":
             if self.say("mail", "250 2.1.0 ok").startswith("2"):
                 self.sender, self.recipients = text, []
-        elif verb in ("RCPT", "DATA") and not self.sender:
+        elif verb in ("RCPT", "DATA") and not self.sender and "lax" not in self.words:
             self.sock.sendall(b"503 5.5.1 MAIL first\r\n")
         elif verb == "RCPT":
             if self.say("rcpt", "250 2.1.5 ok").startswith("2"):
@@ -179,7 +202,13 @@ class _Conversation:
                 self.last = len(self.exchanger.messages)
                 self.exchanger.messages.append((self.sender, self.recipients, message, self.tls))
         self.sender = ""
+        if "lose=end" in self.words:
+            raise _Gone
         self.sock.sendall(text.encode() + b"\r\n")
+
+
+_STOPS = {word: getattr(_Conversation, word)
+          for word in ("hang", "drop", "slow", "garbage", "endless", "trickle")}
 
 
 class _Gone(Exception):

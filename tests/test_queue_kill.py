@@ -106,11 +106,11 @@ def rounds(directory: Path, number: int) -> Counted:
                 assert time.monotonic() < deadline, service.log.read_text()[-4000:]
                 time.sleep(0.05)
         seen: dict[str, int] = {}
-        for number, name in enumerate(sent_to(there)):
-            first = seen.setdefault(name, number)
-            if first != number and first in there.read:
+        for place, name in enumerate(sent_to(there)):
+            first = seen.setdefault(name, place)
+            if first != place and first in there.read:
                 counted.read += 1
-            elif first != number:
+            elif first != place:
                 counted.unread += 1
         assert seen.keys() <= counted.sent
         assert not counted.acknowledged - seen.keys(), "acknowledged, and lost"

@@ -58,6 +58,7 @@ class Job:
     :ivar reverse_path: the one to use, rewritten for mail that is forwarded.
     :ivar content: the message.
     :ivar prefix: what is sent before it: fields that were added on the way out.
+    :ivar in_flight: whether a host was sent it and has not said whether it took it.
     """
 
     message: QueuedMessage
@@ -67,6 +68,11 @@ class Job:
     prefix: bytes = b""
     done: Deferred[list[Result]] = field(default_factory=Deferred)
     results: list[Result] = field(default_factory=list)
+    in_flight: bool = False
+
+
+#: Of how many hops it is remembered which of their addresses lost a message.
+_LOSSY = 1000
 
 
 @dataclass(slots=True)
@@ -97,6 +103,8 @@ class Carrier:
         self._free = DeferredSemaphore(queue.connections)
         self._destinations: dict[Hop, _Destination] = {}
         self._open: set[Client] = set()
+        #: The address of each hop that last left open whether it had taken a message.
+        self._lossy: dict[Hop, str] = {}
         self._stopped = self._aborted = False
         seconds = relay.reply_seconds
         self._timeouts = Timeouts(
@@ -216,7 +224,8 @@ class Carrier:
             else:
                 self._quit(client)
         try:
-            places = await self._places(hop)
+            places = sorted(await self._places(hop),
+                            key=lambda place: place.address == self._lossy.get(hop))
         except Unroutable as failure:
             self._all(destination, job, failure.text, failure.status)
             return None
@@ -235,7 +244,13 @@ class Carrier:
                 # A host that says that it takes no mail at all may have a colleague who does.
                 continue
             reached = True
-            if not await self._send(client, job):
+            again = await self._send(client, job)
+            if job.in_flight:
+                # The next attempt begins with another, should there be one.
+                self._lossy[hop] = place.address
+                if len(self._lossy) > _LOSSY:
+                    del self._lossy[next(iter(self._lossy))]
+            if not again:
                 return client
             self._quit(client)
         if failed is not None and not reached:
@@ -310,12 +325,10 @@ class Carrier:
             again = again or (state == WAITING and not outcome.in_flight)
         if client.closed:
             self._open.discard(client)
-        if again and any(each.state == WAITING for each in job.results):
-            # Whoever may have it already must not get it from another host as well.
-            risky = {id(recipient) for recipient, outcome in zip(left, outcomes, strict=True)
-                     if outcome.in_flight}
-            if not risky:
-                return True
+        # Whoever may have it already must not get it from another host as well.
+        job.in_flight = any(outcome.in_flight for outcome in outcomes)
+        if again and not job.in_flight:
+            return True
         self._finish(job)
         return False
 

@@ -168,7 +168,8 @@ class Queue(Service):
             self._look.cancel()
         self._teller.close()
         ended = succeed(None) if self.runner is None else self._ended(self.runner, self._grace)
-        return ended.addBoth(lambda _: self.threads.stop()).addBoth(lambda _: self._let_go(last=True))
+        ended.addBoth(lambda _: self.threads.stop())
+        return ended.addBoth(lambda _: self._let_go(last=True))
 
     def _ended(self, runner: Runner, grace: float) -> Deferred[Any]:
         """Fires when *runner* has ended: what does not by itself is cut off after *grace*."""
