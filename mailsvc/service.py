@@ -58,12 +58,18 @@ from mailsvc.queue.reports import Reports
 from mailsvc.queue.routes import Routes
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.schedule import Schedule
+from mailsvc.queue.security.https import HTTPS
+from mailsvc.queue.security.levels import Levels
+from mailsvc.queue.security.lookup import Lookup
+from mailsvc.queue.security.policies import Policies, Shelf
+from mailsvc.queue.security.terms import Security
 from mailsvc.queue.service import Queue
 from mailsvc.queue.spool import Spool
 from mailsvc.rates import Rates
 from mailsvc.routing import Router
 from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
+from mailsvc.state import State
 from mailsvc.store import Store, StoreUnusable, open_store
 from mailsvc.store.threads import Threads
 from mailsvc.submission.agent import SubmissionAgent
@@ -242,7 +248,8 @@ class MailService(Front):
 
         def runner() -> Runner:
             exchangers = Exchangers(settings.relay, hostname, listening, reactor)
-            carrier = Carrier(settings.relay, settings.queue, exchangers, hostname, reactor)
+            carrier = Carrier(settings.relay, settings.queue, exchangers,
+                              self._security(exchangers, threads), hostname, reactor)
             return Runner(queue.spool, threads, carrier, Routes(settings.relay),
                           Schedule(settings.queue), reports, router.srs, reactor,
                           Signer(Keys(Path(settings.service.data) / "dkim")).sign)
@@ -252,6 +259,17 @@ class MailService(Front):
         queue.make_runner = runner
         queue.setServiceParent(self)
         return queue
+
+    def _security(self, exchangers: Exchangers, threads: Threads) -> Security:
+        """What the hosts that mail goes to have to prove."""
+        relay, reactor = self._settings.relay, self.reactor
+        state = State(Path(self._settings.service.data) / "state.sqlite")
+        lookup = Lookup(relay.dns, None, reactor)
+        web = HTTPS(exchangers.addresses, relay.authorities, relay.loopback, reactor)
+        policies = Policies(Shelf(state), lookup, web, threads, reactor, relay.policy_port)
+        return Security(lookup, policies if relay.mta_sts else None,
+                        Levels(state) if relay.remember_tls else None, relay.authorities,
+                        threads, reactor)
 
     def _sweep(self) -> Deferred[None]:
         assert self._store is not None

@@ -84,6 +84,13 @@ MAY_IMPORT = {
     "queue.dsn": ["mail", "trace", "queue.message"],
     "queue.routes": ["mail", "names", "settings", "queue.message"],
     "queue.exchangers": ["errors", "queue.routes"],
+    "queue.security.sts": [],
+    "queue.security.levels": ["state"],
+    "queue.security.lookup": ["queue.routes", "store.threads"],
+    "queue.security.https": ["trust", "queue.exchangers"],
+    "queue.security.policies": ["errors", "state", "store.threads", "queue.security"],
+    "queue.security": ["errors", "client", "smtp.failures", "store.threads", "trust",
+                       "queue.exchangers", "queue.routes", "queue.security"],
     "queue": [*CONTRACTS, "names", "trace", "srs", "fanout", "store", "client", "trust",
               "smtp.failures", "queue"],
     "passwords": [*CONTRACTS, *LOGINS, "names"],
@@ -116,7 +123,7 @@ MAY_IMPORT = {
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "queue.limits", "queue.message", "queue.schedule", "queue.filter", "queue.dsn",
-           "queue.routes"]
+           "queue.routes", "queue.security.sts", "queue.security.levels"]
 ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "smtp.severally", "submission.agent",
             "pop3.server", "pop3.retrieval"]
 

@@ -27,8 +27,8 @@ from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
 from mailsvc.queue.routes import Hop, RelaySettings
-from mailsvc.smtp.failures import SendingFailure
-from mailsvc.trust import Trust
+from mailsvc.queue.security.terms import Security, Terms
+from mailsvc.smtp.failures import SendingFailure, TLSFailed
 
 _log = Logger("mailsvc.queue")
 
@@ -88,15 +88,17 @@ class _Destination:
 class Carrier:
     """Carries jobs.
 
+    :param security: knows what a host has to prove.
     :param hello: what we call ourselves.
     :param dial: opens a connection, as :meth:`mailsvc.client.Client.dial`.
     """
 
     def __init__(self, relay: RelaySettings, queue: QueueSettings, exchangers: Exchangers,
-                 hello: str, reactor: Any, dial: Any = Client.dial) -> None:
+                 security: Security, hello: str, reactor: Any, dial: Any = Client.dial) -> None:
         self._relay = relay
         self._queue = queue
         self._exchangers = exchangers
+        self._security = security
         self._hello = relay.hello or hello
         self._reactor = reactor
         self._dial = dial
@@ -129,9 +131,14 @@ class Carrier:
             working.addBoth(self._ended, hop, destination)
         return job.done
 
+    def start(self) -> None:
+        """Begin with what is done beside carrying."""
+        self._security.start()
+
     def stop(self) -> None:
         """Begin with no further job."""
         self._stopped = True
+        self._security.stop()
         for destination in self._destinations.values():
             while destination.jobs:
                 destination.jobs.popleft().done.callback([])
@@ -229,15 +236,17 @@ class Carrier:
         except Unroutable as failure:
             self._all(destination, job, failure.text, failure.status)
             return None
+        terms = await self._security.terms(hop)
         failed: SendingFailure | None = None
         reached = False
         for place in places:
             if self._aborted:
                 break
             try:
-                client = await self._connect(hop, place, job)
+                client = await self._connect(hop, place, job, terms)
             except SendingFailure as failure:
-                failed = failure
+                # What a host did not prove says more than that another was not there.
+                failed = failed if isinstance(failed, TLSFailed) else failure
                 _log.info("{id} not connected host={host} address={address}: {reason}",
                               id=job.message.id, host=place.name, address=place.address,
                               reason=failure.text)
@@ -267,7 +276,8 @@ class Carrier:
             return (Place(hop.host, hop.host),)
         return await self._exchangers.addresses(hop.host)
 
-    async def _connect(self, hop: Hop, place: Place, job: Job) -> Client:
+    async def _connect(self, hop: Hop, place: Place, job: Job, terms: Terms) -> Client:
+        demand = await terms.demand(place, requiretls=job.message.requiretls)
         port = hop.port or self._relay.port
         unix = place.address.startswith("/")
         endpoint = None
@@ -278,13 +288,14 @@ class Carrier:
             endpoint = kind(self._reactor, place.address, port,
                             timeout=self._relay.connect_seconds,
                             bindAddress=(bind, 0) if bind else None)
-        tls: Any = hop.tls
-        if job.message.requiretls and tls == "opportunistic":
-            tls = "starttls"  # RFC 8689 §4.2.1: verified, or not at all
-        client: Client = await self._dial(
-            place.name.strip("[]"), port, endpoint=endpoint, tls=tls,
-            trust=Trust() if tls in ("starttls", "implicit") else None, hello=self._hello,
-            lmtp=hop.lmtp, timeouts=self._timeouts, reactor=self._reactor)
+        try:
+            client: Client = await self._dial(
+                place.name.strip("[]"), port, endpoint=endpoint, tls=demand.tls,
+                trust=demand.trust, hello=self._hello, lmtp=hop.lmtp, timeouts=self._timeouts,
+                reactor=self._reactor)
+        except TLSFailed as failure:
+            raise terms.missed(place, demand, failure) from None
+        terms.reached(place, demand, client)
         self._open.add(client)
         if self._aborted:
             client.close()

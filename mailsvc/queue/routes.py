@@ -140,6 +140,10 @@ def server(text: str) -> tuple[str, int]:
     return address, port
 
 
+def _place(value: str) -> str | None:
+    return None if not value or value.startswith("/") else "an absolute path"
+
+
 def _addresses(values: list[str]) -> str | None:
     try:
         for value in values:
@@ -175,6 +179,17 @@ class RelaySettings:
     loopback: bool = setting(
         False, "Whether exchangers may be at loopback addresses, as in a test.  Otherwise a domain "
         "that points there is refused, for it would lead to ourselves.")
+    mta_sts: bool = setting(
+        True, "Whether the policies are obeyed by which domains say that their exchangers have TLS "
+        "and prove their names (MTA-STS, RFC 8461).")
+    policy_port: int = setting(443, "The port of the hosts that have such policies.",
+                               check=at_least(1))
+    authorities: str = setting(
+        "", "PEM file of the authorities that may vouch for exchangers, other hosts and policies; "
+        "empty for those of the system.", check=_place)
+    remember_tls: bool = setting(
+        True, "Whether a domain that was reached by TLS once is not sent to in the clear later; "
+        "`mailsvc queue tls` lists them.")
     connect_seconds: float = setting(
         30, "How long one address may take to answer a connection.", unit="seconds",
         check=at_least(0.1))

@@ -93,6 +93,7 @@ class Runner:
                 _log.info("the queue holds {messages} messages", messages=len(due))
             self._advance()
 
+        self._carrier.start()
         return self._threads.run(self._spool.due).addCallback(begin)
 
     def take(self, ids: Collection[str]) -> None:

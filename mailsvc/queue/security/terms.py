@@ -1,0 +1,173 @@
+"""On which terms each exchanger of a domain is sent to: what TLS has to prove first.
+
+In this order, the first that there is (RFC 7672 §2.1, RFC 8461 §2, RFC 7435):
+
+* DANE: TLSA records that a resolver vouches for;
+* MTA-STS: the domain's policy, unless its mode is "none"; in mode "testing" what fails is only
+  reported;
+* what was seen before: a domain that was reached by TLS is not sent to in the clear;
+* TLS where it is offered.
+
+A message with REQUIRETLS (RFC 8689) makes the last two stricter.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.logger import Logger
+
+from mailsvc.client import Client
+from mailsvc.errors import MailFailure
+from mailsvc.queue.exchangers import Place
+from mailsvc.queue.routes import Hop
+from mailsvc.queue.security.levels import RENEW, Levels, Seen
+from mailsvc.queue.security.lookup import Lookup
+from mailsvc.queue.security.policies import Finding, Policies
+from mailsvc.smtp.failures import TLSFailed
+from mailsvc.store.threads import Threads
+from mailsvc.trust import Trust
+
+_log = Logger("mailsvc.queue")
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a connection to one place has to prove.
+
+    :ivar tls: as ``mailsvc.client.TLS``; *trust* goes with it.
+    :ivar why: what makes TLS mandatory, for people; empty if it is not.
+    :ivar kind: the policy-type of RFC 8460 §4.4: "tlsa", "sts" or "no-policy-found".
+    :ivar flaw: what is wrong with the place itself, where that is only to be reported.
+    """
+
+    tls: str
+    trust: Trust | None = None
+    why: str = ""
+    kind: str = "no-policy-found"
+    flaw: TLSFailed | None = None
+
+
+class Security:
+    """The terms of all destinations.
+
+    :param lookup: asks the DNS; stopped with this.
+    :param policies: where MTA-STS is obeyed; else None.
+    :param levels: where it is remembered who was reached by TLS; else None.
+    :param authorities: a PEM file of those who may vouch for a host; empty for the system's.
+    """
+
+    def __init__(self, lookup: Lookup, policies: Policies | None, levels: Levels | None,
+                 authorities: str, threads: Threads, clock: Any) -> None:
+        self.levels = levels
+        self.authorities = authorities
+        self._lookup = lookup
+        self._policies = policies
+        self._threads = threads
+        self._clock = clock
+
+    def start(self) -> None:
+        """Begin with what is done beside sending."""
+        if self._policies is not None:
+            self._policies.start()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        if self._policies is not None:
+            self._policies.stop()
+        self._lookup.stop()
+
+    async def terms(self, hop: Hop) -> Terms:
+        """The terms of *hop* now; never fails."""
+        terms = Terms(self, hop)
+        if hop.exchangers and not hop.host.startswith("["):
+            if self._policies is not None:
+                terms.finding = await self._policies.find(hop.host)
+            terms.seen = self._seen(hop.host)
+        return terms
+
+    def _seen(self, domain: str) -> Seen | None:
+        try:
+            return self.levels.get(domain) if self.levels is not None else None
+        except MailFailure as failure:
+            _log.error("what {domain} was reached by cannot be read: {reason}", domain=domain,
+                       reason=failure.text)
+            return None
+
+    def reached(self, terms: Terms, place: Place, client: Client) -> None:
+        """There is TLS with *place*."""
+        now, seen, secured = self._clock.seconds(), terms.seen, client.secured
+        if secured is None or self.levels is None or (
+                seen is not None and seen.latest > now - RENEW
+                and seen.verified >= secured.verified):
+            return
+        terms.seen = Seen(terms.hop.host, seen.since if seen is not None else now, now,
+                          secured.verified, secured.version, place.name)
+        self._threads.run(self.levels.note, terms.seen).addErrback(lambda failure: _log.error(
+            "what {domain} was reached by cannot be kept: {reason}", domain=terms.hop.host,
+            reason=failure.getErrorMessage()))
+
+
+class Terms:
+    """The terms of one hop, for the time of one attempt.
+
+    :ivar finding: what its MTA-STS policy is.
+    :ivar seen: how it was reached before.
+    """
+
+    def __init__(self, security: Security, hop: Hop) -> None:
+        self.hop = hop
+        self.finding = Finding()
+        self.seen: Seen | None = None
+        self._security = security
+
+    async def demand(self, place: Place, *, requiretls: bool = False) -> Demand:
+        """What a connection to *place* has to prove.
+
+        :raises TLSFailed: it may not be used at all.
+        """
+        verified = Trust(authorities=self._security.authorities)
+        if self.hop.tls != "opportunistic":
+            return Demand(self.hop.tls, verified if self.hop.tls != "no" else None)
+        demand = self._by_policy(place, verified)
+        if requiretls and demand.trust is not verified:
+            # RFC 8689 §4.2.1: verified, or not at all.
+            return Demand("starttls", verified, "the message asks for TLS (REQUIRETLS)")
+        return demand
+
+    def _by_policy(self, place: Place, verified: Trust) -> Demand:
+        unverified = Trust(authorities=verified.authorities, verify=False)
+        policy, domain, flaw = self.finding.policy, self.hop.host, None
+        if policy is not None and policy.mode != "none":
+            why = f"the MTA-STS policy of {domain}"
+            if not policy.matches(place.name):
+                flaw = TLSFailed(
+                    f"{place.name} is not among the exchangers that {why} names "
+                    f"({', '.join(policy.patterns[:5])})", "validation-failure")
+            if policy.mode == "enforce":
+                if flaw is not None:
+                    raise flaw
+                return Demand("starttls", verified, why, "sts")
+            return Demand("opportunistic", unverified, "", "sts", flaw)
+        if self.seen is not None:
+            since = time.strftime("%Y-%m-%d", time.gmtime(self.seen.since))
+            return Demand("starttls", unverified,
+                          f"{domain} was reached by TLS since {since}, and mail to it does not go "
+                          f"in the clear (mailsvc queue tls forget {domain})")
+        return Demand("opportunistic", unverified)
+
+    def reached(self, place: Place, demand: Demand, client: Client) -> None:
+        """A connection to *place* has met *demand*."""
+        if self.hop.exchangers:
+            self._security.reached(self, place, client)
+
+    def missed(self, place: Place, demand: Demand, failure: TLSFailed) -> TLSFailed:
+        """A connection to *place* has not: the failure with its reason."""
+        if not demand.why:
+            return failure
+        return TLSFailed(f"{place.name}: {failure.text}; TLS is required by {demand.why}"
+                         if demand.kind != "no-policy-found" else
+                         f"{place.name}: {failure.text}; {demand.why}",
+                         failure.reason, failure.stage, reply=failure.reply)
