@@ -63,6 +63,7 @@ from mailsvc.queue.security.levels import Levels
 from mailsvc.queue.security.lookup import Lookup
 from mailsvc.queue.security.policies import Policies, Shelf
 from mailsvc.queue.security.terms import Security
+from mailsvc.queue.security.tlsa import Bindings
 from mailsvc.queue.service import Queue
 from mailsvc.queue.spool import Spool
 from mailsvc.rates import Rates
@@ -264,12 +265,13 @@ class MailService(Front):
         """What the hosts that mail goes to have to prove."""
         relay, reactor = self._settings.relay, self.reactor
         state = State(Path(self._settings.service.data) / "state.sqlite")
-        lookup = Lookup(relay.dns, None, reactor)
+        lookup = Lookup(relay.dns, {"auto": None, "on": True, "off": False}[relay.dane], reactor)
         web = HTTPS(exchangers.addresses, relay.authorities, relay.loopback, reactor)
         policies = Policies(Shelf(state), lookup, web, threads, reactor, relay.policy_port)
         return Security(lookup, policies if relay.mta_sts else None,
-                        Levels(state) if relay.remember_tls else None, relay.authorities,
-                        threads, reactor)
+                        Levels(state) if relay.remember_tls else None,
+                        Bindings(lookup, relay.port) if relay.dane != "off" else None,
+                        relay.authorities, threads, reactor)
 
     def _sweep(self) -> Deferred[None]:
         assert self._store is not None

@@ -86,6 +86,8 @@ MAY_IMPORT = {
     "queue.exchangers": ["errors", "queue.routes"],
     "queue.security.sts": [],
     "queue.security.levels": ["state"],
+    "queue.security.dane": [],
+    "queue.security.tlsa": ["queue.security.dane", "queue.security.lookup"],
     "queue.security.lookup": ["queue.routes", "store.threads"],
     "queue.security.https": ["trust", "queue.exchangers"],
     "queue.security.policies": ["errors", "state", "store.threads", "queue.security"],
@@ -123,7 +125,8 @@ MAY_IMPORT = {
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "queue.limits", "queue.message", "queue.schedule", "queue.filter", "queue.dsn",
-           "queue.routes", "queue.security.sts", "queue.security.levels"]
+           "queue.routes", "queue.security.sts", "queue.security.levels",
+           "queue.security.dane"]
 ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "smtp.severally", "submission.agent",
             "pop3.server", "pop3.retrieval"]
 

@@ -3,99 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from mailsvc.cli import main
-from tests.authority import Authority, pem
-from tests.daemons import free_port
-from tests.exchanger import Exchanger
-from tests.nameserver import NameServer
-from tests.policyhost import PolicyHost
-from tests.service import Service
-from tests.test_relay import mail, queued, relaying, statuses, submit, until
-
-QUICK = ("queue.retry_first_seconds=0.5", "queue.retry_factor=1", "queue.lifetime_seconds=3",
-         "queue.warning_seconds=0", "relay.connect_seconds=1", "relay.reply_seconds=2")
-
-
-class Net:
-    """Domains with exchangers, a policy host, an authority and a name server.
-
-    :ivar zone: of the name server.
-    """
-
-    def __init__(self, stack: ExitStack, directory: Path) -> None:
-        self.directory = directory
-        self.stack = stack
-        self.authority = Authority()
-        self.ca = directory / "ca.pem"
-        self.ca.write_bytes(pem(self.authority.root))
-        self.port = free_port()
-        self.zone: dict[str, list[str]] = {}
-        self.names = stack.enter_context(NameServer(self.zone))
-        self._number = 20
-        self.exchangers: dict[str, Exchanger] = {}
-        self.policies: PolicyHost | None = None
-
-    def host_policies(self, *domains: str) -> None:
-        """A policy host with a certificate for *domains*."""
-        certificate = self.directory / "policies.pem"
-        certificate.write_bytes(
-            self.authority.issue(*(f"mta-sts.{domain}" for domain in domains)).combined)
-        self.policies = self.stack.enter_context(PolicyHost(certificate))
-
-    def exchanger(self, name: str, *behaviour: str, certified: str | None = "",
-                  authority: Authority | None = None, days: float = 90) -> Exchanger:
-        """The exchanger *name*, with a certificate for *certified* ("": its name; None: no TLS)."""
-        self._number += 1
-        address = f"127.0.0.{self._number}"
-        self.zone[name] = [f"A {address}"]
-        certificate = None
-        if certified is not None:
-            certificate = self.directory / f"{name}.pem"
-            certificate.write_bytes((authority or self.authority).issue(
-                certified or name, days=days, since=-10).combined)
-            behaviour = (" ".join((*behaviour, "starttls")),)
-        exchanger = self.exchangers[name] = self.stack.enter_context(
-            Exchanger(address, self.port, *behaviour, certificate=certificate))
-        return exchanger
-
-    def domain(self, name: str, *exchangers: str, policy: str = "", id: str = "1") -> None:
-        """The domain *name*, perhaps with a policy: "enforce *.b.example"."""
-        self.zone[name] = [f"MX {number} {host}" for number, host in enumerate(exchangers)]
-        if policy:
-            assert self.policies is not None
-            mode, *patterns = policy.split(" ")
-            self.zone[f"_mta-sts.{name}"] = [f"TXT v=STSv1; id={id};"]
-            self.zone[f"mta-sts.{name}"] = ["A 127.0.0.1"]
-            self.policies.answers[f"mta-sts.{name}"] = (200, "text/plain", "".join(
-                [f"version: STSv1\r\nmode: {mode}\r\nmax_age: 604800\r\n",
-                 *(f"mx: {pattern}\r\n" for pattern in patterns)]).encode())
-
-    @property
-    def settings(self) -> Sequence[str]:
-        policy_port = self.policies.port if self.policies is not None else 443
-        return (f'relay.dns=["{self.names.address}"]', f"relay.port={self.port}",
-                f"relay.policy_port={policy_port}", f"relay.authorities={self.ca}", *QUICK)
-
-    def service(self) -> Service:
-        return self.stack.enter_context(relaying(self.directory / "a", *self.settings))
-
-
-def reports(service: Service) -> dict[str, tuple[str, str]]:
-    """Recipient -> status and text of the report."""
-    found = {}
-    for report in mail(service):
-        for recipient, action, status in statuses(report):
-            assert action == "failed"
-            found[recipient] = status, " ".join(report.decode().split())
-    return found
-
+from tests.authority import Authority
+from tests.net import Net, held, returned
+from tests.test_relay import mail, queued, relaying, submit, until
 
 #: domain -> policy, exchangers (the certificate's name; "" its own; "-" no TLS; "other:" another
 #: authority), and which of them gets the message, by TLS or not, or what the report says.
@@ -136,7 +51,7 @@ def test_policies_are_obeyed(tmp_path: Path) -> None:
         for name in CASES:
             submit(service, [f"bob@{name}.example"])
         until(lambda: not queued(service), service, 60)
-        log, told = service.log.read_text(), reports(service)
+        log, told = service.log.read_text(), returned(service)
         for name, (_, exchangers, end) in CASES.items():
             taken = [(number, message[3]) for number in range(len(exchangers))
                      for message in net.exchangers[f"mx{number}.{name}.example"].messages]
@@ -171,7 +86,7 @@ def test_a_policy_holds_while_its_host_and_record_are_gone(tmp_path: Path) -> No
         with relaying(tmp_path / "a", *net.settings) as service:
             submit(service, ["bob@b.example"])
             until(lambda: mail(service), service)
-            assert "MTA-STS policy of b.example" in reports(service)["bob@b.example"][1]
+            assert "MTA-STS policy of b.example" in returned(service)["bob@b.example"][1]
         assert mallory.messages == []
         # A new id, and the policy that goes with it.
         with relaying(tmp_path / "a", *net.settings) as service:
@@ -179,7 +94,7 @@ def test_a_policy_holds_while_its_host_and_record_are_gone(tmp_path: Path) -> No
                        id="2")
             submit(service, ["bob@b.example"])
             until(lambda: mallory.messages, service)
-            listed, = json.loads(run(service, "list", "--json"))
+            listed, = json.loads(held(service, "list", "--json"))
             assert listed["policy"]["mx"] == ["*.mallory.example"] and listed["verified"]
         assert len(net.policies.asked) == 2
 
@@ -196,21 +111,13 @@ def test_what_was_reached_by_tls_is_not_sent_to_in_the_clear(tmp_path: Path) -> 
         clear = net.exchanger("mx.b.example", certified=None)
         submit(service, ["bob@b.example"])
         until(lambda: mail(service), service)
-        status, text = reports(service)["bob@b.example"]
+        status, text = returned(service)["bob@b.example"]
         assert status == "4.4.7" and "mailsvc queue tls forget b.example" in text
         assert clear.messages == []
-        listed, = json.loads(run(service, "list", "--json"))
+        listed, = json.loads(held(service, "list", "--json"))
         assert (listed["domain"], listed["verified"], listed["host"], listed["policy"]) == (
             "b.example", False, "mx.b.example", None)
-        assert run(service, "forget", "B.example") == "Forgot b.example\n"
+        assert held(service, "forget", "B.example") == "Forgot b.example\n"
         submit(service, ["bob@b.example"])
         until(lambda: clear.messages, service)
-        assert run(service, "list") == "DOMAIN  SINCE  LATEST  VERIFIED  HOST  POLICY\n"
-
-
-def run(service: Service, *arguments: str) -> str:
-    """The output of mailsvc queue tls."""
-    result = CliRunner().invoke(
-        main, ["--dir", str(service.directory), "queue", "tls", *arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
+        assert held(service, "list") == "DOMAIN  SINCE  LATEST  VERIFIED  HOST  POLICY\n"

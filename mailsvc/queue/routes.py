@@ -179,6 +179,10 @@ class RelaySettings:
     loopback: bool = setting(
         False, "Whether exchangers may be at loopback addresses, as in a test.  Otherwise a domain "
         "that points there is refused, for it would lead to ourselves.")
+    dane: str = setting(
+        "auto", "Whether TLSA records are obeyed (DANE, RFC 7672): on if the name servers validate "
+        "(DNSSEC) and they and the way to them can be trusted; auto for on if all of them are at "
+        "loopback addresses; off.", check=one_of("auto", "on", "off"))
     mta_sts: bool = setting(
         True, "Whether the policies are obeyed by which domains say that their exchangers have TLS "
         "and prove their names (MTA-STS, RFC 8461).")

@@ -13,6 +13,7 @@ A message with REQUIRETLS (RFC 8689) makes the last two stricter.
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,11 @@ from mailsvc.client import Client
 from mailsvc.errors import MailFailure
 from mailsvc.queue.exchangers import Place
 from mailsvc.queue.routes import Hop
+from mailsvc.queue.security.dane import examine
 from mailsvc.queue.security.levels import RENEW, Levels, Seen
-from mailsvc.queue.security.lookup import Lookup
+from mailsvc.queue.security.lookup import Lookup, LookupFailed
 from mailsvc.queue.security.policies import Finding, Policies
+from mailsvc.queue.security.tlsa import Bindings
 from mailsvc.smtp.failures import TLSFailed
 from mailsvc.store.threads import Threads
 from mailsvc.trust import Trust
@@ -56,12 +59,15 @@ class Security:
     :param lookup: asks the DNS; stopped with this.
     :param policies: where MTA-STS is obeyed; else None.
     :param levels: where it is remembered who was reached by TLS; else None.
+    :param bindings: where DANE is obeyed; else None.
     :param authorities: a PEM file of those who may vouch for a host; empty for the system's.
     """
 
     def __init__(self, lookup: Lookup, policies: Policies | None, levels: Levels | None,
-                 authorities: str, threads: Threads, clock: Any) -> None:
+                 bindings: Bindings | None, authorities: str, threads: Threads, clock: Any
+                 ) -> None:
         self.levels = levels
+        self.bindings = bindings
         self.authorities = authorities
         self._lookup = lookup
         self._policies = policies
@@ -131,11 +137,29 @@ class Terms:
         verified = Trust(authorities=self._security.authorities)
         if self.hop.tls != "opportunistic":
             return Demand(self.hop.tls, verified if self.hop.tls != "no" else None)
-        demand = self._by_policy(place, verified)
-        if requiretls and demand.trust is not verified:
+        demand = await self._by_dane(place) or self._by_policy(place, verified)
+        if requiretls and (demand.trust is None or not demand.trust.verify):
             # RFC 8689 §4.2.1: verified, or not at all.
             return Demand("starttls", verified, "the message asks for TLS (REQUIRETLS)")
         return demand
+
+    async def _by_dane(self, place: Place) -> Demand | None:
+        """What the TLSA records of *place* demand, if there are any."""
+        bindings, domain = self._security.bindings, self.hop.host
+        if bindings is None or not self.hop.exchangers or domain.startswith("["):
+            return None
+        try:
+            binding = await bindings.find(domain, place.name)
+        except LookupFailed as problem:
+            # RFC 7672 §2.1.1: whoever can suppress an answer must not gain by it.
+            raise TLSFailed(f"whether {place.name} has TLSA records cannot be told: {problem}",
+                            "dnssec-invalid") from None
+        if binding is None:
+            return None
+        trust = Trust(server_name=binding.base, check=functools.partial(
+            examine, binding.records, binding.names)) if binding.records else Trust(
+            verify=False, server_name=binding.base)
+        return Demand("starttls", trust, f"the TLSA records of {binding.base}", "tlsa")
 
     def _by_policy(self, place: Place, verified: Trust) -> Demand:
         unverified = Trust(authorities=verified.authorities, verify=False)
