@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
+import sqlite3
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import pytest
 
 from tests.authority import Authority
 from tests.net import Net, held, returned
-from tests.test_relay import mail, queued, relaying, submit, until
+from tests.test_queue_tls_reports import opened
+from tests.test_relay import MESSAGE, mail, queued, relaying, submit, until
 
 #: domain -> policy, exchangers (the certificate's name; "" its own; "-" no TLS; "other:" another
 #: authority), and which of them gets the message, by TLS or not, or what the report says.
@@ -121,3 +125,64 @@ def test_what_was_reached_by_tls_is_not_sent_to_in_the_clear(tmp_path: Path) -> 
         submit(service, ["bob@b.example"])
         until(lambda: clear.messages, service)
         assert held(service, "list") == "DOMAIN  SINCE  LATEST  VERIFIED  HOST  POLICY\n"
+
+
+def test_what_came_of_tls_is_reported(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        net = Net(stack, tmp_path)
+        net.host_policies("good.example", "bad.example", "reports.example")
+        assert net.policies is not None
+        settings = (*net.settings, "relay.tls_reports=tls@a.example")
+        for name, certified in ("good", ""), ("bad", "elsewhere.example"):
+            net.domain(f"{name}.example", f"mx.{name}.example",
+                       policy=f"enforce mx.{name}.example")
+            net.exchanger(f"mx.{name}.example", certified=certified)
+        with relaying(tmp_path / "a", *settings) as service:
+            submit(service, ["bob@good.example", "bob@bad.example"])
+            until(lambda: not queued(service), service)
+        # Two days have passed.
+        with contextlib.closing(sqlite3.connect(tmp_path / "a" / "state.sqlite")) as state:
+            state.execute("UPDATE tls_results SET day = date(day, '-2 days')")
+            state.commit()
+        # One gets its report by HTTPS; the other by mail, its exchanger broken as it is.
+        net.zone["_smtp._tls.good.example"] = [
+            f"TXT v=TLSRPTv1; rua=https://mta-sts.reports.example:{net.policies.port}/in"]
+        net.zone["mta-sts.reports.example"] = ["A 127.0.0.1"]
+        net.zone["_smtp._tls.bad.example"] = ["TXT v=TLSRPTv1; rua=mailto:tls@bad.example"]
+        with relaying(tmp_path / "a", *settings) as service:
+            bad = net.exchangers["mx.bad.example"]
+            until(lambda: bad.messages and net.policies and net.policies.posted, service)
+        (host, path, kind, content), = net.policies.posted
+        assert (host, path, kind) == (
+            "mta-sts.reports.example", "/in", "application/tlsrpt+gzip")
+        policy, = json.loads(gzip.decompress(content))["policies"]
+        assert policy["policy"]["policy-domain"] == "good.example"
+        assert policy["policy"]["policy-string"] == [
+            "version: STSv1", "mode: enforce", "max_age: 604800", "mx: mx.good.example"]
+        assert policy["summary"] == {
+            "total-successful-session-count": 1, "total-failure-session-count": 0}
+        (sender, recipients, message, _), = bad.messages
+        assert sender.startswith("MAIL FROM:<tls@a.example>")
+        assert recipients[0].startswith("RCPT TO:<tls@bad.example>")
+        _, report = opened(message)
+        policy, = report["policies"]
+        detail, = policy["failure-details"]
+        assert policy["summary"]["total-successful-session-count"] == 0
+        assert detail["result-type"] == "certificate-host-mismatch"
+        assert detail["receiving-mx-hostname"] == "mx.bad.example"
+        assert detail["receiving-ip"] == bad.address
+        assert detail["failed-session-count"] >= 2
+
+
+def test_a_message_may_say_that_it_can_go_without(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        net = Net(stack, tmp_path)
+        net.host_policies("b.example")
+        net.domain("b.example", "mx.b.example", policy="enforce mx.elsewhere.example")
+        exchanger = net.exchanger("mx.b.example", certified=None)
+        service = net.service()
+        submit(service, ["bob@b.example"], b"TLS-Required:  no\r\n" + MESSAGE)
+        until(lambda: exchanger.messages, service)
+        submit(service, ["bob@b.example"], MESSAGE + b"\r\nTLS-Required: No\r\n")
+        until(lambda: mail(service), service)
+        assert len(exchanger.messages) == 1

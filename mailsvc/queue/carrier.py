@@ -277,7 +277,7 @@ class Carrier:
         return await self._exchangers.addresses(hop.host)
 
     async def _connect(self, hop: Hop, place: Place, job: Job, terms: Terms) -> Client:
-        demand = await terms.demand(place, requiretls=job.message.requiretls)
+        demand = await terms.demand(place)
         port = hop.port or self._relay.port
         unix = place.address.startswith("/")
         endpoint = None

@@ -73,6 +73,7 @@ class QueuedMessage:
     :ivar held: whether it waits until an operator releases it.
     :ivar warned: whether its sender was told of the delay.
     :ivar route: where an operator sends it instead, as in ``relay.routes``; or empty.
+    :ivar tls_optional: whether its header says that it may go without TLS (RFC 8689 §5).
     """
 
     id: str
@@ -91,6 +92,7 @@ class QueuedMessage:
     warned: bool = False
     route: str = ""
     size: int = field(default=0, compare=False)
+    tls_optional: bool = field(default=False, compare=False)
 
     @property
     def waiting(self) -> list[QueuedRecipient]:

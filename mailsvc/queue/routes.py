@@ -20,7 +20,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 from mailsvc.mail import NULL_PATH, Address
@@ -42,6 +42,8 @@ class Hop:
     :ivar port: 0 for exchangers: that of [relay].
     :ivar tls: as ``mailsvc.client.TLS``.
     :ivar user: whom to log in as, or empty; *password* likewise.
+    :ivar wish: what messages ask of TLS, which have connections of their own: "require"
+        (REQUIRETLS), "ignore" (TLS-Required: No, RFC 8689 §5), or empty.
     """
 
     host: str
@@ -51,6 +53,7 @@ class Hop:
     user: str = ""
     password: str = ""
     lmtp: bool = False
+    wish: str = ""
 
     def __str__(self) -> str:
         """For people, without the password."""
@@ -140,6 +143,11 @@ def server(text: str) -> tuple[str, int]:
     return address, port
 
 
+def _address(value: str) -> str | None:
+    return None if not value or re.fullmatch(rf"[!-~]+@{_LABEL}(\.{_LABEL})+", value) else (
+        "an address such as tls-reports@example.org, in ASCII")
+
+
 def _place(value: str) -> str | None:
     return None if not value or value.startswith("/") else "an absolute path"
 
@@ -191,6 +199,9 @@ class RelaySettings:
     authorities: str = setting(
         "", "PEM file of the authorities that may vouch for exchangers, other hosts and policies; "
         "empty for those of the system.", check=_place)
+    tls_reports: str = setting(
+        "", "The address that reports come from, once a day, about TLS with the exchangers of "
+        "domains that ask for them (RFC 8460); empty to send none.", check=_address)
     remember_tls: bool = setting(
         True, "Whether a domain that was reached by TLS once is not sent to in the clear later; "
         "`mailsvc queue tls` lists them.")
@@ -218,8 +229,10 @@ class Routes:
         else:
             hop = next((self._table[key] for key in _keys(message, recipient)
                         if key in self._table), EXCHANGERS)
-        return Hop(fold_domain(recipient.domain) or recipient.domain, exchangers=True) if (
-            hop is EXCHANGERS) else hop
+        if hop is EXCHANGERS:
+            hop = Hop(fold_domain(recipient.domain) or recipient.domain, exchangers=True)
+        wish = "require" if message.requiretls else "ignore" if message.tls_optional else ""
+        return replace(hop, wish=wish) if wish else hop
 
 
 def _keys(message: QueuedMessage, recipient: Address) -> list[str]:

@@ -9,6 +9,7 @@ is begun with it; then it is tried again, reported on, or gone (:mod:`mailsvc.qu
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -44,6 +45,10 @@ _ACTIVE = 500
 
 #: After how long a message is looked at again that our own disk or directory failed, seconds.
 _LATER = 60
+
+#: RFC 8689 §5, within the header.
+_TLS_OPTIONAL = re.compile(
+    rb"\A(?:(?!\r\n).*\r\n)*?TLS-Required:[ \t]*No[ \t]*\r\n", re.IGNORECASE)
 
 #: Signs the octets of a message from a domain: what to send before it.
 Sign = Callable[[bytes, str], bytes]
@@ -268,6 +273,7 @@ class Runner:
         message, stream = self._spool.open(id)
         content = Content(stream)
         message.size = content.size
+        message.tls_optional = _TLS_OPTIONAL.search(content.head(HEADER_OCTETS)) is not None
         sign = (self._sign is not None and message.account and not message.held
                 and message.waiting)
         prefix = self._sign(  # type: ignore[misc]

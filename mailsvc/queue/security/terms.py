@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twisted.logger import Logger
@@ -28,6 +28,8 @@ from mailsvc.queue.security.dane import examine
 from mailsvc.queue.security.levels import RENEW, Levels, Seen
 from mailsvc.queue.security.lookup import Lookup, LookupFailed
 from mailsvc.queue.security.policies import Finding, Policies
+from mailsvc.queue.security.reporter import Reporter
+from mailsvc.queue.security.results import Applied, Detail, Results
 from mailsvc.queue.security.tlsa import Bindings
 from mailsvc.smtp.failures import TLSFailed
 from mailsvc.store.threads import Threads
@@ -43,6 +45,7 @@ class Demand:
     :ivar tls: as ``mailsvc.client.TLS``; *trust* goes with it.
     :ivar why: what makes TLS mandatory, for people; empty if it is not.
     :ivar kind: the policy-type of RFC 8460 §4.4: "tlsa", "sts" or "no-policy-found".
+    :ivar records: the TLSA records, for reports.
     :ivar flaw: what is wrong with the place itself, where that is only to be reported.
     """
 
@@ -50,6 +53,7 @@ class Demand:
     trust: Trust | None = None
     why: str = ""
     kind: str = "no-policy-found"
+    records: tuple[str, ...] = ()
     flaw: TLSFailed | None = None
 
 
@@ -60,17 +64,20 @@ class Security:
     :param policies: where MTA-STS is obeyed; else None.
     :param levels: where it is remembered who was reached by TLS; else None.
     :param bindings: where DANE is obeyed; else None.
+    :param reporter: sends reports of *results*; else None.
     :param authorities: a PEM file of those who may vouch for a host; empty for the system's.
     """
 
     def __init__(self, lookup: Lookup, policies: Policies | None, levels: Levels | None,
-                 bindings: Bindings | None, authorities: str, threads: Threads, clock: Any
-                 ) -> None:
+                 bindings: Bindings | None, results: Results | None, reporter: Reporter | None,
+                 authorities: str, threads: Threads, clock: Any) -> None:
         self.levels = levels
         self.bindings = bindings
+        self.results = results
         self.authorities = authorities
         self._lookup = lookup
         self._policies = policies
+        self._reporter = reporter
         self._threads = threads
         self._clock = clock
 
@@ -78,19 +85,25 @@ class Security:
         """Begin with what is done beside sending."""
         if self._policies is not None:
             self._policies.start()
+        if self._reporter is not None:
+            self._reporter.start()
 
     def stop(self) -> None:
         """Begin nothing more."""
         if self._policies is not None:
             self._policies.stop()
+        if self._reporter is not None:
+            self._reporter.stop()
         self._lookup.stop()
 
     async def terms(self, hop: Hop) -> Terms:
         """The terms of *hop* now; never fails."""
         terms = Terms(self, hop)
-        if hop.exchangers and not hop.host.startswith("["):
+        if terms.weighed:
             if self._policies is not None:
-                terms.finding = await self._policies.find(hop.host)
+                finding = terms.finding = await self._policies.find(hop.host)
+                if finding.reason:
+                    terms.note("sts", (), Detail(finding.reason, text=finding.text))
             terms.seen = self._seen(hop.host)
         return terms
 
@@ -129,40 +142,53 @@ class Terms:
         self.seen: Seen | None = None
         self._security = security
 
-    async def demand(self, place: Place, *, requiretls: bool = False) -> Demand:
+    @property
+    def weighed(self) -> bool:
+        """Whether policies count: on the way to a domain's exchangers, and unless the message asks
+        for nothing (TLS-Required: No, RFC 8689 §5)."""
+        hop = self.hop
+        return hop.exchangers and hop.wish != "ignore" and not hop.host.startswith("[")
+
+    async def demand(self, place: Place) -> Demand:
         """What a connection to *place* has to prove.
 
         :raises TLSFailed: it may not be used at all.
         """
-        verified = Trust(authorities=self._security.authorities)
-        if self.hop.tls != "opportunistic":
-            return Demand(self.hop.tls, verified if self.hop.tls != "no" else None)
-        demand = await self._by_dane(place) or self._by_policy(place, verified)
-        if requiretls and (demand.trust is None or not demand.trust.verify):
+        authorities, hop = self._security.authorities, self.hop
+        verified = Trust(authorities=authorities)
+        if hop.tls != "opportunistic":
+            return Demand(hop.tls, verified if hop.tls != "no" else None)
+        demand = Demand(hop.tls, Trust(authorities=authorities, verify=False))
+        if self.weighed:
+            demand = await self._by_dane(place) or self._by_policy(place, demand, verified)
+        if hop.wish == "require" and (demand.trust is None or not demand.trust.verify):
             # RFC 8689 §4.2.1: verified, or not at all.
-            return Demand("starttls", verified, "the message asks for TLS (REQUIRETLS)")
+            return Demand("starttls", verified, "the message (REQUIRETLS)")
         return demand
 
     async def _by_dane(self, place: Place) -> Demand | None:
         """What the TLSA records of *place* demand, if there are any."""
-        bindings, domain = self._security.bindings, self.hop.host
-        if bindings is None or not self.hop.exchangers or domain.startswith("["):
+        bindings = self._security.bindings
+        if bindings is None:
             return None
         try:
-            binding = await bindings.find(domain, place.name)
+            binding = await bindings.find(self.hop.host, place.name)
         except LookupFailed as problem:
             # RFC 7672 §2.1.1: whoever can suppress an answer must not gain by it.
-            raise TLSFailed(f"whether {place.name} has TLSA records cannot be told: {problem}",
-                            "dnssec-invalid") from None
+            failure = TLSFailed(f"whether {place.name} has TLSA records cannot be told: {problem}",
+                                "dnssec-invalid")
+            self.note("tlsa", (), _detail(failure, place))
+            raise failure from None
         if binding is None:
             return None
         trust = Trust(server_name=binding.base, check=functools.partial(
             examine, binding.records, binding.names)) if binding.records else Trust(
             verify=False, server_name=binding.base)
-        return Demand("starttls", trust, f"the TLSA records of {binding.base}", "tlsa")
+        return Demand("starttls", trust, f"the TLSA records of {binding.base}", "tlsa",
+                      tuple(map(str, binding.published)))
 
-    def _by_policy(self, place: Place, verified: Trust) -> Demand:
-        unverified = Trust(authorities=verified.authorities, verify=False)
+    def _by_policy(self, place: Place, offered: Demand, verified: Trust) -> Demand:
+        """What the domain's policy demands, or else what it did before; or just *offered*."""
         policy, domain, flaw = self.finding.policy, self.hop.host, None
         if policy is not None and policy.mode != "none":
             why = f"the MTA-STS policy of {domain}"
@@ -172,26 +198,50 @@ class Terms:
                     f"({', '.join(policy.patterns[:5])})", "validation-failure")
             if policy.mode == "enforce":
                 if flaw is not None:
+                    self.note("sts", (), _detail(flaw, place))
                     raise flaw
                 return Demand("starttls", verified, why, "sts")
-            return Demand("opportunistic", unverified, "", "sts", flaw)
+            return replace(offered, kind="sts", flaw=flaw)
         if self.seen is not None:
             since = time.strftime("%Y-%m-%d", time.gmtime(self.seen.since))
-            return Demand("starttls", unverified,
-                          f"{domain} was reached by TLS since {since}, and mail to it does not go "
-                          f"in the clear (mailsvc queue tls forget {domain})")
-        return Demand("opportunistic", unverified)
+            return Demand("starttls", offered.trust,
+                          f"what {domain} had from {since} on (an operator may let it go: mailsvc "
+                          f"queue tls forget {domain})")
+        return offered
 
     def reached(self, place: Place, demand: Demand, client: Client) -> None:
         """A connection to *place* has met *demand*."""
-        if self.hop.exchangers:
-            self._security.reached(self, place, client)
+        if not self.weighed:
+            return
+        self._security.reached(self, place, client)
+        secured, failure = client.secured, demand.flaw
+        if failure is None and secured is None:
+            failure = client.tls_failure or TLSFailed(
+                f"{place.name} does not offer STARTTLS", "starttls-not-supported")
+        elif failure is None and demand.kind == "sts" and secured is not None and secured.flaw:
+            failure = TLSFailed(secured.flaw, secured.reason)
+        self.note(demand.kind, demand.records,
+                  _detail(failure, place) if failure is not None else None)
 
     def missed(self, place: Place, demand: Demand, failure: TLSFailed) -> TLSFailed:
         """A connection to *place* has not: the failure with its reason."""
+        if self.weighed:
+            self.note(demand.kind, demand.records, _detail(failure, place))
         if not demand.why:
             return failure
-        return TLSFailed(f"{place.name}: {failure.text}; TLS is required by {demand.why}"
-                         if demand.kind != "no-policy-found" else
-                         f"{place.name}: {failure.text}; {demand.why}",
+        return TLSFailed(f"{place.name}: {failure.text}; TLS is required by {demand.why}",
                          failure.reason, failure.stage, reply=failure.reply)
+
+    def note(self, kind: str, records: tuple[str, ...], detail: Detail | None) -> None:
+        """Count a session for the report."""
+        results, policy = self._security.results, self.finding.policy
+        if results is None:
+            return
+        applied = Applied(kind, records)
+        if kind == "sts" and policy is not None:
+            applied = Applied(kind, tuple(policy.text.splitlines()), policy.patterns)
+        results.note(self.hop.host, applied, detail)
+
+
+def _detail(failure: TLSFailed, place: Place) -> Detail:
+    return Detail(failure.reason, place.name, place.address, failure.text)
