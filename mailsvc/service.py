@@ -78,6 +78,7 @@ from mailsvc.store.threads import Threads
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable
+from mailsvc.trust import Trust, Untrusted
 
 _log = Logger("mailsvc")
 
@@ -172,6 +173,7 @@ class MailService(Front):
     def _open(self) -> None:
         settings, reactor = self._settings, self.reactor
         _refuse_unreadable(self._checkers)
+        _refuse_unusable(settings.relay.authorities)
         hostname, domain = settings.service.hostname, settings.routing.default_domain
         _make_mail_directory(settings)
         self._tls.load(aloud=self._place is None or self._place.first)
@@ -348,6 +350,15 @@ def _refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
             raise CannotStart(f"mailsvc cannot start: --auth: {path} cannot be read by user "
                               f"{os.geteuid()}; name a file that the user who runs the service may "
                               "read")
+
+
+def _refuse_unusable(authorities: str) -> None:
+    """Do not serve with authorities that nobody could be verified by: mail would go unprotected."""
+    try:
+        Trust(authorities=authorities).connections("localhost")
+    except Untrusted as problem:
+        raise CannotStart(
+            f"mailsvc cannot start: relay.authorities: {problem.text}") from problem
 
 
 _PASSWORDS = {IUsernamePassword, IUsernameHashedPassword}

@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import json
 import sqlite3
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -186,3 +188,15 @@ def test_a_message_may_say_that_it_can_go_without(tmp_path: Path) -> None:
         submit(service, ["bob@b.example"], MESSAGE + b"\r\nTLS-Required: No\r\n")
         until(lambda: mail(service), service)
         assert len(exchanger.messages) == 1
+
+
+def test_authorities_that_cannot_be_read_stop_the_start(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    result = subprocess.run(
+        [sys.executable, "-c", "from mailsvc.cli import main; main()", "dev",
+         "--dir", str(tmp_path / "a"),
+         "--smtp", "127.0.0.1:0", "--pop3", "127.0.0.1:0",
+         "--set", f"relay.authorities={tmp_path}/ca.pem"],
+        capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert f"relay.authorities: {tmp_path}/ca.pem: expected a PEM file" in result.stderr

@@ -79,10 +79,10 @@ class HTTPS:
         host = urlsplit(url).hostname or ""
         try:
             places = [each for each in await self._find(host)
-                      if self._loopback or ipaddress.ip_address(each.address).is_global]
+                      if self._loopback or not _is_own(each.address)]
         except Unroutable as failure:
             raise HTTPFailure(failure.text) from None
-        problem = HTTPFailure(f"{host} has no public address")
+        problem = HTTPFailure(f"{host} has no address but this machine's own")
         headers = Headers({"User-Agent": [f"mailsvc/{__version__}"],
                            **{name: [value] for name, value in fields.items()}})
         for place in places[:4]:
@@ -131,6 +131,11 @@ class HTTPS:
                               f"({error})") from None
         return trustRootFromCertificates([Certificate(X509.from_cryptography(each))
                                           for each in found])
+
+
+def _is_own(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    return parsed.is_loopback or parsed.is_unspecified or parsed.is_link_local
 
 
 @implementer(IAgentEndpointFactory)
