@@ -22,8 +22,9 @@ def test_signed_zones(tmp_path: Path, program: Callable[[str], str]) -> None:
         zones: dict[str, list[str]] = {}
         names = ("good", "wrong", "none", "forged", "unsigned")
         for name in names:
-            exchanger = net.exchanger(
-                f"mx.{name}.example", certified=None if name in ("none", "unsigned") else "x.example")
+            in_clear = name in ("none", "unsigned")
+            exchanger = net.exchanger(f"mx.{name}.example",
+                                      certified=None if in_clear else "x.example")
             certificate = (net.issued[f"mx.{name}.example"].certificate
                            if name in ("good", "forged") else STRANGER)
             zones[f"{name}.example"] = [
