@@ -1,9 +1,8 @@
-r"""Scripts of the client's side of a protocol, without I/O: the roles of :mod:`tests.dialogue` turned
-round.
+"""Scripts of the client's side of a protocol, without I/O: ``tests.dialogue``, roles turned round.
 
 Beside ``S:``, ``S<``, ``C:``, ``C<`` and ``=`` lines as there, a script has what the owner does
-(``> method argument keyword=value``; ``> authenticate MECHANISM name password``) and the events that
-it gets (``E:``, ``*`` for any text).  ``= whole yes``: what the server says is not cut.
+(``> method argument keyword=value``, ``> authenticate MECHANISM name password``) and the events
+that it gets (``E:``, ``*`` for any text).  ``= whole yes``: what the server says is not cut.
 """
 
 from __future__ import annotations

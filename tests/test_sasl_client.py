@@ -135,8 +135,9 @@ def test_the_best_is_chosen(offered: list[str], login: Login, private: bool,
 
 
 @pytest.mark.parametrize(("wanted", "why"), [
-    ("plain", None), ("login", "unencrypted"), ("CRAM-MD5", "does not offer CRAM-MD5, but LOGIN"),
-    ("XOAUTH2", "takes"), ("DIGEST-MD5", "not a mechanism known here; there are SCRAM-SHA-256-PLUS"),
+    ("plain", None), ("login", "unencrypted"), ("XOAUTH2", "takes"),
+    ("CRAM-MD5", "does not offer CRAM-MD5, but LOGIN"),
+    ("DIGEST-MD5", "not a mechanism known here; there are SCRAM-SHA-256-PLUS"),
 ])
 def test_one_that_is_asked_for_is_used_or_it_is_told_why_not(wanted: str, why: str | None) -> None:
     offered, private = ["LOGIN", "PLAIN", "XOAUTH2"], wanted != "login"

@@ -74,7 +74,7 @@ def test_no_address_leaves_its_path(bad: Address | str) -> None:
     assert session.data_to_send() == b"MAIL FROM:<>\r\n"
 
 
-@pytest.mark.parametrize("bad", ["x\r\nRSET", "x\n", "\0", "", " "])
+@pytest.mark.parametrize("bad", ["x\r\nRSET", "x\n", "\0", "", " ", "\ud800"])
 def test_no_other_argument_holds_a_line_end(bad: str) -> None:
     session = greeted()
     for say in (session.hello, session.verify, session.expand):
@@ -170,6 +170,16 @@ def test_names_outside_ascii_are_asked_for_only_where_they_may() -> None:
 ])
 def test_what_a_server_offers(offered: tuple[str, ...], understood: dict[str, str]) -> None:
     assert greeted(*offered).extensions == understood
+
+
+def test_requiretls_is_said_within_tls() -> None:
+    """RFC 8689 §2; in the clear its offer counts for nothing."""
+    session = greeted("REQUIRETLS")
+    with pytest.raises(NotOffered):
+        session.mail("a@example.com", requiretls=True)
+    session.tls_active = True
+    session.mail("a@example.com", requiretls=True)
+    assert session.data_to_send() == b"MAIL FROM:<a@example.com> REQUIRETLS\r\n"
 
 
 def test_addresses_outside_ascii() -> None:
