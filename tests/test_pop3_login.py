@@ -184,6 +184,12 @@ def test_apop_digests() -> None:
     assert not credentials.checkPassword(b"tanstaag")
 
 
+def test_apop_is_refused_where_no_login_crosses_the_network_unencrypted() -> None:
+    client = Client(apop=True, allow_cleartext_auth="no")
+    assert client.ask(f"APOP {USER} {'0' * 32}") == [
+        "-ERR Use STLS first; nobody logs in unencrypted here"]
+
+
 def test_apop_is_offered_only_where_somebody_could_use_it() -> None:
     assert "<" not in Client().news()[0]
     banners = [Client(apop=True).news()[0] for _ in range(3)]
