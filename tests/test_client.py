@@ -35,7 +35,6 @@ from mailsvc.smtp.failures import (
     TimedOut,
     TLSFailed,
 )
-from mailsvc.smtp.source import Source
 
 MESSAGE = b"Subject: hello\r\n\r\n.dots\r\n..\r\nlast"
 QUICK = Timeouts(**dict.fromkeys(Timeouts.__dataclass_fields__, 0.4))
@@ -434,17 +433,6 @@ async def test_a_large_message_arrives(extensions: tuple[str, ...]) -> None:
             got = got.removesuffix(b".\r\n").replace(b"\r\n..", b"\r\n.")
         assert got == message
         client.close()
-
-
-def test_a_source_looks_alike_as_bytes_and_as_a_file(tmp_path: Any) -> None:
-    for data in (b"", b"a", b"a\r\n", "Subject: é\r\n\r\nx".encode(), "a: b\r\n\r\né".encode(),
-                 b"a\nb", b"a\r", b"x" * 70_000 + b"\r\n\r\n\xff"):
-        path = tmp_path / "message"
-        path.write_bytes(data)
-        with path.open("rb") as file:
-            assert Source(file).look() == Source(data).look()
-    form = Source("a: b\r\n\r\né".encode()).look()
-    assert form is not None and form.eight_bit and not form.utf8_header and form.size == 12
 
 
 # ---- arguments -----------------------------------------------------------------------------------
