@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
@@ -101,6 +101,8 @@ def test_its_form_does_not_depend_on_its_blocks(message: bytes, octets: int) -> 
 
 
 @given(st.sampled_from(sorted(WAYS)), texts)
+@example("asynchronous", b"a\r")
+@example("pipe", b"a\r")
 def test_line_ends_are_mended_in_whatever_it_is_given_as(way: str, message: bytes) -> None:
     it = Source(WAYS[way][0](message), normalize=True)
     form = it.look()
