@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,36 @@ async def test_a_large_batch_is_not_waited_for(
     await gatherResults([Deferred.fromCoroutine(deliver(store, MESSAGE)) for _ in range(10)])
     assert await contents(store) == [MESSAGE] * 10
     assert len(flushes) == 10
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_deletion_waits_for_a_slow_disk(
+    store: MaildirStore, calls: SystemCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailsvc.store.group._LOOK", 0.001)
+    await deliver(store, MESSAGE)
+    maildrop = await store.open_maildrop(ALICE)
+    real = os.fdatasync
+
+    def slow(fd: int) -> None:
+        time.sleep(0.05)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    calls.calls.clear()
+    await maildrop.update([1])
+    assert calls.of("fsync") == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_journal_whose_directory_is_gone_is_done_without(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, logged: list[str]
+) -> None:
+    shutil.rmtree(tmp_path / ".journal")
+    await deliver(store, MESSAGE)
+    assert await contents(store) == [MESSAGE]
+    assert f"{home(tmp_path)}/new" in calls.of("fsync")
+    assert any(line.startswith("the journal fails: No such file or directory") for line in logged)
 
 
 @pytest_twisted.ensureDeferred

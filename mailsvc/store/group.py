@@ -53,6 +53,8 @@ _PATIENCE = 5.0
 _REST = 10.0
 #: How long until a checkpoint that failed, or that must wait for others, is tried again.
 _AGAIN = 1.0
+#: How often whoever waits for the committing thread looks whether it lives.
+_LOOK = 1.0
 #: So many places fit one record.
 _PLACES = 10_000
 
@@ -175,7 +177,7 @@ class GroupCommitter:
             for removal in removals:
                 self._queue.put(removal)
             for removal in removals:
-                while not removal.done.wait(1) and self._committing.is_alive():
+                while not removal.done.wait(_LOOK) and self._committing.is_alive():
                     pass
         if not all(removal.recorded for removal in removals):
             self._each.sync_removals(directory, names)
