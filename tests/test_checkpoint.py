@@ -1,4 +1,4 @@
-"""Making maildirs durable at leisure: what is synced, by syncfs(2) or file by file; and failures."""
+"""Making maildirs durable at leisure: what is synced, by syncfs(2) or each file; and failures."""
 
 from __future__ import annotations
 
