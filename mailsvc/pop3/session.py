@@ -232,6 +232,11 @@ class Session:
         else:
             self.end(answer, "too many failed logins")
 
+    def message(self, text: bytes) -> None:
+        """Send the message asked for, all of it: CRLF lines, not dot-stuffed."""
+        self.message_block(text)
+        self.retrieved()
+
     def message_block(self, block: bytes) -> None:
         """Send a block of the message asked for: CRLF lines, not dot-stuffed, cut anywhere."""
         question = self._question
