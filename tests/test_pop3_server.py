@@ -237,6 +237,16 @@ def test_only_one_producer_at_a_time() -> None:
     assert producer.asked == 0
 
 
+def test_a_message_whose_reading_has_not_begun_may_be_given_up() -> None:
+    client = Client()
+    client.news()
+    retrieval = Retrieval(client.protocol)
+    retrieval.stop()
+    retrieval.write(b"too late")
+    client.flow()
+    assert client.news() == []
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_a_message_that_cannot_be_read(late: bool) -> None:
     maildrop = two()

@@ -369,7 +369,9 @@ class Session:
             self.ask(Guessed(step.username))
         elif isinstance(step, Failed) and step.kind is Kind.WRONG:
             self._failed_login(WRONG_LOGIN)
-        elif isinstance(step, Failed):
+        else:
+            # Only a login succeeds, which its owner answers.
+            assert isinstance(step, Failed)
             self._exchange = None
             self.refuse(_FAILED[step.kind])
 
