@@ -34,6 +34,7 @@ from mailsvc.queue.reports import Reports
 from mailsvc.queue.routes import Hop, Routes
 from mailsvc.queue.schedule import Schedule
 from mailsvc.queue.spool import Spool
+from mailsvc.queue.together import Together
 from mailsvc.srs import SRS
 from mailsvc.store.threads import Threads
 
@@ -44,6 +45,9 @@ _ACTIVE = 500
 
 #: After how long a message is looked at again that our own disk or directory failed, seconds.
 _LATER = 60
+
+#: A message, what it says, and what is to be sent before that.
+_Opened = tuple[QueuedMessage, Content, bytes]
 
 #: Signs the octets of a message from a domain: what to send before it.
 Sign = Callable[[bytes, str], bytes]
@@ -68,6 +72,11 @@ class Runner:
         self._srs = srs
         self._clock = clock
         self._sign = sign
+        self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=4)
+        self._saving: Together[QueuedMessage, None] = Together(
+            threads, lambda messages: [spool.save(*messages)] * len(messages))
+        self._removing: Together[str, None] = Together(
+            threads, lambda ids: [spool.remove(*ids)] * len(ids))
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._active: set[str] = set()
@@ -231,7 +240,7 @@ class Runner:
     async def _attempt(self, id: str) -> float | None:
         """Try *id*; when to look at it again."""
         try:
-            message, content, prefix = await self._threads.run(self._open, id)
+            message, content, prefix = await self._opening.do(id)
         except FileNotFoundError:
             return None
         except Unreadable as problem:
@@ -262,7 +271,16 @@ class Runner:
         finally:
             content.close()
 
-    def _open(self, id: str) -> tuple[QueuedMessage, Content, bytes]:
+    def _open_all(self, ids: Sequence[str]) -> list[_Opened | Exception]:
+        found: list[_Opened | Exception] = []
+        for id in ids:
+            try:
+                found.append(self._open(id))
+            except Exception as problem:
+                found.append(problem)
+        return found
+
+    def _open(self, id: str) -> _Opened:
         """The message, and if it is our user's its signatures."""
         message, stream = self._spool.open(id)
         content = Content(stream)
@@ -289,7 +307,7 @@ class Runner:
         if changed:
             message.attempts -= 1
             message.due = self._clock.seconds()
-            await self._threads.run(self._spool.save, message)
+            await self._saving.do(message)
 
     async def _go(self, hop: Hop, job: Job, saving: DeferredLock | None) -> int:
         """Carry *job*; for how many of its recipients there is a result."""
@@ -299,7 +317,7 @@ class Runner:
             self._note(job.message, result, now)
         if saving is not None:
             # What one host took is on disk before another's time-out has come.
-            await saving.run(self._threads.run, self._spool.save, job.message)
+            await saving.run(self._saving.do, job.message)
         return len(results)
 
     def _note(self, message: QueuedMessage, result: Result, now: float) -> None:
@@ -332,7 +350,7 @@ class Runner:
         await self._report(message, content, "relayed", [
             each for each in message.recipients if each.state == RELAYED and not each.reported])
         if following is None:
-            await self._threads.run(self._spool.remove, message.id)
+            await self._removing.do(message.id)
             _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)
             return None
@@ -341,7 +359,7 @@ class Runner:
             late = [each for each in message.waiting if each.wants("DELAY")]
             await self._reports.send("delayed", message, late, content.head(HEADER_OCTETS),
                                      self._schedule.end(message))
-        await self._threads.run(self._spool.save, message)
+        await self._saving.do(message)
         return following
 
     async def _report(self, message: QueuedMessage, content: Content, action: str,
