@@ -73,10 +73,8 @@ class Runner:
         self._clock = clock
         self._sign = sign
         self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=4)
-        self._saving: Together[QueuedMessage, None] = Together(
-            threads, lambda messages: [spool.save(*messages)] * len(messages))
-        self._removing: Together[str, None] = Together(
-            threads, lambda ids: [spool.remove(*ids)] * len(ids))
+        self._saving: Together[QueuedMessage, None] = Together(threads, self._save_all)
+        self._removing: Together[str, None] = Together(threads, self._remove_all)
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._active: set[str] = set()
@@ -260,16 +258,25 @@ class Runner:
                 message.attempts += 1
                 ways = self._ways(message)
                 saving = DeferredLock() if len(ways) > 1 else None
-                tried = await gatherResults([
-                    Deferred.fromCoroutine(self._go(
-                        hop, Job(message, recipients, path, content, prefix), saving))
-                    for (hop, path), recipients in ways.items()])
+                going = [self._go(hop, Job(message, recipients, path, content, prefix), saving)
+                         for (hop, path), recipients in ways.items()]
+                # Nearly all messages go one way.
+                tried = [await going[0]] if saving is None else await gatherResults(
+                    [Deferred.fromCoroutine(each) for each in going])
                 if self._stopped and sum(tried) < sum(map(len, ways.values())):
                     await self._leave(message, any(tried))
                     return None
             return await self._settle(message, content)
         finally:
             content.close()
+
+    def _save_all(self, messages: Sequence[QueuedMessage]) -> list[None]:
+        self._spool.save(*messages)
+        return [None] * len(messages)
+
+    def _remove_all(self, ids: Sequence[str]) -> list[None]:
+        self._spool.remove(*ids)
+        return [None] * len(ids)
 
     def _open_all(self, ids: Sequence[str]) -> list[_Opened | Exception]:
         found: list[_Opened | Exception] = []
