@@ -235,6 +235,7 @@ class MailService(Front):
         settings, reactor = self._settings, self.reactor
         hostname = settings.service.hostname
         threads = Threads(reactor, 16, "queue")
+        signer = Signer(Keys(Path(settings.service.data) / "dkim"))
         queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
                       min(5, settings.service.grace_seconds))
         listening = {place for listener in self.listeners
@@ -245,10 +246,11 @@ class MailService(Front):
             carrier = Carrier(settings.relay, settings.queue, exchangers, hostname, reactor)
             return Runner(queue.spool, threads, carrier, Routes(settings.relay),
                           Schedule(settings.queue), reports, router.srs, reactor,
-                          Signer(Keys(Path(settings.service.data) / "dkim")).sign)
+                          signer.sign)
 
         queue.reports = reports = Reports(
-            router, store, queue, hostname, settings.queue.language, reactor.seconds)
+            router, store, queue, hostname, settings.queue.language, reactor.seconds,
+            functools.partial(threads.run, signer.sign))
         queue.make_runner = runner
         queue.setServiceParent(self)
         return queue
