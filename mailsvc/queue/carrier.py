@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    UNIXClientEndpoint,
+)
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -26,6 +31,7 @@ from mailsvc.queue.content import Content
 from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
+from mailsvc.queue.race import Race
 from mailsvc.queue.routes import Hop, RelaySettings
 from mailsvc.smtp.failures import SendingFailure
 from mailsvc.trust import Trust
@@ -231,23 +237,26 @@ class Carrier:
             return None
         failed: SendingFailure | None = None
         reached = False
-        for place in places:
-            if self._aborted:
-                break
+        left = list(places)
+        while left and not self._aborted:
+            place = left[0]
+            race = self._race(hop, [each.address for each in left if each.name == place.name])
             try:
-                client = await self._connect(hop, place, job)
+                client = await self._connect(hop, place, job, race)
             except SendingFailure as failure:
+                left = _without(left, place, race)
                 failed = failure
                 _log.info("{id} not connected host={host} address={address}: {reason}",
                               id=job.message.id, host=place.name, address=place.address,
                               reason=failure.text)
                 # A host that says that it takes no mail at all may have a colleague who does.
                 continue
+            left = _without(left, place, race)
             reached = True
             again = await self._send(client, job)
             if job.in_flight:
                 # The next attempt begins with another, should there be one.
-                self._lossy[hop] = place.address
+                self._lossy[hop] = race.winner or place.address
                 if len(self._lossy) > _LOSSY:
                     del self._lossy[next(iter(self._lossy))]
             if not again:
@@ -267,17 +276,23 @@ class Carrier:
             return (Place(hop.host, hop.host),)
         return await self._exchangers.addresses(hop.host)
 
-    async def _connect(self, hop: Hop, place: Place, job: Job) -> Client:
-        port = hop.port or self._relay.port
-        unix = place.address.startswith("/")
-        endpoint = None
-        if not unix:
-            six = ":" in place.address
+    def _race(self, hop: Hop, addresses: list[str]) -> Race:
+        """An endpoint for whichever of one host's *addresses* answers first."""
+        port, seconds = hop.port or self._relay.port, self._relay.connect_seconds
+
+        def endpoint(address: str) -> IStreamClientEndpoint:
+            if address.startswith("/"):
+                return UNIXClientEndpoint(self._reactor, address, timeout=seconds)
+            six = ":" in address
             bind = next((each for each in self._relay.bind if (":" in each) is six), None)
-            kind = TCP6ClientEndpoint if six else TCP4ClientEndpoint
-            endpoint = kind(self._reactor, place.address, port,
-                            timeout=self._relay.connect_seconds,
-                            bindAddress=(bind, 0) if bind else None)
+            return (TCP6ClientEndpoint if six else TCP4ClientEndpoint)(
+                self._reactor, address, port, timeout=seconds,
+                bindAddress=(bind, 0) if bind else None)
+
+        return Race(addresses, endpoint, self._reactor)
+
+    async def _connect(self, hop: Hop, place: Place, job: Job, endpoint: Race) -> Client:
+        port = hop.port or self._relay.port
         tls: Any = hop.tls
         if job.message.requiretls and tls == "opportunistic":
             tls = "starttls"  # RFC 8689 §4.2.1: verified, or not at all
@@ -357,6 +372,13 @@ class Carrier:
         destination.jobs.clear()
         for each in waiting:
             self._finish(each, text, status, host)
+
+
+def _without(places: list[Place], place: Place, race: Race) -> list[Place]:
+    """What is left of *places* after a connection to *place* by *race*: what it did not try."""
+    if race.winner is None:
+        return [each for each in places if each.name != place.name]
+    return [each for each in places if each.address != race.winner]
 
 
 def _left(job: Job) -> list[QueuedRecipient]:
