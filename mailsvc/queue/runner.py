@@ -34,6 +34,7 @@ from mailsvc.queue.reports import Reports
 from mailsvc.queue.routes import Hop, Routes
 from mailsvc.queue.schedule import Schedule
 from mailsvc.queue.spool import Spool
+from mailsvc.queue.together import Together
 from mailsvc.srs import SRS
 from mailsvc.store.threads import Threads
 
@@ -44,6 +45,9 @@ _ACTIVE = 500
 
 #: After how long a message is looked at again that our own disk or directory failed, seconds.
 _LATER = 60
+
+#: A message, what it says, and what is to be sent before that.
+_Opened = tuple[QueuedMessage, Content, bytes]
 
 #: Signs the octets of a message from a domain: what to send before it.
 Sign = Callable[[bytes, str], bytes]
@@ -68,6 +72,9 @@ class Runner:
         self._srs = srs
         self._clock = clock
         self._sign = sign
+        self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=4)
+        self._saving: Together[QueuedMessage, None] = Together(threads, self._save_all)
+        self._removing: Together[str, None] = Together(threads, self._remove_all)
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._active: set[str] = set()
@@ -87,7 +94,8 @@ class Runner:
         """Take up what is in the spool."""
         def begin(due: dict[str, float]) -> None:
             for id, when in due.items():
-                self._wait(id, when)
+                if id not in self._due and id not in self._active:
+                    self._wait(id, when)
             if due:
                 _log.info("the queue holds {messages} messages", messages=len(due))
             self._advance()
@@ -107,8 +115,7 @@ class Runner:
     def missed(self, ids: Collection[str]) -> None:
         """These are in the spool: take those that nobody told of."""
         self._held.intersection_update(ids)
-        self.take([id for id in ids
-                   if id not in self._due and id not in self._active and id not in self._held])
+        self.take(set(ids) - self._due.keys() - self._active - self._held)
 
     def idle(self) -> Deferred[None]:
         """Fires when nothing is being worked on."""
@@ -166,6 +173,7 @@ class Runner:
         self._stopped = True
         if self._call is not None and self._call.active():
             self._call.cancel()
+        self._carrier.stop()
         return self.idle()
 
     def abort(self) -> None:
@@ -230,7 +238,7 @@ class Runner:
     async def _attempt(self, id: str) -> float | None:
         """Try *id*; when to look at it again."""
         try:
-            message, content, prefix = await self._threads.run(self._open, id)
+            message, content, prefix = await self._opening.do(id)
         except FileNotFoundError:
             return None
         except Unreadable as problem:
@@ -250,15 +258,36 @@ class Runner:
                 message.attempts += 1
                 ways = self._ways(message)
                 saving = DeferredLock() if len(ways) > 1 else None
-                await gatherResults([
-                    Deferred.fromCoroutine(self._go(
-                        hop, Job(message, recipients, path, content, prefix), saving))
-                    for (hop, path), recipients in ways.items()])
+                going = [self._go(hop, Job(message, recipients, path, content, prefix), saving)
+                         for (hop, path), recipients in ways.items()]
+                # Nearly all messages go one way.
+                tried = [await going[0]] if saving is None else await gatherResults(
+                    [Deferred.fromCoroutine(each) for each in going])
+                if self._stopped and sum(tried) < sum(map(len, ways.values())):
+                    await self._leave(message, any(tried))
+                    return None
             return await self._settle(message, content)
         finally:
             content.close()
 
-    def _open(self, id: str) -> tuple[QueuedMessage, Content, bytes]:
+    def _save_all(self, messages: Sequence[QueuedMessage]) -> list[None]:
+        self._spool.save(*messages)
+        return [None] * len(messages)
+
+    def _remove_all(self, ids: Sequence[str]) -> list[None]:
+        self._spool.remove(*ids)
+        return [None] * len(ids)
+
+    def _open_all(self, ids: Sequence[str]) -> list[_Opened | Exception]:
+        found: list[_Opened | Exception] = []
+        for id in ids:
+            try:
+                found.append(self._open(id))
+            except Exception as problem:
+                found.append(problem)
+        return found
+
+    def _open(self, id: str) -> _Opened:
         """The message, and if it is our user's its signatures."""
         message, stream = self._spool.open(id)
         content = Content(stream)
@@ -280,14 +309,23 @@ class Runner:
             ways.setdefault((self._routes.hop(message, each.address), path), []).append(each)
         return ways
 
-    async def _go(self, hop: Hop, job: Job, saving: DeferredLock | None) -> None:
+    async def _leave(self, message: QueuedMessage, changed: bool) -> None:
+        """We stop amid an attempt: whoever sends next makes it again, at once."""
+        if changed:
+            message.attempts -= 1
+            message.due = self._clock.seconds()
+            await self._saving.do(message)
+
+    async def _go(self, hop: Hop, job: Job, saving: DeferredLock | None) -> int:
+        """Carry *job*; for how many of its recipients there is a result."""
         results = await self._carrier.carry(hop, job)
         now = self._clock.seconds()
         for result in results:
             self._note(job.message, result, now)
         if saving is not None:
             # What one host took is on disk before another's time-out has come.
-            await saving.run(self._threads.run, self._spool.save, job.message)
+            await saving.run(self._saving.do, job.message)
+        return len(results)
 
     def _note(self, message: QueuedMessage, result: Result, now: float) -> None:
         each = result.recipient
@@ -319,7 +357,7 @@ class Runner:
         await self._report(message, content, "relayed", [
             each for each in message.recipients if each.state == RELAYED and not each.reported])
         if following is None:
-            await self._threads.run(self._spool.remove, message.id)
+            await self._removing.do(message.id)
             _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)
             return None
@@ -328,7 +366,7 @@ class Runner:
             late = [each for each in message.waiting if each.wants("DELAY")]
             await self._reports.send("delayed", message, late, content.head(HEADER_OCTETS),
                                      self._schedule.end(message))
-        await self._threads.run(self._spool.save, message)
+        await self._saving.do(message)
         return following
 
     async def _report(self, message: QueuedMessage, content: Content, action: str,

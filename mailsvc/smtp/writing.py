@@ -7,6 +7,7 @@ control character on the wire, or end a path and begin a parameter: :class:`BadA
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -32,7 +33,11 @@ def address(value: Address | str) -> Address:
 
     :raises BadArgument: it is none.
     """
-    text = str(value)
+    return _address(str(value))
+
+
+@functools.lru_cache(4096)
+def _address(text: str) -> Address:
     if text in ("", "<>"):
         return NULL_PATH
     _refuse_controls(text)
