@@ -77,6 +77,7 @@ class SMTPProtocol(Conversation):
             trusted=factory.trusts(self.client),
             tls_available=factory.tls is not None,
             tls_active=tls_active,
+            clock=factory.clock.seconds if factory.queue is not None else None,
         )
 
     def begin(self, refusal: MailFailure | None) -> None:
@@ -226,7 +227,18 @@ class SMTPProtocol(Conversation):
             )
             self.session.reply(answer)
         else:
-            self.session.reply(replies.SHUTTING_DOWN if self._last else replies.SENDER_OK)
+            self.session.reply(
+                replies.SHUTTING_DOWN if self._last else self._priority(event.envelope))
+
+    def _priority(self, envelope: Envelope) -> Reply:
+        """Hold its priority to what the sender may have; the reply to MAIL that tells."""
+        agent, submitter = self.factory.agent, self._submitter
+        most = (self.factory.settings.priority_most if agent is None or submitter is None
+                else agent.priority_most(submitter))
+        if envelope.priority <= most:
+            return replies.SENDER_OK
+        envelope.priority = most
+        return replies.priority_changed(most)
 
     def _on_rcpt_to(self, event: events.RcptTo) -> None:
         envelope = self.session.envelope

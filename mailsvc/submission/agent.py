@@ -67,6 +67,11 @@ class SubmissionAgent:
         submitter.require(envelope.reverse_path)
         self._rates.check(submitter.name)
 
+    def priority_most(self, submitter: Submitter) -> int:
+        """The highest MT-PRIORITY that *submitter* may give (RFC 6710 §5)."""
+        any_ = submitter.name in self._settings.priority_accounts
+        return 9 if any_ else self._settings.priority_most
+
     def admit_recipient(self, submitter: Submitter, envelope: Envelope) -> None:
         """At RCPT, before the recipient joins the envelope.
 
