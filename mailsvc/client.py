@@ -168,6 +168,11 @@ class Client:
         """What the server offers, by keyword in capitals; empty before EHLO."""
         return dict(self._session.extensions)
 
+    @property
+    def tls_active(self) -> bool:
+        """Whether what is said now is said inside TLS."""
+        return self._session.tls_active
+
     def extension(self, name: str) -> str | None:
         """The parameters of an extension, "" if it has none; None if it is not offered."""
         return self._session.extensions.get(name.upper())

@@ -105,8 +105,12 @@ class Report:
 
     @property
     def whole(self) -> bool:
-        """Whether the message itself belongs into it, and not only its header (RFC 3461 §4.3)."""
-        return self.action == "failed" and self.message.ret == "FULL"
+        """Whether the message itself belongs into it, and not only its header (RFC 3461 §4.3).
+
+        Never of one that was to travel by TLS alone, for the way back may be another (RFC 8689 §5).
+        """
+        return (self.action == "failed" and self.message.ret == "FULL"
+                and not self.message.requiretls)
 
     @property
     def smtputf8(self) -> bool:
@@ -166,6 +170,9 @@ class Report:
             *([f"Original-Envelope-Id: {_plain(message.envid)}"] if message.envid else []),
             f"Reporting-MTA: dns; {self.hostname}",
             f"Arrival-Date: {date(int(message.arrived))}",
+            # RFC 2852 §5.
+            *([f"Deliver-By-Date: {date(int(message.deadline))}"]
+              if message.deadline is not None else []),
         ]]
         for each in self.recipients:
             kind = "rfc822" if each.address.is_ascii else "utf-8"

@@ -35,6 +35,7 @@ from mailsvc.mail import Account, Address, Envelope, Recipient, Remote
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.commands import READY, START
+from mailsvc.smtp.handling import date_time
 from mailsvc.smtp.incoming import Filter, Incoming
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode
@@ -399,6 +400,9 @@ class SMTPProtocol(Conversation):
         by = " user={user}" if self._sent_by else ""
         remotes = [remote.name for remote in envelope.remotes()]
         queued = " queued={queued}" if remotes else ""
+        if envelope.release:
+            queued += " held_until={held_until}"
+            said["held_until"] = date_time(envelope.release)
         self.log.info("{id} accepted " + _ABOUT + by + " accounts={accounts}" + queued,
                       accounts=[account.name for account in envelope.accounts()], queued=remotes,
                       **said)

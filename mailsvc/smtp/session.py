@@ -84,9 +84,9 @@ class Session:
 
     __slots__ = (
         "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening", "_output",
-        "_pending", "_question", "authenticated", "clock", "commands", "envelope", "errors", "extended",
-        "hello", "hostname", "intake", "known", "limits", "mode", "phase", "refused_recipient",
-        "sasl", "tls_active", "tls_available", "trusted",
+        "_pending", "_question", "authenticated", "clock", "commands", "envelope", "errors",
+        "extended", "hello", "hostname", "intake", "known", "limits", "mode", "phase",
+        "refused_recipient", "sasl", "tls_active", "tls_available", "trusted",
     )  # fmt: skip
 
     def __init__(

@@ -90,7 +90,8 @@ def mail(path: Address, said: Parameters) -> bytes:
         # RFC 3461 §4.4: the decoded value is printable, and the xtext of 100 characters at most.
         coded = xtext.encode(said.envid)
         if not _PRINTABLE.fullmatch(said.envid) or len(coded) > 100:
-            raise BadArgument(f"envid {said.envid!r}: expected up to 100 printable ASCII characters")
+            raise BadArgument(
+                f"envid {said.envid!r}: expected up to 100 printable ASCII characters")
         words.append(f"ENVID={coded}")
     if said.requiretls:
         words.append("REQUIRETLS")
