@@ -166,8 +166,8 @@ def show(id: str, text: bool, as_json: bool) -> None:
 
 @queue.command(help="""Count the messages in the queue, and to which domains they go.
 """ + _FILTER + """
-    The keys in JSON are messages, new, deferred, held, scheduled, octets, oldest (seconds) and domains, the
-    number of waiting recipients for each.
+    The keys in JSON are messages, new, deferred, held, scheduled, octets, oldest (seconds) and
+    domains, the number of waiting recipients for each.
 
     \b
     Example:

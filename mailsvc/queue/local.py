@@ -6,7 +6,6 @@ another host had said so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -43,7 +42,7 @@ class Local:
         return Result(recipient, RELAYED, EnhancedStatus(2, 0, 0), "delivered here")
 
     async def _put(self, recipient: QueuedRecipient, job: Job) -> None:
-        found = await _now_or_later(lambda: self._router.route(recipient.address))
+        found = await _settled(self._router.route(recipient.address))
         envelope = Envelope(
             # Its own, for the store takes each once, and an attempt may follow another.
             new_id(), job.reverse_path, size=job.content.size, body=job.message.body,
@@ -54,26 +53,19 @@ class Local:
             tuple(each for each in found if isinstance(each, Remote)), recipient.notify,
             recipient.orcpt))
         for account in envelope.accounts():
-            await _now_or_later(lambda account=account: self._store.room(account, envelope.size))
+            await _settled(self._store.room(account, envelope.size))
         delivery: Any = fanout.begin(self._store, self._queue, envelope)
         try:
             # RFC 5321 §4.4: the queue keeps it off, and here the message's way ends.
-            await _written(delivery, f"Return-Path: <{job.reverse_path}>\r\n".encode())
+            await _settled(delivery.write(f"Return-Path: <{job.reverse_path}>\r\n".encode()))
             content = job.content.message(b"")
             for block in (content,) if isinstance(content, bytes) else content:
-                await _written(delivery, block)
+                await _settled(delivery.write(block))
         except BaseException:
             delivery.abort()
             raise
         await delivery.commit()
 
 
-async def _now_or_later(ask: Callable[[], Any]) -> Any:
-    answer = ask()
+async def _settled(answer: Any) -> Any:
     return await answer if isinstance(answer, Deferred) else answer
-
-
-async def _written(delivery: Any, block: bytes) -> None:
-    pause = delivery.write(block)
-    if pause is not None:
-        await pause

@@ -9,6 +9,7 @@ from __future__ import annotations
 import calendar
 import re
 import time
+from collections.abc import Mapping
 
 from mailsvc.mail import DeliverBy, Envelope
 from mailsvc.smtp.grammar import SyntaxFault
@@ -78,7 +79,7 @@ def date_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def check(envelope: Envelope, said: dict[str, str | None], limits: SMTPSettings,
+def check(envelope: Envelope, said: Mapping[str, str | None], limits: SMTPSettings,
           now: float) -> None:
     """Hold what MAIL *said* in these parameters, which *envelope* has, against each other.
 

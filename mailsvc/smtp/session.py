@@ -102,7 +102,7 @@ class Session:
         tls_active: bool = False,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.clock = clock
+        self.clock: Callable[[], float] | None = clock
         self.hostname: str = hostname
         self.limits: SMTPSettings = limits
         self.mode: Mode = mode
