@@ -22,7 +22,8 @@ class Exchanger:
         * ``hang=STAGE`` and ``drop=STAGE``: no answer, or the connection closed, at that stage;
           ``content`` is amid the message, ``end`` behind it;
         * ``starttls``: offered, with *certificate*; ``badtls``: offered, and then it is no TLS;
-        * ``dsn``: offered.
+        * ``dsn``: offered; ``offer=KEYWORD``, "_" for a space, likewise; ``requiretls``: inside
+          TLS.
 
     :ivar messages: what was accepted with 250: reverse-path line, recipient lines, text, whether
         it came over TLS.
@@ -116,6 +117,10 @@ class _Conversation:
                 offers.append("STARTTLS")
             if "dsn" in self.words:
                 offers.append("DSN")
+            if self.tls and "requiretls" in self.words:
+                offers.append("REQUIRETLS")
+            offers += [word[6:].replace("_", " ") for word in self.words
+                       if word.startswith("offer=")]
             self.say("ehlo", "250-mx.test\r\n" + "".join(
                 f"250-{offer}\r\n" for offer in offers) + "250 ENHANCEDSTATUSCODES")
         elif verb == "STARTTLS":

@@ -1,4 +1,4 @@
-"""mailsvc.smtp.handling: HOLDFOR, HOLDUNTIL, BY and MT-PRIORITY; and who may have which priority."""
+"""mailsvc.smtp.handling: HOLDFOR, HOLDUNTIL, BY, MT-PRIORITY; who may have which priority."""
 
 from __future__ import annotations
 

@@ -277,7 +277,8 @@ def test_the_session_with_all_sent_ahead(name: str, cut: Cut) -> None:
 def line(script: Script) -> Line:
     world = World(script)
     return Line(world.answers, mode=world.mode, known=world.known, hostname=world.hostname,
-                accounts=world.accounts, tls=object() if world.tls else None, queue=world.queue, **world.settings)
+                accounts=world.accounts, tls=object() if world.tls else None,
+                queue=world.queue, **world.settings)
 
 
 class LateLine(Line):

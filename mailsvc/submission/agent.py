@@ -14,7 +14,8 @@ import pwd
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from mailsvc.mail import Account, Envelope
+from mailsvc.mail import Account, Address, Envelope
+from mailsvc.names import fold_domain, fold_local_part, parse_address
 from mailsvc.rates import Rates
 from mailsvc.routing import Router
 from mailsvc.submission.completion import Completion
@@ -34,6 +35,7 @@ class SubmissionAgent:
         self._hostname = hostname
         self._trusted = [ipaddress.ip_network(each, strict=False)
                          for each in settings.trusted_networks]
+        self._urgent = {_folded(parse_address(each)) for each in settings.priority_accounts}
 
     def logged_in(self, account: Account) -> Submitter:
         """Who logged in as *account*."""
@@ -69,8 +71,8 @@ class SubmissionAgent:
 
     def priority_most(self, submitter: Submitter) -> int:
         """The highest MT-PRIORITY that *submitter* may give (RFC 6710 §5)."""
-        any_ = submitter.name in self._settings.priority_accounts
-        return 9 if any_ else self._settings.priority_most
+        urgent = _folded(submitter.address) in self._urgent
+        return 9 if urgent else self._settings.priority_most
 
     def admit_recipient(self, submitter: Submitter, envelope: Envelope) -> None:
         """At RCPT, before the recipient joins the envelope.
@@ -97,6 +99,10 @@ class SubmissionAgent:
             filters.append(_RepairInThread(Repair(
                 self._settings.repair_octets, eight_bit=envelope.body == "8BITMIME")))
         return filters
+
+
+def _folded(address: Address) -> Address:
+    return Address(fold_local_part(address.local_part), fold_domain(address.domain))
 
 
 class _RepairInThread:
