@@ -81,7 +81,7 @@ def test_what_is_no_priority(value: str | None) -> None:
 def test_who_may_have_which_priority(
     mode: object, most: dict[str, int], asked: int, given: int
 ) -> None:
-    """RFC 6710 §4, §5: what is asked too high is lowered, and the reply tells."""
+    """RFC 6710: what is asked too high is lowered, and the reply tells."""
     line = (Line(queue=True, **most) if mode is None  # type: ignore[arg-type]
             else Line(queue=True, mode=SUBMISSION, known=True))
     line.say(b"EHLO x.example\r\n")

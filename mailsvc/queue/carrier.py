@@ -323,7 +323,7 @@ class Carrier:
         return False
 
     def _by(self, message: QueuedMessage) -> DeliverBy | None:
-        """What is left of the time that its sender gave it (RFC 2852 §4.1.4)."""
+        """What is left of the time that its sender gave it (RFC 2852 §4.1)."""
         if message.by is None or message.deadline is None:
             return None
         left = math.floor(message.deadline - self._reactor.seconds())
@@ -348,7 +348,7 @@ class Carrier:
 
 
 def _line_up(jobs: deque[Job], job: Job) -> None:
-    """Put *job* behind all that are as urgent as it is, or more so (RFC 6710 §4.2)."""
+    """Put *job* behind all that are as urgent as it is, or more so (RFC 6710)."""
     place = len(jobs)
     while place and jobs[place - 1].message.priority < job.message.priority:
         place -= 1

@@ -72,7 +72,7 @@ class Reports:
         text = report.write(id, original)
         envelope = Envelope(id, NULL_PATH, size=len(text), smtputf8=report.smtputf8,
                             body="7BIT" if text.isascii() else "8BITMIME",
-                            # RFC 8689 §5, RFC 6710 §4.5: the way back is as the way there.
+                            # RFC 8689 §5, RFC 6710: the way back is as the way there.
                             requiretls=message.requiretls, priority=message.priority)
         try:
             found: Any = self._router.route(sender, relay=True)

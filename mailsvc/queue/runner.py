@@ -354,7 +354,7 @@ class Runner:
             if following is None:
                 for each in message.waiting:
                     each.state = FAILED
-                    # RFC 3463 §3.5: delivery time expired; RFC 2852 §4.1.1: for good.
+                    # RFC 3463 §3.5: delivery time expired; RFC 2852 §4.1: for good.
                     each.status = "4.4.7" if message.returns_by is None else "5.4.7"
                     each.reply = each.reply or "the time for its delivery is over"
         await self._report(message, content, "failed", [
@@ -372,7 +372,7 @@ class Runner:
         if warns:
             late = [each for each in message.waiting if each.wants("DELAY")]
             if message.by is not None:
-                late = [replace(each, status="4.4.7") for each in late]  # RFC 2852 §4.1.2
+                late = [replace(each, status="4.4.7") for each in late]  # RFC 2852 §4.1
             await self._reports.send("delayed", message, late, content.head(HEADER_OCTETS),
                                      self._schedule.end(message))
         await self._threads.run(self._spool.save, message)
@@ -392,7 +392,7 @@ class Runner:
 
 
 def _by_is_told(by: DeliverBy, recipient: QueuedRecipient, result: Result) -> bool:
-    """Whether its sender is to be told that a message was handed on (RFC 2852 §4.1.3, §4.1.4).
+    """Whether its sender is to be told that a message was handed on (RFC 2852 §4.1).
 
     By a host that does not mind the time it is as good as gone; and a trace is told of each host.
     """

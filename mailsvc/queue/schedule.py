@@ -63,7 +63,7 @@ class Schedule:
         return warning is not None and not message.warned and now >= warning
 
     def expired(self, message: QueuedMessage, now: float) -> bool:
-        """Whether *message* is to be returned, not tried (RFC 2852 §4.1.1)."""
+        """Whether *message* is to be returned, not tried (RFC 2852 §4.1)."""
         # A clock that is a moment early must not make an attempt after all.
         return message.returns_by is not None and now >= message.returns_by - 0.001
 
@@ -71,6 +71,6 @@ class Schedule:
         """When its sender is told that it is delayed; None for never."""
         by, seconds = message.by, self._settings.warning_seconds
         if by is not None and by.mode == "N":
-            # RFC 2852 §4.1.2: of a time that was over when it came, a host before us has told.
+            # RFC 2852 §4.1: of a time that was over when it came, a host before us has told.
             return message.deadline if by.seconds >= 0 else None
         return message.began + seconds if seconds else None

@@ -143,7 +143,7 @@ def _queues(session: Session) -> bool:
 
 
 def _holds(session: Session) -> bool:
-    # RFC 4865 §3: for submission alone.
+    # RFC 4865: for submission alone.
     return (_queues(session) and session.mode.submission
             and session.limits.hold_most_seconds > 0)
 
@@ -368,7 +368,7 @@ EXTENSIONS: tuple[Callable[[Session], str], ...] = (
     lambda session: handling.future_release(session.limits, session.clock()) if (
         session.clock is not None and _holds(session)) else "",
     lambda session: handling.delivery_by(session.limits) if _queues(session) else "",
-    # RFC 6710 §3: without the name of a profile, that of its appendix for MIXER.
+    # RFC 6710: without the name of a profile, that of its appendix for MIXER.
     lambda session: "MT-PRIORITY" if _queues(session) else "",
     # RFC 4954 §4: nothing is offered that would be refused in the clear.
     lambda session: "AUTH " + " ".join(mechanisms) if (

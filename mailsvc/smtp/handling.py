@@ -15,7 +15,7 @@ from mailsvc.mail import DeliverBy, Envelope
 from mailsvc.smtp.grammar import SyntaxFault
 from mailsvc.smtp.limits import SMTPSettings
 
-#: MT-PRIORITY (RFC 6710 §3).
+#: MT-PRIORITY (RFC 6710).
 LOWEST, HIGHEST = -9, 9
 
 _DATE_TIME = re.compile(
@@ -24,14 +24,14 @@ _DATE_TIME = re.compile(
 
 
 def hold_for(value: str | None) -> float:
-    """The value of HOLDFOR: 1 to 999999999 seconds (RFC 4865 §3)."""
+    """The value of HOLDFOR: 1 to 999999999 seconds (RFC 4865)."""
     if value is None or not re.fullmatch(r"[1-9][0-9]{0,8}", value):
         raise SyntaxFault("HOLDFOR takes seconds, from 1 to 999999999")
     return float(value)
 
 
 def hold_until(value: str | None) -> float:
-    """The value of HOLDUNTIL: a date and time in UTC (RFC 4865 §3, RFC 3339 §5.6).
+    """The value of HOLDUNTIL: a date and time in UTC (RFC 4865, RFC 3339 §5.6).
 
     :returns: seconds since the epoch.
     """
@@ -57,14 +57,14 @@ def deliver_by(value: str | None) -> DeliverBy:
 
 
 def priority(value: str | None) -> int:
-    """The value of MT-PRIORITY: -9 to 9 (RFC 6710 §4)."""
+    """The value of MT-PRIORITY: -9 to 9 (RFC 6710)."""
     if value is None or not re.fullmatch(r"-?[1-9]|0", value):
         raise SyntaxFault(f"MT-PRIORITY takes a number from {LOWEST} to {HIGHEST}")
     return int(value)
 
 
 def future_release(limits: SMTPSettings, now: float) -> str:
-    """The EHLO keyword FUTURERELEASE with how far ahead it goes (RFC 4865 §3); or empty."""
+    """The EHLO keyword FUTURERELEASE with how far ahead it goes (RFC 4865); or empty."""
     most = limits.hold_most_seconds
     return f"FUTURERELEASE {most} {date_time(now + most)}" if most else ""
 

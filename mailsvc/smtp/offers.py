@@ -46,7 +46,7 @@ def understood(path: Address, wanted: Parameters, offered: Mapping[str, str],
 
 
 def _check_time(wanted: Parameters, offered: Mapping[str, str]) -> None:
-    """RFC 2852 §4.1.4: what is to be returned when its time is over goes only where it will be."""
+    """RFC 2852 §4.1: what is to be returned when its time is over goes only where it will be."""
     by, least = wanted.by, offered.get("DELIVERBY")
     if by is None or by.mode != "R":
         return

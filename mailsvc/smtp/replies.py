@@ -147,7 +147,7 @@ def accepted(id: str) -> Reply:
 
 
 def priority_changed(priority: int) -> Reply:
-    """The reply to MAIL whose priority was too high (RFC 6710 §4: the new one comes first)."""
+    """The reply to MAIL whose priority was too high (RFC 6710: the new one comes first)."""
     return reply(250, "2.3.6", f"{priority} is the priority of this message; Sender OK")
 
 

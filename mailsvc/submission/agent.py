@@ -14,8 +14,8 @@ import pwd
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from mailsvc.mail import Account, Address, Envelope
-from mailsvc.names import fold_domain, fold_local_part, parse_address
+from mailsvc.mail import Account, Envelope
+from mailsvc.names import fold_domain, fold_local_part
 from mailsvc.rates import Rates
 from mailsvc.routing import Router
 from mailsvc.submission.completion import Completion
@@ -35,7 +35,7 @@ class SubmissionAgent:
         self._hostname = hostname
         self._trusted = [ipaddress.ip_network(each, strict=False)
                          for each in settings.trusted_networks]
-        self._urgent = {_folded(parse_address(each)) for each in settings.priority_accounts}
+        self._urgent = {_folded(each) for each in settings.priority_accounts}
 
     def logged_in(self, account: Account) -> Submitter:
         """Who logged in as *account*."""
@@ -70,8 +70,8 @@ class SubmissionAgent:
         self._rates.check(submitter.name)
 
     def priority_most(self, submitter: Submitter) -> int:
-        """The highest MT-PRIORITY that *submitter* may give (RFC 6710 §5)."""
-        urgent = _folded(submitter.address) in self._urgent
+        """The highest MT-PRIORITY that *submitter* may give (RFC 6710)."""
+        urgent = _folded(submitter.name) in self._urgent
         return 9 if urgent else self._settings.priority_most
 
     def admit_recipient(self, submitter: Submitter, envelope: Envelope) -> None:
@@ -101,8 +101,9 @@ class SubmissionAgent:
         return filters
 
 
-def _folded(address: Address) -> Address:
-    return Address(fold_local_part(address.local_part), fold_domain(address.domain))
+def _folded(name: str) -> tuple[str, str]:
+    local_part, _, domain = name.rpartition("@")
+    return fold_local_part(local_part), fold_domain(domain)
 
 
 class _RepairInThread:
