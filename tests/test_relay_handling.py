@@ -12,7 +12,9 @@ import pytest
 import trustme
 
 from tests.command_line import CommandLine
+from tests.daemons import free_port
 from tests.exchanger import Exchanger
+from tests.nameserver import NameServer
 from tests.service import Service
 from tests.test_relay import (
     MESSAGE,
@@ -104,6 +106,31 @@ def test_deliver_by(tmp_path: Path) -> None:
             ("r@busy.example", "failed", "5.4.7")}
         assert all(b"\r\nDeliver-By-Date: " in report for report in mail(here))
         assert len(plain.messages) == 1 and " BY=" not in plain.messages[0][0]
+
+
+def test_whichever_exchanger_offers_it(tmp_path: Path) -> None:
+    """One that lacks what the message needs is passed over; when all do, it is returned."""
+    port = free_port()
+    zone = {"far.example": ["MX 10 first.example", "MX 20 second.example"],
+            "first.example": ["A 127.0.0.2"], "second.example": ["A 127.0.0.3"],
+            "half.example": ["MX 10 first.example", "MX 20 down.example"],
+            "down.example": ["A 127.0.0.4"], "none.example": ["MX 10 first.example"]}
+    with NameServer(zone) as names, Exchanger("127.0.0.2", port, "") as first, \
+            Exchanger("127.0.0.3", port, "offer=DELIVERBY") as second, relaying(
+                tmp_path / "a", f'relay.dns=["{names.address}"]', f"relay.port={port}",
+                "relay.loopback=true", "queue.retry_first_seconds=0.3",
+                "queue.retry_factor=1") as here:
+        submit(here, ["bob@far.example"], mail=["BY=60;R"])
+        until(lambda: second.messages, here)
+        submit(here, ["bob@none.example"], mail=["BY=60;R"])
+        until(lambda: mail(here), here)
+        assert statuses(mail(here)[0]) == [("bob@none.example", "failed", "5.3.3")]
+        # The other may offer it once it is there again.
+        submit(here, ["bob@half.example"], mail=["BY=60;R"])
+        until(lambda: [each["attempts"] for each in listed(here)] > [1], here)
+        with Exchanger("127.0.0.4", port, "offer=DELIVERBY") as third:
+            until(lambda: third.messages, here)
+        assert first.messages == [] and len(mail(here)) == 1
 
 
 def test_priorities(tmp_path: Path) -> None:
