@@ -54,6 +54,7 @@ from mailsvc.pop3.server import POP3Factory
 from mailsvc.proxy import ProxiedFactory
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.exchangers import Exchangers
+from mailsvc.queue.local import Local
 from mailsvc.queue.reports import Reports
 from mailsvc.queue.routes import Routes
 from mailsvc.queue.runner import Runner
@@ -246,7 +247,7 @@ class MailService(Front):
             carrier = Carrier(settings.relay, settings.queue, exchangers, hostname, reactor)
             return Runner(queue.spool, threads, carrier, Routes(settings.relay),
                           Schedule(settings.queue), reports, router.srs, reactor,
-                          signer.sign)
+                          signer.sign, Local(router, store, queue))
 
         queue.reports = reports = Reports(
             router, store, queue, hostname, settings.queue.language, reactor.seconds,

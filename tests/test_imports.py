@@ -85,7 +85,7 @@ MAY_IMPORT = {
     "queue.routes": ["mail", "names", "settings", "queue.message"],
     "queue.exchangers": ["errors", "queue.routes"],
     "queue": [*CONTRACTS, "names", "trace", "srs", "fanout", "store", "client", "trust",
-              "smtp.failures", "queue"],
+              "smtp.failures", "smtp.offers", "smtp.requests", "queue"],
     "passwords": [*CONTRACTS, *LOGINS, "names"],
     "logindelay": ["errors", "names", "state"],
     "accounts": [*PEOPLE, "credentials", "passwords", "logindelay"],

@@ -9,9 +9,10 @@ off together, instead of running into as many time-outs.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
@@ -26,14 +27,16 @@ from twisted.logger import Logger
 
 from mailsvc.client import Client, Outcome, Recipient, Timeouts
 from mailsvc.errors import EnhancedStatus
-from mailsvc.mail import Address
+from mailsvc.mail import NULL_PATH, Address, DeliverBy
 from mailsvc.queue.content import Content
 from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
 from mailsvc.queue.race import Race
 from mailsvc.queue.routes import Hop, RelaySettings
-from mailsvc.smtp.failures import SendingFailure
+from mailsvc.smtp.failures import NotOffered, SendingFailure
+from mailsvc.smtp.offers import understood
+from mailsvc.smtp.requests import Parameters
 from mailsvc.trust import Trust
 
 _log = Logger("mailsvc.queue")
@@ -47,6 +50,7 @@ class Result:
     :ivar reply: what was said, for people.
     :ivar host: who said it; empty when nobody did.
     :ivar reports: whether the next host has taken over to report of success (DSN).
+    :ivar timely: whether it minds within how much time the message is to be delivered (DELIVERBY).
     """
 
     recipient: QueuedRecipient
@@ -55,6 +59,7 @@ class Result:
     reply: str
     host: str = ""
     reports: bool = False
+    timely: bool = False
 
 
 @dataclass(slots=True)
@@ -127,7 +132,7 @@ class Carrier:
         if self._stopped:
             return succeed([])
         destination = self._destinations.setdefault(hop, _Destination())
-        destination.jobs.append(job)
+        _line_up(destination.jobs, job)
         if destination.workers < self._queue.connections_per_destination:
             destination.workers += 1
             working = Deferred.fromCoroutine(self._work(hop, destination))
@@ -221,7 +226,7 @@ class Carrier:
         if client is None and destination.idle:
             client = destination.idle.pop()
         if client is not None:
-            if not client.closed and not self._worn(client):
+            if not client.closed and not self._worn(client) and self._lacking(client, job) is None:
                 again = await self._send(client, job)
                 if not again or not client.closed:
                     # What this host put off it would put off again over a new connection.
@@ -262,6 +267,10 @@ class Carrier:
             if not again:
                 return client
             self._quit(client)
+        if failed is None:
+            # Every host was asked, and what they lack they will lack tomorrow.
+            job.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
+                           for each in job.results]
         if failed is not None and not reached:
             self._all(destination, job, _said(failed), failed.status,
                       places[-1].name if failed.reply else "")
@@ -303,6 +312,12 @@ class Carrier:
         self._open.add(client)
         if self._aborted:
             client.close()
+        try:
+            # What the host offers decides what it may be given.
+            await client.ready()
+        except SendingFailure:
+            self._quit(client)
+            raise
         if hop.user:
             try:
                 await client.auth(hop.user, hop.password)
@@ -320,6 +335,12 @@ class Carrier:
         """
         message = job.message
         left = _left(job)
+        lacking = self._lacking(client, job)
+        if lacking is not None:
+            job.results = [each for each in job.results if each.state != WAITING]
+            job.results += [Result(each, WAITING, lacking.status, lacking.text, client.host)
+                            for each in left]
+            return True
         reports = client.extension("DSN") is not None
         outcomes: Sequence[Outcome] = await client.send(
             job.reverse_path,
@@ -327,7 +348,8 @@ class Carrier:
                        _orcpt(each) if reports else "") for each in left],
             job.content.message(job.prefix), size=job.content.size + len(job.prefix),
             body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
-            envid=message.envid if reports else "", requiretls=message.requiretls)
+            envid=message.envid if reports else "", requiretls=message.requiretls,
+            by=self._by(message), priority=message.priority)
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.
         job.results = [each for each in job.results if each.state != WAITING]
@@ -336,7 +358,8 @@ class Carrier:
             failure = outcome.failure
             text = _text(outcome.reply) or (failure.text if failure else "")
             job.results.append(Result(
-                recipient, state, outcome.status, text, client.host or "", reports))
+                recipient, state, outcome.status, text, client.host or "", reports,
+                client.extension("DELIVERBY") is not None))
             again = again or (state == WAITING and not outcome.in_flight)
         if client.closed:
             self._open.discard(client)
@@ -365,6 +388,22 @@ class Carrier:
                                           text, host))
         job.done.callback(job.results)
 
+    def _by(self, message: QueuedMessage) -> DeliverBy | None:
+        """What is left of the time that its sender gave it (RFC 2852 §4.1)."""
+        if message.by is None or message.deadline is None:
+            return None
+        left = math.floor(message.deadline - self._reactor.seconds())
+        return replace(message.by, seconds=max(left, 1) if message.by.mode == "R" else left)
+
+    def _lacking(self, client: Client, job: Job) -> NotOffered | None:
+        """What the message has to be promised, and this host does not offer; another may."""
+        promises = Parameters(requiretls=job.message.requiretls, by=self._by(job.message))
+        try:
+            understood(NULL_PATH, promises, client.extensions, client.tls_active)
+        except NotOffered as failure:
+            return failure
+        return None
+
     def _all(self, destination: _Destination, job: Job, text: str, status: EnhancedStatus,
              host: str = "") -> None:
         """Nothing can be sent by this hop now: that is the result for all that waits for it."""
@@ -379,6 +418,14 @@ def _without(places: list[Place], place: Place, race: Race) -> list[Place]:
     if race.winner is None:
         return [each for each in places if each.name != place.name]
     return [each for each in places if each.address != race.winner]
+
+
+def _line_up(jobs: deque[Job], job: Job) -> None:
+    """Put *job* behind all that are as urgent as it is, or more so (RFC 6710)."""
+    place = len(jobs)
+    while place and jobs[place - 1].message.priority < job.message.priority:
+        place -= 1
+    jobs.insert(place, job)
 
 
 def _left(job: Job) -> list[QueuedRecipient]:

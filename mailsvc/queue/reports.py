@@ -46,14 +46,18 @@ class Reports:
         self._sign = sign
 
     async def delivered(self, envelope: Envelope, header: bytes) -> None:
-        """Tell of success in the maildirs here; raises as :meth:`send`."""
+        """Tell of success in the maildirs here; raises as :meth:`send`.
+
+        Of what is held it is told later, but for what is "expanded" already.
+        """
         message = queued(envelope, self._clock())
         for action, expanded in (("delivered", False), ("expanded", True)):
             await self.send(action, message, [
                 QueuedRecipient(each.forward_path, each.forward_path, None, each.notify,
                                 each.orcpt, RELAYED, "2.0.0")
                 for each in envelope.recipients
-                if each.reports_here and each.expanded is expanded], header)
+                if each.reports_here and each.expanded is expanded
+                and (expanded or not envelope.release)], header)
 
     async def send(self, action: str, message: QueuedMessage,
                    recipients: Sequence[QueuedRecipient], original: bytes,
@@ -74,7 +78,9 @@ class Reports:
         text = report.write(id, original)
         text = await self._signature(text) + text
         envelope = Envelope(id, NULL_PATH, size=len(text), smtputf8=report.smtputf8,
-                            body="7BIT" if text.isascii() else "8BITMIME")
+                            body="7BIT" if text.isascii() else "8BITMIME",
+                            # RFC 8689 §5, RFC 6710: the way back is as the way there.
+                            requiretls=message.requiretls, priority=message.priority)
         try:
             found: Any = self._router.route(sender, relay=True)
         except TemporaryFailure:
