@@ -88,7 +88,8 @@ class IQueue(Interface):
     def begin(envelope):
         """Open a delivery of one message into the queue; synchronous, and does no I/O.
 
-        :param envelope: a :class:`mailsvc.mail.Envelope` of which some recipient has remotes.
+        :param envelope: a :class:`mailsvc.mail.Envelope` of which some recipient has remotes, or
+            that is to be held.
         :returns: an :class:`IDelivery`.
         """
 
@@ -120,6 +121,12 @@ class IMaildrop(Interface):
 
     def uidls(first, end):
         """The unique-ids of the messages from *first* up to before *end*: a list of bytes."""
+
+    def text(number):
+        """A message whole, when it is short and at hand at once: bytes, or None to ask ``read``.
+
+        As ``read`` writes it; it never waits for a disk and never fails.
+        """
 
     def read(number, consumer, lines=None):
         """Write a message to *consumer* (``IConsumer``), all lines ending in CRLF, the last too.

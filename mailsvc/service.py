@@ -54,6 +54,7 @@ from mailsvc.pop3.server import POP3Factory
 from mailsvc.proxy import ProxiedFactory
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.exchangers import Exchangers
+from mailsvc.queue.local import Local
 from mailsvc.queue.reports import Reports
 from mailsvc.queue.routes import Routes
 from mailsvc.queue.runner import Runner
@@ -246,6 +247,7 @@ class MailService(Front):
         settings, reactor = self._settings, self.reactor
         hostname = settings.service.hostname
         threads = Threads(reactor, 16, "queue")
+        signer = Signer(Keys(Path(settings.service.data) / "dkim"))
         queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
                       min(5, settings.service.grace_seconds))
         listening = {place for listener in self.listeners
@@ -257,10 +259,11 @@ class MailService(Front):
                               self._security(exchangers, threads, reports), hostname, reactor)
             return Runner(queue.spool, threads, carrier, Routes(settings.relay),
                           Schedule(settings.queue), reports, router.srs, reactor,
-                          Signer(Keys(Path(settings.service.data) / "dkim")).sign)
+                          signer.sign, Local(router, store, queue))
 
         queue.reports = reports = Reports(
-            router, store, queue, hostname, settings.queue.language, reactor.seconds)
+            router, store, queue, hostname, settings.queue.language, reactor.seconds,
+            functools.partial(threads.run, signer.sign))
         queue.make_runner = runner
         queue.setServiceParent(self)
         return queue

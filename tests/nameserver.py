@@ -26,11 +26,11 @@ class NameServer:
     :ivar asked: the names and types that were asked for.
     """
 
-    def __init__(self, zone: dict[str, list[str]]) -> None:
+    def __init__(self, zone: dict[str, list[str]], port: int = 0) -> None:
         self.zone = zone
         self.asked: list[tuple[str, int]] = []
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket.bind(("127.0.0.1", port))
         self.address = "{}:{}".format(*self._socket.getsockname())
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -104,7 +104,8 @@ class NameServer:
                 self._put(message, name, kind, dns.UnknownRecord(
                     bytes(map(int, (usage, selector, matching))) + bytes.fromhex(data)))
             elif word == "TXT" and kind == dns.TXT:
-                self._put(message, name, kind, dns.Record_TXT(rest.encode()))
+                self._put(message, name, kind, dns.Record_TXT(*(
+                    rest[at:at + 255].encode() for at in range(0, len(rest), 255))))
 
     def _put(self, message: Any, name: str, kind: int, record: Any) -> None:
         message.answers.append(dns.RRHeader(name, kind, dns.IN, 60, record))

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import dkim
 import pytest
 from click.testing import CliRunner
 
+from mailsvc.dkim import Keys
 from tests.daemons import Dovecot, Postfix, free_port
 from tests.exchanger import Exchanger
 from tests.nameserver import NameServer
@@ -161,6 +163,21 @@ def test_what_a_sender_asks_for_is_passed_on_or_done(tmp_path: Path) -> None:
         assert b"\r\nOriginal-Envelope-Id: QQ+1\r\n" in report
         assert b"\r\nOriginal-Recipient: rfc822; Bob+x@b.example\r\n" in report
         assert "NOTIFY" not in plain.messages[0][1][0]
+
+def test_reports_are_signed_where_there_is_a_key(tmp_path: Path) -> None:
+    """By the key of the host's name, or of a domain above it."""
+    keys = Keys(tmp_path / "a" / "dkim")
+    (tmp_path / "a").mkdir()
+    key = keys.add("example.org", "ed25519", "s")
+    keys.use("example.org", ["s"])
+    with Exchanger("127.0.0.1", 0, "rcpt=550_5.1.1_nobody") as there, relaying(
+            tmp_path / "a", f"relay.smarthost=127.0.0.1:{there.port}") as here:
+        submit(here, ["bob@far.example"])
+        until(lambda: mail(here), here)
+    report, = mail(here)
+    assert statuses(report) == [("bob@far.example", "failed", "5.1.1")]
+    assert dkim.DKIM(below_trace(report)).verify(
+        0, lambda name, timeout=5: {f"{key.name}.".encode(): key.record.encode()}.get(name))
 
 
 def test_success_here_is_told_where_it_was_asked_for(tmp_path: Path) -> None:

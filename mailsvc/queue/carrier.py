@@ -9,26 +9,35 @@ off together, instead of running into as many time-outs.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    UNIXClientEndpoint,
+)
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mailsvc.client import Client, Outcome, Recipient, Timeouts
 from mailsvc.errors import EnhancedStatus
-from mailsvc.mail import Address
+from mailsvc.mail import NULL_PATH, Address, DeliverBy
 from mailsvc.queue.content import Content
 from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
+from mailsvc.queue.race import Race
 from mailsvc.queue.routes import Hop, RelaySettings
 from mailsvc.queue.security.terms import Security, Terms
-from mailsvc.smtp.failures import SendingFailure, TLSFailed
+from mailsvc.smtp.failures import NotOffered, SendingFailure, TLSFailed
+from mailsvc.smtp.offers import understood
+from mailsvc.smtp.requests import Parameters
 
 _log = Logger("mailsvc.queue")
 
@@ -41,6 +50,7 @@ class Result:
     :ivar reply: what was said, for people.
     :ivar host: who said it; empty when nobody did.
     :ivar reports: whether the next host has taken over to report of success (DSN).
+    :ivar timely: whether it minds within how much time the message is to be delivered (DELIVERBY).
     """
 
     recipient: QueuedRecipient
@@ -49,6 +59,7 @@ class Result:
     reply: str
     host: str = ""
     reports: bool = False
+    timely: bool = False
 
 
 @dataclass(slots=True)
@@ -123,7 +134,7 @@ class Carrier:
         if self._stopped:
             return succeed([])
         destination = self._destinations.setdefault(hop, _Destination())
-        destination.jobs.append(job)
+        _line_up(destination.jobs, job)
         if destination.workers < self._queue.connections_per_destination:
             destination.workers += 1
             working = Deferred.fromCoroutine(self._work(hop, destination))
@@ -222,7 +233,7 @@ class Carrier:
         if client is None and destination.idle:
             client = destination.idle.pop()
         if client is not None:
-            if not client.closed and not self._worn(client):
+            if not client.closed and not self._worn(client) and self._lacking(client, job) is None:
                 again = await self._send(client, job)
                 if not again or not client.closed:
                     # What this host put off it would put off again over a new connection.
@@ -239,12 +250,14 @@ class Carrier:
         terms = await self._security.terms(hop)
         failed: SendingFailure | None = None
         reached = False
-        for place in places:
-            if self._aborted:
-                break
+        left = list(places)
+        while left and not self._aborted:
+            place = left[0]
+            race = self._race(hop, [each.address for each in left if each.name == place.name])
             try:
-                client = await self._connect(hop, place, job, terms)
+                client = await self._connect(hop, place, job, terms, race)
             except SendingFailure as failure:
+                left = _without(left, place, race)
                 # What a host did not prove says more than that another was not there.
                 failed = failed if isinstance(failed, TLSFailed) else failure
                 _log.info("{id} not connected host={host} address={address}: {reason}",
@@ -252,16 +265,21 @@ class Carrier:
                               reason=failure.text)
                 # A host that says that it takes no mail at all may have a colleague who does.
                 continue
+            left = _without(left, place, race)
             reached = True
             again = await self._send(client, job)
             if job.in_flight:
                 # The next attempt begins with another, should there be one.
-                self._lossy[hop] = place.address
+                self._lossy[hop] = race.winner or place.address
                 if len(self._lossy) > _LOSSY:
                     del self._lossy[next(iter(self._lossy))]
             if not again:
                 return client
             self._quit(client)
+        if failed is None:
+            # Every host was asked, and what they lack they will lack tomorrow.
+            job.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
+                           for each in job.results]
         if failed is not None and not reached:
             self._all(destination, job, _said(failed), failed.status,
                       places[-1].name if failed.reply else "")
@@ -276,29 +294,40 @@ class Carrier:
             return (Place(hop.host, hop.host),)
         return await self._exchangers.addresses(hop.host)
 
-    async def _connect(self, hop: Hop, place: Place, job: Job, terms: Terms) -> Client:
-        demand = await terms.demand(place)
-        port = hop.port or self._relay.port
-        unix = place.address.startswith("/")
-        endpoint = None
-        if not unix:
-            six = ":" in place.address
+    def _race(self, hop: Hop, addresses: list[str]) -> Race:
+        """An endpoint for whichever of one host's *addresses* answers first."""
+        port, seconds = hop.port or self._relay.port, self._relay.connect_seconds
+
+        def endpoint(address: str) -> IStreamClientEndpoint:
+            if address.startswith("/"):
+                return UNIXClientEndpoint(self._reactor, address, timeout=seconds)
+            six = ":" in address
             bind = next((each for each in self._relay.bind if (":" in each) is six), None)
-            kind = TCP6ClientEndpoint if six else TCP4ClientEndpoint
-            endpoint = kind(self._reactor, place.address, port,
-                            timeout=self._relay.connect_seconds,
-                            bindAddress=(bind, 0) if bind else None)
+            return (TCP6ClientEndpoint if six else TCP4ClientEndpoint)(
+                self._reactor, address, port, timeout=seconds,
+                bindAddress=(bind, 0) if bind else None)
+
+        return Race(addresses, endpoint, self._reactor)
+
+    async def _connect(self, hop: Hop, place: Place, job: Job, terms: Terms, race: Race) -> Client:
+        demand = await terms.demand(place)
         try:
             client: Client = await self._dial(
-                place.name.strip("[]"), port, endpoint=endpoint, tls=demand.tls,
-                trust=demand.trust, hello=self._hello, lmtp=hop.lmtp, timeouts=self._timeouts,
-                reactor=self._reactor)
+                place.name.strip("[]"), hop.port or self._relay.port, endpoint=race,
+                tls=demand.tls, trust=demand.trust, hello=self._hello, lmtp=hop.lmtp,
+                timeouts=self._timeouts, reactor=self._reactor)
         except TLSFailed as failure:
-            raise terms.missed(place, demand, failure) from None
-        terms.reached(place, demand, client)
+            raise terms.missed(_won(place, race), demand, failure) from None
+        terms.reached(_won(place, race), demand, client)
         self._open.add(client)
         if self._aborted:
             client.close()
+        try:
+            # What the host offers decides what it may be given.
+            await client.ready()
+        except SendingFailure:
+            self._quit(client)
+            raise
         if hop.user:
             try:
                 await client.auth(hop.user, hop.password)
@@ -316,6 +345,12 @@ class Carrier:
         """
         message = job.message
         left = _left(job)
+        lacking = self._lacking(client, job)
+        if lacking is not None:
+            job.results = [each for each in job.results if each.state != WAITING]
+            job.results += [Result(each, WAITING, lacking.status, lacking.text, client.host)
+                            for each in left]
+            return True
         reports = client.extension("DSN") is not None
         outcomes: Sequence[Outcome] = await client.send(
             job.reverse_path,
@@ -323,7 +358,8 @@ class Carrier:
                        _orcpt(each) if reports else "") for each in left],
             job.content.message(job.prefix), size=job.content.size + len(job.prefix),
             body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
-            envid=message.envid if reports else "", requiretls=message.requiretls)
+            envid=message.envid if reports else "", requiretls=message.requiretls,
+            by=self._by(message), priority=message.priority)
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.
         job.results = [each for each in job.results if each.state != WAITING]
@@ -332,7 +368,8 @@ class Carrier:
             failure = outcome.failure
             text = _text(outcome.reply) or (failure.text if failure else "")
             job.results.append(Result(
-                recipient, state, outcome.status, text, client.host or "", reports))
+                recipient, state, outcome.status, text, client.host or "", reports,
+                client.extension("DELIVERBY") is not None))
             again = again or (state == WAITING and not outcome.in_flight)
         if client.closed:
             self._open.discard(client)
@@ -361,6 +398,22 @@ class Carrier:
                                           text, host))
         job.done.callback(job.results)
 
+    def _by(self, message: QueuedMessage) -> DeliverBy | None:
+        """What is left of the time that its sender gave it (RFC 2852 §4.1)."""
+        if message.by is None or message.deadline is None:
+            return None
+        left = math.floor(message.deadline - self._reactor.seconds())
+        return replace(message.by, seconds=max(left, 1) if message.by.mode == "R" else left)
+
+    def _lacking(self, client: Client, job: Job) -> NotOffered | None:
+        """What the message has to be promised, and this host does not offer; another may."""
+        promises = Parameters(requiretls=job.message.requiretls, by=self._by(job.message))
+        try:
+            understood(NULL_PATH, promises, client.extensions, client.tls_active)
+        except NotOffered as failure:
+            return failure
+        return None
+
     def _all(self, destination: _Destination, job: Job, text: str, status: EnhancedStatus,
              host: str = "") -> None:
         """Nothing can be sent by this hop now: that is the result for all that waits for it."""
@@ -368,6 +421,26 @@ class Carrier:
         destination.jobs.clear()
         for each in waiting:
             self._finish(each, text, status, host)
+
+
+def _without(places: list[Place], place: Place, race: Race) -> list[Place]:
+    """What is left of *places* after a connection to *place* by *race*: what it did not try."""
+    if race.winner is None:
+        return [each for each in places if each.name != place.name]
+    return [each for each in places if each.address != race.winner]
+
+
+def _won(place: Place, race: Race) -> Place:
+    """*place* with the address of it that was connected to."""
+    return replace(place, address=race.winner or place.address)
+
+
+def _line_up(jobs: deque[Job], job: Job) -> None:
+    """Put *job* behind all that are as urgent as it is, or more so (RFC 6710)."""
+    place = len(jobs)
+    while place and jobs[place - 1].message.priority < job.message.priority:
+        place -= 1
+    jobs.insert(place, job)
 
 
 def _left(job: Job) -> list[QueuedRecipient]:

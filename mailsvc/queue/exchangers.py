@@ -10,7 +10,7 @@
 * an address literal: that address.
 
 Aliases (CNAME) are followed; where they lead round in a circle, it is 5.4.4.  Of each exchanger's
-addresses IPv6 and IPv4 take turns, so that a family that leads nowhere costs one time-out.
+addresses IPv6 and IPv4 take turns, as :mod:`mailsvc.queue.race` wants them.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mailsvc import fanout
@@ -22,32 +23,41 @@ from mailsvc.trace import date
 
 _log = Logger("mailsvc.queue")
 
+#: Signs the octets of a message from a domain: what to send before it.
+Sign = Callable[[bytes, str], Deferred[bytes]]
+
 
 class Reports:
     """Reports of one service.
 
     :param queue: where those to senders elsewhere go.
     :param clock: seconds since the epoch.
+    :param sign: the signatures of a report, which is from the domain given.
     """
 
     def __init__(self, router: IRouter, store: IMailboxStore, queue: IQueue, hostname: str,
-                 language: str, clock: Callable[[], float]) -> None:
+                 language: str, clock: Callable[[], float], sign: Sign) -> None:
         self._router = router
         self._store = store
         self._queue = queue
         self._hostname = hostname
         self._language = language
         self._clock = clock
+        self._sign = sign
 
     async def delivered(self, envelope: Envelope, header: bytes) -> None:
-        """Tell of success in the maildirs here; raises as :meth:`send`."""
+        """Tell of success in the maildirs here; raises as :meth:`send`.
+
+        Of what is held it is told later, but for what is "expanded" already.
+        """
         message = queued(envelope, self._clock())
         for action, expanded in (("delivered", False), ("expanded", True)):
             await self.send(action, message, [
                 QueuedRecipient(each.forward_path, each.forward_path, None, each.notify,
                                 each.orcpt, RELAYED, "2.0.0")
                 for each in envelope.recipients
-                if each.reports_here and each.expanded is expanded], header)
+                if each.reports_here and each.expanded is expanded
+                and (expanded or not envelope.release)], header)
 
     async def send(self, action: str, message: QueuedMessage,
                    recipients: Sequence[QueuedRecipient], original: bytes,
@@ -66,8 +76,11 @@ class Reports:
         report = Report(action, message, recipients, self._hostname, self._clock(), until,
                         self._language)
         text = report.write(id, original)
+        text = await self._signature(text) + text
         envelope = Envelope(id, NULL_PATH, size=len(text), smtputf8=report.smtputf8,
-                            body="7BIT" if text.isascii() else "8BITMIME")
+                            body="7BIT" if text.isascii() else "8BITMIME",
+                            # RFC 8689 §5, RFC 6710: the way back is as the way there.
+                            requiretls=message.requiretls, priority=message.priority)
         try:
             await self.post(envelope, sender, text)
         except TemporaryFailure:
@@ -101,3 +114,11 @@ class Reports:
             delivery.abort()
             raise
         await delivery.commit()
+
+    async def _signature(self, text: bytes) -> bytes:
+        try:
+            return await self._sign(text, self._hostname)
+        except Exception:
+            # Better a report without than none.
+            _log.failure("a report could not be signed")
+            return b""

@@ -188,8 +188,7 @@ class Policies:
         try:
             room = DeferredSemaphore(_AT_ONCE)
             await gatherResults([
-                room.run(lambda domain=kept.domain: Deferred.fromCoroutine(
-                    self._find(domain, used=False)))
+                room.run(self._find, kept.domain, False)
                 for kept in self._shelf.stale(self._clock.seconds())])
             await self._threads.run(self._shelf.sweep, self._clock.seconds())
         except (MailFailure, OSError) as failure:
