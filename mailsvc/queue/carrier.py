@@ -255,7 +255,7 @@ class Carrier:
             place = left[0]
             race = self._race(hop, [each.address for each in left if each.name == place.name])
             try:
-                client = await self._connect(hop, place, job, terms, race)
+                client = await self._connect(hop, place, race, terms)
             except SendingFailure as failure:
                 left = _without(left, place, race)
                 # What a host did not prove says more than that another was not there.
@@ -309,7 +309,7 @@ class Carrier:
 
         return Race(addresses, endpoint, self._reactor)
 
-    async def _connect(self, hop: Hop, place: Place, job: Job, terms: Terms, race: Race) -> Client:
+    async def _connect(self, hop: Hop, place: Place, race: Race, terms: Terms) -> Client:
         demand = await terms.demand(place)
         try:
             client: Client = await self._dial(
@@ -317,8 +317,8 @@ class Carrier:
                 tls=demand.tls, trust=demand.trust, hello=self._hello, lmtp=hop.lmtp,
                 timeouts=self._timeouts, reactor=self._reactor)
         except TLSFailed as failure:
-            raise terms.missed(_won(place, race), demand, failure) from None
-        terms.reached(_won(place, race), demand, client)
+            raise terms.missed(_reached(place, race), demand, failure) from None
+        terms.reached(_reached(place, race), demand, client)
         self._open.add(client)
         if self._aborted:
             client.close()
@@ -423,16 +423,16 @@ class Carrier:
             self._finish(each, text, status, host)
 
 
+def _reached(place: Place, race: Race) -> Place:
+    """*place* with the address that was connected to."""
+    return place if race.winner is None else replace(place, address=race.winner)
+
+
 def _without(places: list[Place], place: Place, race: Race) -> list[Place]:
     """What is left of *places* after a connection to *place* by *race*: what it did not try."""
     if race.winner is None:
         return [each for each in places if each.name != place.name]
     return [each for each in places if each.address != race.winner]
-
-
-def _won(place: Place, race: Race) -> Place:
-    """*place* with the address of it that was connected to."""
-    return replace(place, address=race.winner or place.address)
 
 
 def _line_up(jobs: deque[Job], job: Job) -> None:

@@ -51,12 +51,12 @@ _RESERVE = 50
 #: After how long a message is looked at again that our own disk or directory failed, seconds.
 _LATER = 60
 
+#: A message, what it says, and what is to be sent before that.
+_Opened = tuple[QueuedMessage, Content, bytes]
+
 #: RFC 8689 §5, within the header.
 _TLS_OPTIONAL = re.compile(
     rb"\A(?:(?!\r\n).*\r\n)*?TLS-Required:[ \t]*No[ \t]*\r\n", re.IGNORECASE)
-
-#: A message, what it says, and what is to be sent before that.
-_Opened = tuple[QueuedMessage, Content, bytes]
 
 #: Signs the octets of a message from a domain: what to send before it.
 Sign = Callable[[bytes, str], bytes]
