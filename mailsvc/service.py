@@ -115,6 +115,7 @@ class MailService(Front):
     _directory: SqliteDirectory | None = None
     _store: Store | None = None
     _brakes: Brakes | None = None
+    _queue: Queue | None = None
     #: How many connections this process has descriptors for.
     _room = 0
 
@@ -204,7 +205,7 @@ class MailService(Front):
                         self._admit, section.commands_per_minute, counts.get(protocol))
             for protocol, section in (("smtp", settings.smtp), ("pop3", settings.pop3)))
         self._connections = [smtp, pop3]
-        queue = self._open_queue(router, store)
+        queue = self._queue = self._open_queue(router, store)
         factories: dict[str, Any] = {"pop3": POP3Factory(
             authenticator, settings.pop3, hostname, reactor,
             self._tls if settings.pop3.stls else None, pop3)}
@@ -235,6 +236,7 @@ class MailService(Front):
         settings, reactor = self._settings, self.reactor
         hostname = settings.service.hostname
         threads = Threads(reactor, 16, "queue")
+        signer = Signer(Keys(Path(settings.service.data) / "dkim"))
         queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
                       min(5, settings.service.grace_seconds))
         listening = {place for listener in self.listeners
@@ -245,11 +247,11 @@ class MailService(Front):
             carrier = Carrier(settings.relay, settings.queue, exchangers, hostname, reactor)
             return Runner(queue.spool, threads, carrier, Routes(settings.relay),
                           Schedule(settings.queue), reports, router.srs, reactor,
-                          Signer(Keys(Path(settings.service.data) / "dkim")).sign,
-                          Local(router, store, queue))
+                          signer.sign, Local(router, store, queue))
 
         queue.reports = reports = Reports(
-            router, store, queue, hostname, settings.queue.language, reactor.seconds)
+            router, store, queue, hostname, settings.queue.language, reactor.seconds,
+            functools.partial(threads.run, signer.sign))
         queue.make_runner = runner
         queue.setServiceParent(self)
         return queue
@@ -267,7 +269,12 @@ class MailService(Front):
     # ---- stopping ----
 
     def drain(self) -> Deferred[Any]:
-        """Take no more connections; fires when those that there are have ended by themselves."""
+        """Take no more connections; fires when those that there are have ended by themselves.
+
+        What waits in the queue is another process's to send from now on.
+        """
+        if self._queue is not None:
+            self._queue.hand_over()
         return self.close_listeners().addCallback(
             lambda _: gatherResults([each.emptied() for each in self._connections]))
 

@@ -16,17 +16,17 @@ class NameServer:
     A name without records does not exist.  Its zone may be changed at any time.
 
     :param zone: name -> records, as ``"MX 10 mx.b.example"``, ``"A 127.0.0.1"``,
-        ``"AAAA ::1"``, ``"CNAME b.example"``, ``"TXT text"``; or "SERVFAIL", or "SILENCE" for no
-        answer at all.
+        ``"AAAA ::1"``, ``"CNAME b.example"`` (followed for eight steps), ``"ALIAS b.example"`` (a
+        CNAME that is not), ``"TXT text"``; or "SERVFAIL", or "SILENCE" for no answer at all.
     :ivar address: where it is, ``host:port``.
     :ivar asked: the names and types that were asked for.
     """
 
-    def __init__(self, zone: dict[str, list[str]]) -> None:
+    def __init__(self, zone: dict[str, list[str]], port: int = 0) -> None:
         self.zone = zone
         self.asked: list[tuple[str, int]] = []
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket.bind(("127.0.0.1", port))
         self.address = "{}:{}".format(*self._socket.getsockname())
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -72,9 +72,12 @@ class NameServer:
     def _add(self, message: Any, name: str, kind: int, records: list[str]) -> None:
         for record in records:
             word, _, rest = record.partition(" ")
-            if word == "CNAME":
+            if word == "ALIAS":
                 self._put(message, name, dns.CNAME, dns.Record_CNAME(rest))
-                self._add(message, rest, kind, self.zone.get(rest, []))
+            elif word == "CNAME":
+                self._put(message, name, dns.CNAME, dns.Record_CNAME(rest))
+                if len(message.answers) < 8:
+                    self._add(message, rest, kind, self.zone.get(rest, []))
             elif word == "MX" and kind == dns.MX:
                 preference, exchanger = rest.split(" ")
                 self._put(message, name, kind, dns.Record_MX(
@@ -84,7 +87,8 @@ class NameServer:
             elif word == "AAAA" and kind == dns.AAAA:
                 self._put(message, name, kind, dns.Record_AAAA(rest))
             elif word == "TXT" and kind == dns.TXT:
-                self._put(message, name, kind, dns.Record_TXT(rest.encode()))
+                self._put(message, name, kind, dns.Record_TXT(*(
+                    rest[at:at + 255].encode() for at in range(0, len(rest), 255))))
 
     def _put(self, message: Any, name: str, kind: int, record: Any) -> None:
         message.answers.append(dns.RRHeader(name, kind, dns.IN, 60, record))

@@ -64,8 +64,10 @@ class Carrying:
                                   "as told", "mx.example.net"))
         return succeed(results)
 
-    def abort(self) -> None:
+    def stop(self) -> None:
         pass
+
+    abort = stop
 
 
 class Told:

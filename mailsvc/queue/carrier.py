@@ -15,8 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    UNIXClientEndpoint,
+)
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -27,6 +32,7 @@ from mailsvc.queue.content import Content
 from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
+from mailsvc.queue.race import Race
 from mailsvc.queue.routes import Hop, RelaySettings
 from mailsvc.smtp.failures import NotOffered, SendingFailure
 from mailsvc.smtp.offers import understood
@@ -63,6 +69,7 @@ class Job:
     :ivar reverse_path: the one to use, rewritten for mail that is forwarded.
     :ivar content: the message.
     :ivar prefix: what is sent before it: fields that were added on the way out.
+    :ivar in_flight: whether a host was sent it and has not said whether it took it.
     """
 
     message: QueuedMessage
@@ -72,6 +79,11 @@ class Job:
     prefix: bytes = b""
     done: Deferred[list[Result]] = field(default_factory=Deferred)
     results: list[Result] = field(default_factory=list)
+    in_flight: bool = False
+
+
+#: Of how many hops it is remembered which of their addresses lost a message.
+_LOSSY = 1000
 
 
 @dataclass(slots=True)
@@ -102,6 +114,9 @@ class Carrier:
         self._free = DeferredSemaphore(queue.connections)
         self._destinations: dict[Hop, _Destination] = {}
         self._open: set[Client] = set()
+        #: The address of each hop that last left open whether it had taken a message.
+        self._lossy: dict[Hop, str] = {}
+        self._stopped = self._aborted = False
         seconds = relay.reply_seconds
         self._timeouts = Timeouts(
             connect=relay.connect_seconds, tls=min(60.0, seconds), greeting=seconds, hello=seconds,
@@ -109,7 +124,13 @@ class Carrier:
             end=2 * seconds, other=seconds)
 
     def carry(self, hop: Hop, job: Job) -> Deferred[list[Result]]:
-        """Try to hand *job* to *hop*; fires with a result for each recipient, and never fails."""
+        """Try to hand *job* to *hop*; never fails.
+
+        :returns: a result for each recipient that was tried: for all, unless :meth:`stop` or
+            :meth:`abort` came between.
+        """
+        if self._stopped:
+            return succeed([])
         destination = self._destinations.setdefault(hop, _Destination())
         _line_up(destination.jobs, job)
         if destination.workers < self._queue.connections_per_destination:
@@ -119,8 +140,17 @@ class Carrier:
             working.addBoth(self._ended, hop, destination)
         return job.done
 
+    def stop(self) -> None:
+        """Begin with no further job."""
+        self._stopped = True
+        for destination in self._destinations.values():
+            while destination.jobs:
+                destination.jobs.popleft().done.callback([])
+
     def abort(self) -> None:
-        """Close every connection at once; what is under way fails and is tried again some day."""
+        """Close every connection at once: what is under way has not been tried."""
+        self.stop()
+        self._aborted = True
         for client in tuple(self._open):
             client.close()
 
@@ -128,7 +158,7 @@ class Carrier:
         _log.failure("the queue could not send", failure)
         # Nobody may wait for ever because of it.
         while destination.jobs:
-            _finish(destination.jobs.popleft(), "internal error", EnhancedStatus(4, 3, 0))
+            self._finish(destination.jobs.popleft(), "internal error", EnhancedStatus(4, 3, 0))
 
     def _ended(self, _: object, hop: Hop, destination: _Destination) -> None:
         destination.workers -= 1
@@ -147,11 +177,11 @@ class Carrier:
                 job = destination.jobs.popleft()
                 client = await self._carry(hop, destination, job, client)
                 if not job.done.called:
-                    _finish(job, "not sent", EnhancedStatus(4, 4, 0))
+                    self._finish(job, "not sent", EnhancedStatus(4, 4, 0))
         finally:
             self._free.release()
             if job is not None and not job.done.called:
-                _finish(job, "internal error", EnhancedStatus(4, 3, 0))
+                self._finish(job, "internal error", EnhancedStatus(4, 3, 0))
             if client is not None:
                 self._keep(hop, destination, client)
 
@@ -200,32 +230,44 @@ class Carrier:
                 again = await self._send(client, job)
                 if not again or not client.closed:
                     # What this host put off it would put off again over a new connection.
-                    _finish(job)
+                    self._finish(job)
                     return client
             else:
                 self._quit(client)
         try:
-            places = await self._places(hop)
+            places = sorted(await self._places(hop),
+                            key=lambda place: place.address == self._lossy.get(hop))
         except Unroutable as failure:
             self._all(destination, job, failure.text, failure.status)
             return None
         failed: SendingFailure | None = None
         reached = False
-        for place in places:
+        left = list(places)
+        while left and not self._aborted:
+            place = left[0]
+            race = self._race(hop, [each.address for each in left if each.name == place.name])
             try:
-                client = await self._connect(hop, place, job)
+                client = await self._connect(hop, place, job, race)
             except SendingFailure as failure:
+                left = _without(left, place, race)
                 failed = failure
                 _log.info("{id} not connected host={host} address={address}: {reason}",
                               id=job.message.id, host=place.name, address=place.address,
                               reason=failure.text)
                 # A host that says that it takes no mail at all may have a colleague who does.
                 continue
+            left = _without(left, place, race)
             reached = True
-            if not await self._send(client, job):
+            again = await self._send(client, job)
+            if job.in_flight:
+                # The next attempt begins with another, should there be one.
+                self._lossy[hop] = race.winner or place.address
+                if len(self._lossy) > _LOSSY:
+                    del self._lossy[next(iter(self._lossy))]
+            if not again:
                 return client
             self._quit(client)
-        if failed is None:
+        if failed is None and not left:
             # Every host was asked, and what they lack they will lack tomorrow.
             job.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
                            for each in job.results]
@@ -233,7 +275,7 @@ class Carrier:
             self._all(destination, job, _said(failed), failed.status,
                       places[-1].name if failed.reply else "")
         else:
-            _finish(job)
+            self._finish(job)
         return None
 
     async def _places(self, hop: Hop) -> Sequence[Place]:
@@ -243,17 +285,23 @@ class Carrier:
             return (Place(hop.host, hop.host),)
         return await self._exchangers.addresses(hop.host)
 
-    async def _connect(self, hop: Hop, place: Place, job: Job) -> Client:
-        port = hop.port or self._relay.port
-        unix = place.address.startswith("/")
-        endpoint = None
-        if not unix:
-            six = ":" in place.address
+    def _race(self, hop: Hop, addresses: list[str]) -> Race:
+        """An endpoint for whichever of one host's *addresses* answers first."""
+        port, seconds = hop.port or self._relay.port, self._relay.connect_seconds
+
+        def endpoint(address: str) -> IStreamClientEndpoint:
+            if address.startswith("/"):
+                return UNIXClientEndpoint(self._reactor, address, timeout=seconds)
+            six = ":" in address
             bind = next((each for each in self._relay.bind if (":" in each) is six), None)
-            kind = TCP6ClientEndpoint if six else TCP4ClientEndpoint
-            endpoint = kind(self._reactor, place.address, port,
-                            timeout=self._relay.connect_seconds,
-                            bindAddress=(bind, 0) if bind else None)
+            return (TCP6ClientEndpoint if six else TCP4ClientEndpoint)(
+                self._reactor, address, port, timeout=seconds,
+                bindAddress=(bind, 0) if bind else None)
+
+        return Race(addresses, endpoint, self._reactor)
+
+    async def _connect(self, hop: Hop, place: Place, job: Job, endpoint: Race) -> Client:
+        port = hop.port or self._relay.port
         tls: Any = hop.tls
         if job.message.requiretls and tls == "opportunistic":
             tls = "starttls"  # RFC 8689 §4.2.1: verified, or not at all
@@ -262,6 +310,8 @@ class Carrier:
             trust=Trust() if tls in ("starttls", "implicit") else None, hello=self._hello,
             lmtp=hop.lmtp, timeouts=self._timeouts, reactor=self._reactor)
         self._open.add(client)
+        if self._aborted:
+            client.close()
         try:
             # What the host offers decides what it may be given.
             await client.ready()
@@ -313,13 +363,11 @@ class Carrier:
             again = again or (state == WAITING and not outcome.in_flight)
         if client.closed:
             self._open.discard(client)
-        if again and any(each.state == WAITING for each in job.results):
-            # Whoever may have it already must not get it from another host as well.
-            risky = {id(recipient) for recipient, outcome in zip(left, outcomes, strict=True)
-                     if outcome.in_flight}
-            if not risky:
-                return True
-        _finish(job)
+        # Whoever may have it already must not get it from another host as well.
+        job.in_flight = any(outcome.in_flight for outcome in outcomes)
+        if again and not job.in_flight:
+            return True
+        self._finish(job)
         return False
 
     def _by(self, message: QueuedMessage) -> DeliverBy | None:
@@ -338,13 +386,38 @@ class Carrier:
             return failure
         return None
 
+    def _finish(self, job: Job, text: str = "", status: EnhancedStatus | None = None,
+                host: str = "") -> None:
+        """Give out the results; *status* is that of the recipients that have none."""
+        if job.done.called:
+            return
+        if self._aborted:
+            # It was ourselves who put them off.
+            job.results = [each for each in job.results if each.state != WAITING]
+            job.done.callback(job.results)
+            return
+        known = {id(each.recipient) for each in job.results}
+        for recipient in job.recipients:
+            if id(recipient) not in known:
+                said = status or EnhancedStatus(4, 4, 1)
+                job.results.append(Result(recipient, FAILED if said.class_ == 5 else WAITING, said,
+                                          text, host))
+        job.done.callback(job.results)
+
     def _all(self, destination: _Destination, job: Job, text: str, status: EnhancedStatus,
              host: str = "") -> None:
         """Nothing can be sent by this hop now: that is the result for all that waits for it."""
         waiting = [job, *destination.jobs]
         destination.jobs.clear()
         for each in waiting:
-            _finish(each, text, status, host)
+            self._finish(each, text, status, host)
+
+
+def _without(places: list[Place], place: Place, race: Race) -> list[Place]:
+    """What is left of *places* after a connection to *place* by *race*: what it did not try."""
+    if race.winner is None:
+        return [each for each in places if each.name != place.name]
+    return [each for each in places if each.address != race.winner]
 
 
 def _line_up(jobs: deque[Job], job: Job) -> None:
@@ -359,20 +432,6 @@ def _left(job: Job) -> list[QueuedRecipient]:
     """The recipients that no host has decided about yet."""
     decided = {id(each.recipient) for each in job.results if each.state != WAITING}
     return [each for each in job.recipients if id(each) not in decided]
-
-
-def _finish(job: Job, text: str = "", status: EnhancedStatus | None = None,
-            host: str = "") -> None:
-    """Give out the results; *status* is that of the recipients that have none."""
-    if job.done.called:
-        return
-    known = {id(each.recipient) for each in job.results}
-    for recipient in job.recipients:
-        if id(recipient) not in known:
-            said = status or EnhancedStatus(4, 4, 1)
-            job.results.append(Result(recipient, FAILED if said.class_ == 5 else WAITING, said,
-                                      text, host))
-    job.done.callback(job.results)
 
 
 def _orcpt(recipient: QueuedRecipient) -> str:

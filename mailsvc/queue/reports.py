@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mailsvc import fanout
@@ -22,22 +23,27 @@ from mailsvc.trace import date
 
 _log = Logger("mailsvc.queue")
 
+#: Signs the octets of a message from a domain: what to send before it.
+Sign = Callable[[bytes, str], Deferred[bytes]]
+
 
 class Reports:
     """Reports of one service.
 
     :param queue: where those to senders elsewhere go.
     :param clock: seconds since the epoch.
+    :param sign: the signatures of a report, which is from the domain given.
     """
 
     def __init__(self, router: IRouter, store: IMailboxStore, queue: IQueue, hostname: str,
-                 language: str, clock: Callable[[], float]) -> None:
+                 language: str, clock: Callable[[], float], sign: Sign) -> None:
         self._router = router
         self._store = store
         self._queue = queue
         self._hostname = hostname
         self._language = language
         self._clock = clock
+        self._sign = sign
 
     async def delivered(self, envelope: Envelope, header: bytes) -> None:
         """Tell of success in the maildirs here; raises as :meth:`send`.
@@ -70,6 +76,7 @@ class Reports:
         report = Report(action, message, recipients, self._hostname, self._clock(), until,
                         self._language)
         text = report.write(id, original)
+        text = await self._signature(text) + text
         envelope = Envelope(id, NULL_PATH, size=len(text), smtputf8=report.smtputf8,
                             body="7BIT" if text.isascii() else "8BITMIME",
                             # RFC 8689 §5, RFC 6710: the way back is as the way there.
@@ -98,3 +105,11 @@ class Reports:
         await delivery.commit()
         _log.info("{id} reported {action} of {about} to {sender}", id=id, action=action,
                       about=message.id, sender=str(sender))
+
+    async def _signature(self, text: bytes) -> bytes:
+        try:
+            return await self._sign(text, self._hostname)
+        except Exception:
+            # Better a report without than none.
+            _log.failure("a report could not be signed")
+            return b""

@@ -17,6 +17,7 @@ the sender, the sender before the destination, and the longer name before the sh
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -192,24 +193,26 @@ class Routes:
         if settings.smarthost:
             self._table.setdefault("*", parse_route(settings.smarthost))
 
+        self._remembered = functools.lru_cache(4096)(self._find)
+
     def hop(self, message: QueuedMessage, recipient: Address) -> Hop:
         """Where *message* goes next for *recipient*."""
-        if message.route:
-            hop = parse_route(message.route)
-        else:
-            hop = next((self._table[key] for key in _keys(message, recipient)
-                        if key in self._table), EXCHANGERS)
+        hop = parse_route(message.route) if message.route else self._remembered(
+            message.account, message.reverse_path, recipient.domain)
         return Hop(fold_domain(recipient.domain) or recipient.domain, exchangers=True) if (
             hop is EXCHANGERS) else hop
 
+    def _find(self, account: str, sender: Address, domain: str) -> Hop:
+        return next((self._table[key] for key in _keys(account, sender, domain)
+                     if key in self._table), EXCHANGERS)
 
-def _keys(message: QueuedMessage, recipient: Address) -> list[str]:
-    """What *message* can be found by in the table, the most particular first."""
-    keys = [f"account:{_folded_address(message.account)}"] if message.account else []
-    sender = message.reverse_path
+
+def _keys(account: str, sender: Address, domain: str) -> list[str]:
+    """What a message can be found by in the table, the most particular first."""
+    keys = [f"account:{_folded_address(account)}"] if account else []
     if sender != NULL_PATH:
         keys += [f"from:{_folded_address(str(sender))}", f"from:{fold_domain(sender.domain)}"]
-    labels = fold_domain(recipient.domain).split(".")
+    labels = fold_domain(domain).split(".")
     keys.append(".".join(labels))
     keys += ["." + ".".join(labels[start:]) for start in range(len(labels))]
     return [*keys, "*"]

@@ -36,6 +36,7 @@ from mailsvc.queue.reports import Reports
 from mailsvc.queue.routes import Hop, Routes
 from mailsvc.queue.schedule import Schedule
 from mailsvc.queue.spool import Spool
+from mailsvc.queue.together import Together
 from mailsvc.srs import SRS
 from mailsvc.store.threads import Threads
 
@@ -48,6 +49,9 @@ _RESERVE = 50
 
 #: After how long a message is looked at again that our own disk or directory failed, seconds.
 _LATER = 60
+
+#: A message, what it says, and what is to be sent before that.
+_Opened = tuple[QueuedMessage, Content, bytes]
 
 #: Signs the octets of a message from a domain: what to send before it.
 Sign = Callable[[bytes, str], bytes]
@@ -74,6 +78,9 @@ class Runner:
         self._clock = clock
         self._sign = sign
         self._local = local
+        self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=4)
+        self._saving: Together[QueuedMessage, None] = Together(threads, self._save_all)
+        self._removing: Together[str, None] = Together(threads, self._remove_all)
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         #: What is due and waits for room: the most urgent first, and of these the oldest.
@@ -97,7 +104,8 @@ class Runner:
         """Take up what is in the spool."""
         def begin(due: dict[str, float]) -> None:
             for id, when in due.items():
-                self._wait(id, when)
+                if id not in self._due and id not in self._active:
+                    self._wait(id, when)
             self._look_for_urgent(due)
             if due:
                 _log.info("the queue holds {messages} messages", messages=len(due))
@@ -132,8 +140,7 @@ class Runner:
     def missed(self, ids: Collection[str]) -> None:
         """These are in the spool: take those that nobody told of."""
         self._held.intersection_update(ids)
-        self.take([id for id in ids
-                   if id not in self._due and id not in self._active and id not in self._held])
+        self.take(set(ids) - self._due.keys() - self._active - self._held)
 
     def idle(self) -> Deferred[None]:
         """Fires when nothing is being worked on."""
@@ -191,6 +198,7 @@ class Runner:
         self._stopped = True
         if self._call is not None and self._call.active():
             self._call.cancel()
+        self._carrier.stop()
         return self.idle()
 
     def abort(self) -> None:
@@ -263,7 +271,7 @@ class Runner:
     async def _attempt(self, id: str) -> float | None:
         """Try *id*; when to look at it again."""
         try:
-            message, content, prefix = await self._threads.run(self._open, id)
+            message, content, prefix = await self._opening.do(id)
         except FileNotFoundError:
             return None
         except Unreadable as problem:
@@ -285,15 +293,36 @@ class Runner:
                 message.attempts += 1
                 ways = self._ways(message)
                 saving = DeferredLock() if len(ways) > 1 else None
-                await gatherResults([
-                    Deferred.fromCoroutine(self._go(
-                        hop, Job(message, recipients, path, content, prefix), saving))
-                    for (hop, path), recipients in ways.items()])
+                going = [self._go(hop, Job(message, recipients, path, content, prefix), saving)
+                         for (hop, path), recipients in ways.items()]
+                # Nearly all messages go one way.
+                tried = [await going[0]] if saving is None else await gatherResults(
+                    [Deferred.fromCoroutine(each) for each in going])
+                if self._stopped and sum(tried) < sum(map(len, ways.values())):
+                    await self._leave(message, any(tried))
+                    return None
             return await self._settle(message, content)
         finally:
             content.close()
 
-    def _open(self, id: str) -> tuple[QueuedMessage, Content, bytes]:
+    def _save_all(self, messages: Sequence[QueuedMessage]) -> list[None]:
+        self._spool.save(*messages)
+        return [None] * len(messages)
+
+    def _remove_all(self, ids: Sequence[str]) -> list[None]:
+        self._spool.remove(*ids)
+        return [None] * len(ids)
+
+    def _open_all(self, ids: Sequence[str]) -> list[_Opened | Exception]:
+        found: list[_Opened | Exception] = []
+        for id in ids:
+            try:
+                found.append(self._open(id))
+            except Exception as problem:
+                found.append(problem)
+        return found
+
+    def _open(self, id: str) -> _Opened:
         """The message, and if it is our user's its signatures."""
         message, stream = self._spool.open(id)
         content = Content(stream)
@@ -316,7 +345,15 @@ class Runner:
             ways.setdefault((hop, path), []).append(each)
         return ways
 
-    async def _go(self, hop: Hop | None, job: Job, saving: DeferredLock | None) -> None:
+    async def _leave(self, message: QueuedMessage, changed: bool) -> None:
+        """We stop amid an attempt: whoever sends next makes it again, at once."""
+        if changed:
+            message.attempts -= 1
+            message.due = self._clock.seconds()
+            await self._saving.do(message)
+
+    async def _go(self, hop: Hop | None, job: Job, saving: DeferredLock | None) -> int:
+        """Carry *job*; for how many of its recipients there is a result."""
         if hop is None:
             assert self._local is not None, "a message was held that nobody can deliver"
             results = await self._local.deliver(job)
@@ -327,7 +364,8 @@ class Runner:
             self._note(job.message, result, now)
         if saving is not None:
             # What one host took is on disk before another's time-out has come.
-            await saving.run(self._threads.run, self._spool.save, job.message)
+            await saving.run(self._saving.do, job.message)
+        return len(results)
 
     def _note(self, message: QueuedMessage, result: Result, now: float) -> None:
         each = result.recipient
@@ -364,7 +402,7 @@ class Runner:
                 each for each in message.recipients
                 if each.state == RELAYED and each.local is local and not each.reported])
         if following is None:
-            await self._threads.run(self._spool.remove, message.id)
+            await self._removing.do(message.id)
             _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)
             return None
@@ -375,7 +413,7 @@ class Runner:
                 late = [replace(each, status="4.4.7") for each in late]  # RFC 2852 §4.1
             await self._reports.send("delayed", message, late, content.head(HEADER_OCTETS),
                                      self._schedule.end(message))
-        await self._threads.run(self._spool.save, message)
+        await self._saving.do(message)
         return following
 
     async def _report(self, message: QueuedMessage, content: Content, action: str,

@@ -212,26 +212,28 @@ class Spool:
             with suppress(FileNotFoundError, Unreadable):
                 yield self.load(id)
 
-    def save(self, message: QueuedMessage) -> None:
-        """Step 4."""
-        name = message.id.encode("ascii")
-        path = self._incoming + b"/" + name + b".state"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _FILE_MODE)
-        try:
-            _write(fd, state_line(message))
-            due = _NEVER if message.held else message.due
-            os.utime(fd, (due, due))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(path, self._state + b"/" + name)
+    def save(self, *messages: QueuedMessage) -> None:
+        """Step 4, of several messages at once."""
+        for message in messages:
+            name = message.id.encode("ascii")
+            path = self._incoming + b"/" + name + b".state"
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _FILE_MODE)
+            try:
+                _write(fd, state_line(message))
+                due = _NEVER if message.held else message.due
+                os.utime(fd, (due, due))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(path, self._state + b"/" + name)
         sync_directory(self._state)
 
-    def remove(self, id: str) -> None:
-        """Step 5.  May be called again."""
-        for directory in (self._message, self._state):
-            with suppress(FileNotFoundError):
-                os.unlink(directory + b"/" + id.encode("ascii"))
+    def remove(self, *ids: str) -> None:
+        """Step 5, of several messages at once.  May be called again."""
+        for id in ids:
+            for directory in (self._message, self._state):
+                with suppress(FileNotFoundError):
+                    os.unlink(directory + b"/" + id.encode("ascii"))
         sync_directory(self._message)
 
     def set_aside(self, id: str) -> Path:
