@@ -169,6 +169,11 @@ class Client:
         return dict(self._session.extensions)
 
     @property
+    def lmtp(self) -> bool:
+        """Whether it speaks LMTP, to a host that delivers."""
+        return self._session.lmtp
+
+    @property
     def tls_active(self) -> bool:
         """Whether what is said now is said inside TLS."""
         return self._session.tls_active

@@ -33,6 +33,7 @@ from mailsvc.queue.message import (
 from mailsvc.queue.routes import Hop, Routes
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.schedule import Schedule
+from mailsvc.queue.slots import Slots
 from mailsvc.queue.spool import Draft
 from mailsvc.srs import SRS
 from tests.postoffice import Answers, FakeRouter, FakeStore
@@ -322,6 +323,32 @@ def test_jobs_for_one_destination_line_up_by_priority() -> None:
         _line_up(jobs, Job(QueuedMessage(name, 0.0, BOB, [], priority=priority), [], BOB,
                            None))  # type: ignore[arg-type]
     assert "".join(job.message.id for job in jobs) == "fbeacd"
+
+
+def test_slots_go_to_the_most_urgent() -> None:
+    slots, got = Slots(2), ""
+    urgency = {"c": 0, "d": 4, "e": 0, "f": 4}
+
+    def took(name: str) -> Any:
+        def note(_: object) -> None:
+            nonlocal got
+            got += name
+        return note
+
+    for name in "abcdef":
+        slots.acquire(lambda name=name: urgency[name]).addCallback(took(name))
+    assert got == "ab"
+    assert slots.wanted_by_more_than(3) and not slots.wanted_by_more_than(4)
+    slots.release()
+    urgency["e"] = 9
+    for _ in range(3):
+        slots.release()
+    assert got == "abdefc"
+    for _ in range(2):
+        slots.release()
+    assert not slots.wanted_by_more_than(-10)
+    assert slots.acquire(lambda: 0).called and slots.acquire(lambda: 0).called
+    assert not slots.acquire(lambda: 0).called
 
 
 @pytest.mark.parametrize("priority", range(-9, 10))
