@@ -378,6 +378,24 @@ class Carrier:
         self._finish(job)
         return False
 
+    def _finish(self, job: Job, text: str = "", status: EnhancedStatus | None = None,
+                host: str = "") -> None:
+        """Give out the results; *status* is that of the recipients that have none."""
+        if job.done.called:
+            return
+        if self._aborted:
+            # It was ourselves who put them off.
+            job.results = [each for each in job.results if each.state != WAITING]
+            job.done.callback(job.results)
+            return
+        known = {id(each.recipient) for each in job.results}
+        for recipient in job.recipients:
+            if id(recipient) not in known:
+                said = status or EnhancedStatus(4, 4, 1)
+                job.results.append(Result(recipient, FAILED if said.class_ == 5 else WAITING, said,
+                                          text, host))
+        job.done.callback(job.results)
+
     def _by(self, client: Client, message: QueuedMessage) -> DeliverBy | None:
         """What is left of the time that its sender gave it (RFC 2852 §4.1).
 
@@ -396,24 +414,6 @@ class Carrier:
         except NotOffered as failure:
             return failure
         return None
-
-    def _finish(self, job: Job, text: str = "", status: EnhancedStatus | None = None,
-                host: str = "") -> None:
-        """Give out the results; *status* is that of the recipients that have none."""
-        if job.done.called:
-            return
-        if self._aborted:
-            # It was ourselves who put them off.
-            job.results = [each for each in job.results if each.state != WAITING]
-            job.done.callback(job.results)
-            return
-        known = {id(each.recipient) for each in job.results}
-        for recipient in job.recipients:
-            if id(recipient) not in known:
-                said = status or EnhancedStatus(4, 4, 1)
-                job.results.append(Result(recipient, FAILED if said.class_ == 5 else WAITING, said,
-                                          text, host))
-        job.done.callback(job.results)
 
     def _all(self, destination: _Destination, job: Job, text: str, status: EnhancedStatus,
              host: str = "") -> None:

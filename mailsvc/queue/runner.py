@@ -77,10 +77,10 @@ class Runner:
         self._srs = srs
         self._clock = clock
         self._sign = sign
-        self._local = local
         self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=4)
         self._saving: Together[QueuedMessage, None] = Together(threads, self._save_all)
         self._removing: Together[str, None] = Together(threads, self._remove_all)
+        self._local = local
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         #: What is due and waits for room: the most urgent first, and of these the oldest.
@@ -353,7 +353,7 @@ class Runner:
             await self._saving.do(message)
 
     async def _go(self, hop: Hop | None, job: Job, saving: DeferredLock | None) -> int:
-        """Carry *job*; for how many of its recipients there is a result."""
+        """Carry *job*, or deliver it here; for how many of its recipients there is a result."""
         if hop is None:
             assert self._local is not None, "a message was held that nobody can deliver"
             results = await self._local.deliver(job)
