@@ -430,9 +430,11 @@ def test_files_of_before_are_read() -> None:
 
 def test_a_report_tells_by_when(tmp_path: Path) -> None:
     recipient = QueuedRecipient(BOB, BOB, state=FAILED, status="5.4.7", reply="over")
-    message = QueuedMessage("1A", START, BOB, [recipient], by=DeliverBy(60, "R"), ret="FULL")
+    message = QueuedMessage("1A", START, BOB, [recipient], by=DeliverBy(60, "R"), ret="FULL",
+                            release=START + 30)
     text = Report("failed", message, [recipient], "here.example", START + 60).write("ID", b"x")
     assert b"\r\nDeliver-By-Date: Tue, 14 Nov 2023 22:14:20 +0000\r\n" in text
+    assert b"\r\nFuture-Release-Request: until;2023-11-14T22:13:50Z\r\n" in text
     assert b"\r\nStatus: 5.4.7\r\n" in text
 
 
