@@ -172,7 +172,8 @@ class Report:
             f"Reporting-MTA: dns; {self.hostname}",
             f"Arrival-Date: {date(int(message.arrived))}",
             # RFC 4865 adds the one, RFC 2852 §5 the other.
-            *([f"Future-Release-Request: until;{_utc(message.release)}"] if message.release else []),
+            *([f"Future-Release-Request: until;{_utc(message.release)}"]
+              if message.release else []),
             *([f"Deliver-By-Date: {date(int(message.deadline))}"]
               if message.deadline is not None else []),
         ]]
