@@ -36,6 +36,7 @@ from mailsvc.queue.message import (
 from mailsvc.queue.routes import Hop, RelaySettings, Routes
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.schedule import Schedule
+from mailsvc.queue.security.terms import Demand
 from mailsvc.queue.slots import Slots
 from mailsvc.queue.spool import Draft
 from mailsvc.smtp import replies
@@ -385,12 +386,26 @@ class Addresses:
         return (Place(host, "192.0.2.1"),)
 
 
+class Anything:
+    """The terms of every hop: it need not prove anything."""
+
+    async def terms(self, hop: Hop) -> Any:
+        return self
+
+    async def demand(self, place: Place) -> Demand:
+        return Demand("opportunistic")
+
+    def reached(self, place: Place, demand: Demand, client: Host) -> None:
+        pass
+
+
 def test_a_destination_lets_another_go_first_that_has_what_is_urgent(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     sent: list[tuple[str, Deferred[Any]]] = []
     clock = Clock()
-    carrier = Carrier(RelaySettings(), QueueSettings(connections=1), Addresses(),  # type: ignore[arg-type]
-                      "here.example", clock, dial=lambda *_, **__: succeed(Host(sent)))
+    carrier = Carrier(
+        RelaySettings(), QueueSettings(connections=1), Addresses(), Anything(),  # type: ignore[arg-type]
+        "here.example", clock, dial=lambda *_, **__: succeed(Host(sent)))
     for name, host, priority in ("a", "one", 0), ("b", "one", 0), ("c", "two", 0), (
             "d", "three", 4), ("e", "one", 4):
         to = Address(name, "example.net")

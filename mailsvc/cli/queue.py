@@ -15,6 +15,7 @@ import click
 from mailsvc.cli.arguments import octets_text
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
+from mailsvc.cli.tls import tls
 from mailsvc.queue import control
 from mailsvc.queue.filter import FilterError, Test, parse, status, summary
 from mailsvc.queue.message import QueuedMessage, Unreadable
@@ -32,6 +33,9 @@ _FILTER = """
 """ + _FILTER)
 def queue() -> None:
     pass
+
+
+queue.add_command(tls)
 
 
 def _meant(words: tuple[str, ...]) -> Test:

@@ -34,11 +34,11 @@ from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
 from mailsvc.queue.race import Race
 from mailsvc.queue.routes import Hop, RelaySettings
+from mailsvc.queue.security.terms import Security, Terms
 from mailsvc.queue.slots import Slots
-from mailsvc.smtp.failures import NotOffered, SendingFailure
+from mailsvc.smtp.failures import NotOffered, SendingFailure, TLSFailed
 from mailsvc.smtp.offers import understood
 from mailsvc.smtp.requests import Parameters
-from mailsvc.trust import Trust
 
 _log = Logger("mailsvc.queue")
 
@@ -104,15 +104,17 @@ class _Destination:
 class Carrier:
     """Carries jobs.
 
+    :param security: knows what a host has to prove.
     :param hello: what we call ourselves.
     :param dial: opens a connection, as :meth:`mailsvc.client.Client.dial`.
     """
 
     def __init__(self, relay: RelaySettings, queue: QueueSettings, exchangers: Exchangers,
-                 hello: str, reactor: Any, dial: Any = Client.dial) -> None:
+                 security: Security, hello: str, reactor: Any, dial: Any = Client.dial) -> None:
         self._relay = relay
         self._queue = queue
         self._exchangers = exchangers
+        self._security = security
         self._hello = relay.hello or hello
         self._reactor = reactor
         self._dial = dial
@@ -145,9 +147,14 @@ class Carrier:
             working.addBoth(self._ended, hop, destination)
         return job.done
 
+    def start(self) -> None:
+        """Begin with what is done beside carrying."""
+        self._security.start()
+
     def stop(self) -> None:
         """Begin with no further job."""
         self._stopped = True
+        self._security.stop()
         for destination in self._destinations.values():
             while destination.jobs:
                 destination.jobs.popleft().done.callback([])
@@ -248,6 +255,7 @@ class Carrier:
         except Unroutable as failure:
             self._all(destination, job, failure.text, failure.status)
             return None
+        terms = await self._security.terms(hop)
         failed: SendingFailure | None = None
         reached = False
         left = list(places)
@@ -255,10 +263,11 @@ class Carrier:
             place = left[0]
             race = self._race(hop, [each.address for each in left if each.name == place.name])
             try:
-                client = await self._connect(hop, place, job, race)
+                client = await self._connect(hop, place, race, terms)
             except SendingFailure as failure:
                 left = _without(left, place, race)
-                failed = failure
+                # What a host did not prove says more than that another was not there.
+                failed = failed if isinstance(failed, TLSFailed) else failure
                 _log.info("{id} not connected host={host} address={address}: {reason}",
                               id=job.message.id, host=place.name, address=place.address,
                               reason=failure.text)
@@ -308,15 +317,16 @@ class Carrier:
 
         return Race(addresses, endpoint, self._reactor)
 
-    async def _connect(self, hop: Hop, place: Place, job: Job, endpoint: Race) -> Client:
-        port = hop.port or self._relay.port
-        tls: Any = hop.tls
-        if job.message.requiretls and tls == "opportunistic":
-            tls = "starttls"  # RFC 8689 §4.2.1: verified, or not at all
-        client: Client = await self._dial(
-            place.name.strip("[]"), port, endpoint=endpoint, tls=tls,
-            trust=Trust() if tls in ("starttls", "implicit") else None, hello=self._hello,
-            lmtp=hop.lmtp, timeouts=self._timeouts, reactor=self._reactor)
+    async def _connect(self, hop: Hop, place: Place, race: Race, terms: Terms) -> Client:
+        demand = await terms.demand(place)
+        try:
+            client: Client = await self._dial(
+                place.name.strip("[]"), hop.port or self._relay.port, endpoint=race,
+                tls=demand.tls, trust=demand.trust, hello=self._hello, lmtp=hop.lmtp,
+                timeouts=self._timeouts, reactor=self._reactor)
+        except TLSFailed as failure:
+            raise terms.missed(_reached(place, race), demand, failure) from None
+        terms.reached(_reached(place, race), demand, client)
         self._open.add(client)
         if self._aborted:
             client.close()
@@ -422,6 +432,11 @@ class Carrier:
         destination.jobs.clear()
         for each in waiting:
             self._finish(each, text, status, host)
+
+
+def _reached(place: Place, race: Race) -> Place:
+    """*place* with the address that was connected to."""
+    return place if race.winner is None else replace(place, address=race.winner)
 
 
 def _without(places: list[Place], place: Place, race: Race) -> list[Place]:

@@ -81,6 +81,7 @@ class QueuedMessage:
     :ivar released: when an operator let it go before that; 0 for not.
     :ivar by: within how much time from *arrived* it is to be delivered (RFC 2852), or None.
     :ivar priority: its place among those that are due (RFC 6710), -9 to 9.
+    :ivar tls_optional: whether its header says that it may go without TLS (RFC 8689 §5).
     """
 
     id: str
@@ -103,6 +104,7 @@ class QueuedMessage:
     by: DeliverBy | None = None
     priority: int = 0
     size: int = field(default=0, compare=False)
+    tls_optional: bool = field(default=False, compare=False)
 
     @property
     def scheduled(self) -> bool:

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from mailsvc import fanout
 from mailsvc.errors import MailFailure, TemporaryFailure
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter
-from mailsvc.mail import NULL_PATH, Account, Envelope, Recipient, Remote, new_id
+from mailsvc.mail import NULL_PATH, Account, Address, Envelope, Recipient, Remote, new_id
 from mailsvc.queue.dsn import Report
 from mailsvc.queue.message import RELAYED, QueuedMessage, QueuedRecipient, queued
 from mailsvc.trace import date
@@ -82,29 +82,38 @@ class Reports:
                             # RFC 8689 §5, RFC 6710: the way back is as the way there.
                             requiretls=message.requiretls, priority=message.priority)
         try:
-            found: Any = self._router.route(sender, relay=True)
+            await self.post(envelope, sender, text)
         except TemporaryFailure:
             raise
         except MailFailure as failure:
             _log.info("{id} dropped: its sender {sender} cannot be told: {reason}",
                           id=message.id, sender=str(sender), reason=failure.text)
             return
+        _log.info("{id} reported {action} of {about} to {sender}", id=id, action=action,
+                      about=message.id, sender=str(sender))
+
+    async def post(self, envelope: Envelope, to: Address, text: bytes) -> None:
+        """Send a message of our own to *to*, here or elsewhere; it is on disk then.
+
+        :param envelope: without recipients.
+        :raises MailFailure: it cannot be sent, now (TemporaryFailure) or ever.
+        """
+        found: Any = self._router.route(to, relay=True)
         envelope.recipients.append(Recipient(
-            sender, tuple(each for each in found if isinstance(each, Account)),
+            to, tuple(each for each in found if isinstance(each, Account)),
             tuple(each for each in found if isinstance(each, Remote))))
         delivery: Any = fanout.begin(self._store, self._queue, envelope)
         try:
             pause = delivery.write(
-                f"Return-Path: <>\r\nReceived: by {self._hostname} id {id}\r\n"
-                f"\tfor <{sender}>; {date(int(self._clock()))}\r\n".encode() + text)
+                f"Return-Path: <{envelope.reverse_path}>\r\n"
+                f"Received: by {self._hostname} id {envelope.id}\r\n"
+                f"\tfor <{to}>; {date(int(self._clock()))}\r\n".encode() + text)
             if pause is not None:
                 pause.addErrback(lambda _: None)  # which commit repeats
         except BaseException:
             delivery.abort()
             raise
         await delivery.commit()
-        _log.info("{id} reported {action} of {about} to {sender}", id=id, action=action,
-                      about=message.id, sender=str(sender))
 
     async def _signature(self, text: bytes) -> bytes:
         try:

@@ -9,6 +9,7 @@ is begun with it; then it is tried again, reported on, or gone (:mod:`mailsvc.qu
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -52,6 +53,10 @@ _LATER = 60
 
 #: A message, what it says, and what is to be sent before that.
 _Opened = tuple[QueuedMessage, Content, bytes]
+
+#: RFC 8689 §5, within the header.
+_TLS_OPTIONAL = re.compile(
+    rb"\A(?:(?!\r\n).*\r\n)*?TLS-Required:[ \t]*No[ \t]*\r\n", re.IGNORECASE)
 
 #: Signs the octets of a message from a domain: what to send before it.
 Sign = Callable[[bytes, str], bytes]
@@ -111,6 +116,7 @@ class Runner:
                 _log.info("the queue holds {messages} messages", messages=len(due))
             self._advance()
 
+        self._carrier.start()
         return self._threads.run(self._spool.due).addCallback(begin)
 
     def take(self, ids: Collection[str]) -> None:
@@ -327,6 +333,7 @@ class Runner:
         message, stream = self._spool.open(id)
         content = Content(stream)
         message.size = content.size
+        message.tls_optional = _TLS_OPTIONAL.search(content.head(HEADER_OCTETS)) is not None
         sign = (self._sign is not None and message.account and not message.held
                 and message.waiting)
         prefix = self._sign(  # type: ignore[misc]
