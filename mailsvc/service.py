@@ -63,7 +63,7 @@ from mailsvc.queue.security.https import HTTPS
 from mailsvc.queue.security.levels import Levels
 from mailsvc.queue.security.lookup import Lookup
 from mailsvc.queue.security.policies import Policies, Shelf
-from mailsvc.queue.security.reporter import Reporter
+from mailsvc.queue.security.reporter import Post, Reporter
 from mailsvc.queue.security.results import Results
 from mailsvc.queue.security.terms import Security
 from mailsvc.queue.security.tlsa import Bindings
@@ -79,6 +79,7 @@ from mailsvc.store.threads import Threads
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable
+from mailsvc.trust import Trust, Untrusted
 
 _log = Logger("mailsvc")
 
@@ -113,6 +114,27 @@ def build(
     """
     return MailService(settings, reactor, listeners_of(settings, reactor, optional),
                        tuple(checkers))
+
+
+def open_security(settings: Settings, exchangers: Exchangers, threads: Threads, post: Post,
+                  reactor: Any) -> Security:
+    """What the hosts that mail goes to have to prove.
+
+    :param post: sends TLS reports by mail.
+    :raises DirectoryError: what is known of them cannot be used.
+    """
+    relay = settings.relay
+    state = State(Path(settings.service.data) / "state.sqlite")
+    lookup = Lookup(relay.dns, {"auto": None, "on": True, "off": False}[relay.dane], reactor)
+    web = HTTPS(exchangers.addresses, relay.authorities, relay.loopback, reactor)
+    policies = Policies(Shelf(state), lookup, web, threads, reactor, relay.policy_port)
+    results = Results(state, threads, reactor) if relay.tls_reports else None
+    reporter = Reporter(results, lookup, web, post, relay.tls_reports, threads,
+                        reactor) if results is not None else None
+    return Security(lookup, policies if relay.mta_sts else None,
+                    Levels(state) if relay.remember_tls else None,
+                    Bindings(lookup, relay.port) if relay.dane != "off" else None,
+                    results, reporter, relay.authorities, threads, reactor)
 
 
 class MailService(Front):
@@ -173,6 +195,7 @@ class MailService(Front):
     def _open(self) -> None:
         settings, reactor = self._settings, self.reactor
         _refuse_unreadable(self._checkers)
+        _refuse_unusable(settings.relay.authorities)
         hostname, domain = settings.service.hostname, settings.routing.default_domain
         _make_mail_directory(settings)
         self._tls.load(aloud=self._place is None or self._place.first)
@@ -254,7 +277,8 @@ class MailService(Front):
         def runner() -> Runner:
             exchangers = Exchangers(settings.relay, hostname, listening, reactor)
             carrier = Carrier(settings.relay, settings.queue, exchangers,
-                              self._security(exchangers, threads, reports), hostname, reactor)
+                              open_security(settings, exchangers, threads, reports.post, reactor),
+                              hostname, reactor)
             return Runner(queue.spool, threads, carrier, Routes(settings.relay),
                           Schedule(settings.queue), reports, router.srs, reactor,
                           signer.sign, Local(router, store, queue))
@@ -265,21 +289,6 @@ class MailService(Front):
         queue.make_runner = runner
         queue.setServiceParent(self)
         return queue
-
-    def _security(self, exchangers: Exchangers, threads: Threads, reports: Reports) -> Security:
-        """What the hosts that mail goes to have to prove."""
-        relay, reactor = self._settings.relay, self.reactor
-        state = State(Path(self._settings.service.data) / "state.sqlite")
-        lookup = Lookup(relay.dns, {"auto": None, "on": True, "off": False}[relay.dane], reactor)
-        web = HTTPS(exchangers.addresses, relay.authorities, relay.loopback, reactor)
-        policies = Policies(Shelf(state), lookup, web, threads, reactor, relay.policy_port)
-        results = Results(state, threads, reactor) if relay.tls_reports else None
-        reporter = Reporter(results, lookup, web, reports.post, relay.tls_reports, threads,
-                            reactor) if results is not None else None
-        return Security(lookup, policies if relay.mta_sts else None,
-                        Levels(state) if relay.remember_tls else None,
-                        Bindings(lookup, relay.port) if relay.dane != "off" else None,
-                        results, reporter, relay.authorities, threads, reactor)
 
     def _sweep(self) -> Deferred[None]:
         assert self._store is not None
@@ -351,6 +360,15 @@ def _refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
             raise CannotStart(f"mailsvc cannot start: --auth: {path} cannot be read by user "
                               f"{os.geteuid()}; name a file that the user who runs the service may "
                               "read")
+
+
+def _refuse_unusable(authorities: str) -> None:
+    """Do not serve with authorities that nobody could be verified by: mail would go unprotected."""
+    try:
+        Trust(authorities=authorities).connections("localhost")
+    except Untrusted as problem:
+        raise CannotStart(
+            f"mailsvc cannot start: relay.authorities: {problem.text}") from problem
 
 
 _PASSWORDS = {IUsernamePassword, IUsernameHashedPassword}

@@ -14,7 +14,8 @@ class PolicyHost:
 
     :param address: where it listens, at *port*; 0 for any.
     :param certificate: a PEM file with chain and key.
-    :ivar answers: host -> status, media type and content; others get 404.
+    :ivar answers: host -> status, media type and content; others get 404.  The status 0 is for the
+        octets to say in the place of an answer, over and over until the end.
     :ivar asked: the hosts and paths that were asked for.
     :ivar posted: host -> what was posted there: path, media type, content.
     """
@@ -23,6 +24,7 @@ class PolicyHost:
         self.answers: dict[str, tuple[int, str, bytes]] = {}
         self.asked: list[tuple[str, str]] = []
         self.posted: list[tuple[str, str, str, bytes]] = []
+        self.over = threading.Event()
         host = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -30,6 +32,8 @@ class PolicyHost:
                 name = self.headers["Host"].partition(":")[0]
                 host.asked.append((name, self.path))
                 status, kind, content = host.answers.get(name, (404, "text/plain", b"no"))
+                while status == 0 and not host.over.wait(0 if content else 0.1):
+                    self.wfile.write(content)
                 self.send_response(status)
                 if status == 301:
                     self.send_header("Location", content.decode())
@@ -48,7 +52,11 @@ class PolicyHost:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer((address, port), Handler)
+        class Server(http.server.ThreadingHTTPServer):
+            def handle_error(self, request: object, client_address: object) -> None:
+                """Clients leave, or do not like the certificate."""
+
+        self._server = Server((address, port), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -62,5 +70,6 @@ class PolicyHost:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self.over.set()
         self._server.shutdown()
         self._server.server_close()

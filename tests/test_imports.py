@@ -20,7 +20,7 @@ PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
-SERVICE = [*PARTS, "checkers.inturn", "toml", "config", "log", "systemd", "headcount",
+SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "config", "log", "systemd", "headcount",
            "connections", "listeners", "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.

@@ -6,11 +6,14 @@ import contextlib
 import gzip
 import json
 import sqlite3
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from mailsvc.state import State
 from tests.authority import Authority
 from tests.net import Net, held, returned
 from tests.test_queue_tls_reports import opened
@@ -186,3 +189,55 @@ def test_a_message_may_say_that_it_can_go_without(tmp_path: Path) -> None:
         submit(service, ["bob@b.example"], MESSAGE + b"\r\nTLS-Required: No\r\n")
         until(lambda: mail(service), service)
         assert len(exchanger.messages) == 1
+
+
+def test_a_domain_is_looked_up(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        net = Net(stack, tmp_path)
+        net.host_policies("b.example")
+        net.domain("b.example", "mx.b.example", "mx.c.example", policy="enforce *.b.example")
+        net.zone["mx.b.example"] = net.zone["mx.c.example"] = ["A 127.0.0.99"]
+        net.domain("plain.example", "mx.b.example")
+        config = tmp_path / "mailsvc.toml"
+        config.write_text(f"""
+[service]
+data = "{tmp_path}"
+[relay]
+dns = ["{net.names.address}"]
+loopback = true
+policy_port = {net.settings[2].partition("=")[2]}
+authorities = "{net.ca}"
+""")
+        with State(tmp_path / "state.sqlite").transaction():
+            pass
+
+        def check(domain: str) -> tuple[int, str]:
+            result = subprocess.run(
+                [sys.executable, "-c", "from mailsvc.cli import main; main()", "--config",
+                 str(config), "queue", "tls", "check", domain, "--json"],
+                capture_output=True, text=True, timeout=60, check=False)
+            return result.returncode, result.stdout or result.stderr
+
+        status, text = check("b.example")
+        found = json.loads(text)
+        assert (status, found["policy"]["mode"]) == (0, "enforce")
+        assert [(each["host"], each["usable"]) for each in found["exchangers"]] == [
+            ("mx.b.example", True), ("mx.c.example", False)]
+        assert found["exchangers"][0]["demand"] == (
+            "TLS, a certificate for its name; required by the MTA-STS policy of b.example")
+        status, text = check("plain.example")
+        assert json.loads(text)["exchangers"][0]["demand"] == (
+            "TLS if it is offered, any certificate")
+        assert check("nowhere.example") == (1, "Error: there is no domain nowhere.example\n")
+
+
+def test_authorities_that_cannot_be_read_stop_the_start(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    result = subprocess.run(
+        [sys.executable, "-c", "from mailsvc.cli import main; main()", "dev",
+         "--dir", str(tmp_path / "a"),
+         "--smtp", "127.0.0.1:0", "--pop3", "127.0.0.1:0",
+         "--set", f"relay.authorities={tmp_path}/ca.pem"],
+        capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert f"relay.authorities: {tmp_path}/ca.pem: expected a PEM file" in result.stderr

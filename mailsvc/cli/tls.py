@@ -6,18 +6,26 @@ import contextlib
 import datetime
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mailsvc.blocking import run
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
+from mailsvc.config import Settings
 from mailsvc.errors import MailFailure
+from mailsvc.mail import Address, Envelope
 from mailsvc.names import DirectoryError, fold_domain
+from mailsvc.queue.exchangers import Exchangers, Unroutable
+from mailsvc.queue.routes import Hop
 from mailsvc.queue.security.levels import Levels
 from mailsvc.queue.security.policies import Kept, Shelf
+from mailsvc.smtp.failures import TLSFailed
 from mailsvc.state import State
+from mailsvc.store.threads import Threads
 
 
 @contextlib.contextmanager
@@ -45,7 +53,7 @@ def _time(seconds: float) -> str:
 
 @click.group()
 def tls() -> None:
-    """Show which domains are held to TLS, and let them go.
+    """Show which domains are held to TLS, look one up, and let them go.
 
     A domain that was reached by TLS once is not sent to in the clear later (relay.remember_tls),
     and a policy that it has published (MTA-STS) holds until its time is over, even if it can no
@@ -94,6 +102,81 @@ def list_(as_json: bool) -> None:
 def _policy(kept: Kept) -> dict[str, Any]:
     return {"mode": kept.policy.mode, "mx": list(kept.policy.patterns), "id": kept.id,
             "fetched": _time(kept.fetched), "expires": _time(kept.expires)}
+
+
+@tls.command()
+@click.argument("domain", metavar="DOMAIN")
+@json_option
+@place_options
+def check(domain: str, as_json: bool) -> None:
+    """Look up what the exchangers of a domain have to prove, without connecting to them.
+
+    The keys in JSON are domain; policy, null or as in `list`; policy_failure, why its policy cannot
+    be had, or empty; and exchangers, each with host, address, usable and demand, which says why not
+    if it is not.  The status is 1 if there is none to send to.
+
+    \b
+    Example:
+      mailsvc queue tls check example.org
+    """
+    name = fold_domain(domain) or domain.lower()
+    with _opened() as opened:
+        if opened is None:
+            raise DirectoryError("the service has not run yet", "start it once: `mailsvc dev`, or "
+                                 "as docs/operating.rst says")
+        try:
+            places, failure = run(_looked_up, settings(), name)
+        except Unroutable as problem:
+            raise click.ClickException(problem.text) from problem
+        kept = opened[1].get(name, time.time())
+    if as_json:
+        print_json({"domain": name, "policy": _policy(kept) if kept else None,
+                    "policy_failure": failure, "exchangers": places})
+    else:
+        policy = (f"{kept.policy.mode}, {' '.join(kept.policy.patterns)}, until "
+                  f"{_time(kept.expires)}" if kept else "none")
+        click.echo(f"MTA-STS policy: {policy}")
+        if failure:
+            click.echo(f"cannot be had: {failure}")
+        print_rows(["exchanger", "address", "demand"],
+                   [[each["host"], each["address"], each["demand"]] for each in places])
+    if not any(each["usable"] for each in places):
+        click.get_current_context().exit(1)
+
+
+async def _looked_up(settings: Settings, domain: str) -> tuple[list[dict[str, Any]], str]:
+    """Each place of *domain* with what it has to prove, and why its policy cannot be had."""
+    # Not at the top: all other commands do without the service, and start the faster.
+    from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
+
+    from mailsvc.service import open_security  # noqa: PLC0415
+
+    # Looking is no session, and nothing is to be reported of it.
+    settings = replace(settings, relay=replace(settings.relay, tls_reports=""))
+    threads = Threads(reactor, 4, "check")  # type: ignore[arg-type]
+    threads.start()
+    exchangers = Exchangers(settings.relay, settings.service.hostname, (), reactor)
+    security = open_security(settings, exchangers, threads, _nothing, reactor)
+    try:
+        found = []
+        places = await exchangers.find(domain)
+        terms = await security.terms(Hop(domain, exchangers=True))
+        for place in places:
+            try:
+                demand = str(await terms.demand(place))
+                usable = True
+            except TLSFailed as failure:
+                demand, usable = f"not used: {failure.text}", False
+            found.append({"host": place.name, "address": place.address, "usable": usable,
+                          "demand": demand})
+        return found, terms.finding.text
+    finally:
+        security.stop()
+        await threads.stop()
+
+
+async def _nothing(envelope: Envelope, to: Address, text: bytes) -> None:
+    """Sends no report."""
 
 
 @tls.command()

@@ -17,8 +17,10 @@ from OpenSSL.crypto import X509
 from service_identity import CertificateError, VerificationError
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, ResponseDone
 from twisted.web.http_headers import Headers
@@ -32,6 +34,9 @@ from mailsvc.trust import tls_text
 #: How long one address may take to answer a connection, and a request to be over, seconds.
 _CONNECT = 15.0
 _PATIENCE = 60.0
+
+#: Most octets that come over one connection, with all that HTTP puts around a policy.
+_OCTETS = 4 * 65_536
 
 
 class HTTPFailure(Exception):
@@ -79,10 +84,10 @@ class HTTPS:
         host = urlsplit(url).hostname or ""
         try:
             places = [each for each in await self._find(host)
-                      if self._loopback or ipaddress.ip_address(each.address).is_global]
+                      if self._loopback or not _is_own(each.address)]
         except Unroutable as failure:
             raise HTTPFailure(failure.text) from None
-        problem = HTTPFailure(f"{host} has no public address")
+        problem = HTTPFailure(f"{host} has no address but this machine's own")
         headers = Headers({"User-Agent": [f"mailsvc/{__version__}"],
                            **{name: [value] for name, value in fields.items()}})
         for place in places[:4]:
@@ -133,6 +138,11 @@ class HTTPS:
                                           for each in found])
 
 
+def _is_own(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    return parsed.is_loopback or parsed.is_unspecified or parsed.is_link_local
+
+
 @implementer(IAgentEndpointFactory)
 class _Endpoints:
     """TLS to *place*, proven for the name in the URL."""
@@ -146,9 +156,35 @@ class _Endpoints:
         if uri.scheme != b"https":
             raise HTTPFailure("expected a URL with https")
         kind = TCP6ClientEndpoint if ":" in self._place.address else TCP4ClientEndpoint
-        return wrapClientTLS(
+        return _Bounded(wrapClientTLS(
             optionsForClientTLS(uri.host.decode("ascii"), trustRoot=self._trust_root),
-            kind(self._reactor, self._place.address, uri.port, timeout=_CONNECT))
+            kind(self._reactor, self._place.address, uri.port, timeout=_CONNECT)))
+
+
+@implementer(IStreamClientEndpoint)
+class _Bounded:
+    """Connections over which no more comes than an answer may be: a header has no end else."""
+
+    def __init__(self, endpoint: Any) -> None:
+        self._endpoint = endpoint
+
+    def connect(self, protocolFactory: Any) -> Any:
+        factory = WrappingFactory(protocolFactory)
+        factory.protocol = _Bound
+        factory.noisy = False
+        connecting = self._endpoint.connect(factory)
+        return connecting.addCallback(lambda bound: bound.wrappedProtocol)
+
+
+class _Bound(ProtocolWrapper):
+    left = _OCTETS
+
+    def dataReceived(self, data: bytes) -> None:
+        self.left -= len(data)
+        if self.left < 0:
+            cast(Any, self.transport).abortConnection()
+        else:
+            super().dataReceived(data)
 
 
 class _Content(Protocol):

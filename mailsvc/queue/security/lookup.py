@@ -27,7 +27,7 @@ from mailsvc.store.threads import Threads
 _PATIENCE = 10.0
 
 #: How many questions are open at once.
-_AT_ONCE = 8
+_AT_ONCE = 32
 
 #: How long an answer is kept at most, with records and without, seconds.
 _KEPT = 300.0

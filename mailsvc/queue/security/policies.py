@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, gatherResults
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -36,6 +36,9 @@ _log = Logger("mailsvc.queue")
 _REFRESH = 86_400.0
 _LOOK_EVERY = 3600.0
 _UNUSED = 30 * 86_400.0
+
+#: How many are fetched at once then.
+_AT_ONCE = 10
 
 #: How long after a failed fetch the next one is made, seconds.
 _AGAIN = 300.0
@@ -183,8 +186,10 @@ class Policies:
     async def refresh(self) -> None:
         """Fetch what is in use and has not been fetched for a day; forget what has expired."""
         try:
-            for kept in self._shelf.stale(self._clock.seconds()):
-                await self._find(kept.domain, used=False)
+            room = DeferredSemaphore(_AT_ONCE)
+            await gatherResults([
+                room.run(self._find, kept.domain, False)
+                for kept in self._shelf.stale(self._clock.seconds())])
             await self._threads.run(self._shelf.sweep, self._clock.seconds())
         except (MailFailure, OSError) as failure:
             _log.error("MTA-STS policies cannot be kept fresh: {reason}", reason=str(failure))

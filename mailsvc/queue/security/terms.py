@@ -56,6 +56,16 @@ class Demand:
     records: tuple[str, ...] = ()
     flaw: TLSFailed | None = None
 
+    def __str__(self) -> str:
+        """For people."""
+        if self.tls in ("no", "opportunistic"):
+            return "no TLS" if self.tls == "no" else "TLS if it is offered, any certificate"
+        trust = self.trust
+        proof = ("any certificate" if trust is None or not trust.verify else
+                 "a certificate for its name" if trust.check is None else
+                 "a certificate that its TLSA records name")
+        return f"TLS, {proof}; required by {self.why}" if self.why else f"TLS, {proof}"
+
 
 class Security:
     """The terms of all destinations.
