@@ -151,6 +151,17 @@ def test_a_restart_changes_nothing_of_it(tmp_path: Path) -> None:
     assert [report[1] for report in world.told.reports] == ["delayed", "failed"]
 
 
+def test_what_was_tried_a_thousand_times_is_tried_on() -> None:
+    """The power of the factor alone is more than a float holds."""
+    settings = QueueSettings(retry_factor=10.0, retry_jitter=0, warning_seconds=0,
+                             retry_most_seconds=3600)
+    message = QueuedMessage("M", START, Address("a", "example.org"), [], attempts=5000)
+    assert Schedule(settings).next_attempt(message, START + 10) == START + 10 + 3600
+    # With nothing counted, as of a state that was lost, the wait is the first.
+    message.attempts = 0
+    assert Schedule(settings).next_attempt(message, START + 10) == START + 10 + 300
+
+
 def test_chance_moves_each_wait_by_its_share() -> None:
     message = QueuedMessage("ID", START, Address("a", "b"), [], attempts=1, warned=True)
     for chance, expected in ((0.0, 240.0), (0.5, 300.0), (1.0, 360.0)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,48 @@ def test_no_text_in_one_field_changes_another(message: QueuedMessage) -> None:
 def test_anything_else_is_unreadable_and_no_more(envelope: bytes, state: bytes) -> None:
     with pytest.raises(Unreadable):
         parse(envelope, state)
+
+
+#: What may stand where something else should.
+ODD = [None, True, "x", "", 1, -1, 1.5, 10**400, float("inf"), float("nan"), [], ["a"], ["a", "b"],
+       ["a", "b", "c"], [["a", "b"], "c"], {}, {"a": 1}, [{}], [None], [[]]]
+
+
+@pytest.mark.parametrize("part", ["envelope", "state"])
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_no_value_of_another_kind_is_more_than_unreadable(part: str, odd: Any) -> None:
+    """As after an edit by hand, or by another version."""
+    message = a_message("1A")
+    lines = {"envelope": envelope_line(message), "state": state_line(message)}
+    said = json.loads(lines[part])
+    for holder in said, said["recipients"][0]:
+        for key in list(holder):
+            before = holder[key]
+            for change in "replaced", "removed":
+                if change == "replaced":
+                    holder[key] = odd
+                else:
+                    del holder[key]
+                changed = {**lines, part: json.dumps(said).encode() + b"\n"}
+                with contextlib.suppress(Unreadable):
+                    parse(changed["envelope"], changed["state"])
+                    assert change == "replaced"
+                holder[key] = before
+
+
+@pytest.mark.parametrize(("part", "field", "value", "complaint"), [
+    ("envelope", "version", 99, "not of version"), ("envelope", "id", 5, "expected a string"),
+    ("envelope", "arrived", "now", "expected a number"),
+    ("envelope", "reverse_path", ["a", "b", "c"], "another kind"),
+    ("state", "attempts", "many", "another kind"), ("state", "due", True, "expected a number"),
+    ("state", "recipients", [], "not as many recipients"),
+    ("state", "recipients", [{"state": "lost"}], "no such state: 'lost'")])
+def test_what_is_wrong_with_a_file_is_said(part: str, field: str, value: Any,
+                                           complaint: str) -> None:
+    lines = {"envelope": envelope_line(a_message("1A")), "state": state_line(a_message("1A"))}
+    lines[part] = json.dumps({**json.loads(lines[part]), field: value}).encode()
+    with pytest.raises(Unreadable, match=complaint):
+        parse(lines["envelope"], lines["state"])
 
 
 def test_a_state_of_another_envelope_is_not_taken(spool: Spool) -> None:
@@ -179,3 +223,18 @@ def test_an_envelope_is_queued_once_for_each_address() -> None:
         ("eve@example.com", "friends@example.org", alias, ())]
 
 
+
+
+@pytest.mark.parametrize(("notify", "left"), [
+    (("SUCCESS",), ("NEVER",)), (("SUCCESS", "FAILURE"), ("FAILURE",)), (("FAILURE",),) * 2,
+    ((), ()), (("NEVER",),) * 2])
+def test_success_with_an_alias_is_told_here_and_by_nobody_else(
+    notify: tuple[str, ...], left: tuple[str, ...]
+) -> None:
+    """RFC 3461 §5.2.7.3: a list was expanded, and that is the end of it."""
+    envelope = Envelope("8H", Address("alice", "example.org"))
+    team = tuple(Remote(Address(name, "example.net")) for name in ("bob", "carol"))
+    envelope.recipients = [Recipient(Address("team", "example.org"), (), team, notify),
+                           Recipient(Address("dave", "example.net"), (), (
+                               Remote(Address("dave", "example.net")),), notify)]
+    assert [each.notify for each in queued(envelope, 1.0).recipients] == [left, left, notify]
