@@ -19,13 +19,19 @@ class Exchanger:
 
         * ``greet=TEXT``, ``ehlo=``, ``mail=``, ``rcpt=``, ``data=``, ``end=`` with a reply, "_" for
           a space; the reply stands in the place of the good one;
-        * ``hang=STAGE`` and ``drop=STAGE``: no answer, or the connection closed, at that stage;
-          ``content`` is amid the message, ``end`` behind it;
+        * ``hang=STAGE``, ``drop=STAGE``, ``slow=STAGE``: no answer, the connection closed, or an
+          answer after half a second, at that stage; ``content`` is amid the message, ``end``
+          behind it; ``lose=end``: the message is taken, and then the connection closed;
+        * ``garbage=STAGE``, ``endless=STAGE``, ``trickle=STAGE``: octets that are no reply, a reply
+          of ever more lines, an octet of one now and then;
+        * ``lax``: what refuses MAIL takes the rest of the transaction all the same;
         * ``starttls``: offered, with *certificate*; ``badtls``: offered, and then it is no TLS;
-        * ``dsn``: offered.
+        * ``dsn``: offered; ``offer=KEYWORD``, "_" for a space, likewise; ``requiretls``: inside
+          TLS.
 
     :ivar messages: what was accepted with 250: reverse-path line, recipient lines, text, whether
         it came over TLS.
+    :ivar read: the numbers of those after whose 250 the client said something more.
     :ivar connections: how many there were.
     """
 
@@ -35,7 +41,9 @@ class Exchanger:
         self.behaviour = behaviour or ("",)
         self.certificate = certificate
         self.messages: list[tuple[str, list[str], bytes, bool]] = []
+        self.read: set[int] = set()
         self.lines: list[str] = []
+        self.lock = threading.Lock()
         self.connections = 0
         self.over = threading.Event()
         exchanger = self
@@ -74,19 +82,42 @@ class _Conversation:
         exchanger.connections += 1
         self.replies = dict(word.split("=", 1) for word in self.words if "=" in word)
         self.stops = {word.split("=")[1]: word.split("=")[0] for word in self.words
-                      if word.startswith(("hang=", "drop="))}
+                      if word.split("=")[0] in _STOPS}
         self.sock = sock
         self.file = sock.makefile("rb")
         self.tls = False
         self.sender = ""
         self.recipients: list[str] = []
+        #: The number of the last message, until the client has been heard again.
+        self.last: int | None = None
 
     def stop(self, stage: str) -> None:
-        """Hang or drop, if that is to be done at *stage*."""
-        if self.stops.get(stage) == "hang":
-            self.exchanger.over.wait(120)
-        if stage in self.stops:
-            raise _Gone
+        """Do what is to be done at *stage* in the place of an answer, or before it."""
+        what = self.stops.get(stage)
+        if what is not None:
+            _STOPS[what](self)
+
+    def hang(self) -> None:
+        self.exchanger.over.wait(120)
+        raise _Gone
+
+    def drop(self) -> None:
+        raise _Gone
+
+    def slow(self) -> None:
+        self.exchanger.over.wait(0.5)
+
+    def garbage(self) -> None:
+        self.sock.sendall(b"\x16\x03\x01\x00\xff no reply\r\n" * 3)
+        self.hang()
+
+    def endless(self) -> None:
+        while not self.exchanger.over.is_set():
+            self.sock.sendall(b"220-and more\r\n" * 100)
+
+    def trickle(self) -> None:
+        while not self.exchanger.over.wait(0.2):
+            self.sock.sendall(b"2")
 
     def say(self, stage: str, text: str) -> str:
         """Answer with *text*, or what is to stand in its place."""
@@ -103,6 +134,9 @@ class _Conversation:
             while line := self.file.readline():
                 text = line.decode("utf-8", "replace").rstrip("\r\n")
                 self.exchanger.lines.append(text)
+                if self.last is not None:
+                    self.exchanger.read.add(self.last)
+                    self.last = None
                 self.command(text.upper().split(" ")[0], text)
         finally:
             with contextlib.suppress(OSError):
@@ -116,6 +150,10 @@ class _Conversation:
                 offers.append("STARTTLS")
             if "dsn" in self.words:
                 offers.append("DSN")
+            if self.tls and "requiretls" in self.words:
+                offers.append("REQUIRETLS")
+            offers += [word[6:].replace("_", " ") for word in self.words
+                       if word.startswith("offer=")]
             self.say("ehlo", "250-mx.test\r\n" + "".join(
                 f"250-{offer}\r\n" for offer in offers) + "250 ENHANCEDSTATUSCODES")
         elif verb == "STARTTLS":
@@ -123,7 +161,7 @@ class _Conversation:
         elif verb == "MAIL":
             if self.say("mail", "250 2.1.0 ok").startswith("2"):
                 self.sender, self.recipients = text, []
-        elif verb in ("RCPT", "DATA") and not self.sender:
+        elif verb in ("RCPT", "DATA") and not self.sender and "lax" not in self.words:
             self.sock.sendall(b"503 5.5.1 MAIL first\r\n")
         elif verb == "RCPT":
             if self.say("rcpt", "250 2.1.5 ok").startswith("2"):
@@ -162,9 +200,20 @@ class _Conversation:
             self.stop("content")
         if not line:
             raise _Gone
-        if self.say("end", "250 2.0.0 taken").startswith("2"):
-            self.exchanger.messages.append((self.sender, self.recipients, message, self.tls))
+        self.stop("end")
+        text = self.replies.get("end", "250 2.0.0 taken").replace("_", " ")
+        if text.startswith("2"):
+            with self.exchanger.lock:
+                self.last = len(self.exchanger.messages)
+                self.exchanger.messages.append((self.sender, self.recipients, message, self.tls))
         self.sender = ""
+        if "lose=end" in self.words:
+            raise _Gone
+        self.sock.sendall(text.encode() + b"\r\n")
+
+
+_STOPS = {word: getattr(_Conversation, word)
+          for word in ("hang", "drop", "slow", "garbage", "endless", "trickle")}
 
 
 class _Gone(Exception):

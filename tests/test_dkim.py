@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import dkim as dkimpy
@@ -172,3 +176,33 @@ def test_the_command(tmp_path: Path) -> None:
     assert "no key 'x'" in run.fails("dkim", "use", "example.org", "x")
     assert "is no selector" in run.fails(
         "dkim", "add", "example.org", "--algorithm", "rsa", "--selector", "../x")
+
+
+#: Verifies a message with OpenDKIM, which asks the DNS of this machine: in a namespace of its own.
+_OPENDKIM = """
+import json, subprocess, sys
+from tests.nameserver import NameServer
+resolv, zone, message = sys.argv[1:]
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+subprocess.run(["mount", "--bind", resolv, "/etc/resolv.conf"], check=True)
+with NameServer(json.loads(zone), 53), open(message, "rb") as stream:
+    sys.exit(subprocess.run(["opendkim-testmsg"], stdin=stream).returncode)
+"""
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_opendkim_verifies(
+    keys: Keys, tmp_path: Path, program: Callable[[str], str], changed: bool
+) -> None:
+    program("opendkim-testmsg")
+    key = next(key for key in keys.all() if key.algorithm == "rsa")
+    text = b"Date: Thu, 26 Nov 2026 10:00:00 +0000\r\n" + MESSAGE  # which OpenDKIM insists on
+    signed = Signer(keys).sign(text, "example.org") + text
+    (tmp_path / "message").write_bytes(signed.replace(b"last", b"lost") if changed else signed)
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+    done = subprocess.run(
+        ["unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--net", "--mount",
+         sys.executable, "-c", _OPENDKIM, str(tmp_path / "resolv.conf"),
+         json.dumps({key.name: [f"TXT {key.record}"]}), str(tmp_path / "message")],
+        capture_output=True, timeout=60, check=False)
+    assert (done.returncode != 0) is changed, done

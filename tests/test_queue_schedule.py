@@ -64,8 +64,13 @@ class Carrying:
                                   "as told", "mx.example.net"))
         return succeed(results)
 
-    def abort(self) -> None:
+    def start(self) -> None:
         pass
+
+    def stop(self) -> None:
+        pass
+
+    abort = stop
 
 
 class Told:

@@ -9,26 +9,35 @@ off together, instead of running into as many time-outs.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    UNIXClientEndpoint,
+)
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mailsvc.client import Client, Outcome, Recipient, Timeouts
 from mailsvc.errors import EnhancedStatus
-from mailsvc.mail import Address
+from mailsvc.mail import NULL_PATH, Address, DeliverBy
 from mailsvc.queue.content import Content
 from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
+from mailsvc.queue.race import Race
 from mailsvc.queue.routes import Hop, RelaySettings
-from mailsvc.smtp.failures import SendingFailure
-from mailsvc.trust import Trust
+from mailsvc.queue.security.terms import Security, Terms
+from mailsvc.smtp.failures import NotOffered, SendingFailure, TLSFailed
+from mailsvc.smtp.offers import understood
+from mailsvc.smtp.requests import Parameters
 
 _log = Logger("mailsvc.queue")
 
@@ -41,6 +50,7 @@ class Result:
     :ivar reply: what was said, for people.
     :ivar host: who said it; empty when nobody did.
     :ivar reports: whether the next host has taken over to report of success (DSN).
+    :ivar timely: whether it minds within how much time the message is to be delivered (DELIVERBY).
     """
 
     recipient: QueuedRecipient
@@ -49,6 +59,7 @@ class Result:
     reply: str
     host: str = ""
     reports: bool = False
+    timely: bool = False
 
 
 @dataclass(slots=True)
@@ -58,6 +69,7 @@ class Job:
     :ivar reverse_path: the one to use, rewritten for mail that is forwarded.
     :ivar content: the message.
     :ivar prefix: what is sent before it: fields that were added on the way out.
+    :ivar in_flight: whether a host was sent it and has not said whether it took it.
     """
 
     message: QueuedMessage
@@ -67,6 +79,11 @@ class Job:
     prefix: bytes = b""
     done: Deferred[list[Result]] = field(default_factory=Deferred)
     results: list[Result] = field(default_factory=list)
+    in_flight: bool = False
+
+
+#: Of how many hops it is remembered which of their addresses lost a message.
+_LOSSY = 1000
 
 
 @dataclass(slots=True)
@@ -82,21 +99,26 @@ class _Destination:
 class Carrier:
     """Carries jobs.
 
+    :param security: knows what a host has to prove.
     :param hello: what we call ourselves.
     :param dial: opens a connection, as :meth:`mailsvc.client.Client.dial`.
     """
 
     def __init__(self, relay: RelaySettings, queue: QueueSettings, exchangers: Exchangers,
-                 hello: str, reactor: Any, dial: Any = Client.dial) -> None:
+                 security: Security, hello: str, reactor: Any, dial: Any = Client.dial) -> None:
         self._relay = relay
         self._queue = queue
         self._exchangers = exchangers
+        self._security = security
         self._hello = relay.hello or hello
         self._reactor = reactor
         self._dial = dial
         self._free = DeferredSemaphore(queue.connections)
         self._destinations: dict[Hop, _Destination] = {}
         self._open: set[Client] = set()
+        #: The address of each hop that last left open whether it had taken a message.
+        self._lossy: dict[Hop, str] = {}
+        self._stopped = self._aborted = False
         seconds = relay.reply_seconds
         self._timeouts = Timeouts(
             connect=relay.connect_seconds, tls=min(60.0, seconds), greeting=seconds, hello=seconds,
@@ -104,9 +126,15 @@ class Carrier:
             end=2 * seconds, other=seconds)
 
     def carry(self, hop: Hop, job: Job) -> Deferred[list[Result]]:
-        """Try to hand *job* to *hop*; fires with a result for each recipient, and never fails."""
+        """Try to hand *job* to *hop*; never fails.
+
+        :returns: a result for each recipient that was tried: for all, unless :meth:`stop` or
+            :meth:`abort` came between.
+        """
+        if self._stopped:
+            return succeed([])
         destination = self._destinations.setdefault(hop, _Destination())
-        destination.jobs.append(job)
+        _line_up(destination.jobs, job)
         if destination.workers < self._queue.connections_per_destination:
             destination.workers += 1
             working = Deferred.fromCoroutine(self._work(hop, destination))
@@ -114,8 +142,22 @@ class Carrier:
             working.addBoth(self._ended, hop, destination)
         return job.done
 
+    def start(self) -> None:
+        """Begin with what is done beside carrying."""
+        self._security.start()
+
+    def stop(self) -> None:
+        """Begin with no further job."""
+        self._stopped = True
+        self._security.stop()
+        for destination in self._destinations.values():
+            while destination.jobs:
+                destination.jobs.popleft().done.callback([])
+
     def abort(self) -> None:
-        """Close every connection at once; what is under way fails and is tried again some day."""
+        """Close every connection at once: what is under way has not been tried."""
+        self.stop()
+        self._aborted = True
         for client in tuple(self._open):
             client.close()
 
@@ -123,7 +165,7 @@ class Carrier:
         _log.failure("the queue could not send", failure)
         # Nobody may wait for ever because of it.
         while destination.jobs:
-            _finish(destination.jobs.popleft(), "internal error", EnhancedStatus(4, 3, 0))
+            self._finish(destination.jobs.popleft(), "internal error", EnhancedStatus(4, 3, 0))
 
     def _ended(self, _: object, hop: Hop, destination: _Destination) -> None:
         destination.workers -= 1
@@ -142,11 +184,11 @@ class Carrier:
                 job = destination.jobs.popleft()
                 client = await self._carry(hop, destination, job, client)
                 if not job.done.called:
-                    _finish(job, "not sent", EnhancedStatus(4, 4, 0))
+                    self._finish(job, "not sent", EnhancedStatus(4, 4, 0))
         finally:
             self._free.release()
             if job is not None and not job.done.called:
-                _finish(job, "internal error", EnhancedStatus(4, 3, 0))
+                self._finish(job, "internal error", EnhancedStatus(4, 3, 0))
             if client is not None:
                 self._keep(hop, destination, client)
 
@@ -191,40 +233,58 @@ class Carrier:
         if client is None and destination.idle:
             client = destination.idle.pop()
         if client is not None:
-            if not client.closed and not self._worn(client):
+            if not client.closed and not self._worn(client) and self._lacking(client, job) is None:
                 again = await self._send(client, job)
                 if not again or not client.closed:
                     # What this host put off it would put off again over a new connection.
-                    _finish(job)
+                    self._finish(job)
                     return client
             else:
                 self._quit(client)
         try:
-            places = await self._places(hop)
+            places = sorted(await self._places(hop),
+                            key=lambda place: place.address == self._lossy.get(hop))
         except Unroutable as failure:
             self._all(destination, job, failure.text, failure.status)
             return None
+        terms = await self._security.terms(hop)
         failed: SendingFailure | None = None
         reached = False
-        for place in places:
+        left = list(places)
+        while left and not self._aborted:
+            place = left[0]
+            race = self._race(hop, [each.address for each in left if each.name == place.name])
             try:
-                client = await self._connect(hop, place, job)
+                client = await self._connect(hop, place, race, terms)
             except SendingFailure as failure:
-                failed = failure
+                left = _without(left, place, race)
+                # What a host did not prove says more than that another was not there.
+                failed = failed if isinstance(failed, TLSFailed) else failure
                 _log.info("{id} not connected host={host} address={address}: {reason}",
                               id=job.message.id, host=place.name, address=place.address,
                               reason=failure.text)
                 # A host that says that it takes no mail at all may have a colleague who does.
                 continue
+            left = _without(left, place, race)
             reached = True
-            if not await self._send(client, job):
+            again = await self._send(client, job)
+            if job.in_flight:
+                # The next attempt begins with another, should there be one.
+                self._lossy[hop] = race.winner or place.address
+                if len(self._lossy) > _LOSSY:
+                    del self._lossy[next(iter(self._lossy))]
+            if not again:
                 return client
             self._quit(client)
+        if failed is None:
+            # Every host was asked, and what they lack they will lack tomorrow.
+            job.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
+                           for each in job.results]
         if failed is not None and not reached:
             self._all(destination, job, _said(failed), failed.status,
                       places[-1].name if failed.reply else "")
         else:
-            _finish(job)
+            self._finish(job)
         return None
 
     async def _places(self, hop: Hop) -> Sequence[Place]:
@@ -234,25 +294,40 @@ class Carrier:
             return (Place(hop.host, hop.host),)
         return await self._exchangers.addresses(hop.host)
 
-    async def _connect(self, hop: Hop, place: Place, job: Job) -> Client:
-        port = hop.port or self._relay.port
-        unix = place.address.startswith("/")
-        endpoint = None
-        if not unix:
-            six = ":" in place.address
+    def _race(self, hop: Hop, addresses: list[str]) -> Race:
+        """An endpoint for whichever of one host's *addresses* answers first."""
+        port, seconds = hop.port or self._relay.port, self._relay.connect_seconds
+
+        def endpoint(address: str) -> IStreamClientEndpoint:
+            if address.startswith("/"):
+                return UNIXClientEndpoint(self._reactor, address, timeout=seconds)
+            six = ":" in address
             bind = next((each for each in self._relay.bind if (":" in each) is six), None)
-            kind = TCP6ClientEndpoint if six else TCP4ClientEndpoint
-            endpoint = kind(self._reactor, place.address, port,
-                            timeout=self._relay.connect_seconds,
-                            bindAddress=(bind, 0) if bind else None)
-        tls: Any = hop.tls
-        if job.message.requiretls and tls == "opportunistic":
-            tls = "starttls"  # RFC 8689 §4.2.1: verified, or not at all
-        client: Client = await self._dial(
-            place.name.strip("[]"), port, endpoint=endpoint, tls=tls,
-            trust=Trust() if tls in ("starttls", "implicit") else None, hello=self._hello,
-            lmtp=hop.lmtp, timeouts=self._timeouts, reactor=self._reactor)
+            return (TCP6ClientEndpoint if six else TCP4ClientEndpoint)(
+                self._reactor, address, port, timeout=seconds,
+                bindAddress=(bind, 0) if bind else None)
+
+        return Race(addresses, endpoint, self._reactor)
+
+    async def _connect(self, hop: Hop, place: Place, race: Race, terms: Terms) -> Client:
+        demand = await terms.demand(place)
+        try:
+            client: Client = await self._dial(
+                place.name.strip("[]"), hop.port or self._relay.port, endpoint=race,
+                tls=demand.tls, trust=demand.trust, hello=self._hello, lmtp=hop.lmtp,
+                timeouts=self._timeouts, reactor=self._reactor)
+        except TLSFailed as failure:
+            raise terms.missed(_reached(place, race), demand, failure) from None
+        terms.reached(_reached(place, race), demand, client)
         self._open.add(client)
+        if self._aborted:
+            client.close()
+        try:
+            # What the host offers decides what it may be given.
+            await client.ready()
+        except SendingFailure:
+            self._quit(client)
+            raise
         if hop.user:
             try:
                 await client.auth(hop.user, hop.password)
@@ -270,6 +345,12 @@ class Carrier:
         """
         message = job.message
         left = _left(job)
+        lacking = self._lacking(client, job)
+        if lacking is not None:
+            job.results = [each for each in job.results if each.state != WAITING]
+            job.results += [Result(each, WAITING, lacking.status, lacking.text, client.host)
+                            for each in left]
+            return True
         reports = client.extension("DSN") is not None
         outcomes: Sequence[Outcome] = await client.send(
             job.reverse_path,
@@ -277,7 +358,8 @@ class Carrier:
                        _orcpt(each) if reports else "") for each in left],
             job.content.message(job.prefix), size=job.content.size + len(job.prefix),
             body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
-            envid=message.envid if reports else "", requiretls=message.requiretls)
+            envid=message.envid if reports else "", requiretls=message.requiretls,
+            by=self._by(message), priority=message.priority)
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.
         job.results = [each for each in job.results if each.state != WAITING]
@@ -286,18 +368,51 @@ class Carrier:
             failure = outcome.failure
             text = _text(outcome.reply) or (failure.text if failure else "")
             job.results.append(Result(
-                recipient, state, outcome.status, text, client.host or "", reports))
+                recipient, state, outcome.status, text, client.host or "", reports,
+                client.extension("DELIVERBY") is not None))
             again = again or (state == WAITING and not outcome.in_flight)
         if client.closed:
             self._open.discard(client)
-        if again and any(each.state == WAITING for each in job.results):
-            # Whoever may have it already must not get it from another host as well.
-            risky = {id(recipient) for recipient, outcome in zip(left, outcomes, strict=True)
-                     if outcome.in_flight}
-            if not risky:
-                return True
-        _finish(job)
+        # Whoever may have it already must not get it from another host as well.
+        job.in_flight = any(outcome.in_flight for outcome in outcomes)
+        if again and not job.in_flight:
+            return True
+        self._finish(job)
         return False
+
+    def _finish(self, job: Job, text: str = "", status: EnhancedStatus | None = None,
+                host: str = "") -> None:
+        """Give out the results; *status* is that of the recipients that have none."""
+        if job.done.called:
+            return
+        if self._aborted:
+            # It was ourselves who put them off.
+            job.results = [each for each in job.results if each.state != WAITING]
+            job.done.callback(job.results)
+            return
+        known = {id(each.recipient) for each in job.results}
+        for recipient in job.recipients:
+            if id(recipient) not in known:
+                said = status or EnhancedStatus(4, 4, 1)
+                job.results.append(Result(recipient, FAILED if said.class_ == 5 else WAITING, said,
+                                          text, host))
+        job.done.callback(job.results)
+
+    def _by(self, message: QueuedMessage) -> DeliverBy | None:
+        """What is left of the time that its sender gave it (RFC 2852 §4.1)."""
+        if message.by is None or message.deadline is None:
+            return None
+        left = math.floor(message.deadline - self._reactor.seconds())
+        return replace(message.by, seconds=max(left, 1) if message.by.mode == "R" else left)
+
+    def _lacking(self, client: Client, job: Job) -> NotOffered | None:
+        """What the message has to be promised, and this host does not offer; another may."""
+        promises = Parameters(requiretls=job.message.requiretls, by=self._by(job.message))
+        try:
+            understood(NULL_PATH, promises, client.extensions, client.tls_active)
+        except NotOffered as failure:
+            return failure
+        return None
 
     def _all(self, destination: _Destination, job: Job, text: str, status: EnhancedStatus,
              host: str = "") -> None:
@@ -305,27 +420,33 @@ class Carrier:
         waiting = [job, *destination.jobs]
         destination.jobs.clear()
         for each in waiting:
-            _finish(each, text, status, host)
+            self._finish(each, text, status, host)
+
+
+def _reached(place: Place, race: Race) -> Place:
+    """*place* with the address that was connected to."""
+    return place if race.winner is None else replace(place, address=race.winner)
+
+
+def _without(places: list[Place], place: Place, race: Race) -> list[Place]:
+    """What is left of *places* after a connection to *place* by *race*: what it did not try."""
+    if race.winner is None:
+        return [each for each in places if each.name != place.name]
+    return [each for each in places if each.address != race.winner]
+
+
+def _line_up(jobs: deque[Job], job: Job) -> None:
+    """Put *job* behind all that are as urgent as it is, or more so (RFC 6710)."""
+    place = len(jobs)
+    while place and jobs[place - 1].message.priority < job.message.priority:
+        place -= 1
+    jobs.insert(place, job)
 
 
 def _left(job: Job) -> list[QueuedRecipient]:
     """The recipients that no host has decided about yet."""
     decided = {id(each.recipient) for each in job.results if each.state != WAITING}
     return [each for each in job.recipients if id(each) not in decided]
-
-
-def _finish(job: Job, text: str = "", status: EnhancedStatus | None = None,
-            host: str = "") -> None:
-    """Give out the results; *status* is that of the recipients that have none."""
-    if job.done.called:
-        return
-    known = {id(each.recipient) for each in job.results}
-    for recipient in job.recipients:
-        if id(recipient) not in known:
-            said = status or EnhancedStatus(4, 4, 1)
-            job.results.append(Result(recipient, FAILED if said.class_ == 5 else WAITING, said,
-                                      text, host))
-    job.done.callback(job.results)
 
 
 def _orcpt(recipient: QueuedRecipient) -> str:

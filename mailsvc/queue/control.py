@@ -10,9 +10,11 @@ The socket belongs to the service's user, and nobody else may connect.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ from mailsvc.queue.spool import Ownership, Spool
 
 _log = Logger("mailsvc.queue")
 
-#: How long an answer is waited for, seconds.
-_PATIENCE = 120
+#: How long an answer is waited for, seconds; and until somebody who has the lock can be asked.
+_PATIENCE, _TAKING_OVER = 120, 10
 
 
 class ControlFactory(Factory):
@@ -100,13 +102,20 @@ def request(root: Path, action: str, words: list[str], route: str, now: float
     :raises OSError: the queue cannot be used, or its service does not answer.
     """
     read({"action": action, "filter": words, "route": route})
-    ownership = Ownership(root)
-    if ownership.acquire():
+    ownership, deadline = Ownership(root), time.monotonic() + _TAKING_OVER
+    while True:
+        if ownership.acquire():
+            try:
+                return _directly(Spool(root), action, words, route, now), []
+            finally:
+                ownership.release()
         try:
-            return _directly(Spool(root), action, words, route, now), []
-        finally:
-            ownership.release()
-    return _asked(root, action, words, route)
+            return _asked(root, action, words, route)
+        except (ConnectionError, FileNotFoundError):
+            # Whoever had it has ended, or whoever has it has only begun.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _directly(spool: Spool, action: str, words: list[str], route: str, now: float) -> list[str]:
@@ -135,9 +144,12 @@ def _asked(root: Path, action: str, words: list[str], route: str) -> tuple[list[
             connection.sendall(json.dumps(
                 {"action": action, "filter": words, "route": route}).encode() + b"\n")
             with connection.makefile("rb") as stream:
-                answer = json.loads(stream.readline() or b'{"error": "no answer"}')
+                line = stream.readline()
     finally:
         os.close(directory)
+    if not line:
+        raise ConnectionResetError(errno.ECONNRESET, "the service ended before it answered")
+    answer = json.loads(line)
     if "error" in answer:
         raise ValueError(answer["error"])
     return answer["ids"], answer["busy"]

@@ -9,8 +9,8 @@
   back;
 * an address literal: that address.
 
-An alias (CNAME) is followed by the resolver.  Of each exchanger's addresses IPv6 and IPv4 take
-turns, so that a family that leads nowhere costs one time-out.
+Aliases (CNAME) are followed; where they lead round in a circle, it is 5.4.4.  Of each exchanger's
+addresses IPv6 and IPv4 take turns, as :mod:`mailsvc.queue.race` wants them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from mailsvc.queue.routes import RelaySettings, server
 #: Most exchangers that are asked for their addresses, and most addresses that are tried.
 _EXCHANGERS = 10
 _ADDRESSES = 10
+#: How many aliases in a row are asked about, each of which may stand for a chain in one answer.
+_ALIASES = 8
 
 #: How long an answer is waited for, from each server in turn, seconds.
 _PATIENCE = (2, 4, 8)
@@ -177,7 +179,26 @@ class Exchangers:
         return places
 
     async def _ask(self, lookup: Any, name: str) -> list[Any]:
-        """The records that *lookup* finds at *name*; none when the name has none of that type."""
+        """The records that *lookup* finds at *name*; none when the name has none of that type.
+
+        Where the answer ends in an alias, what that stands for is asked for.
+        """
+        asked = {name}
+        while True:
+            answers = await self._answer(lookup, name)
+            aliases = {str(each.name).lower(): str(each.payload.name).lower().rstrip(".")
+                       for each in answers if each.type == dns.CNAME}
+            end = name.lower()
+            while end in aliases:
+                end = aliases.pop(end)
+            if end == name.lower() or any(each.type != dns.CNAME for each in answers):
+                return answers
+            if end in asked or len(asked) > _ALIASES:
+                raise Unroutable(f"the aliases (CNAME) of {name} lead round in a circle", 5, 4, 4)
+            asked.add(end)
+            name = end
+
+    async def _answer(self, lookup: Any, name: str) -> list[Any]:
         try:
             answers, _, _ = await lookup(name, timeout=_PATIENCE)
         except error.DNSNameError:

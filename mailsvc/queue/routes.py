@@ -17,10 +17,11 @@ the sender, the sender before the destination, and the longer name before the sh
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 from mailsvc.mail import NULL_PATH, Address
@@ -42,6 +43,8 @@ class Hop:
     :ivar port: 0 for exchangers: that of [relay].
     :ivar tls: as ``mailsvc.client.TLS``.
     :ivar user: whom to log in as, or empty; *password* likewise.
+    :ivar wish: what messages ask of TLS, which have connections of their own: "require"
+        (REQUIRETLS), "ignore" (TLS-Required: No, RFC 8689 §5), or empty.
     """
 
     host: str
@@ -51,6 +54,7 @@ class Hop:
     user: str = ""
     password: str = ""
     lmtp: bool = False
+    wish: str = ""
 
     def __str__(self) -> str:
         """For people, without the password."""
@@ -140,6 +144,15 @@ def server(text: str) -> tuple[str, int]:
     return address, port
 
 
+def _address(value: str) -> str | None:
+    return None if not value or re.fullmatch(rf"[!-~]+@{_LABEL}(\.{_LABEL})+", value) else (
+        "an address such as tls-reports@example.org, in ASCII")
+
+
+def _place(value: str) -> str | None:
+    return None if not value or value.startswith("/") else "an absolute path"
+
+
 def _addresses(values: list[str]) -> str | None:
     try:
         for value in values:
@@ -175,6 +188,24 @@ class RelaySettings:
     loopback: bool = setting(
         False, "Whether exchangers may be at loopback addresses, as in a test.  Otherwise a domain "
         "that points there is refused, for it would lead to ourselves.")
+    dane: str = setting(
+        "auto", "Whether TLSA records are obeyed (DANE, RFC 7672): on if the name servers validate "
+        "(DNSSEC) and they and the way to them can be trusted; auto for on if all of them are at "
+        "loopback addresses; off.", check=one_of("auto", "on", "off"))
+    mta_sts: bool = setting(
+        True, "Whether the policies are obeyed by which domains say that their exchangers have TLS "
+        "and prove their names (MTA-STS, RFC 8461).")
+    policy_port: int = setting(443, "The port of the hosts that have such policies.",
+                               check=at_least(1))
+    authorities: str = setting(
+        "", "PEM file of the authorities that may vouch for exchangers, other hosts and policies; "
+        "empty for those of the system.", check=_place)
+    tls_reports: str = setting(
+        "", "The address that reports come from, once a day, about TLS with the exchangers of "
+        "domains that ask for them (RFC 8460); empty to send none.", check=_address)
+    remember_tls: bool = setting(
+        True, "Whether a domain that was reached by TLS once is not sent to in the clear later; "
+        "`mailsvc queue tls` lists them.")
     connect_seconds: float = setting(
         30, "How long one address may take to answer a connection.", unit="seconds",
         check=at_least(0.1))
@@ -192,24 +223,28 @@ class Routes:
         if settings.smarthost:
             self._table.setdefault("*", parse_route(settings.smarthost))
 
+        self._remembered = functools.lru_cache(4096)(self._find)
+
     def hop(self, message: QueuedMessage, recipient: Address) -> Hop:
         """Where *message* goes next for *recipient*."""
-        if message.route:
-            hop = parse_route(message.route)
-        else:
-            hop = next((self._table[key] for key in _keys(message, recipient)
-                        if key in self._table), EXCHANGERS)
-        return Hop(fold_domain(recipient.domain) or recipient.domain, exchangers=True) if (
-            hop is EXCHANGERS) else hop
+        hop = parse_route(message.route) if message.route else self._remembered(
+            message.account, message.reverse_path, recipient.domain)
+        if hop is EXCHANGERS:
+            hop = Hop(fold_domain(recipient.domain) or recipient.domain, exchangers=True)
+        wish = "require" if message.requiretls else "ignore" if message.tls_optional else ""
+        return replace(hop, wish=wish) if wish else hop
+
+    def _find(self, account: str, sender: Address, domain: str) -> Hop:
+        return next((self._table[key] for key in _keys(account, sender, domain)
+                     if key in self._table), EXCHANGERS)
 
 
-def _keys(message: QueuedMessage, recipient: Address) -> list[str]:
-    """What *message* can be found by in the table, the most particular first."""
-    keys = [f"account:{_folded_address(message.account)}"] if message.account else []
-    sender = message.reverse_path
+def _keys(account: str, sender: Address, domain: str) -> list[str]:
+    """What a message can be found by in the table, the most particular first."""
+    keys = [f"account:{_folded_address(account)}"] if account else []
     if sender != NULL_PATH:
         keys += [f"from:{_folded_address(str(sender))}", f"from:{fold_domain(sender.domain)}"]
-    labels = fold_domain(recipient.domain).split(".")
+    labels = fold_domain(domain).split(".")
     keys.append(".".join(labels))
     keys += ["." + ".".join(labels[start:]) for start in range(len(labels))]
     return [*keys, "*"]

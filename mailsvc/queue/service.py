@@ -1,23 +1,21 @@
 """The queue of one process: takes messages in, and sends if no other process does.
 
 Any number of processes may share the directory.  The one that holds its lock sends; the others
-tell it of new messages by a datagram, and try for the lock every few seconds, so that when it ends,
-in whatever way, another goes on.  A datagram that is lost costs some seconds: the sender looks into
-the directory as well.
+tell it of new messages over a connection (:mod:`mailsvc.queue.wake`), and when that breaks, because
+it has ended, in whatever way, they try for the lock, and one of them goes on.  Nothing depends on
+that: the lock is tried for every few seconds too, and the directory looked into.
 """
 
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -28,13 +26,19 @@ from mailsvc.queue.message import queued
 from mailsvc.queue.reports import Reports
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.spool import Draft, Ownership, Spool
+from mailsvc.queue.wake import Teller, WakeFactory
 from mailsvc.store.maildir import MaildirDelivery
 from mailsvc.store.threads import Threads
 
 _log = Logger("mailsvc.queue")
 
-#: How often the lock is tried for, and the directory looked into, seconds.
-_LOOK_EVERY = 5.0
+#: How often the lock is tried for while another process has it and hears us, seconds; and while
+#: nobody does.
+_LOOK_EVERY, _SEEK_EVERY = 5.0, 0.1
+#: How often who sends looks into the directory, seconds.
+_COUNT_EVERY = 60.0
+#: How long what is being sent may take to end when another generation of processes takes over.
+_HAND_OVER = 30.0
 
 _SMALL_OCTETS = 131_072
 
@@ -62,6 +66,9 @@ class Queue(Service):
         self._ports: list[Any] = []
         self._directory = -1
         self._look: IDelayedCall | None = None
+        self._teller = Teller(reactor, self._lost)
+        #: Whether this process sends when it may.
+        self._willing = True
 
     # ---- into the queue ----
 
@@ -82,14 +89,7 @@ class Queue(Service):
         if self.runner is not None:
             self.runner.take([id])
         else:
-            self._tell(id)
-
-    def _tell(self, id: str) -> None:
-        """Wake the process that sends, if it hears."""
-        # A path of the process's own is short enough for any directory (unix(7): 108 octets).
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wake:
-            wake.setblocking(False)
-            wake.sendto(id.encode("ascii"), f"/proc/self/fd/{self._directory}/wake")
+            self._teller.tell(id)
 
     # ---- who sends ----
 
@@ -108,73 +108,96 @@ class Queue(Service):
         self._look = None
         if not self.running:
             return
-        if self.runner is None and self._ownership.acquire():
+        pause = _LOOK_EVERY if self._teller.connected else _SEEK_EVERY
+        if self.runner is not None:
+            self._count()
+            pause = _COUNT_EVERY
+        elif self._willing and self._ownership.acquire():
             self._own()
-        elif self.runner is not None:
-            self.threads.run(self.spool.ids).addCallbacks(self.runner.missed, lambda _: None)
-        self._look = self._reactor.callLater(_LOOK_EVERY, self._try)
+            pause = _COUNT_EVERY
+        elif not self._teller.connected:
+            # By way of a descriptor: the path of a Unix socket has at most 107 octets.
+            self._teller.connect(f"/proc/self/fd/{self._directory}/wake")
+        self._look = self._reactor.callLater(pause, self._try)
+
+    def _lost(self) -> None:
+        """The process that sent is gone."""
+        if self._look is not None and self._look.active():
+            self._look.cancel()
+        self._try()
+
+    def _count(self) -> None:
+        """Look for messages that nobody told of."""
+        if self.runner is not None and self.running:
+            self.threads.run(self.spool.ids).addCallbacks(self._counted, lambda _: None)
+
+    def _counted(self, ids: Collection[str]) -> None:
+        if self.runner is not None:
+            self.runner.missed(ids)
 
     def _own(self) -> None:
         assert self.make_runner is not None
-        self.runner = self.make_runner()
-        path = f"/proc/self/fd/{self._directory}/wake"
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        control = f"/proc/self/fd/{self._directory}/control"
-        with suppress(FileNotFoundError):
-            os.unlink(control)
+        runner = self.runner = self.make_runner()
+        self._teller.close()
+        self._teller.forget()  # it is in the directory
+        wake, control = (f"/proc/self/fd/{self._directory}/{name}" for name in ("wake", "control"))
+        for path in wake, control:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
         self._ports = [
-            self._reactor.listenUNIXDatagram(path, _Wake(self.runner), mode=0o600),
-            self._reactor.listenUNIX(control, ControlFactory(self.runner), mode=0o600)]
+            self._reactor.listenUNIX(
+                wake, WakeFactory(lambda id: runner.take([id]), self._count), mode=0o600),
+            self._reactor.listenUNIX(control, ControlFactory(runner), mode=0o600)]
         self.threads.run(self.spool.sweep).addErrback(
             lambda failure: _log.failure("cannot sweep the queue", failure))
-        self.runner.start().addErrback(
+        runner.start().addErrback(
             lambda failure: _log.failure("cannot read the queue", failure))
+
+    def hand_over(self) -> None:
+        """Take messages, but send no more: leave that to another process."""
+        self._willing = False
+        runner = self.runner
+        if runner is not None:
+            self._ended(runner, _HAND_OVER).addBoth(lambda _: self._let_go()).addBoth(
+                lambda _: self._lost())
 
     def stopService(self) -> Deferred[Any]:
         """End; fires when what was under way is on disk, and the lock is another's to take."""
         super().stopService()
         if self._look is not None and self._look.active():
             self._look.cancel()
-        if self.runner is None:
-            return self._stopped()
-        ended = self.runner.stop()
-        # What does not end by itself is cut off, and then left: its state is on disk.
-        ended.addTimeout(self._grace + 1, self._reactor)
-        cut = self._reactor.callLater(self._grace, self.runner.abort)
+        self._teller.close()
+        ended = succeed(None) if self.runner is None else self._ended(self.runner, self._grace)
+        ended.addBoth(lambda _: self.threads.stop())
+        return ended.addBoth(lambda _: self._let_go(last=True))
 
-        def over(_: object) -> Deferred[Any]:
+    def _ended(self, runner: Runner, grace: float) -> Deferred[Any]:
+        """Fires when *runner* has ended: what does not by itself is cut off after *grace*."""
+        ended = runner.stop()
+        # Its state is on disk, should even that not help.
+        ended.addTimeout(grace + 1, self._reactor)
+        cut = self._reactor.callLater(grace, runner.abort)
+
+        def over(result: object) -> object:
             if cut.active():
                 cut.cancel()
-            return self._stopped()
+            return result
 
         return ended.addBoth(over)
 
-    def _stopped(self) -> Deferred[Any]:
+    def _let_go(self, *, last: bool = False) -> Deferred[Any]:
+        """Let another process send."""
         self.runner = None
         ports, self._ports = self._ports, []
         closing = [maybeDeferred(port.stopListening) for port in ports]
-        closing.append(self.threads.stop())
 
         def release(_: object) -> None:
             self._ownership.release()
-            if self._directory >= 0:
+            if last and self._directory >= 0:
                 os.close(self._directory)
                 self._directory = -1
 
         return DeferredList(closing, consumeErrors=True).addCallback(release)
-
-
-class _Wake(DatagramProtocol):
-    """Hears of new messages."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        id = datagram.decode("ascii", "replace")
-        if id.isalnum():
-            self._runner.take([id])
 
 
 class _Writer:

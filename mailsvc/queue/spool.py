@@ -33,7 +33,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,10 +42,12 @@ from typing import BinaryIO
 from twisted.logger import Logger
 
 from mailsvc.queue.message import (
+    HEAD_OCTETS,
     QueuedMessage,
     Unreadable,
     envelope_line,
     parse,
+    priority_of,
     state_line,
 )
 from mailsvc.store.tree import sync_directory
@@ -167,6 +169,20 @@ class Spool:
                         times[entry.name] = entry.stat(follow_symlinks=False).st_mtime
         return times
 
+    def priorities(self, ids: Collection[str]) -> dict[str, int]:
+        """Of those of *ids* that have one other than 0, the priority."""
+        found = {}
+        for id in ids:
+            with suppress(FileNotFoundError):
+                fd = os.open(self._path(id), os.O_RDONLY)
+                try:
+                    priority = priority_of(os.read(fd, HEAD_OCTETS))
+                finally:
+                    os.close(fd)
+                if priority:
+                    found[id] = priority
+        return found
+
     def load(self, id: str) -> QueuedMessage:
         """The message *id* as it is now.
 
@@ -196,26 +212,28 @@ class Spool:
             with suppress(FileNotFoundError, Unreadable):
                 yield self.load(id)
 
-    def save(self, message: QueuedMessage) -> None:
-        """Step 4."""
-        name = message.id.encode("ascii")
-        path = self._incoming + b"/" + name + b".state"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _FILE_MODE)
-        try:
-            _write(fd, state_line(message))
-            due = _NEVER if message.held else message.due
-            os.utime(fd, (due, due))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(path, self._state + b"/" + name)
+    def save(self, *messages: QueuedMessage) -> None:
+        """Step 4, of several messages at once."""
+        for message in messages:
+            name = message.id.encode("ascii")
+            path = self._incoming + b"/" + name + b".state"
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _FILE_MODE)
+            try:
+                _write(fd, state_line(message))
+                due = _NEVER if message.held else message.due
+                os.utime(fd, (due, due))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(path, self._state + b"/" + name)
         sync_directory(self._state)
 
-    def remove(self, id: str) -> None:
-        """Step 5.  May be called again."""
-        for directory in (self._message, self._state):
-            with suppress(FileNotFoundError):
-                os.unlink(directory + b"/" + id.encode("ascii"))
+    def remove(self, *ids: str) -> None:
+        """Step 5, of several messages at once.  May be called again."""
+        for id in ids:
+            for directory in (self._message, self._state):
+                with suppress(FileNotFoundError):
+                    os.unlink(directory + b"/" + id.encode("ascii"))
         sync_directory(self._message)
 
     def set_aside(self, id: str) -> Path:

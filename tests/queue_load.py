@@ -1,0 +1,198 @@
+"""Measures the queue: ``python -m tests.queue_load``.
+
+* A hundred thousand messages to a thousand domains that wait: how soon the service is ready with
+  them, how much memory its processes have, and how much CPU time it takes to let them wait, for
+  queues of several sizes.
+* How fast a queue runs empty into smtp-sink, beside Postfix's, in turns.
+
+Postfix and smtp-sink are Debian's ``postfix``.  What is printed is a table in reStructuredText.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mailsvc.mail import Address, new_id
+from mailsvc.queue.message import QueuedMessage, QueuedRecipient, envelope_line, state_line
+from mailsvc.queue.spool import Spool
+from tests.daemons import Postfix, free_port, wait_for
+from tests.service import Service
+
+MESSAGE = b"Subject: load\r\n\r\n" + (b"x" * 70 + b"\r\n") * 55
+#: Connections to the sink, and messages over each: the same for both.
+CONNECTIONS = 20
+
+
+def fill(directory: Path, messages: int, domains: int, wait: float) -> None:
+    """Put *messages* into the queue of *directory*, unsynced, to be tried in *wait* seconds."""
+    spool = Spool(directory / "queue")
+    directory.mkdir(exist_ok=True)
+    spool.make()
+    now = time.time()
+    for number in range(messages):
+        to = Address(f"user{number}", f"d{number % domains}.example")
+        message = QueuedMessage(new_id(), now, Address("alice", "a.example"),
+                                [QueuedRecipient(to, to)], account="alice@a.example")
+        (spool.root / "message" / message.id).write_bytes(envelope_line(message) + MESSAGE)
+        if wait:
+            message.attempts, message.due = 1, now + wait
+            state = spool.root / "state" / message.id
+            state.write_bytes(state_line(message))
+            os.utime(state, (message.due, message.due))
+
+
+def cpu(pids: list[int]) -> float:
+    """User and system time of *pids* so far, in seconds."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pids: list[int]) -> float:
+    """Memory that *pids* have, shared pages counted once, in MiB."""
+    octets = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                octets += int(line.split()[1]) * 1024
+    return octets / 2**20
+
+
+def waiting(place: Path, messages: int, seconds: float) -> tuple[float, float, float]:
+    """With *messages* that wait: seconds until they are known, MiB, CPU milliseconds a second."""
+    directory = place / f"waiting-{messages}"
+    fill(directory, messages, 1000, 3600)
+    begun = time.monotonic()
+    with Service(directory, (), ("--workers", "1", "--set", "relay.smarthost=127.0.0.1:1")
+                 ) as service:
+        while messages and "the queue holds" not in service.log.read_text():
+            assert time.monotonic() < begun + 60
+            time.sleep(0.01)
+        known = time.monotonic() - begun
+        time.sleep(1)
+        before = cpu(service.pids())
+        time.sleep(seconds)
+        used = (cpu(service.pids()) - before) / seconds * 1000
+        memory = resident(service.pids())
+    shutil.rmtree(directory)
+    return known, memory, used
+
+
+@contextmanager
+def sink() -> Iterator[int]:
+    """smtp-sink; its port."""
+    port = free_port()
+    program = shutil.which("smtp-sink") or "/usr/sbin/smtp-sink"
+    process = subprocess.Popen([program, *(["-u", "nobody"] if os.geteuid() == 0 else []),
+                                f"127.0.0.1:{port}", "1000"])
+    try:
+        wait_for(("127.0.0.1", port))
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ours(place: Path, messages: int, workers: int) -> float:
+    """How long our queue takes to run empty, seconds."""
+    directory = place / f"ours-{time.monotonic_ns()}"
+    fill(directory, messages, 100, 0)
+    with sink() as port, Service(directory, (), (
+            "--workers", str(workers), "--set", f"relay.smarthost=smtp+plain://127.0.0.1:{port}",
+            "--set", f"queue.connections_per_destination={CONNECTIONS}")):
+        begun = time.monotonic()
+        first = len(os.listdir(directory / "queue" / "message"))
+        while os.listdir(directory / "queue" / "message"):
+            time.sleep(0.02)
+        # What was gone before the service was ready does not count.
+        return (time.monotonic() - begun) * messages / first
+
+
+def postfix(messages: int) -> float:
+    """How long Postfix's takes, seconds."""
+    with sink() as port, Postfix(
+            lambda name: shutil.which(name) or f"/usr/sbin/{name}", relayhost=f"[127.0.0.1]:{port}",
+            mynetworks="127.0.0.0/8", defer_transports="smtp", qmgr_message_active_limit="100000",
+            smtp_destination_concurrency_limit=str(CONNECTIONS),
+            initial_destination_concurrency=str(CONNECTIONS),
+            smtpd_client_connection_count_limit="0", default_process_limit="200") as there:
+        subprocess.run(
+            [shutil.which("smtp-source") or "/usr/sbin/smtp-source", "-s", "20", "-m",
+             str(messages), "-l", str(len(MESSAGE)), "-f", "alice@a.example", "-t",
+             "bob@far.example", "{}:{}".format(*there.address)], check=True)
+        spool = there.directory / "spool"
+
+        def left() -> int:
+            return sum(len(files) for name in ("incoming", "active", "deferred", "maildrop")
+                       for _, _, files in os.walk(spool / name))
+
+        while len(list((spool / "deferred").rglob("*"))) < messages:
+            time.sleep(0.1)
+        main = there.configuration / "main.cf"
+        main.write_text(main.read_text().replace("defer_transports = smtp\n", ""))
+        subprocess.run(["postfix", "-c", str(there.configuration), "reload"], check=True,
+                       capture_output=True)
+        begun = time.monotonic()
+        subprocess.run(["postqueue", "-c", str(there.configuration), "-f"], check=True)
+        while left():
+            time.sleep(0.02)
+        return time.monotonic() - begun
+
+
+def main() -> None:
+    """Measure what the arguments say."""
+    parser = argparse.ArgumentParser(prog="python -m tests.queue_load", description=__doc__)
+    parser.add_argument("--sizes", default="1000,10000,100000", help="of queues that wait")
+    parser.add_argument("--seconds", type=float, default=20, help="how long they are looked at")
+    parser.add_argument("--messages", type=int, default=5000, help="in queues that run empty")
+    parser.add_argument("--rounds", type=int, default=3, help="of those")
+    parser.add_argument("--alone", action="store_true", help="without Postfix")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mailsvc-load-") as name:
+        place = Path(name)
+        if given.sizes:
+            table("messages that wait", "known after, s", "memory, MiB", "CPU, ms a second")
+            for size in map(int, given.sizes.split(",")):
+                row(f"{size:,}", *(f"{value:.2f}" for value in waiting(place, size, given.seconds)))
+        servers = {"mailsvc, 1 process": lambda: ours(place, given.messages, 1),
+                   "mailsvc, 2 processes": lambda: ours(place, given.messages, 2)}
+        if not given.alone:
+            servers["Postfix"] = lambda: postfix(given.messages)
+        rates: dict[str, list[float]] = {}
+        for _ in range(given.rounds):
+            for each, measure in servers.items():
+                rates.setdefault(each, []).append(given.messages / measure())
+        if given.rounds:
+            table("relaying to smtp-sink", "messages/s", "range", "")
+            for each, found in rates.items():
+                row(each, f"{statistics.median(found):,.0f}",
+                    f"{min(found):,.0f}-{max(found):,.0f}", "")
+    sys.stdout.flush()
+
+
+def table(*heads: str) -> None:
+    """Begin a table."""
+    print("\n.. list-table::\n   :header-rows: 1\n   :widths: 31 23 23 23\n")
+    row(*heads)
+
+
+def row(*cells: str) -> None:
+    """A row of it."""
+    print("\n".join(f"   {'* -' if number == 0 else '  -'} {cell}".rstrip()
+                    for number, cell in enumerate(cells)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
