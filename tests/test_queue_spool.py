@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailsvc.mail import NULL_PATH, Address, Envelope, Recipient, Remote
+from mailsvc.mail import NULL_PATH, Account, Address, DeliverBy, Envelope, Recipient, Remote
 from mailsvc.queue.message import (
     STATES,
     QueuedMessage,
@@ -21,6 +21,7 @@ from mailsvc.queue.message import (
     Unreadable,
     envelope_line,
     parse,
+    priority_of,
     queued,
     state_line,
 )
@@ -237,3 +238,33 @@ def test_success_with_an_alias_is_told_here_and_by_nobody_else(
                            Recipient(Address("dave", "example.net"), (), (
                                Remote(Address("dave", "example.net")),), notify)]
     assert [each.notify for each in queued(envelope, 1.0).recipients] == [left, left, notify]
+
+
+def test_what_is_held_is_for_mailboxes_here_as_well() -> None:
+    """RFC 4865: until its release it lies in the queue, whomever it is for."""
+    bob = Recipient(Address("bob", "example.org"), (Account("bob", "example.org"),), (),
+                    ("SUCCESS",))
+    for release in 0.0, 50.0:
+        envelope = Envelope("9J", NULL_PATH, recipients=[bob], release=release)
+        message = queued(envelope, 1.0)
+        assert [(str(each.address), each.local, each.notify) for each in message.recipients] == (
+            [("bob@example.org", True, ("SUCCESS",))] if release else [])
+        assert (message.due, message.release) == (release or 1.0, release)
+
+
+def test_priorities_are_read_from_the_beginning_of_the_files(spool: Spool) -> None:
+    for id, priority in ("1A", 0), ("2B", 9), ("3C", -9):
+        put(spool, a_message(id, priority=priority), b"x\r\n")
+    assert spool.priorities(["1A", "2B", "3C", "4D"]) == {"2B": 9, "3C": -9}
+    assert priority_of(b"") == priority_of(b'{"version":1,"priority":x') == 0
+
+
+@pytest.mark.parametrize("by", [None, DeliverBy(60, "R", True), DeliverBy(-5, "N")])
+def test_the_time_that_a_message_has_is_kept(by: DeliverBy | None) -> None:
+    message = a_message("5E", by=by)
+    assert parse(envelope_line(message), None).by == by
+    if by is not None:
+        said = json.loads(envelope_line(message))
+        said["by"]["mode"] = "X"
+        with pytest.raises(Unreadable, match="expected R or N"):
+            parse(json.dumps(said).encode(), None)
