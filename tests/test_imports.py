@@ -79,6 +79,7 @@ MAY_IMPORT = {
     "queue.message": ["mail"],
     "queue.spool": ["queue.message", "store.tree"],
     "queue.content": [],
+    "queue.slots": [],
     "queue.schedule": ["mail", "queue.limits", "queue.message"],
     "queue.filter": ["mail", "names", "queue.message"],
     "queue.dsn": ["mail", "trace", "queue.message"],

@@ -85,9 +85,11 @@ def test_no_other_argument_holds_a_line_end(bad: str) -> None:
 
 @pytest.mark.parametrize("options", [
     {"body": "BINARYMIME X"}, {"ret": "FULL\r\n"}, {"ret": "half"}, {"envid": "a\r\nb"},
-    {"envid": "é"}, {"envid": "x" * 101}, {"auth": Address("a\r\n", "b")}])
+    {"envid": "é"}, {"envid": "x" * 101}, {"auth": Address("a\r\n", "b")},
+    {"by": DeliverBy(1, "R\r\n")}, {"by": DeliverBy(10 ** 9, "N")}, {"priority": 10},
+    {"hold_for": -1}, {"hold_for": 10 ** 9}])
 def test_no_parameter_of_mail_becomes_another(options: dict[str, Any]) -> None:
-    session = greeted("8BITMIME", "DSN", "AUTH PLAIN")
+    session = greeted("8BITMIME", "DSN", "AUTH PLAIN", "DELIVERBY", "MT-PRIORITY", "FUTURERELEASE")
     with pytest.raises(BadArgument):
         session.mail("a@example.com", **options)
     assert session.data_to_send() == b""
@@ -120,6 +122,10 @@ def test_dsn_is_said_where_it_is_offered() -> None:
     (("8BITMIME",), {"smtputf8": True}, (5, 6, 7)),
     (("REQUIRETLS",), {"requiretls": True}, (5, 7, 30)),
     (("SIZE 100",), {"size": 101}, (5, 3, 4)),
+    ((), {"by": DeliverBy(60, "R")}, (5, 3, 3)),
+    (("DELIVERBY 61",), {"by": DeliverBy(60, "R")}, (5, 4, 7)),
+    ((), {"hold_for": 60}, (5, 3, 3)),
+    (("FUTURERELEASE 59 2026-11-22T09:30:00Z",), {"hold_for": 60}, (5, 3, 3)),
 ])
 def test_what_is_not_offered_is_not_sent(extensions: tuple[str, ...], options: dict[str, Any],
                                          status: tuple[int, int, int]) -> None:
@@ -216,6 +222,18 @@ def test_requiretls_is_said_within_tls() -> None:
     session.tls_active = True
     session.mail("a@example.com", requiretls=True)
     assert session.data_to_send() == b"MAIL FROM:<a@example.com> REQUIRETLS\r\n"
+
+
+def test_what_may_be_left_out_is_said_where_it_is_offered() -> None:
+    options: dict[str, Any] = {"by": DeliverBy(-5, "N", True), "priority": -3}
+    for extensions, words in ((), b""), (("DELIVERBY",), b" BY=-5;NT"), (
+            ("MT-PRIORITY MIXER", "DELIVERBY 60"), b" BY=-5;NT MT-PRIORITY=-3"):
+        session = greeted(*extensions)
+        session.mail("a@example.com", **options)
+        assert session.data_to_send() == b"MAIL FROM:<a@example.com>" + words + b"\r\n"
+    session = greeted("DELIVERBY 60", "FUTURERELEASE 86400 2026-11-22T09:30:00Z")
+    session.mail("a@example.com", by=DeliverBy(60, "R"), hold_for=30)
+    assert session.data_to_send() == b"MAIL FROM:<a@example.com> BY=60;R HOLDFOR=30\r\n"
 
 
 def test_addresses_outside_ascii() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
@@ -35,6 +35,7 @@ from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, Queue
 from mailsvc.queue.race import Race
 from mailsvc.queue.routes import Hop, RelaySettings
 from mailsvc.queue.security.terms import Security, Terms
+from mailsvc.queue.slots import Slots
 from mailsvc.smtp.failures import NotOffered, SendingFailure, TLSFailed
 from mailsvc.smtp.offers import understood
 from mailsvc.smtp.requests import Parameters
@@ -95,6 +96,10 @@ class _Destination:
     idle: list[Client] = field(default_factory=list)
     not_before: float = 0.0
 
+    def urgency(self) -> int:
+        """The priority of what is next."""
+        return self.jobs[0].message.priority if self.jobs else -10
+
 
 class Carrier:
     """Carries jobs.
@@ -113,7 +118,7 @@ class Carrier:
         self._hello = relay.hello or hello
         self._reactor = reactor
         self._dial = dial
-        self._free = DeferredSemaphore(queue.connections)
+        self._slots = Slots(queue.connections)
         self._destinations: dict[Hop, _Destination] = {}
         self._open: set[Client] = set()
         #: The address of each hop that last left open whether it had taken a message.
@@ -173,12 +178,15 @@ class Carrier:
             self._destinations.pop(hop, None)
 
     async def _work(self, hop: Hop, destination: _Destination) -> None:
-        await self._free.acquire()
+        await self._slots.acquire(destination.urgency)
         client: Client | None = None
         job: Job | None = None
         try:
             while destination.jobs:
                 await self._pace(destination)
+                if self._slots.wanted_by_more_than(destination.urgency()):
+                    self._slots.release()
+                    await self._slots.acquire(destination.urgency)
                 if not destination.jobs:
                     break
                 job = destination.jobs.popleft()
@@ -186,7 +194,7 @@ class Carrier:
                 if not job.done.called:
                     self._finish(job, "not sent", EnhancedStatus(4, 4, 0))
         finally:
-            self._free.release()
+            self._slots.release()
             if job is not None and not job.done.called:
                 self._finish(job, "internal error", EnhancedStatus(4, 3, 0))
             if client is not None:
@@ -276,7 +284,7 @@ class Carrier:
             if not again:
                 return client
             self._quit(client)
-        if failed is None:
+        if failed is None and not left:
             # Every host was asked, and what they lack they will lack tomorrow.
             job.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
                            for each in job.results]
@@ -359,7 +367,7 @@ class Carrier:
             job.content.message(job.prefix), size=job.content.size + len(job.prefix),
             body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
             envid=message.envid if reports else "", requiretls=message.requiretls,
-            by=self._by(message), priority=message.priority)
+            by=self._by(client, message), priority=message.priority)
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.
         job.results = [each for each in job.results if each.state != WAITING]
@@ -369,7 +377,7 @@ class Carrier:
             text = _text(outcome.reply) or (failure.text if failure else "")
             job.results.append(Result(
                 recipient, state, outcome.status, text, client.host or "", reports,
-                client.extension("DELIVERBY") is not None))
+                client.lmtp or client.extension("DELIVERBY") is not None))
             again = again or (state == WAITING and not outcome.in_flight)
         if client.closed:
             self._open.discard(client)
@@ -398,16 +406,19 @@ class Carrier:
                                           text, host))
         job.done.callback(job.results)
 
-    def _by(self, message: QueuedMessage) -> DeliverBy | None:
-        """What is left of the time that its sender gave it (RFC 2852 §4.1)."""
-        if message.by is None or message.deadline is None:
+    def _by(self, client: Client, message: QueuedMessage) -> DeliverBy | None:
+        """What is left of the time that its sender gave it (RFC 2852 §4.1).
+
+        By LMTP it is delivered, in time.
+        """
+        if message.by is None or message.deadline is None or client.lmtp:
             return None
         left = math.floor(message.deadline - self._reactor.seconds())
         return replace(message.by, seconds=max(left, 1) if message.by.mode == "R" else left)
 
     def _lacking(self, client: Client, job: Job) -> NotOffered | None:
         """What the message has to be promised, and this host does not offer; another may."""
-        promises = Parameters(requiretls=job.message.requiretls, by=self._by(job.message))
+        promises = Parameters(requiretls=job.message.requiretls, by=self._by(client, job.message))
         try:
             understood(NULL_PATH, promises, client.extensions, client.tls_active)
         except NotOffered as failure:
