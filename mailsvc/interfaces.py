@@ -1,8 +1,9 @@
 """The contracts between the protocol servers and what stands behind them.
 
-``tests/test_store_contract.py`` is the executable form of the store's half: whatever passes it can
-be given to ``service.build``.  One Deferred per operation, none per block and none per message, so
-that a store on a database or on another host can keep the same contract.
+``tests/test_store_contract.py`` and ``test_maildrop_contract.py`` are the executable form of the
+store's half: whatever passes them can be given to ``service.build``.  One Deferred per operation,
+none per block and none per message, so that a store on a database or on another host can keep the
+same contract.
 """
 
 from __future__ import annotations

@@ -178,6 +178,42 @@ def test_what_a_server_offers(offered: tuple[str, ...], understood: dict[str, st
     assert greeted(*offered).extensions == understood
 
 
+@pytest.mark.parametrize(("extensions", "options", "said"), [
+    (("DELIVERBY",), {"by": DeliverBy(120, "R")}, b" BY=120;R"),
+    (("DELIVERBY 60",), {"by": DeliverBy(60, "R", trace=True)}, b" BY=60;RT"),
+    (("DELIVERBY 60",), {"by": DeliverBy(-5, "N")}, b" BY=-5;N"),
+    ((), {"by": DeliverBy(60, "N")}, b""),
+    (("MT-PRIORITY MIXER",), {"priority": -3}, b" MT-PRIORITY=-3"),
+    ((), {"priority": 9}, b""), (("MT-PRIORITY",), {"priority": 0}, b"")])
+def test_time_and_priority_are_said_where_they_are_offered(
+        extensions: tuple[str, ...], options: dict[str, Any], said: bytes) -> None:
+    session = greeted(*extensions)
+    session.mail("a@example.com", **options)
+    assert session.data_to_send() == b"MAIL FROM:<a@example.com>%s\r\n" % said
+
+
+@pytest.mark.parametrize(("extensions", "status"), [
+    ((), (5, 3, 3)), (("DELIVERBY 61",), (5, 4, 7))])
+def test_what_is_to_be_returned_in_time_goes_only_where_it_will_be(
+        extensions: tuple[str, ...], status: tuple[int, int, int]) -> None:
+    """RFC 2852 §4.1."""
+    session = greeted(*extensions)
+    with pytest.raises(NotOffered) as caught:
+        session.mail("a@example.com", by=DeliverBy(60, "R"))
+    assert caught.value.status == EnhancedStatus(*status)
+    assert session.data_to_send() == b""
+
+
+@pytest.mark.parametrize("options", [
+    {"by": DeliverBy(0, "R")}, {"by": DeliverBy(10**9, "N")}, {"by": DeliverBy(60, "X")},
+    {"by": DeliverBy(-(10**9), "N")}, {"priority": 10}, {"priority": -10}])
+def test_no_time_and_no_priority_beyond_what_there_is(options: dict[str, Any]) -> None:
+    session = greeted("DELIVERBY", "MT-PRIORITY")
+    with pytest.raises(BadArgument):
+        session.mail("a@example.com", **options)
+    assert session.data_to_send() == b""
+
+
 def test_requiretls_is_said_within_tls() -> None:
     """RFC 8689 §2; in the clear its offer counts for nothing."""
     session = greeted("REQUIRETLS")
