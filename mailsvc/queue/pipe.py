@@ -111,7 +111,8 @@ class _Program(ProcessProtocol):
     def processExited(self, reason: Failure) -> None:
         # What it leaves behind may hold its output open for ever; that is not waited for.
         self.transport.loseConnection()
-        code, number = reason.value.exitCode, reason.value.signal  # type: ignore[attr-defined]
+        ended: Any = reason.value
+        code, number = ended.exitCode, ended.signal
         said = " ".join(self._output.decode("utf-8", "replace").split())
         if self._late:
             self.ended(_LATER, f"the program was still not done after {self._seconds:g} seconds")
