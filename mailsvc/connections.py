@@ -11,6 +11,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -64,6 +65,10 @@ def peer_uid(transport: object) -> int | None:
 _CREDENTIALS = struct.Struct("=iII")
 
 
+#: Of how many clients it is remembered how they are counted.
+_KNOWN_SOURCES = 1024
+
+
 class Connections:
     """The open connections of one protocol.
 
@@ -90,6 +95,7 @@ class Connections:
         self._pace = Pace(per_minute, clock, self._counts.connections)
         self._commands = Pace(commands_per_minute, clock, self._counts.commands)
         self._exempt = [ipaddress.ip_network(network, strict=False) for network in exempt]
+        self._source = lru_cache(_KNOWN_SOURCES)(self._source_of)
         self._clock = clock
         self._open: dict[Connection, str] = {}
         self._waiting: list[Deferred[None]] = []
@@ -178,7 +184,7 @@ class Connections:
         for connection in list(self._open):
             connection.abort()
 
-    def _source(self, client: str) -> str:
+    def _source_of(self, client: str) -> str:
         """What connections are counted by: an IPv4 address, an IPv6 /64, or "" for no count."""
         if not client:
             return ""

@@ -19,6 +19,7 @@ its last command still gets all that it asked for: the end of input is not the e
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar
@@ -111,9 +112,9 @@ class Conversation(Protocol):
 
     # ---- for the subclass to say ----
 
+    @abstractmethod
     def open_session(self, tls_active: bool) -> Any:
         """Make the session; set the first deadline.  *tls_active*: the endpoint brought TLS."""
-        raise AssertionError("a conversation needs a session")
 
     def begin(self, refusal: MailFailure | None) -> None:
         """Greet, or refuse a connection too many."""
@@ -319,9 +320,9 @@ class Conversation(Protocol):
             self._tls = describe(self.transport)
         return self._tls
 
+    @abstractmethod
     def logged_in(self, avatar: Any, log_out: Callable[[], object]) -> None:
         """A login succeeded: answer the session's question."""
-        raise AssertionError("nobody logs in here")
 
     def look_up_keys(self, question: Lookup) -> None:
         """The handler of Lookup."""
@@ -498,9 +499,9 @@ class ConversationFactory(Factory):
             settings.connections, settings.connections_per_address, settings.exempt_networks, clock
         )
 
+    @abstractmethod
     def refuse(self, failure: MailFailure) -> bytes:
         """How a client that may not connect is told so."""
-        raise AssertionError("a protocol has its own words for it")
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         # Whoever is banned may come a thousand times a second.

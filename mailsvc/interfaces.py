@@ -121,6 +121,12 @@ class IMaildrop(Interface):
     def uidls(first, end):
         """The unique-ids of the messages from *first* up to before *end*: a list of bytes."""
 
+    def text(number):
+        """A message whole, when it is short and at hand at once: bytes, or None to ask ``read``.
+
+        As ``read`` writes it; it never waits for a disk and never fails.
+        """
+
     def read(number, consumer, lines=None):
         """Write a message to *consumer* (``IConsumer``), all lines ending in CRLF, the last too.
 

@@ -28,8 +28,6 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
-from mailsvc.transport import send_promptly
-
 _log = Logger("mailsvc")
 
 
@@ -156,7 +154,6 @@ class Listener:
         port = self._port = reactor.adoptStreamPort(
             bound.fileno(), bound.addressFamily, factory)
         bound.socket.close()
-        send_promptly(port)
 
         def take_turns() -> None:
             if leads():
@@ -185,7 +182,6 @@ class Listener:
         return succeed(None) if closed is None else closed
 
     def _keep(self, port: IListeningPort) -> None:
-        send_promptly(port)
         self._port = port
         self._entrance.lead_to(port, _BATCH)
 

@@ -6,7 +6,6 @@ or knows a protocol's wire form beyond the address syntax of RFC 5321 §4.1.2.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import time
@@ -176,7 +175,7 @@ def _base32(number: int, width: int) -> str:
 
 def _ids() -> Iterator[str]:
     last = 0
-    for _ in itertools.count():
+    while True:
         last = max(last + 1, time.time_ns() // 1000)
         # 55 bits of microseconds reach the year 3111; Linux pids have at most 22 bits.
         yield _base32(last, 11) + _base32(os.getpid(), 5)

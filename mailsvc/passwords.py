@@ -43,6 +43,7 @@ import unicodedata
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import argon2
@@ -66,6 +67,9 @@ PASSWORD_OCTETS = 248
 
 #: How far behind others the threads that hash stand (nice(1); on Linux each thread has its own).
 _NICE = 10
+
+#: Of how many verifiers it is remembered whether they are outdated.
+_KNOWN_VERIFIERS = 4096
 
 #: What app passwords are made of: no letter that another looks like.  24 of them are 108 bits.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz"
@@ -190,6 +194,8 @@ class PasswordHasher(Service):
         self._argon2 = argon2.PasswordHasher(
             time_cost=settings.passes, memory_cost=settings.memory_kib,
             parallelism=settings.lanes, type=argon2.Type.ID)
+        # Asked at every login, which finds the same verifier every minute.
+        self._needs_rehash = lru_cache(_KNOWN_VERIFIERS)(self._argon2.check_needs_rehash)
         # The verifier of no password: checking it costs what checking any other does.
         salt, digest = (base64.b64encode(secrets.token_bytes(octets)).rstrip(b"=").decode()
                         for octets in (self._argon2.salt_len, self._argon2.hash_len))
@@ -240,7 +246,7 @@ class PasswordHasher(Service):
     def is_outdated(self, verifier: str) -> bool:
         """Whether *verifier* was made with other parameters than those set."""
         try:
-            return self._argon2.check_needs_rehash(verifier)
+            return self._needs_rehash(verifier)
         except InvalidHashError:
             return True
 

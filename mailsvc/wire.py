@@ -217,7 +217,8 @@ class DotStuffer:
         self._held = CRLF if block.endswith(CRLF) else b"\r" if block.endswith(b"\r") else b""
         if self._held:
             block = block[: -len(self._held)]
-        block = block.replace(b"\r\n.", b"\r\n..")
+        # What replace() does, in one pass instead of two.
+        block = b"\r\n..".join(block.split(_DOT))
         if block and not self._started:
             self._started = True
             return block[2:]

@@ -47,7 +47,7 @@ class FakeMaildrop:
     """An open maildrop of *messages*.
 
     :ivar way: how ``read`` writes a message: "at once", "pull", "push", or "late pull" (a pull
-        producer whose blocks come only when ``arrive`` is called).
+        producer whose blocks come only when ``arrive`` is called); or "at hand", which ``text`` is.
     :ivar late: the operations ("read", "update") whose Deferred waits for ``release``.
     :ivar spoilt: what an operation fails with.
     :ivar happened: the operations, in order.
@@ -73,12 +73,18 @@ class FakeMaildrop:
     def uidls(self, first: int, end: int) -> list[bytes]:
         return list(map(self.uidl, range(first, end)))
 
+    def text(self, number: int) -> bytes | None:
+        if self.way != "at hand":
+            return None
+        self.happened.append(("read", number, None))
+        return self.messages[number - 1]
+
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
         self.happened.append(("read", number, lines))
         text = self.messages[number - 1]
         if lines is not None:
             text = top(text, lines)
-        if self.way == "at once":
+        if self.way in ("at once", "at hand"):
             return self._answer("read", lambda: consumer.write(text))
         producer = FakeProducer(text, consumer, push=self.way == "push",
                                 late=self.way == "late pull")

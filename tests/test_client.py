@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ServerEndpoint
-from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
 from mailsvc.client import (
@@ -28,124 +25,15 @@ from mailsvc.smtp.failures import (
     BadMessage,
     BadReply,
     CannotConnect,
-    CannotLogIn,
     Disconnected,
     NotOffered,
     Refused,
     TimedOut,
-    TLSFailed,
 )
 from mailsvc.smtp.source import Source
+from tests.peer import Answer, Listening, Peer, polite
 
 MESSAGE = b"Subject: hello\r\n\r\n.dots\r\n..\r\nlast"
-QUICK = Timeouts(**dict.fromkeys(Timeouts.__dataclass_fields__, 0.4))
-
-#: What a line of the client's is answered: octets, None to hang up, or "" for silence.
-Answer = Callable[["Peer", bytes], bytes | None]
-
-
-class Peer(Protocol):
-    """A server that says what a test wants."""
-
-    transport: Any
-
-    def __init__(self, answer: Answer, greeting: bytes) -> None:
-        self.answer = answer
-        self.greeting = greeting
-        self.lines: list[bytes] = []
-        self.message = b""
-        self.in_data = False
-        self.chunk = 0
-        self.verb = b""
-        self._input = b""
-        self.gone = False
-
-    def connectionMade(self) -> None:
-        self.transport.write(self.greeting)
-
-    def dataReceived(self, data: bytes) -> None:
-        self._input += data
-        while self._input and not self.gone:
-            if self.chunk:
-                taken, self._input = self._input[:self.chunk], self._input[self.chunk:]
-                self.message += taken
-                self.chunk -= len(taken)
-                if self.chunk == 0:
-                    self.say(self.lines[-1])
-                continue
-            line, end, rest = self._input.partition(b"\r\n")
-            if not end:
-                return
-            self._input = rest
-            if self.in_data:
-                self.message += line + b"\r\n"
-                if line == b".":
-                    self.in_data = False
-                    self.say(b".")
-                continue
-            self.lines.append(line)
-            if line.startswith(b"BDAT ") and int(line.split()[1]):
-                self.chunk = int(line.split()[1])
-            else:
-                self.say(line)
-
-    def say(self, line: bytes) -> None:
-        reply = self.answer(self, line)
-        if reply is None:
-            self.gone = True
-            self.transport.loseConnection()
-        else:
-            self.in_data = self.in_data or reply.startswith(b"354")
-            self.transport.write(reply)
-
-
-def polite(*extensions: str, **answers: bytes | None) -> Answer:
-    """A server that takes everything, but for what *answers* has for a verb; ``end`` is the dot."""
-    offered = b"".join(b"250-%s\r\n" % each.encode() for each in extensions)
-
-    def answer(peer: Peer, line: bytes) -> bytes | None:
-        verb = re.split(rb"[ :]", line)[0].decode().lower()
-        verb = {".": "end"}.get(verb, verb)
-        if verb in answers:
-            found = answers[verb]
-            return found.pop(0) if isinstance(found, list) else found  # type: ignore[unreachable]
-        if verb in ("ehlo", "lhlo"):
-            return offered + b"250 OK\r\n" if not extensions else (
-                b"250-peer.example\r\n" + offered + b"250 HELP\r\n")
-        return {"data": b"354 go\r\n", "quit": b"221 bye\r\n"}.get(verb, b"250 2.0.0 ok\r\n")
-
-    return answer
-
-
-class Listening:
-    """*answer* on a port, for a ``with`` block."""
-
-    def __init__(self, answer: Answer, greeting: bytes = b"220 peer.example ESMTP\r\n") -> None:
-        self.peers: list[Peer] = []
-
-        class Peers(Factory):
-            noisy = False
-
-            def buildProtocol(factory, addr: Any) -> Peer:
-                self.peers.append(Peer(answer, greeting))
-                return self.peers[-1]
-
-        self._factory = Peers()
-
-    async def __aenter__(self) -> Listening:
-        self._port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(
-            self._factory)
-        self.port = self._port.getHost().port
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for peer in self.peers:
-            peer.transport.abortConnection()
-        await self._port.stopListening()
-
-    def dial(self, **options: Any) -> Deferred[Client]:
-        options.setdefault("timeouts", QUICK)
-        return Client.dial("127.0.0.1", self.port, hello="client.example", **options)
 
 
 def kinds(outcomes: tuple[Outcome, ...]) -> list[str]:
@@ -329,6 +217,55 @@ async def test_quit_never_fails() -> None:
             assert (reply is None) == (answer != b"500 what\r\n")
 
 
+@pytest_twisted.ensureDeferred
+async def test_ehlo_is_said_once_for_all_that_needs_it() -> None:
+    async with Listening(polite("PIPELINING")) as server:
+        client = await server.dial()
+        # None is waited for before the next is queued.
+        done = [client.mail("a@example.com"), client.rcpt("b@example.org"),
+                client.content(Source(MESSAGE)), client.verify("b")]
+        assert [(await each).code for each in done] == [250, 250, 250, 250]
+        assert [line.split()[0] for line in server.peers[0].lines] == [
+            b"EHLO", b"MAIL", b"RCPT", b"DATA", b"VRFY"]
+        client.close()
+    async with Listening(polite(ehlo=b"550 5.7.1 not you\r\n")) as server:
+        client = await server.dial()
+        for each in [client.mail("a@example.com"), client.rcpt("b@example.org")]:
+            with pytest.raises(Refused):
+                await each
+        assert [line.split()[0] for line in server.peers[0].lines] == [b"EHLO"]
+        client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_waits_for_the_end_is_told_why() -> None:
+    async with Listening(polite(noop=None)) as server:
+        client = await server.dial()
+        waiting = [client.when_closed(), client.when_closed()]
+        with pytest.raises(Disconnected):
+            await client.noop()
+        for each in [*waiting, client.when_closed()]:
+            assert isinstance(await each, Disconnected)
+        client = await server.dial()
+        waiting = [client.when_closed()]
+        await client.quit()
+        assert (await waiting[0]).text == "we closed the connection"
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_is_refused_as_a_sender_is_told_so_for_each_recipient() -> None:
+    """Sent ahead, RCPT gets a 503, which is not what decided."""
+    answer = polite("PIPELINING", mail=b"550 5.7.1 not you\r\n", rcpt=b"503 5.5.1 MAIL first\r\n",
+                    data=b"503 5.5.1 MAIL first\r\n")
+    async with Listening(answer) as server:
+        client = await server.dial()
+        outcomes = await client.send("a@example.com", ["b@x.org", "c@x.org"], MESSAGE)
+        assert [str(each.status) for each in outcomes] == ["5.7.1", "5.7.1"]
+        assert all(each.failure is not None and each.failure.stage is Stage.MAIL
+                   for each in outcomes)
+        client.close()
+
+
 # ---- messages ------------------------------------------------------------------------------------
 
 
@@ -357,6 +294,22 @@ async def test_a_stray_line_end_in_a_stream_ends_the_connection() -> None:
 
     outcome = await one(polite(), message=blocks())
     assert isinstance(outcome.failure, BadMessage) and not outcome.in_flight
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_has_heard_enough_gets_no_end() -> None:
+    """It answers between the last block and the dot, which would make a whole of the message."""
+    async with Listening(polite()) as server:
+        client = await server.dial()
+
+        async def blocks() -> AsyncIterator[bytes]:
+            yield b"a: b\r\n"
+            server.peers[0].transport.write(b"552 5.3.4 too much\r\n")
+            await client.when_closed()
+
+        outcome, = await client.send("a@example.com", ["b@example.org"], blocks())
+        assert isinstance(outcome.failure, Refused) and str(outcome.status) == "5.3.4"
+        assert server.peers[0].in_data and not outcome.in_flight
 
 
 @pytest_twisted.ensureDeferred
@@ -436,17 +389,6 @@ async def test_a_large_message_arrives(extensions: tuple[str, ...]) -> None:
         client.close()
 
 
-def test_a_source_looks_alike_as_bytes_and_as_a_file(tmp_path: Any) -> None:
-    for data in (b"", b"a", b"a\r\n", "Subject: é\r\n\r\nx".encode(), "a: b\r\n\r\né".encode(),
-                 b"a\nb", b"a\r", b"x" * 70_000 + b"\r\n\r\n\xff"):
-        path = tmp_path / "message"
-        path.write_bytes(data)
-        with path.open("rb") as file:
-            assert Source(file).look() == Source(data).look()
-    form = Source("a: b\r\n\r\né".encode()).look()
-    assert form is not None and form.eight_bit and not form.utf8_header and form.size == 12
-
-
 # ---- arguments -----------------------------------------------------------------------------------
 
 
@@ -470,61 +412,3 @@ async def test_send_mail_raises_when_nobody_gets_it() -> None:
                             port=server.port)
         outcome, = caught.value.outcomes
         assert isinstance(outcome, Outcome) and outcome.permanent
-
-
-# ---- TLS and logins on servers that misbehave ----------------------------------------------------
-
-
-@pytest_twisted.ensureDeferred
-async def test_tls_that_is_not_offered() -> None:
-    async with Listening(polite()) as server:
-        with pytest.raises(TLSFailed) as caught:
-            await server.dial(tls="starttls")
-        assert caught.value.reason == "starttls-not-supported"
-        client = await server.dial(tls="opportunistic")
-        assert client.secured is None and client.tls_failure is None
-        client.close()
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_handshake_that_breaks_falls_back_where_that_is_allowed() -> None:
-    def answer(peer: Peer, line: bytes) -> bytes | None:
-        if line == b"STARTTLS":
-            peer.transport.write(b"220 go\r\n")
-            peer.transport.loseConnection()
-            return b""
-        return polite("STARTTLS")(peer, line)
-
-    async with Listening(answer) as server:
-        with pytest.raises(TLSFailed):
-            await server.dial(tls="starttls")
-        client = await server.dial(tls="opportunistic")
-        assert client.secured is None and isinstance(client.tls_failure, TLSFailed)
-        client.close()
-
-
-@pytest_twisted.ensureDeferred
-async def test_text_behind_the_answer_to_starttls_is_an_error() -> None:
-    async with Listening(polite("STARTTLS", starttls=b"220 go\r\n250-AUTH PLAIN\r\n")) as server:
-        with pytest.raises(SendingFailure) as caught:
-            await server.dial(tls="starttls")
-        assert "in the clear" in caught.value.text
-
-
-@pytest_twisted.ensureDeferred
-async def test_success_that_scram_has_not_proven_is_not_believed() -> None:
-    async with Listening(polite("AUTH SCRAM-SHA-256 PLAIN", auth=b"235 fine\r\n")) as server:
-        client = await server.dial()
-        with pytest.raises(CannotLogIn):
-            await client.auth("bob", "secret")
-        assert client.closed is not None
-
-
-@pytest_twisted.ensureDeferred
-async def test_no_mechanism_and_no_secret_said() -> None:
-    async with Listening(polite("AUTH GSSAPI NTLM")) as server:
-        client = await server.dial()
-        with pytest.raises(CannotLogIn):
-            await client.auth("bob", "secret")
-        assert b"secret" not in b"".join(server.peers[0].lines)
-        client.close()

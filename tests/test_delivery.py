@@ -273,6 +273,24 @@ async def test_where_no_link_can_be_made_the_file_is_copied(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_copy_replaces_nothing_either(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls
+) -> None:
+    """Another program takes the name at the last moment."""
+    def fault(_: int, call: Call) -> int | None:
+        if call.name != "link":
+            return None
+        Path(call.path).write_bytes(b"somebody's\r\n")
+        return errno.EXDEV
+
+    calls.fault = fault
+    with pytest.raises(TemporaryFailure):
+        await deliver(store, MESSAGE)
+    assert [path.read_bytes() for path in files(tmp_path)] == [b"somebody's\r\n"]
+    assert not list(tmp_path.rglob("tmp/*"))
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_file_system_without_links(
     tmp_path: Path, calls: SystemCalls
 ) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator
+import shutil
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from mailsvc import journal
 from mailsvc.errors import StorageFull, TemporaryFailure
 from mailsvc.mail import new_id
+from mailsvc.store import group
 from mailsvc.store.maildir import MaildirStore
 from tests.stores import ALICE, BOB, contents, deliver, files, home, maildir_store, pause
 from tests.system_calls import Call, SystemCalls
@@ -31,6 +35,20 @@ async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
     it.start()
     yield it
     await it.stop()
+
+
+@pytest_twisted.async_yield_fixture
+async def make(tmp_path: Path) -> AsyncIterator[Callable[..., MaildirStore]]:
+    """Makes stores over tmp_path, and stops them, for threads would outlive a test that fails."""
+    made: list[MaildirStore] = []
+
+    def make(**settings: Any) -> MaildirStore:
+        made.append(maildir_store(tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for store in reversed(made):
+        await store.stop()
 
 
 @pytest.fixture
@@ -135,6 +153,167 @@ async def test_what_cannot_be_placed_is_withdrawn(
         await deliver(store, MESSAGE, ALICE, BOB)
     assert files(tmp_path) == []
     assert not list(tmp_path.rglob("tmp/*"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_withdrawn_stays_so_though_the_journal_failed_meanwhile(
+    make: Callable[..., MaildirStore], calls: SystemCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal has it as delivered, until a record says otherwise."""
+    monkeypatch.setattr("mailsvc.store.group._REST", 0.05)
+    monkeypatch.setattr("mailsvc.store.group.checkpoint", failing_checkpoint)
+    first = make()
+    first._journal.boot = OTHER_BOOT
+    first.start()
+    calls.fault = lambda _, call: errno.ENOSPC if call.name == "link" else None
+    with pytest.raises(StorageFull):
+        await deliver(first, MESSAGE)
+    calls.fault = lambda _, call: None
+    with monkeypatch.context() as patch:
+        patch.setattr("mailsvc.journal._write_all", failing_write)
+        await deliver(first, MESSAGE, BOB)
+    await pause(0.1)
+    await deliver(first, MESSAGE, BOB)
+    first._journal.close()  # as its process' end does
+    monkeypatch.undo()
+    second = make()
+    second.start()
+    assert await contents(second) == []
+    assert await contents(second, BOB) == [MESSAGE, MESSAGE]
+
+
+def failing_write(fd: int, data: bytes, at: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def failing_checkpoint(homes: Collection[bytes], paths: Collection[bytes]) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), b"/dev/full")
+
+
+@pytest_twisted.ensureDeferred
+async def test_while_every_segment_waits_each_message_is_synced(
+    make: Callable[..., MaildirStore], tmp_path: Path, calls: SystemCalls, logged: list[str],
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in ("_PATIENCE", 0.02), ("_REST", 0.3), ("_AGAIN", 0.02):
+        monkeypatch.setattr(f"mailsvc.store.group.{name}", seconds)
+    working = group.checkpoint
+    monkeypatch.setattr("mailsvc.store.group.checkpoint", failing_checkpoint)
+    store = make(checkpoint_seconds=3600)
+    store._journal.most = 3 * journal.BLOCK
+    store.start()
+    for _ in range(20):
+        await deliver(store, MESSAGE + b"x" * 3000)
+    assert f"{home(tmp_path)}/new" in calls.of("fsync")
+    assert any(line.startswith("every segment of the journal waits") for line in logged)
+    assert any(line.startswith("cannot make durable what the journal holds: Input/output error "
+                               "(/dev/full)") for line in logged)
+    monkeypatch.setattr("mailsvc.store.group.checkpoint", working)
+    for _ in range(200):
+        await deliver(store, MESSAGE)
+        if "the journal works again" in logged:
+            break
+        await pause(0.02)
+    assert "the journal works again" in logged
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_bug_costs_nobody_mail(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, logged: list[str],
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was with it in the batch is synced one by one, whole."""
+    await deliver(store, MESSAGE)
+
+    def bug(*args: object) -> bytes:
+        raise struct.error("no such number")
+
+    for name in "delivered", "removed":
+        monkeypatch.setattr(f"mailsvc.store.group.entries.{name}", bug)
+    await gatherResults([Deferred.fromCoroutine(deliver(store, MESSAGE, ALICE, BOB))
+                         for _ in range(3)])
+    assert await contents(store, BOB) == [MESSAGE] * 3
+    assert "the group commit failed" in logged
+    calls.calls.clear()
+    maildrop = await store.open_maildrop(ALICE)
+    await maildrop.update([1, 2])
+    assert f"{home(tmp_path)}/new" in calls.of("fsync")
+    assert await contents(store) == [MESSAGE] * 2
+    assert not list(tmp_path.rglob("tmp/*"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_for_more_than_a_record_can_name_is_synced_by_itself(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailsvc.store.group._PLACES", 1)
+    await deliver(store, MESSAGE)
+    assert calls.of("fsync") == []
+    await deliver(store, MESSAGE, ALICE, BOB)
+    assert {f"{home(tmp_path)}/new", f"{home(tmp_path, BOB)}/new"} < set(calls.of("fsync"))
+    # So are many deletions, in as many records as it takes.
+    calls.calls.clear()
+    maildrop = await store.open_maildrop(ALICE)
+    await maildrop.update([1, 2])
+    assert calls.of("fsync") == []
+    assert await contents(store) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_large_batch_is_not_waited_for(
+    store: MaildirStore, tmp_path: Path, flushes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailsvc.store.group._BATCH", len(MESSAGE))
+    await gatherResults([Deferred.fromCoroutine(deliver(store, MESSAGE)) for _ in range(10)])
+    assert await contents(store) == [MESSAGE] * 10
+    assert len(flushes) == 10
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_deletion_waits_for_a_slow_disk(
+    store: MaildirStore, calls: SystemCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailsvc.store.group._LOOK", 0.001)
+    await deliver(store, MESSAGE)
+    maildrop = await store.open_maildrop(ALICE)
+    real = os.fdatasync
+
+    def slow(fd: int) -> None:
+        time.sleep(0.05)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    calls.calls.clear()
+    await maildrop.update([1])
+    assert calls.of("fsync") == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_journal_whose_directory_is_gone_is_done_without(
+    store: MaildirStore, tmp_path: Path, calls: SystemCalls, logged: list[str]
+) -> None:
+    shutil.rmtree(tmp_path / ".journal")
+    await deliver(store, MESSAGE)
+    assert await contents(store) == [MESSAGE]
+    assert f"{home(tmp_path)}/new" in calls.of("fsync")
+    assert any(line.startswith("the journal fails: No such file or directory") for line in logged)
+
+
+@pytest_twisted.ensureDeferred
+async def test_after_the_end_deletions_are_synced(
+    make: Callable[..., MaildirStore], tmp_path: Path, calls: SystemCalls
+) -> None:
+    """A session that outlives the service's grace."""
+    store = make()
+    store.start()
+    await deliver(store, MESSAGE)
+    maildrop = await store.open_maildrop(ALICE)
+    committer = store._committer
+    await committer.stop()
+    calls.calls.clear()
+    await maildrop.update([1])
+    assert f"{home(tmp_path)}/new" in calls.of("fsync")
+    assert files(tmp_path) == []
 
 
 @pytest_twisted.ensureDeferred

@@ -5,8 +5,10 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred, succeed
 
 from mailsvc.errors import PermanentFailure
-from mailsvc.mail import NULL_PATH, Envelope
+from mailsvc.mail import NULL_PATH, Account, Address, Envelope, Recipient
 from mailsvc.smtp.incoming import Incoming
+
+BOB, ACCOUNTS = Address("bob", "example.org"), (Account("bob", "example.org"),)
 
 
 class Delivery:
@@ -108,3 +110,25 @@ def test_without_filters_a_pause_is_handed_on() -> None:
     message, delivery = incoming()
     delivery.pause = Deferred()
     assert message.write(b"a") is delivery.pause
+
+
+def test_the_beginning_is_kept_where_success_is_to_be_told() -> None:
+    """As it is delivered, for the report (RFC 3461 §6.2), without our trace header."""
+    envelope = Envelope("ID", NULL_PATH)
+    for notify in ("FAILURE",), ("FAILURE", "SUCCESS"):
+        envelope.recipients = [Recipient(BOB, ACCOUNTS, notify=notify)]
+        message = Incoming(envelope, Delivery(), (Doubling(),))
+        message.put(b"Received: x\r\n")
+        message.write(b"a")
+        message.write(b"b")
+        assert Deferred.fromCoroutine(message.finish()).called
+        assert message.header == (b"aabb." if "SUCCESS" in notify else b"")
+
+
+def test_no_more_than_a_header_is_kept() -> None:
+    envelope = Envelope("ID", NULL_PATH)
+    envelope.recipients = [Recipient(BOB, ACCOUNTS, notify=("SUCCESS",))]
+    message = Incoming(envelope, Delivery())
+    for _ in range(100):
+        message.write(b"x" * 65_536)
+    assert 0 < len(message.header) < 2**20

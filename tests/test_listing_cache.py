@@ -197,8 +197,8 @@ def test_what_deliveries_make_goes_the_quick_way(names: list[bytes]) -> None:
 
 @given(st.lists(st.one_of(usual, odd), unique=True, max_size=12))
 def test_marks_are_the_same_one_by_one_and_together(names: list[bytes]) -> None:
-    if listing._FIELDS_FIRST.fullmatch(b"/".join(names)):
-        assert [name.replace(b",", b"\0,", 1) for name in names] == list(map(listing._mark, names))
+    assert listing._marks(names) == list(map(listing._mark, names))
+    assert listing._marks([b"." + name for name in names]) == []
 
 
 @given(st.lists(st.lists(st.binary(max_size=3), max_size=6).map(sorted), max_size=9))

@@ -18,7 +18,7 @@ from mailsvc.errors import (
     SomeNotRemoved,
     TemporaryFailure,
 )
-from mailsvc.mail import NULL_PATH, Account, Address, Envelope, Recipient, new_id
+from mailsvc.mail import NULL_PATH, Account, Address, Envelope, Recipient, Remote, new_id
 
 # ---- addresses ----
 
@@ -51,6 +51,11 @@ def test_an_address_is_written_with_quotes_where_it_needs_them(
     local_part: str, domain: str, text: str
 ) -> None:
     assert str(Address(local_part, domain)) == text
+
+
+def test_a_mailbox_elsewhere_is_named_as_it_is_written() -> None:
+    sales = Address("sales", "example.org")
+    assert Remote(Address("a b", "elsewhere.example"), sales).name == '"a b"@elsewhere.example'
 
 
 def test_the_null_path_is_empty() -> None:

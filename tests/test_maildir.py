@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import mailbox
 import os
@@ -91,6 +92,24 @@ def opened(maildrop):
 store.open_maildrop(Account("alice", "example.org")).addCallback(opened)
 reactor.run()
 """
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_lock_that_cannot_be_taken_leaves_no_descriptor(
+    store: MaildirStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deliver(store, MESSAGE)
+    before = descriptors()
+
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        with pytest.raises(TemporaryFailure):
+            await store.open_maildrop(ALICE)
+    assert descriptors() == before
+    assert await contents(store) == [MESSAGE]
 
 
 @pytest_twisted.ensureDeferred

@@ -1,22 +1,51 @@
-"""The client's side of POP3 without I/O: answers cut anywhere, and servers that misbehave."""
+"""The client's side of POP3 without I/O: scripts of ``tests/dialogues/fetching``, answers cut
+anywhere, and servers that misbehave."""
 
 from __future__ import annotations
 
 import pytest
 
+from mailsvc.pop3 import fetching
 from mailsvc.pop3.fetching import (
     Answer,
     Answered,
     BadCommand,
     Block,
+    Event,
+    FetchFailure,
     FetchingSession,
     Over,
     Request,
     Unanswered,
 )
-from tests.dialogue import CUTS, Cut
+from tests.dialogue import CUTS, Cut, scripts
+from tests.play import Play
+
+SCRIPTS = {path.stem: path for path in scripts("fetching")}
 
 every_cut = pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+
+
+def words(event: Event) -> str:
+    """*event* as ``E:`` lines have it."""
+    match event:
+        case Answered(request, answer):
+            code = f" ({answer.code})" if answer.code else ""
+            body = ", " + " ".join(answer.body.decode().split("\r\n")) if answer.body else ""
+            return (f"{request.shown or 'greeting'} {'+OK' if answer.ok else '-ERR'}{code} "
+                    f"{answer.text}{body}").rstrip()
+        case Block(request, data):
+            return f"{request.shown} block {data!r}"
+        case Unanswered(request, failure):
+            return f"{request.shown} unanswered {failure.text}"
+        case Over(failure):
+            return f"over {failure.kind} {failure.text}"
+
+
+@every_cut
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_dialogue(name: str, cut: Cut) -> None:
+    Play(SCRIPTS[name], cut, FetchingSession(), words).run()
 
 
 class Line:
@@ -93,3 +122,53 @@ def test_no_argument_becomes_a_command(bad: str) -> None:
     with pytest.raises(BadCommand):
         line.session.say(bad)
     assert line.session.data_to_send() == b""
+
+
+def test_an_answer_without_end_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "ANSWER_OCTETS", 100)
+    line = Line()
+    line.hear(b"+OK\r\n")
+    listed = line.session.say("UIDL", lines=True)
+    line.hear(b"+OK\r\n" + b"1 a\r\n" * 20)
+    assert line.over is None
+    line.hear(b"1 a\r\n")
+    assert line.over == "protocol" and line.failed == [listed]
+
+
+def test_a_message_may_be_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "ANSWER_OCTETS", 100)
+    line = Line()
+    line.hear(b"+OK\r\n")
+    message = line.session.say("RETR 1", lines="stream")
+    line.hear(b"+OK\r\n" + b"x\r\n" * 100)
+    line.hear(b".\r\n")
+    assert line.blocks[message] == b"x\r\n" * 100 and line.answers[message].body == b""
+
+
+def test_what_came_before_tls_is_seen() -> None:
+    """The owner, who starts TLS, must not take it for the server's within TLS."""
+    line = Line()
+    line.hear(b"+OK\r\n")
+    line.session.say("STLS", ends_group=True)
+    line.session.receive(b"+OK\r\n+OK ")
+    assert isinstance(line.session.next_event(), Answered)
+    assert line.session.clear_in_buffer()
+    line = Line()
+    line.hear(b"+OK\r\n")
+    line.session.say("STLS", ends_group=True)
+    line.hear(b"+OK\r\n")
+    assert not line.session.clear_in_buffer()
+
+
+def test_a_session_ends_once() -> None:
+    line = Line()
+    line.hear(b"+OK\r\n")
+    assert line.session.awaiting is None
+    noop = line.session.say("NOOP")
+    assert line.session.awaiting is noop
+    first = FetchFailure("the server closed the connection", "lost")
+    line.session.end(first)
+    line.session.end(FetchFailure("we closed the connection", "time"))
+    line.hear(b"+OK\r\n")
+    assert (line.over, line.failed, line.answers.get(noop)) == ("lost", [noop], None)
+    assert line.session.ended is first and line.session.awaiting is None

@@ -6,21 +6,29 @@ import re
 from typing import Any
 
 import pytest
+from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import LoginDenied, UnauthorizedLogin
 from twisted.cred.portal import Portal
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
+from zope.interface import implementer
 
-from mailsvc.credentials import Attempt, Password
+from mailsvc.authentication import Authenticator
+from mailsvc.credentials import Attempt, IProvenName, Password, ScramKeys
 from mailsvc.errors import MaildropInUse
 from mailsvc.interfaces import IMaildrop
 from mailsvc.pop3.server import POP3Factory
+from mailsvc.sasl.client import ClientExchange, Login
+from mailsvc.sasl.context import AuthSettings
+from mailsvc.sasl.scram import scram_keys
 from tests.pop3 import (
     HOSTNAME,
     SECRET,
     TIMESTAMP,
     USER,
     Client,
+    NoDirectory,
     Realm,
     authenticator,
     log,
@@ -184,6 +192,12 @@ def test_apop_digests() -> None:
     assert not credentials.checkPassword(b"tanstaag")
 
 
+def test_apop_is_refused_where_no_login_crosses_the_network_unencrypted() -> None:
+    client = Client(apop=True, allow_cleartext_auth="no")
+    assert client.ask(f"APOP {USER} {'0' * 32}") == [
+        "-ERR Use STLS first; nobody logs in unencrypted here"]
+
+
 def test_apop_is_offered_only_where_somebody_could_use_it() -> None:
     assert "<" not in Client().news()[0]
     banners = [Client(apop=True).news()[0] for _ in range(3)]
@@ -206,6 +220,76 @@ def test_a_maildrop_that_is_no_maildrop() -> None:
     assert lines[0] == "is cut off"
     assert client.transport.disconnected
     assert client.realm.open == 0
+    client.hang_up()
+
+
+# ---- SCRAM ----
+
+
+class Keys:
+    """A keyring with the keys of SECRET for every name."""
+
+    def scram_keys(self, name: bytes, attempt: Attempt) -> ScramKeys:
+        assert attempt == Attempt("pop3", "198.51.100.7", "SCRAM")
+        return scram_keys(SECRET.encode(), 4096)
+
+
+@implementer(ICredentialsChecker)
+class Proven:
+    """Knows everybody whose name is proven."""
+
+    credentialInterfaces = (IProvenName,)
+
+    def requestAvatarId(self, credentials: Any) -> Any:
+        return credentials.username
+
+
+class Counted:
+    """Brakes that hold nobody up.
+
+    :ivar failures: the names that were guessed at.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    def permit(self, client: str, name: str) -> Deferred[None]:
+        return succeed(None)
+
+    def failed(self, client: str, name: str) -> None:
+        self.failures.append(name)
+
+    def succeeded(self, client: str, name: str) -> None:
+        """Nothing to do."""
+
+
+def by_scram(client: Client, password: str) -> list[str]:
+    """Log in; the server's last answer."""
+    exchange = ClientExchange("SCRAM-SHA-256", Login(name=USER, password=password))
+    answer = client.ask(f"AUTH SCRAM-SHA-256 {exchange.initial_response}")
+    exchange.initial_sent()
+    while answer[0].startswith("+ "):
+        answer = client.ask(exchange.respond(answer[0][2:]))
+    if answer[0].startswith("+OK"):
+        exchange.succeeded()
+    return answer
+
+
+def test_a_proof_logs_in_and_a_wrong_one_is_counted() -> None:
+    brakes = Counted()
+    there = Authenticator(
+        Portal(Realm(two()), [Proven()]), NoDirectory(), AuthSettings(),  # type: ignore[arg-type]
+        hostname=HOSTNAME, keyring=Keys(), brakes=brakes)  # type: ignore[arg-type]
+    factory = POP3Factory(there, settings(), HOSTNAME, Clock())
+    client = Client(factory=factory)
+    with log() as lines:
+        assert by_scram(client, "wrong") == ["-ERR [AUTH] Wrong name or password"]
+        assert brakes.failures == [f"{USER}@"]  # and no default domain
+        assert client.realm.open == 0
+        assert by_scram(client, SECRET)[0].startswith("+OK 2 messages")
+    assert brakes.failures == [f"{USER}@"]  # and no default domain
+    assert client.realm.open == 1
+    assert "wrong proof" in lines[0] and "logged in" in lines[1]
     client.hang_up()
 
 

@@ -87,7 +87,7 @@ def test_a_turn_is_one_write() -> None:
 # ---- messages ----
 
 
-@pytest.mark.parametrize("way", ["at once", "pull", "push"])
+@pytest.mark.parametrize("way", ["at hand", "at once", "pull", "push"])
 def test_the_ways_of_a_message(way: str) -> None:
     text = b".a: b\r\n\r\n" + b".\r\n" * 2000 + b"x\r\n"
     maildrop = FakeMaildrop([text])
@@ -122,7 +122,7 @@ def test_a_message_whose_blocks_come_late() -> None:
     assert "\r\n".join(client.news()) + "\r\n" == "+OK 2500 octets\r\n" + wire(message(2500))
 
 
-@pytest.mark.parametrize("way", ["at once", "pull", "push", "late pull"])
+@pytest.mark.parametrize("way", ["at hand", "at once", "pull", "push", "late pull"])
 def test_a_message_goes_at_the_peers_pace(way: str) -> None:
     maildrop = FakeMaildrop([LONG])
     maildrop.way = way
@@ -144,7 +144,7 @@ def test_a_message_goes_at_the_peers_pace(way: str) -> None:
         if not valve.held:
             break
         valve.take()
-    if way != "at once":
+    if way not in ("at hand", "at once"):
         # Amid a turn up to 64 KiB gather.
         assert most < 67_000
     assert "\r\n".join(client.news()) == (
@@ -235,6 +235,16 @@ def test_only_one_producer_at_a_time() -> None:
     retrieval.resume()
     assert producer.state == "producing"
     assert producer.asked == 0
+
+
+def test_a_message_whose_reading_has_not_begun_may_be_given_up() -> None:
+    client = Client()
+    client.news()
+    retrieval = Retrieval(client.protocol)
+    retrieval.stop()
+    retrieval.write(b"too late")
+    client.flow()
+    assert client.news() == []
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -76,7 +76,7 @@ async def test_what_is_not_in_the_kernels_cache_is_read_in_a_thread(
     maildrop.release()
 
 
-@pytest.mark.parametrize("size", [AT_ONCE, AT_ONCE + 1])
+@pytest.mark.parametrize("size", [AT_ONCE, 2 * AT_ONCE + 1])
 @pytest_twisted.ensureDeferred
 async def test_what_is_read_at_once(
     store: MaildirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
@@ -107,8 +107,8 @@ def test_blocks_in_memory() -> None:
     whole = MemoryBlocks(b"x" * AT_ONCE)
     assert (len(whole.read()), whole.left, whole.read()) == (AT_ONCE, 0, b"")
     cut = MemoryBlocks(bytes(range(256)) * 1025)
-    blocks = [cut.read() for _ in range(6)]
-    assert [len(block) for block in blocks] == [BLOCK] * 4 + [256, 0]
+    blocks = [cut.read() for _ in range(4)]
+    assert [len(block) for block in blocks] == [BLOCK] * 2 + [256, 0]
     assert b"".join(blocks) == bytes(range(256)) * 1025
     assert len(MemoryBlocks(b"x" * (AT_ONCE + 1)).read()) == BLOCK
 
@@ -121,6 +121,35 @@ async def test_top_reads_no_more_than_it_sends(
     maildrop = await store.open_maildrop(ALICE)
     assert await read(maildrop, 1, 3) == LARGE[: LARGE.index(b"0000003")]
     assert len(calls.of("preadv")) == 1
+    maildrop.release()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_at_hand(store: MaildirStore, tmp_path: Path,
+                               monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in (
+            ("1.a.h,S=6,W=6", b"one\n\r\n"), ("2.a.h,S=4,W=6", b"a\nb\n"), ("3.a.h,W=4", b"ab\r\n"),
+            ("4.a.h,S=9,W=9", b"shorter"), ("5.a.h,S=2,W=2", b"longer"), ("6.a.h,S=1,W=1", b"x"),
+            ("7.a.h,S=131072,W=131074", b"x" * 131072), ("8.a.h,S=131073,W=131075", b"")):
+        path = put(home(tmp_path), "new/" + name, content)
+        if name.startswith("6"):
+            gone = path
+    maildrop = await store.open_maildrop(ALICE)
+    os.unlink(gone)
+    real = os.preadv
+    # As if everything were in the kernel's cache, which not every file system can tell.
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at, flags: real(fd, buffers, at))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    assert list(map(maildrop.text, range(1, 9))) == [
+        b"one\r\n\r\n", b"a\r\nb\r\n", None, None, None, None, b"x" * 131072 + b"\r\n", None]
+
+    def not_cached(*_: object) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "preadv", not_cached)
+    assert maildrop.text(1) is None
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert await read(maildrop, 1) == b"one\r\n\r\n"
     maildrop.release()
 
 
@@ -405,6 +434,25 @@ def test_wherever_the_blocks_are_cut(content: bytes, lines: int | None) -> None:
             blocks = (canonical[:first], canonical[first:second], canonical[second:])
             assert b"".join(map(top.cut, blocks)) == expected
             assert not top.complete or expected.count(b"\n") >= lines + 1
+
+
+@given(content=texts, first=st.integers(0, 48), second=st.integers(0, 48))
+def test_text_whose_size_tells_that_it_is_right(content: bytes, first: int, second: int) -> None:
+    canonical = sent_by_line(content, None)
+    first, second = sorted((min(first, len(canonical)), min(second, len(canonical))))
+    text = CanonicalText(unchanged=True)
+    blocks = canonical[:first], canonical[first:second], canonical[second:]
+    assert b"".join(map(text.feed, blocks)) + text.end() == canonical
+    assert text.octets == len(canonical)
+
+
+def test_text_whose_size_tells_a_lie() -> None:
+    text = CanonicalText(unchanged=True)
+    assert text.feed(b"a\nb") + text.feed(b"\nc\r") + text.feed(b"\nd") + text.end() == (
+        b"a\r\nb\r\nc\r\nd\r\n")
+    # One that shows later than in the first block is passed on.
+    text = CanonicalText(unchanged=True)
+    assert text.feed(b"a\r\n") + text.feed(b"b\nc") + text.end() == b"a\r\nb\nc\r\n"
 
 
 def test_text_that_is_right_is_not_copied() -> None:

@@ -134,6 +134,78 @@ def test_the_best_is_chosen(offered: list[str], login: Login, private: bool,
         assert choose(offered, login, private=private) == chosen
 
 
+@pytest.mark.parametrize(("wanted", "why"), [
+    ("plain", None), ("login", "unencrypted"), ("XOAUTH2", "takes"),
+    ("CRAM-MD5", "does not offer CRAM-MD5, but LOGIN"),
+    ("DIGEST-MD5", "not a mechanism known here; there are SCRAM-SHA-256-PLUS"),
+])
+def test_one_that_is_asked_for_is_used_or_it_is_told_why_not(wanted: str, why: str | None) -> None:
+    offered, private = ["LOGIN", "PLAIN", "XOAUTH2"], wanted != "login"
+    if why is None:
+        assert choose(offered, LOGIN, private=private, wanted=wanted) == wanted.upper()
+    else:
+        with pytest.raises(Abandoned, match=why):
+            choose(offered, LOGIN, private=private, wanted=wanted)
+
+
+@pytest.mark.parametrize(("login", "said"), [
+    (Login(name="bob"), "bob"), (Login(authorize_as="carol"), "carol"),
+    (Login(name="bob", authorize_as="carol"), "carol"), (Login(), "")])
+def test_external_names_whom_to_act_as(login: Login, said: str) -> None:
+    client = ClientExchange("EXTERNAL", login)
+    assert client.initial_response == (b64(said.encode()) or "=")
+    client.initial_sent()
+    client.succeeded()
+
+
+def test_the_two_sides_agree_on_external() -> None:
+    client, step = converse("EXTERNAL", Login(name=NAME))
+    assert isinstance(step, Succeeded), step
+    client.succeeded()
+
+
+def test_the_server_that_wants_to_begin_gets_the_initial_response_then() -> None:
+    client = ClientExchange("PLAIN", Login(name="bob", password="secret"))
+    assert client.respond("") == client.initial_response == b64(b"\0bob\0secret")
+    client.succeeded()
+
+
+@pytest.mark.parametrize(("mechanism", "challenges"), [
+    ("PLAIN", 1), ("EXTERNAL", 1), ("LOGIN", 3), ("CRAM-MD5", 2), ("XOAUTH2", 2),
+    ("OAUTHBEARER", 2)])
+def test_more_than_a_mechanism_has_is_not_answered(mechanism: str, challenges: int) -> None:
+    login = BEARER if "OAUTH" in mechanism or mechanism == "XOAUTH2" else Login(
+        name="bob", password="" if mechanism == "EXTERNAL" else "secret")
+    client = ClientExchange(mechanism, login)
+    client.initial_sent()
+    for _ in range(challenges - 1):
+        client.respond(b64(b"more"))
+    for _ in range(2):
+        with pytest.raises(Abandoned, match="more than the mechanism has"):
+            client.respond(b64(b"more"))
+
+
+@pytest.mark.parametrize("mechanism", ["LOGIN", "CRAM-MD5"])
+def test_success_before_the_secret_was_asked_for_is_not_believed(mechanism: str) -> None:
+    client = ClientExchange(mechanism, Login(name="bob", password="secret"))
+    with pytest.raises(Abandoned):
+        client.succeeded()
+
+
+def test_cram_md5_answers_no_empty_challenge() -> None:
+    """What is the same each time could be replayed."""
+    client = ClientExchange("CRAM-MD5", Login(name="bob", password="secret"))
+    with pytest.raises(Abandoned):
+        client.respond("")
+
+
+@pytest.mark.parametrize("challenge", ["no base64", "====", "a", "bW9y\x01", "é"])
+def test_a_challenge_that_is_no_base64_is_not_answered(challenge: str) -> None:
+    client = ClientExchange("LOGIN", Login(name="bob", password="secret"))
+    with pytest.raises(Abandoned):
+        client.respond(challenge)
+
+
 def test_a_secret_is_in_no_repr() -> None:
     assert PASSWORD not in repr(LOGIN) and TOKEN not in repr(BEARER)
     with pytest.raises(ValueError, match="NUL"):

@@ -123,6 +123,21 @@ def test_a_wrong_proof_is_counted_before_it_is_answered(make: Callable[[], Side]
 
 
 @either
+def test_another_channel_than_the_client_meant_is_a_wrong_login(make: Callable[[], Side]) -> None:
+    """Nobody's password was guessed, so there is nothing to count."""
+    side = make()
+    say(side, b"AUTH SCRAM-SHA-256 " + b64(b"n,,n=alice@example.org,r=x"))
+    side.session.keys(KEYS)
+    challenge = decode_base64(side.session.data_to_send()[len(side.prompt):-2])
+    nonce = challenge.partition(b",")[0]
+    event, said = say(side, b64(b"c=%s,%s,p=%s" % (b64(b"y,,"), nonce, b64(b"x" * 32))))
+    assert event is None
+    assert said.startswith(side.wrong)
+    event, said = say(side, b"AUTH PLAIN " + b64(b"\0alice@example.org\0secret"))
+    assert isinstance(event, LogIn), said
+
+
+@either
 def test_what_cannot_be_found_out(make: Callable[[], Side]) -> None:
     side = make()
     event, _ = say(side, b"AUTH SCRAM-SHA-256 " + b64(b"n,,n=a@b.example,r=x"))

@@ -1,14 +1,7 @@
-r"""The sending side of SMTP without I/O: scripts of ``tests/dialogues/sending``, cut anywhere.
-
-Beside ``S:``, ``S<``, ``C:``, ``C<`` and ``=`` lines, as in :mod:`tests.dialogue` with the roles
-turned round, a script has what the owner does (``> method argument keyword=value``) and the events
-that it gets (``E:``, ``*`` for any text).
-"""
+"""The sending side of SMTP without I/O: scripts of ``tests/dialogues/sending``, cut anywhere."""
 
 from __future__ import annotations
 
-import fnmatch
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,73 +11,10 @@ from mailsvc.mail import Address
 from mailsvc.smtp.failures import BadArgument, BadMessage, NotOffered, SendingFailure, said
 from mailsvc.smtp.requests import ContentWanted, Ended, Event, Failed, Replied, TLSWanted
 from mailsvc.smtp.sending import SendingSession
-from tests.dialogue import CUTS, Cut, _octets, scripts
+from tests.dialogue import CUTS, Cut, scripts
+from tests.play import Play, lines_of
 
 SCRIPTS = {path.stem: path for path in scripts("sending")}
-
-
-class Play:
-    """A session in a script."""
-
-    def __init__(self, path: Path, cut: Cut) -> None:
-        self.lines = [line for line in path.read_text().splitlines()
-                      if line and not line.startswith("#")]
-        self.cut = CUTS["whole"] if "= whole yes" in self.lines else cut
-        self.session = SendingSession(lmtp="= lmtp yes" in self.lines)
-        self.sent = b""
-        self.events: list[str] = []
-        self.unsaid = b""
-
-    def run(self) -> None:
-        for line in self.lines:
-            mark, text = line[:2], line[2:].removeprefix(" ")
-            if mark in ("S:", "S<"):
-                self.unsaid += _octets(text) + (b"\r\n" if mark == "S:" else b"")
-                continue
-            self.say()
-            if mark == "> ":
-                self.act(text)
-            elif mark in ("C:", "C<"):
-                self.expect(_octets(text) + (b"\r\n" if mark == "C:" else b""), line)
-            elif mark == "E:":
-                assert self.events, f"no event for {line!r}"
-                event = self.events.pop(0)
-                assert fnmatch.fnmatchcase(event, text), f"{event!r} is not {text!r}"
-            else:
-                assert mark == "= ", line
-        self.say()
-        assert self.events == []
-        assert self.sent.strip(b"\r\n") == b""
-
-    def say(self) -> None:
-        data, self.unsaid = self.unsaid, b""
-        for piece in self.cut(data):
-            self.session.receive(piece)
-            self.look()
-
-    def act(self, text: str) -> None:
-        name, *words = text.split(" ")
-        arguments: list[Any] = []
-        options: dict[str, Any] = {}
-        for word in words:
-            key, equals, value = word.partition("=")
-            if equals:
-                options[key] = int(value)
-            elif word == "last":
-                options["last"] = True
-            else:
-                arguments.append(_octets(word) if name in ("content", "bdat") else word)
-        getattr(self.session, name)(*arguments, **options)
-        self.look()
-
-    def look(self) -> None:
-        while (event := self.session.next_event()) is not None:
-            self.events.append(words(event))
-        self.sent += self.session.data_to_send()
-
-    def expect(self, wanted: bytes, line: str) -> None:
-        assert self.sent.startswith(wanted), f"{line!r}: sent was {self.sent!r}"
-        self.sent = self.sent[len(wanted):]
 
 
 def words(event: Event) -> str:
@@ -109,7 +39,8 @@ def failure_words(failure: SendingFailure) -> str:
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_a_dialogue(name: str, cut: Cut) -> None:
-    Play(SCRIPTS[name], cut).run()
+    session = SendingSession(lmtp="= lmtp yes" in lines_of(SCRIPTS[name]))
+    Play(SCRIPTS[name], cut, session, words).run()
 
 
 # ---- what cannot be said -------------------------------------------------------------------------
@@ -143,7 +74,7 @@ def test_no_address_leaves_its_path(bad: Address | str) -> None:
     assert session.data_to_send() == b"MAIL FROM:<>\r\n"
 
 
-@pytest.mark.parametrize("bad", ["x\r\nRSET", "x\n", "\0", "", " "])
+@pytest.mark.parametrize("bad", ["x\r\nRSET", "x\n", "\0", "", " ", "\ud800"])
 def test_no_other_argument_holds_a_line_end(bad: str) -> None:
     session = greeted()
     for say in (session.hello, session.verify, session.expand):
@@ -197,6 +128,58 @@ def test_what_is_not_offered_is_not_sent(extensions: tuple[str, ...], options: d
         session.mail("a@example.com", **options)
     assert caught.value.status == EnhancedStatus(*status)
     assert session.data_to_send() == b""
+
+
+def test_a_recipient_is_not_empty() -> None:
+    session = greeted()
+    session.mail("a@example.com")
+    for empty in ("", "<>"):
+        with pytest.raises(BadArgument):
+            session.rcpt(empty)
+    assert session.data_to_send() == b"MAIL FROM:<a@example.com>\r\n"
+
+
+def test_chunks_are_sent_only_where_they_are_offered() -> None:
+    session = greeted("PIPELINING")
+    session.mail("a@example.com")
+    session.data_to_send()
+    with pytest.raises(NotOffered):
+        session.bdat(b"x\r\n", last=True)
+    assert session.data_to_send() == b""
+
+
+def test_names_outside_ascii_are_asked_for_only_where_they_may() -> None:
+    session = greeted()
+    with pytest.raises(NotOffered) as caught:
+        session.verify("jörg")
+    assert caught.value.status == EnhancedStatus(5, 6, 7)
+    session.expand("liste")
+    assert session.data_to_send() == b"EXPN liste\r\n"
+    session = greeted("SMTPUTF8")
+    session.verify("jörg")
+    assert session.data_to_send() == "VRFY jörg SMTPUTF8\r\n".encode()
+
+
+@pytest.mark.parametrize(("offered", "understood"), [
+    (("SIZE 100", "8bitmime", "X-Any=thing"), {"SIZE": "100", "8BITMIME": "", "X-ANY": "thing"}),
+    # As it was spelt before RFC 2554; many servers say both.
+    (("AUTH LOGIN", "AUTH=LOGIN PLAIN"), {"AUTH": "LOGIN PLAIN"}),
+    (("AUTH=LOGIN PLAIN",), {"AUTH": "LOGIN PLAIN"}),
+    (("-x", "***", "what is this?", "", "PIPELINING"),
+     {"WHAT": "is this?", "PIPELINING": ""}),
+])
+def test_what_a_server_offers(offered: tuple[str, ...], understood: dict[str, str]) -> None:
+    assert greeted(*offered).extensions == understood
+
+
+def test_requiretls_is_said_within_tls() -> None:
+    """RFC 8689 §2; in the clear its offer counts for nothing."""
+    session = greeted("REQUIRETLS")
+    with pytest.raises(NotOffered):
+        session.mail("a@example.com", requiretls=True)
+    session.tls_active = True
+    session.mail("a@example.com", requiretls=True)
+    assert session.data_to_send() == b"MAIL FROM:<a@example.com> REQUIRETLS\r\n"
 
 
 def test_addresses_outside_ascii() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
@@ -21,7 +22,9 @@ from mailsvc.errors import (
     UnknownMailbox,
 )
 from mailsvc.log import LogSettings, json_line, text_line
-from tests.postoffice import Line, Wire
+from mailsvc.mail import Address, Envelope, Remote
+from mailsvc.smtp.mode import SUBMISSION
+from tests.postoffice import Line, Unlimited, Wire
 
 HELO = b"HELO client.example.net\r\n"
 EHLO = b"EHLO client.example.net\r\n"
@@ -437,3 +440,98 @@ def test_a_late_answer_to_a_lost_connection_is_no_line() -> None:
         one.hang_up(Failure(ConnectionResetError()))
         one.answers.release()
     assert events == []
+
+
+# ---- the queue, and submission -------------------------------------------------------------------
+
+
+class Queue:
+    """Takes what is forwarded; remembers of which deliveries it was to report."""
+
+    def __init__(self) -> None:
+        self.reported: list[tuple[str, bytes]] = []
+
+    def delivered(self, envelope: Envelope, header: bytes) -> None:
+        self.reported.append((envelope.id, header))
+
+
+@pytest.mark.parametrize("notify", ["SUCCESS", "FAILURE,SUCCESS", "FAILURE", "NEVER", None])
+def test_success_is_reported_where_it_was_asked_for(notify: str | None) -> None:
+    one = line()
+    one.factory.queue = queue = Queue()  # type: ignore[assignment]
+    one.say(EHLO + SENDER + RECIPIENT.rstrip()
+            + (f" NOTIFY={notify}".encode() if notify else b"") + b"\r\n" + MESSAGE)
+    assert one.codes()[1:] == TAKEN
+    sent = one.store.mail[0]
+    assert queue.reported == (
+        [(sent.id, b"Subject: x\r\n\r\ntext\r\n")] if notify and "SUCCESS" in notify else [])
+
+
+def test_success_is_reported_only_of_what_was_stored() -> None:
+    one = line()
+    one.factory.queue = queue = Queue()  # type: ignore[assignment]
+    one.answers.spoilt["commit"] = StorageFull("The disk is full")
+    one.say(EHLO + SENDER + RECIPIENT.rstrip() + b" NOTIFY=SUCCESS\r\n" + MESSAGE)
+    assert one.codes()[-1] == "452 4.3.1"
+    assert queue.reported == []
+
+
+def test_an_alias_that_leads_elsewhere_needs_a_queue() -> None:
+    one = line()
+    elsewhere = (Remote(Address("alice", "elsewhere.example")),)
+    one.factory.router._places["away", "example.org"] = elsewhere  # type: ignore[attr-defined]
+    with logged() as events:
+        one.say(SENDER + b"RCPT TO:<away@example.org>\r\n")
+    assert one.codes() == ["250 2.1.0", "550 5.7.1"]
+    assert "Relaying denied" in texts(events)[0]
+
+
+class Counting(Unlimited):
+    """Takes its time to count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[Deferred[None]] = []
+
+    def count(self, account: str, recipients: int) -> Deferred[None]:
+        self.counts.append(Deferred())
+        return self.counts[-1]
+
+
+def submitting() -> tuple[Line, Counting]:
+    """A client of a trusted network that has said DATA, and whose message is being counted."""
+    one, rates = Line(mode=SUBMISSION, known=True), Counting()
+    assert one.factory.agent is not None
+    one.factory.agent._rates = rates  # type: ignore[assignment]
+    one.say(EHLO + b"MAIL FROM:<alice@example.org>\r\n" + RECIPIENT + b"DATA\r\n")
+    assert one.codes() == ["220", "250", "250 2.1.0", "250 2.1.5"]
+    return one, rates
+
+
+def test_who_is_gone_when_its_message_was_counted_begins_none() -> None:
+    one, rates = submitting()
+    one.hang_up()
+    rates.counts[0].callback(None)
+    assert [delivery.outcome for delivery in one.store.deliveries] == ["aborted"]
+
+
+def test_who_sends_too_much_meanwhile_begins_none() -> None:
+    one, rates = submitting()
+    with logged() as events:
+        rates.counts[0].errback(TemporaryFailure("Too much for today"))
+    assert one.codes() == ["451 4.3.0"]
+    assert one.store.deliveries == []
+    assert "dropped" in texts(events)[0] and "Too much for today" in texts(events)[0]
+    one.hang_up()
+
+
+def test_what_a_filter_refuses_at_the_end_is_not_stored() -> None:
+    """Here a From of another domain, in a message that is nothing but its header."""
+    one, rates = submitting()
+    rates.counts[0].callback(None)
+    with logged() as events:
+        one.say(b"From: boss@elsewhere.example\r\n.\r\n")
+    assert one.codes() == ["354", "550 5.7.1"]
+    assert [delivery.outcome for delivery in one.store.deliveries] == ["aborted"]
+    assert "dropped" in texts(events)[0]
+    one.hang_up()

@@ -265,6 +265,22 @@ async def test_a_short_message_is_written_at_once(store: Any) -> None:
     maildrop.release()
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_short_message_is_at_hand(store: Any) -> None:
+    for text in (b"", MESSAGE, MESSAGE + b"end", LARGE):
+        await deliver(store, text)
+    maildrop = await store.open_maildrop(ALICE)
+    # Whether a disk must be waited for, nobody can promise.
+    for number, expected in enumerate((b"", MESSAGE, MESSAGE + b"end\r\n"), start=1):
+        assert maildrop.text(number) in (expected, None)
+    assert maildrop.text(4) is None
+    assert await read(maildrop, 4) == LARGE
+    for number in (0, 5):
+        with pytest.raises(IndexError):
+            maildrop.text(number)
+    maildrop.release()
+
+
 async def _given(sink: Sink, blocks: int) -> None:
     """Wait until *sink* has been given so many blocks; fail when that takes more than 5 s."""
     for _ in range(500):

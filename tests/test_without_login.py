@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
 
 from mailsvc.connections import peer_uid
@@ -61,6 +66,23 @@ class OnSocket(Dialogue):
         self.socket.settimeout(PATIENCE)
         self.socket.connect(path)
         self.file = self.socket.makefile("rb")
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_is_on_the_other_end() -> None:
+    seen: Deferred[int | None] = Deferred()
+
+    class Asking(Protocol):
+        def connectionMade(self) -> None:
+            seen.callback(peer_uid(self.transport))
+
+    with tempfile.TemporaryDirectory(prefix="ms-") as place:
+        port = await UNIXServerEndpoint(reactor, f"{place}/socket").listen(
+            Factory.forProtocol(Asking))
+        with socket.socket(socket.AF_UNIX) as client_side:
+            client_side.connect(f"{place}/socket")
+            assert await seen == os.geteuid()
+        await port.stopListening()
 
 
 @contextmanager

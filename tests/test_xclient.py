@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.cred.error import UnauthorizedLogin
+from twisted.logger import capturedLogs, formatEvent
 
 from mailsvc.credentials import IProvenName
-from mailsvc.errors import TemporaryFailure
+from mailsvc.errors import EnhancedStatus, TemporaryFailure
 from mailsvc.smtp.grammar import SyntaxFault
 from mailsvc.smtp.mode import SUBMISSION
 from mailsvc.smtp.xclient import ATTRIBUTES, XClient, parse
@@ -157,4 +159,31 @@ def test_that_it_cannot_be_found_out_is_said_and_logs_nobody_in() -> None:
     one.factory.authenticator.portal.checkers[IProvenName] = Down()
     one.say(b"EHLO x\r\nXCLIENT LOGIN=alice@example.org\r\nMAIL FROM:<alice@example.org>\r\n")
     assert one.codes()[2:] == ["451 4.3.0", "530 5.7.0"]
+    one.hang_up()
+
+
+def test_nobody_of_that_name_is_one_line_in_the_log() -> None:
+    class Nobody:
+        def requestAvatarId(self, credentials: Any) -> Any:
+            raise UnauthorizedLogin
+
+    one = Line(mode=SUBMISSION, xclient_networks=["198.51.100.0/24"])
+    assert one.factory.authenticator is not None
+    one.factory.authenticator.portal.checkers[IProvenName] = Nobody()
+    with capturedLogs() as events:
+        one.say(b"EHLO x\r\nXCLIENT ADDR=203.0.113.9 LOGIN=who@example.org\r\n"
+                b"MAIL FROM:<who@example.org>\r\n")
+    assert one.codes()[2:] == ["550 5.7.8", "530 5.7.0"]
+    assert ["login refused user='who@example.org' client=203.0.113.9" in formatEvent(event)
+            for event in events] == [False, True]
+    one.hang_up()
+
+
+def test_a_banned_client_is_sent_away_behind_a_proxy_too() -> None:
+    banned = TemporaryFailure("Too many wrong passwords from your address", EnhancedStatus(4, 7, 0))
+    one = Line(xclient_networks=["198.51.100.0/24"])
+    one.factory.connections.admit = lambda client: banned if client == "203.0.113.9" else None
+    one.say(b"EHLO x\r\nXCLIENT ADDR=203.0.113.9\r\nNOOP\r\n")
+    assert one.codes()[2:] == ["421 4.7.0"]
+    assert one.closed
     one.hang_up()

@@ -274,9 +274,12 @@ class FetchingSession:
         self._release()
 
     def _respond(self, exchange: ClientExchange, challenge: str) -> None:
+        if exchange.abandoned:
+            # Nor would a second "*" make it stop.
+            self.end(FetchFailure("the server asks on although the login was called off: "
+                                  + exchange.abandoned, "login", temporary=False))
+            return
         try:
-            if exchange.abandoned:
-                raise Abandoned(exchange.abandoned)
             response = exchange.respond(challenge)
         except Abandoned as why:
             exchange.abandoned = str(why)

@@ -220,6 +220,11 @@ class POP3Protocol(Conversation):
     # ---- other questions ----
 
     def _on_retrieve(self, event: events.Retrieve) -> None:
+        text = self._maildrop.text(event.number) if event.lines is None else None
+        if text is not None:
+            self._retrieved += 1
+            self.session.message(text)
+            return
         retrieval = self._retrieval = Retrieval(self)
         reading: Deferred[None] = maybeDeferred(
             self._maildrop.read, event.number, retrieval, event.lines

@@ -232,6 +232,11 @@ class Session:
         else:
             self.end(answer, "too many failed logins")
 
+    def message(self, text: bytes) -> None:
+        """Send the message asked for, all of it: CRLF lines, not dot-stuffed."""
+        self.message_block(text)
+        self.retrieved()
+
     def message_block(self, block: bytes) -> None:
         """Send a block of the message asked for: CRLF lines, not dot-stuffed, cut anywhere."""
         question = self._question
@@ -364,7 +369,9 @@ class Session:
             self.ask(Guessed(step.username))
         elif isinstance(step, Failed) and step.kind is Kind.WRONG:
             self._failed_login(WRONG_LOGIN)
-        elif isinstance(step, Failed):
+        else:
+            # Only a login succeeds, which its owner answers.
+            assert isinstance(step, Failed)
             self._exchange = None
             self.refuse(_FAILED[step.kind])
 

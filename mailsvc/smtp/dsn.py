@@ -56,7 +56,9 @@ def orcpt(value: str | None) -> str:
     if not semicolon or not re.fullmatch(_ATOM, kind):
         raise SyntaxFault("ORCPT is type;address, such as rfc822;bob@example.org")
     if kind.lower() == "utf-8" and not address.isascii():
-        # RFC 6533 §3: utf-8-address, which has no controls and no spaces by the grammar of words.
+        # RFC 6533 §3: utf-8-addr-unitext.  Beyond ASCII too there are controls and line ends.
+        if not address.isprintable():
+            raise SyntaxFault("The address of ORCPT has no control characters")
         return f"{kind};{address}"
     meant = xtext.decode(address)
     if not _PRINTABLE.fullmatch(meant):

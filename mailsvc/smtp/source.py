@@ -20,6 +20,8 @@ Message = bytes | BinaryIO | Iterable[bytes] | AsyncIterable[bytes]
 #: How many octets are read, and sent, at a time.
 BLOCK_OCTETS = 65_536
 
+_EMPTY_LINE = re.compile(rb"\r?\n\r?\n")
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -64,16 +66,18 @@ class Source:
         if not self.repeatable:
             return None
         size, eight_bit, utf8_header, at_header = 0, False, False, True
-        proof, cut, tail = LineProof(), ChunkReader(), b""
+        # An empty line ends the header, be it the first.
+        proof, cut, tail = LineProof(), ChunkReader(), CRLF
         for raw in self._synchronous():
             block = cut.feed(raw)
             size += len(block)
             proof.feed(block)
             if at_header:
-                end = re.search(rb"(?:\r?\n|\A)\r?\n", tail + block)
-                header = (tail + block)[:end.start()] if end else block
+                text = tail + block
+                end = _EMPTY_LINE.search(text)
+                header = text[:end.start()] if end else block
                 utf8_header = utf8_header or not header.isascii()
-                at_header, tail = end is None, block[-3:]
+                at_header, tail = end is None, text[-3:]
             eight_bit = eight_bit or not block.isascii()
         rest = cut.finish()
         proof.feed(rest)

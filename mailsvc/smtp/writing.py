@@ -22,6 +22,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOTIFY = ("SUCCESS", "FAILURE", "DELAY")
 _PRINTABLE = re.compile(r"[ -~]+")
 _ORCPT = re.compile(r"[A-Za-z0-9-]+;.+", re.DOTALL)
+#: What utf-8-addr-unitext and utf-8-addr-xtext write as \x{HEX}; what is written so already stays.
+_CODED = r"\\(?!x\{[0-9A-F]{2,6}\})"
+_UNITEXT = re.compile(rf"{_CODED}|[^!-*,-<>-~\u0080-\U0010ffff]")
+_UTF8_XTEXT = re.compile(rf"{_CODED}|[^!-*,-<>-~]")
 
 
 def address(value: Address | str) -> Address:
@@ -126,21 +130,16 @@ def rcpt(path: Address, *, smtputf8: bool = False, notify: Sequence[str] = (),
         if not _ORCPT.fullmatch(orcpt) or len(orcpt) > 500:
             raise BadArgument(f"orcpt {orcpt!r}: expected type;address, such as rfc822;a@b")
         kind, _, original = orcpt.partition(";")
-        words.append(f"ORCPT={kind};{_original(original, smtputf8)}")
+        words.append(f"ORCPT={kind};{_original(kind, original, smtputf8)}")
     return _line("RCPT TO:", path, smtputf8, words)
 
 
-def _original(original: str, smtputf8: bool) -> str:
-    """The address of ORCPT: xtext, or UTF-8 where SMTPUTF8 allows it (RFC 6533 §3)."""
-    if original.isascii():
+def _original(kind: str, original: str, smtputf8: bool) -> str:
+    """The address of ORCPT: xtext, or as RFC 6533 §3 has it, in UTF-8 where SMTPUTF8 allows it."""
+    if kind.lower() != "utf-8" and original.isascii():
         return xtext.encode(original)
-    if smtputf8:
-        return re.sub(r"[^!-*,-<>-~\u0080-\U0010ffff]",
-                      lambda match: f"+{ord(match[0]):02X}", original)
-    # utf-8-addr-xtext: \x{HEX} for what is not ASCII, then xtext for the whole.
-    return xtext.encode("".join(
-        each if each.isascii() and each != "\\" else f"\\x{{{ord(each):X}}}"
-        for each in original))
+    return (_UNITEXT if smtputf8 else _UTF8_XTEXT).sub(
+        lambda match: f"\\x{{{ord(match[0]):X}}}", original)
 
 
 def _line(verb: str, path: Address, smtputf8: bool, words: list[str]) -> bytes:

@@ -53,6 +53,8 @@ _PATIENCE = 5.0
 _REST = 10.0
 #: How long until a checkpoint that failed, or that must wait for others, is tried again.
 _AGAIN = 1.0
+#: How often whoever waits for the committing thread looks whether it lives.
+_LOOK = 1.0
 #: So many places fit one record.
 _PLACES = 10_000
 
@@ -156,7 +158,8 @@ class GroupCommitter:
 
     def commit(self, message: Message) -> Deferred[None]:
         """As ``Committer.commit``; fails with StorageFull when too much waits."""
-        if message.path is not None or message.octets > _BATCH or not self._open:
+        if (message.path is not None or message.octets > _BATCH or len(message.homes) > _PLACES
+                or not self._open):
             return self._each.commit(message)
         if self._backlog + message.octets > self._most and self._backlog:
             return fail(StorageFull("Too much mail is being written; try again later."))
@@ -174,7 +177,7 @@ class GroupCommitter:
             for removal in removals:
                 self._queue.put(removal)
             for removal in removals:
-                while not removal.done.wait(1) and self._committing.is_alive():
+                while not removal.done.wait(_LOOK) and self._committing.is_alive():
                     pass
         if not all(removal.recorded for removal in removals):
             self._each.sync_removals(directory, names)
@@ -191,9 +194,8 @@ class GroupCommitter:
                 except BaseException:
                     # A bug: nobody may wait for ever.
                     self.log.failure("the group commit failed")
-                    self._reactor.callFromThread(self._instead, [
-                        each for each in batch if isinstance(each, _Delivery)])
-                    self._release(batch)
+                    self._sync_each([each for each in batch if isinstance(each, _Delivery)])
+                    self._release([each for each in batch if isinstance(each, _Removal)])
             covered = self._covered
             if covered is not None and (
                     not going or time.monotonic() - covered.since >= self._seconds):
@@ -223,7 +225,8 @@ class GroupCommitter:
         told: list[tuple[_Delivery, Failure | None]] = []
         ready: list[_Delivery] = []
         removals: list[_Removal] = []
-        records, self._withdrawn = self._withdrawn, []
+        withdrawn = len(self._withdrawn)
+        records = list(self._withdrawn)
         start = len(self._root) + 1
         for each in batch:
             if isinstance(each, _Removal):
@@ -241,11 +244,10 @@ class GroupCommitter:
             ready.append(each)
             records.append(entries.delivered(
                 [target[start:] for target in message.targets], each.data))
-        if not self._append(records, ready, removals):
-            for each in ready:
-                self._files.remove(each.message)
-                each.message.blocks = [each.data]
-            self._reactor.callFromThread(self._instead, ready)
+        if self._append(records, ready, removals):
+            del self._withdrawn[:withdrawn]
+        else:
+            self._sync_each(ready)
             ready = []
         for each in ready:
             try:
@@ -300,23 +302,28 @@ class GroupCommitter:
                 self._root + b"/" + place.rpartition(b"/new/")[0] for place in removal.places)
         return True
 
+    def _sync_each(self, deliveries: Sequence[_Delivery]) -> None:
+        """Have each synced by itself, from the beginning."""
+        for each in deliveries:
+            self._files.remove(each.message)
+            if each.data:
+                each.message.blocks = [each.data]
+        self._reactor.callFromThread(self._instead, deliveries)
+
     def _end_segment(self) -> None:
         segment, covered = self._journal.end(), self._covered
         self._covered = None
         if segment is not None:
             self._full.put(covered or _Covered(segment, time.monotonic()))
 
-    def _release(self, batch: Sequence[_Delivery | _Removal]) -> None:
-        for each in batch:
-            if isinstance(each, _Removal):
-                each.done.set()
+    def _release(self, removals: Sequence[_Removal]) -> None:
+        for each in removals:
+            each.done.set()
 
     # ---- the reactor's thread ----
 
     def _tell(self, told: Sequence[tuple[_Delivery, Failure | None]]) -> None:
         for each, failure in told:
-            if each.outcome.called:
-                continue  # after a bug in the group commit
             self._backlog -= each.message.octets
             if failure is None:
                 each.outcome.callback(None)

@@ -26,6 +26,7 @@ this, all names with one unique part stand together, whatever fields and flags f
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import re
 import threading
@@ -35,7 +36,7 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import groupby, islice, pairwise
+from itertools import groupby, islice
 
 from twisted.logger import Logger
 
@@ -56,8 +57,8 @@ _READ = 256 * 1024
 #: When new/ and cur/ were changed, in nanoseconds since 1970; None when not known for sure.
 _Stamp = tuple[int | None, int | None]
 
-#: Names joined by "/", each of which has a "," and no ":" before it.
-_FIELDS_FIRST = re.compile(rb"[^/,:]*,[^/]*(?:/[^/,:]*,[^/]*)*+")
+#: Names joined by "/", each with a ",S=", no "," or ":" before it and no "." in the beginning.
+_SIZE_FIRST = re.compile(rb"(?!\.)[^/,:]*,S=[^/]*(?:/(?!\.)[^/,:]*,S=[^/]*)*+")
 #: A marked name and a "/", when it is as most are: head, stored octets, sent octets.  As
 #: ``filenames.unique_id`` and its neighbours have it.
 _USUAL = re.compile(
@@ -227,6 +228,10 @@ class Listing:
         """
         return _open(self._places(_unmark(self._marked(number))))
 
+    def stored(self, number: int) -> int | None:
+        """The size of the file of message *number* as its name tells it, if it does."""
+        return filenames.stored_octets(_unmark(self._marked(number)))
+
     def relocate(self, number: int) -> int:
         """As :meth:`open`, but looks for a renamed file first (and for all the others with it).
 
@@ -345,6 +350,15 @@ def _mark(name: bytes) -> bytes:
     return name[:cut] + b"\0" + name[cut:]
 
 
+def _marks(names: list[bytes]) -> list[bytes]:
+    """The marked names of those that are messages', which begin with no "."."""
+    joined = b"/".join(names)
+    # Where the first "," or ":" of each begins its one ",S=", the mark belongs before that.
+    if _SIZE_FIRST.fullmatch(joined) and joined.count(b",S=") == len(names):
+        return joined.replace(b",S=", b"\0,S=").split(b"/")
+    return [_mark(name) for name in names if not name.startswith(b".")]
+
+
 def _unmark(marked: bytes) -> bytes:
     return marked.replace(b"\0", b"")
 
@@ -356,13 +370,9 @@ def _head(marked: bytes) -> bytes:
 def _runs(directory: bytes) -> Iterator[list[bytes]]:
     """The marked names of the messages in *directory*, in sorted lists of bounded length."""
     with os.scandir(directory) as entries:
-        names = (entry.name for entry in entries
-                 if not entry.name.startswith(b".") and entry.is_file(follow_symlinks=False))
-        while run := list(islice(names, _RUN)):
-            # Where the first "," or ":" of each is a ",", the mark belongs before it.
-            marked = [name.replace(b",", b"\0,", 1) for name in run]
-            if not _FIELDS_FIRST.fullmatch(b"/".join(run)):
-                marked = list(map(_mark, run))
+        while some := list(islice(entries, _RUN)):
+            run = [entry.name for entry in some if entry.is_file(follow_symlinks=False)]
+            marked = _marks(run)
             marked.sort()
             yield marked
 
@@ -390,16 +400,17 @@ def _usual_sizes(names: list[bytes]) -> array[int] | None:
         found = _USUAL.findall(b"/".join(run) + b"/")
         if len(found) != len(run):
             return None
+        heads, stored, sent = zip(*found, strict=True)
         # No head stands twice, since each is less than the next.
-        heads = [last, *(head for head, _, _ in found)]
-        if any(one == other for one, other in pairwise(heads)):
+        if last == heads[0] or any(map(operator.eq, heads, heads[1:])):
             return None
         last = heads[-1]
-        stored, sent = ([int(each[place]) for each in found] for place in (1, 2))
-        if not all(octets <= more <= 2 * octets + 2
-                   for octets, more in zip(stored, sent, strict=True)):
+        octets = array("Q", map(int, sent))
+        if stored != sent and not all(
+                int(less) <= more <= 2 * int(less) + 2
+                for less, more in zip(stored, octets, strict=True)):
             return None
-        sizes.extend(sent)
+        sizes += octets
     return sizes
 
 

@@ -55,7 +55,7 @@ from mailsvc.store.failures import mail_failure
 from mailsvc.store.group import GroupCommitter
 from mailsvc.store.listing import Listing, ListingCache, SizeCache
 from mailsvc.store.recovery import Recovery
-from mailsvc.store.retrieval import FileBlocks, Retrieval
+from mailsvc.store.retrieval import AT_ONCE, FileBlocks, Retrieval, at_once
 from mailsvc.store.threads import Threads
 from mailsvc.store.tree import MailTree
 
@@ -332,13 +332,27 @@ class Maildrop:
         """As ``IMaildrop.uidls``."""
         return self._listing.uidls(first, end)
 
+    def text(self, number: int) -> bytes | None:
+        """As ``IMaildrop.text``."""
+        size = self._listing.stored(number)
+        if size is None or size > AT_ONCE:
+            return None
+        try:
+            fd = self._listing.open(number)
+        except OSError:
+            return None  # read() will look elsewhere, or tell
+        try:
+            return at_once(fd, size)
+        finally:
+            os.close(fd)
+
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
         """As ``IMaildrop.read``."""
         try:
-            sent = self._send(self._listing.open(number), consumer, lines)
+            sent = self._send(self._listing.open(number), number, consumer, lines)
         except FileNotFoundError:
             relocated = self._threads.run(self._listing.relocate, number, unwanted=os.close)
-            sent = relocated.addCallback(self._send, consumer, lines)
+            sent = relocated.addCallback(self._send, number, consumer, lines)
         except OSError:
             sent = fail()
         return sent.addErrback(self._not_sent, number)
@@ -348,8 +362,10 @@ class Maildrop:
             raise MessageVanished("The message is gone: another program removed it.")
         return _explain(failure, "read a message", maildir=self._home, number=number)
 
-    def _send(self, fd: int, consumer: IConsumer, lines: int | None) -> Deferred[None]:
-        return Retrieval(FileBlocks(fd, self._threads), consumer, lines).start()
+    def _send(self, fd: int, number: int, consumer: IConsumer,
+              lines: int | None) -> Deferred[None]:
+        blocks = FileBlocks(fd, self._threads)
+        return Retrieval(blocks, consumer, lines, self.sizes[number - 1]).start()
 
     def update(self, deleted: Collection[int]) -> Deferred[None]:
         """As ``IMaildrop.update``; removes nothing when the lock has been given back already."""

@@ -22,8 +22,8 @@ from zope.interface import implementer
 from mailsvc.errors import MailboxFull, MaildropInUse, MessageVanished, SomeNotRemoved
 from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop
 from mailsvc.mail import Account
-from mailsvc.store.retrieval import MemoryBlocks, Retrieval
-from mailsvc.store.text import CanonicalText
+from mailsvc.store.retrieval import AT_ONCE, MemoryBlocks, Retrieval
+from mailsvc.store.text import CanonicalText, canonical
 
 
 @dataclass(slots=True)
@@ -139,6 +139,11 @@ class MemoryMaildrop:
         """As ``IMaildrop.uidls``."""
         return self._ids[first - 1 : end - 1]
 
+    def text(self, number: int) -> bytes | None:
+        """As ``IMaildrop.text``."""
+        message = self._mailbox.messages.get(self.uidl(number))
+        return None if message is None or len(message) > AT_ONCE else canonical(message)
+
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
         """As ``IMaildrop.read``."""
         message = self._mailbox.messages.get(self.uidl(number))
@@ -225,6 +230,9 @@ class _FailingMaildrop(MemoryMaildrop):
     def __init__(self, store: FailingStore, mailbox: Mailbox) -> None:
         super().__init__(mailbox)
         self._store = store
+
+    def text(self, number: int) -> bytes | None:
+        return None if self._store.point == "read" else super().text(number)
 
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
         if self._store.point == "read":

@@ -19,14 +19,30 @@ from twisted.internet.interfaces import IConsumer, IPullProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mailsvc.store.text import CanonicalText, Top
+from mailsvc.store.text import CanonicalText, Top, canonical
 from mailsvc.store.threads import Threads
 
 #: Messages up to this many octets are written at once.
 AT_ONCE = 128 * 1024
 
 #: Octets read at a time from longer ones.
-BLOCK = 64 * 1024
+BLOCK = 128 * 1024
+
+
+#: Where :func:`at_once` reads to: one octet more than it may, to see that there is none.
+_scratch = memoryview(bytearray(AT_ONCE + 1))
+
+
+def at_once(fd: int, size: int) -> bytes | None:
+    """The *size* octets that the file *fd* has, ``AT_ONCE`` at most, as ``IMaildrop.text`` does.
+
+    None when it has another size or is not at hand.  For the reactor's thread alone.
+    """
+    try:
+        got = os.preadv(fd, [_scratch[: size + 1]], 0, os.RWF_NOWAIT)
+    except OSError:
+        return None
+    return canonical(bytes(_scratch[:size])) if got == size else None
 
 
 class Blocks(Protocol):
@@ -113,15 +129,17 @@ class FileBlocks:
 class Retrieval:
     """One message on its way to *consumer*; *lines* as in ``IMaildrop.read``.
 
+    :param octets: how many it will send according to its name, when that is known.
     :ivar finished: fires with None when the last block was written; fails with OSError when a block
         cannot be read, and with CancelledError when it was cancelled or the consumer asked to stop.
     """
 
-    def __init__(self, blocks: Blocks, consumer: IConsumer, lines: int | None) -> None:
+    def __init__(self, blocks: Blocks, consumer: IConsumer, lines: int | None,
+                 octets: int = 0) -> None:
         self.finished: Deferred[None] = Deferred(lambda _: self._end())
         self._blocks = blocks
         self._consumer = consumer
-        self._text = CanonicalText()
+        self._text = CanonicalText(unchanged=octets == blocks.left)
         self._top = None if lines is None else Top(lines)
         self._registered = False
         self._ended = False

@@ -17,18 +17,26 @@ from __future__ import annotations
 class CanonicalText:
     """Gives the lines of a text CRLF ends.
 
+    :param unchanged: whether its size tells that there is nothing to do; then one look, at the
+        first block, is enough to see that it tells the truth.
     :ivar octets: how many have been given out so far; after :meth:`end`, the size of the message.
     """
 
-    __slots__ = ("_held", "_open", "octets")
+    __slots__ = ("_held", "_open", "_unchanged", "octets")
 
-    def __init__(self) -> None:
+    def __init__(self, unchanged: bool = False) -> None:
         self.octets = 0
+        self._unchanged = unchanged
         self._held = b""  # a CR that ended a block: the next block says whether an LF follows
         self._open = False  # whether the last octet given out was not a line end
 
     def feed(self, block: bytes) -> bytes:
         """Take a block; return what of the text is settled by it."""
+        if self._unchanged and self.octets and block:
+            self._open = not block.endswith(b"\n")
+            self.octets += len(block) + len(self._held)
+            block, self._held = self._held + block, b""
+            return block
         if self._held:
             block = self._held + block
         if block.endswith(b"\r"):
@@ -38,6 +46,7 @@ class CanonicalText:
             self._held = b""
         if block.count(b"\n") != block.count(b"\r\n"):
             block = block.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+            self._unchanged = False
         if block:
             self._open = not block.endswith(b"\n")
             self.octets += len(block)
@@ -48,6 +57,12 @@ class CanonicalText:
         rest = self._held + b"\r\n" if self._held or self._open else b""
         self.octets += len(rest)
         return rest
+
+
+def canonical(text: bytes) -> bytes:
+    """The whole *text* as :class:`CanonicalText` gives it out."""
+    lines = CanonicalText()
+    return lines.feed(text) + lines.end()
 
 
 class Top:
