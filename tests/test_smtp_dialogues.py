@@ -205,6 +205,8 @@ class Owner:
                 return verified(mailbox, [self.router.verify(mailbox)])
             case events.Expand(mailbox):
                 return verified(mailbox, self.router.expand(mailbox))
+            case events.QueueRun(domain):
+                return replies.NO_QUEUE if self.router.relays(domain) else replies.NOT_QUEUED
             case events.DataBegins():
                 assert envelope is not None
                 self.delivery = self.store.begin(envelope.accounts(), envelope.id, envelope.size)

@@ -11,7 +11,7 @@ answer is.  A positive reply makes the transition that the command asks for, a n
 Extensions: PIPELINING (2920), SIZE (1870), 8BITMIME (6152), SMTPUTF8 (6531), CHUNKING (3030),
 ENHANCEDSTATUSCODES (2034), LIMITS (9422), STARTTLS (3207) where the listener has a certificate.
 AUTH (4954) on the listeners for submission, by the mechanisms of :mod:`mailsvc.sasl`.
-TURN, ETRN, ATRN and XEXCH50 are recognized and answered 502.
+ETRN (1985) where it is configured.  TURN, ATRN and XEXCH50 are recognized and answered 502.
 """
 
 from __future__ import annotations
