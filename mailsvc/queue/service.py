@@ -35,7 +35,7 @@ _log = Logger("mailsvc.queue")
 
 #: How often the lock is tried for while another process has it and hears us, seconds; and while
 #: nobody does.
-_LOOK_EVERY, _SEEK_EVERY = 5.0, 0.1
+_LOOK_EVERY, _SEEK_EVERY = 30.0, 0.1
 #: How often who sends looks into the directory, seconds.
 _COUNT_EVERY = 60.0
 #: How often what waits for a domain is tried because somebody asks, seconds.
