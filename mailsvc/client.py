@@ -30,7 +30,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from mailsvc import transaction
 from mailsvc.dialing import Line, NoConnection, dial
-from mailsvc.mail import Address
+from mailsvc.mail import Address, DeliverBy
 from mailsvc.sasl.client import Abandoned, ClientExchange, Login, choose
 from mailsvc.smtp import writing
 from mailsvc.smtp.failures import (
@@ -48,11 +48,10 @@ from mailsvc.smtp.failures import (
 from mailsvc.smtp.outcome import Outcome, Recipient, Tally
 from mailsvc.smtp.outgoing import Outgoing
 from mailsvc.smtp.replies import Reply
-from mailsvc.smtp.requests import Command
+from mailsvc.smtp.requests import Command, Parameters
 from mailsvc.smtp.sending import SendingSession
 from mailsvc.smtp.source import Message, Source
 from mailsvc.smtp.timeouts import Timeouts
-from mailsvc.transaction import Parameters
 from mailsvc.trust import UNVERIFIED, Secured, Trust, Untrusted
 
 #: How TLS is used: not at all; by STARTTLS, or fail; by STARTTLS if offered, unverified, and in the
@@ -169,6 +168,11 @@ class Client:
         """What the server offers, by keyword in capitals; empty before EHLO."""
         return dict(self._session.extensions)
 
+    @property
+    def tls_active(self) -> bool:
+        """Whether what is said now is said inside TLS."""
+        return self._session.tls_active
+
     def extension(self, name: str) -> str | None:
         """The parameters of an extension, "" if it has none; None if it is not offered."""
         return self._session.extensions.get(name.upper())
@@ -198,6 +202,11 @@ class Client:
         self._session.pipeline = wanted
 
     # ---- commands ----
+
+    def ready(self) -> Deferred[Any]:
+        """Fires when EHLO has been answered, which it says unless it has: what is offered is known.
+        """
+        return self._out.ready()
 
     def hello(self, name: str = "") -> Deferred[Reply]:
         """Say EHLO (LHLO), or HELO to a server without extensions.
@@ -237,11 +246,12 @@ class Client:
     def mail(
         self, reverse_path: Address | str, *, size: int = 0, body: str = "",
         smtputf8: bool | None = None, ret: str = "", envid: str = "", requiretls: bool = False,
-        auth: Address | None = None,
+        auth: Address | None = None, by: DeliverBy | None = None, priority: int = 0,
     ) -> Deferred[Reply]:
         """Begin a transaction.
 
-        SIZE, AUTH, RET and ENVID are left out where the server does not offer them.
+        SIZE, AUTH, RET, ENVID, MT-PRIORITY and BY with mode "N" are left out where the server does
+        not offer them.
 
         :param reverse_path: "" or NULL_PATH for ``<>``.
         :param size: octets of the message; 0 if not known.
@@ -250,12 +260,14 @@ class Client:
         :param ret: "FULL" or "HDRS" (RFC 3461).
         :param envid: as meant (not xtext).
         :param auth: who submitted the message first (RFC 4954 §5).
-        :raises NotOffered: 8BITMIME, SMTPUTF8, REQUIRETLS or the size; nothing was sent.
+        :param by: within how much time it is to be delivered (RFC 2852).
+        :param priority: -9 to 9 (RFC 6710).
+        :raises NotOffered: 8BITMIME, SMTPUTF8, REQUIRETLS, DELIVERBY or the size; nothing was sent.
         """
         self._out.tally = Tally()
         return self._ready_to(lambda session: session.mail(
             reverse_path, size=size, body=body, smtputf8=smtputf8, ret=ret, envid=envid,
-            requiretls=requiretls, auth=auth))
+            requiretls=requiretls, auth=auth, by=by, priority=priority))
 
     def rcpt(self, forward_path: Address | str, *, notify: Sequence[str] = (),
              orcpt: str = "") -> Deferred[Reply]:
@@ -301,7 +313,8 @@ class Client:
         self, reverse_path: Address | str, recipients: Sequence[Address | str | Recipient],
         message: Message, *, size: int = 0, body: str = "", smtputf8: bool | None = None,
         ret: str = "", envid: str = "", requiretls: bool = False, auth: Address | None = None,
-        normalize: bool = False, chunk: bool = True,
+        by: DeliverBy | None = None, priority: int = 0, normalize: bool = False,
+        chunk: bool = True,
     ) -> Deferred[tuple[Outcome, ...]]:
         """One message to all *recipients*, in as few round trips as the server allows.
 
@@ -316,7 +329,7 @@ class Client:
         :raises BadArgument: (in the Deferred) something cannot be said; nothing was sent.
         """
         parameters = Parameters(size=size, body=body, smtputf8=smtputf8, ret=ret, envid=envid,
-                                requiretls=requiretls, auth=auth)
+                                requiretls=requiretls, auth=auth, by=by, priority=priority)
         return Deferred.fromCoroutine(transaction.send(
             self, self._out, reverse_path, recipients, message, parameters, normalize=normalize,
             chunk=chunk))

@@ -12,8 +12,14 @@ from mailsvc.mail import Envelope
 
 
 def begin(store: IMailboxStore, queue: IQueue | None, envelope: Envelope) -> IDelivery:
-    """Open a delivery of one message to all that *envelope* is for, as ``IMailboxStore.begin``."""
+    """Open a delivery of one message to all that *envelope* is for, as ``IMailboxStore.begin``.
+
+    What is held for later is for the queue alone.
+    """
     accounts, remotes = envelope.accounts(), envelope.remotes()
+    if envelope.release:
+        assert queue is not None, "a message is to be held without a queue"
+        return queue.begin(envelope)
     if not remotes:
         return store.begin(accounts, envelope.id, envelope.size)
     assert queue is not None, "a remote recipient was accepted without a queue"

@@ -88,7 +88,8 @@ class IQueue(Interface):
     def begin(envelope):
         """Open a delivery of one message into the queue; synchronous, and does no I/O.
 
-        :param envelope: a :class:`mailsvc.mail.Envelope` of which some recipient has remotes.
+        :param envelope: a :class:`mailsvc.mail.Envelope` of which some recipient has remotes, or
+            that is to be held.
         :returns: an :class:`IDelivery`.
         """
 

@@ -128,6 +128,21 @@ class Recipient:
         return "SUCCESS" in self.notify and (bool(self.accounts) or self.expanded)
 
 
+@dataclass(frozen=True, slots=True)
+class DeliverBy:
+    """Within how much time a message is to be delivered: BY of MAIL (RFC 2852 §4).
+
+    :ivar seconds: from when MAIL was said; 0 and less, in mode "N" alone, when they are over.
+    :ivar mode: what is done when they are over: "R", it is returned to its sender; "N", its sender
+        is told of the delay.
+    :ivar trace: whether its sender is told of each host that it is handed to.
+    """
+
+    seconds: int
+    mode: str
+    trace: bool = False
+
+
 @dataclass(slots=True)
 class Envelope:
     """One mail transaction (RFC 5321 §2.3.1): what MAIL and RCPT said.
@@ -142,6 +157,10 @@ class Envelope:
         empty.
     :ivar envid: what its sender calls the transaction, ENVID (§4.4), decoded; or empty.
     :ivar account: the name of who submitted it here, or empty.
+    :ivar release: until when it is held, HOLDFOR and HOLDUNTIL (RFC 4865), in seconds since the
+        epoch; 0 for not at all.
+    :ivar by: BY, or None.
+    :ivar priority: MT-PRIORITY (RFC 6710), -9 to 9.
     """
 
     id: str
@@ -155,6 +174,9 @@ class Envelope:
     envid: str = ""
     account: str = ""
     recipients: list[Recipient] = field(default_factory=list)
+    release: float = 0.0
+    by: DeliverBy | None = None
+    priority: int = 0
 
     def accounts(self) -> tuple[Account, ...]:
         """Every account to deliver to, each once, in the order first named."""

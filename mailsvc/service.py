@@ -54,16 +54,26 @@ from mailsvc.pop3.server import POP3Factory
 from mailsvc.proxy import ProxiedFactory
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.exchangers import Exchangers
+from mailsvc.queue.local import Local
 from mailsvc.queue.reports import Reports
 from mailsvc.queue.routes import Routes
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.schedule import Schedule
+from mailsvc.queue.security.https import HTTPS
+from mailsvc.queue.security.levels import Levels
+from mailsvc.queue.security.lookup import Lookup
+from mailsvc.queue.security.policies import Policies, Shelf
+from mailsvc.queue.security.reporter import Reporter
+from mailsvc.queue.security.results import Results
+from mailsvc.queue.security.terms import Security
+from mailsvc.queue.security.tlsa import Bindings
 from mailsvc.queue.service import Queue
 from mailsvc.queue.spool import Spool
 from mailsvc.rates import Rates
 from mailsvc.routing import Router
 from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
+from mailsvc.state import State
 from mailsvc.store import Store, StoreUnusable, open_store
 from mailsvc.store.threads import Threads
 from mailsvc.submission.agent import SubmissionAgent
@@ -243,10 +253,11 @@ class MailService(Front):
 
         def runner() -> Runner:
             exchangers = Exchangers(settings.relay, hostname, listening, reactor)
-            carrier = Carrier(settings.relay, settings.queue, exchangers, hostname, reactor)
+            carrier = Carrier(settings.relay, settings.queue, exchangers,
+                              self._security(exchangers, threads, reports), hostname, reactor)
             return Runner(queue.spool, threads, carrier, Routes(settings.relay),
                           Schedule(settings.queue), reports, router.srs, reactor,
-                          signer.sign)
+                          signer.sign, Local(router, store, queue))
 
         queue.reports = reports = Reports(
             router, store, queue, hostname, settings.queue.language, reactor.seconds,
@@ -254,6 +265,21 @@ class MailService(Front):
         queue.make_runner = runner
         queue.setServiceParent(self)
         return queue
+
+    def _security(self, exchangers: Exchangers, threads: Threads, reports: Reports) -> Security:
+        """What the hosts that mail goes to have to prove."""
+        relay, reactor = self._settings.relay, self.reactor
+        state = State(Path(self._settings.service.data) / "state.sqlite")
+        lookup = Lookup(relay.dns, {"auto": None, "on": True, "off": False}[relay.dane], reactor)
+        web = HTTPS(exchangers.addresses, relay.authorities, relay.loopback, reactor)
+        policies = Policies(Shelf(state), lookup, web, threads, reactor, relay.policy_port)
+        results = Results(state, threads, reactor) if relay.tls_reports else None
+        reporter = Reporter(results, lookup, web, reports.post, relay.tls_reports, threads,
+                            reactor) if results is not None else None
+        return Security(lookup, policies if relay.mta_sts else None,
+                        Levels(state) if relay.remember_tls else None,
+                        Bindings(lookup, relay.port) if relay.dane != "off" else None,
+                        results, reporter, relay.authorities, threads, reactor)
 
     def _sweep(self) -> Deferred[None]:
         assert self._store is not None

@@ -55,10 +55,12 @@ def trace_header(
     only = envelope.recipients[0].forward_path if len(envelope.recipients) == 1 else None
     target = f"\r\n\tfor <{only}>" if only else ""
     secured = f"\r\n\t{tls}" if tls else ""
+    # RFC 6710 registers the clause.
+    priority = f"\r\n\tpriority {envelope.priority}" if envelope.priority else ""
     return (
         f"Return-Path: <{envelope.reverse_path}>\r\n"
         f"Received: from {source}\r\n"
-        f"\tby {hostname} with {protocol} id {envelope.id}{target}{secured};\r\n"
+        f"\tby {hostname} with {protocol} id {envelope.id}{target}{secured}{priority};\r\n"
         f"\t{date(seconds)}\r\n"
     ).encode()
 

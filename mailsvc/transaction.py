@@ -12,7 +12,7 @@ RCPTMAX, RFC 9422) get one of their own, where the message can be read again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -24,24 +24,12 @@ from mailsvc.smtp import writing
 from mailsvc.smtp.failures import BadArgument, BadMessage, SendingFailure, Stage
 from mailsvc.smtp.outcome import Outcome, Recipient
 from mailsvc.smtp.outgoing import Outgoing
+from mailsvc.smtp.requests import Parameters
 from mailsvc.smtp.source import Form, Message, Source
 
 #: Up to here a message goes out with its envelope; and the size of chunks beyond.
 _SMALL = 65_536
 _CHUNK = 262_144
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What MAIL is to say beside the reverse-path; as the arguments of ``Client.send``."""
-
-    size: int = 0
-    body: str = ""
-    smtputf8: bool | None = None
-    ret: str = ""
-    envid: str = ""
-    requiretls: bool = False
-    auth: Address | None = None
 
 
 def resolved(recipients: Sequence[Address | str | Recipient]) -> list[Recipient]:
@@ -74,8 +62,7 @@ async def send(
     """
     wanted = resolved(recipients)
     sender = writing.address(reverse_path)
-    writing.mail(sender, smtputf8=True, ret=parameters.ret, envid=parameters.envid,
-                 auth=parameters.auth)
+    writing.mail(sender, replace(parameters, smtputf8=True))
     source = Source(message, normalize=normalize)
     form = source.look()
     outcomes: dict[int, Outcome] = {}
@@ -115,7 +102,8 @@ async def _transaction(
         sender, size=parameters.size or (form.size if form else 0),
         body=parameters.body or ("" if form is None else "8BITMIME" if form.eight_bit else "7BIT"),
         smtputf8=utf8, ret=parameters.ret, envid=parameters.envid,
-        requiretls=parameters.requiretls, auth=parameters.auth)
+        requiretls=parameters.requiretls, auth=parameters.auth, by=parameters.by,
+        priority=parameters.priority)
     if is_failed(begun):
         # Nothing was sent.
         try:

@@ -49,7 +49,7 @@ class Secured:
     :ivar version: such as "TLSv1.3".
     :ivar cipher: by its IANA name.
     :ivar verified: whether the server has proven who it is.
-    :ivar flaw: what its certificate lacks, where that did not matter.
+    :ivar flaw: what its certificate lacks, where that did not matter; *reason* as in Untrusted.
     :ivar subject: of its certificate.
     :ivar channel_bindings: by type, for SASL.
     """
@@ -59,6 +59,7 @@ class Secured:
     bits: int
     verified: bool
     flaw: str = ""
+    reason: str = ""
     subject: str = ""
     channel_bindings: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
@@ -136,6 +137,7 @@ class Trust:
             version=version, cipher=TLS_1_2_CIPHERS.get(cipher, cipher),
             bits=connection.get_cipher_bits() or 0, verified=failure is None,
             flaw=failure.text if failure is not None else "",
+            reason=failure.reason if failure is not None else "",
             subject=_subject(certificate),
             # In a full handshake the client's Finished comes first (RFC 5929 §3.1).
             channel_bindings=channel_bindings(connection, version, certificate,

@@ -26,7 +26,8 @@ class Exchanger:
           of ever more lines, an octet of one now and then;
         * ``lax``: what refuses MAIL takes the rest of the transaction all the same;
         * ``starttls``: offered, with *certificate*; ``badtls``: offered, and then it is no TLS;
-        * ``dsn``: offered.
+        * ``dsn``: offered; ``offer=KEYWORD``, "_" for a space, likewise; ``requiretls``: inside
+          TLS.
 
     :ivar messages: what was accepted with 250: reverse-path line, recipient lines, text, whether
         it came over TLS.
@@ -149,6 +150,10 @@ class _Conversation:
                 offers.append("STARTTLS")
             if "dsn" in self.words:
                 offers.append("DSN")
+            if self.tls and "requiretls" in self.words:
+                offers.append("REQUIRETLS")
+            offers += [word[6:].replace("_", " ") for word in self.words
+                       if word.startswith("offer=")]
             self.say("ehlo", "250-mx.test\r\n" + "".join(
                 f"250-{offer}\r\n" for offer in offers) + "250 ENHANCEDSTATUSCODES")
         elif verb == "STARTTLS":

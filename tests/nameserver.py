@@ -9,6 +9,9 @@ from typing import Any
 
 from twisted.names import dns
 
+#: The type of TLSA records, which twisted.names does not know.
+_TLSA = 52
+
 
 class NameServer:
     """Answers over UDP; use as a context manager.
@@ -17,7 +20,8 @@ class NameServer:
 
     :param zone: name -> records, as ``"MX 10 mx.b.example"``, ``"A 127.0.0.1"``,
         ``"AAAA ::1"``, ``"CNAME b.example"`` (followed for eight steps), ``"ALIAS b.example"`` (a
-        CNAME that is not), ``"TXT text"``; or "SERVFAIL", or "SILENCE" for no answer at all.
+        CNAME that is not), ``"TXT text"``, ``"TLSA 3 1 1 …"``; "SECURE" to
+        say that they are validated, to who asks; or "SERVFAIL", or "SILENCE" for no answer at all.
     :ivar address: where it is, ``host:port``.
     :ivar asked: the names and types that were asked for.
     """
@@ -59,6 +63,7 @@ class NameServer:
         self.asked.append((name, query.type))
         message.answer, message.recAv = 1, 1
         records = self.zone.get(name)
+        message.authenticData = int(bool(message.authenticData) and self._is_secure(name))
         if records is None:
             message.rCode = dns.ENAME
         elif "SILENCE" in records:
@@ -68,6 +73,14 @@ class NameServer:
         else:
             self._add(message, name, query.type, records)
         return message.toStr()
+
+    def _is_secure(self, name: str) -> bool:
+        """Whether all behind *name* is; what does not exist is where anything above it is."""
+        records = self.zone.get(name)
+        if records is None:
+            return "." in name and self._is_secure(name.partition(".")[2])
+        targets = [each.partition(" ")[2] for each in records if each.startswith("CNAME ")]
+        return "SECURE" in records and all(map(self._is_secure, targets))
 
     def _add(self, message: Any, name: str, kind: int, records: list[str]) -> None:
         for record in records:
@@ -86,6 +99,10 @@ class NameServer:
                 self._put(message, name, kind, dns.Record_A(rest))
             elif word == "AAAA" and kind == dns.AAAA:
                 self._put(message, name, kind, dns.Record_AAAA(rest))
+            elif word == "TLSA" and kind == _TLSA:
+                usage, selector, matching, data = rest.split(" ")
+                self._put(message, name, kind, dns.UnknownRecord(
+                    bytes(map(int, (usage, selector, matching))) + bytes.fromhex(data)))
             elif word == "TXT" and kind == dns.TXT:
                 self._put(message, name, kind, dns.Record_TXT(*(
                     rest[at:at + 255].encode() for at in range(0, len(rest), 255))))

@@ -350,7 +350,7 @@ class Line:
 
     def __init__(self, answers: Answers | None = None, *, host: str = "198.51.100.7",
                  hostname: str = HOSTNAME, mode: Mode = TRANSPORT, known: bool = False,
-                 accounts: Iterable[Address] = (), tls: Any = None,
+                 accounts: Iterable[Address] = (), tls: Any = None, queue: bool = False,
                  factory: SMTPFactory | None = None, transport: StringTransport | None = None,
                  **settings: Any) -> None:
         self.answers = answers or Answers()
@@ -367,7 +367,8 @@ class Line:
                                   SMTPSettings(**{"error_delay_seconds": 0, **settings}),
                                   hostname, self.clock, tls, mode,
                                   authenticator=authenticator() if mode.submission else None,
-                                  agent=agent)
+                                  agent=agent,
+                                  queue=object() if queue else None)  # type: ignore[arg-type]
         self.factory = factory
         self.clock = factory.clock  # type: ignore[assignment]
         self.store: FakeStore = factory.store  # type: ignore[assignment]

@@ -85,8 +85,19 @@ MAY_IMPORT = {
     "queue.pipe": ["errors"],
     "queue.routes": ["mail", "names", "settings", "queue.message"],
     "queue.exchangers": ["errors", "queue.routes"],
+    "queue.security.sts": [],
+    "queue.security.levels": ["state"],
+    "queue.security.dane": [],
+    "queue.security.tlsa": ["queue.security.dane", "queue.security.lookup"],
+    "queue.security.lookup": ["queue.routes", "store.threads"],
+    "queue.security.https": ["trust", "queue.exchangers"],
+    "queue.security.policies": ["errors", "state", "store.threads", "queue.security"],
+    "queue.security.results": ["state", "store.threads"],
+    "queue.security.report": ["trace", "queue.security.results"],
+    "queue.security": ["errors", "mail", "client", "smtp.failures", "store.threads", "trust",
+                       "queue.exchangers", "queue.routes", "queue.security"],
     "queue": [*CONTRACTS, "names", "trace", "srs", "fanout", "store", "client", "trust",
-              "smtp.failures", "queue"],
+              "smtp.failures", "smtp.offers", "smtp.requests", "queue"],
     "passwords": [*CONTRACTS, *LOGINS, "names"],
     "logindelay": ["errors", "names", "state"],
     "accounts": [*PEOPLE, "credentials", "passwords", "logindelay"],
@@ -116,7 +127,8 @@ MAY_IMPORT = {
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "queue.limits", "queue.message", "queue.schedule", "queue.filter", "queue.dsn",
-           "queue.routes"]
+           "queue.routes", "queue.security.sts", "queue.security.levels",
+           "queue.security.dane"]
 ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "smtp.severally", "submission.agent",
             "pop3.server", "pop3.retrieval"]
 

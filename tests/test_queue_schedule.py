@@ -64,6 +64,9 @@ class Carrying:
                                   "as told", "mx.example.net"))
         return succeed(results)
 
+    def start(self) -> None:
+        pass
+
     def stop(self) -> None:
         pass
 

@@ -66,7 +66,7 @@ class World:
 
     ``= hostname NAME``, ``= accounts ADDRESS…`` (besides the cast of example.org), ``= tls yes``,
     ``= mode NAME``, ``= known yes`` (may submit without a login), ``= spoilt KIND…`` (answers that
-    fail with "disk full"), and any of the [smtp] section.
+    fail with "disk full"), ``= queue yes`` (mail may wait), and any of the [smtp] section.
     """
 
     def __init__(self, script: Script) -> None:
@@ -75,6 +75,7 @@ class World:
         self.accounts: list[Address] = []
         self.tls = False
         self.known = False
+        self.queue = False
         self.mode = TRANSPORT
         self.settings: dict[str, Any] = {}
         known = {field.name: type(field.default) for field in fields(SMTPSettings)}
@@ -89,6 +90,8 @@ class World:
                 self.settings["xclient_networks"] = [CLIENT]
             elif name == "known":
                 self.known = value == "yes"
+            elif name == "queue":
+                self.queue = value == "yes"
             elif name == "mode":
                 self.mode = {mode.name: mode for mode in (TRANSPORT, SUBMISSION, LMTP)}[value]
             elif name == "spoilt":
@@ -140,7 +143,8 @@ class Owner:
         self.session = Session(world.hostname, SMTPSettings(**world.settings), world.mode,
                                known=world.known, trusted="xclient_networks" in world.settings,
                                sasl=self.context if world.mode.submission else None,
-                               tls_available=world.tls)
+                               tls_available=world.tls,
+                               clock=(lambda: NOW) if world.queue else None)
         self.store = FakeStore(world.answers)
         self.router = FakeRouter(world.answers, world.accounts)
         self.delivery: FakeDelivery | None = None
@@ -275,7 +279,8 @@ def test_the_session_with_all_sent_ahead(name: str, cut: Cut) -> None:
 def line(script: Script) -> Line:
     world = World(script)
     return Line(world.answers, mode=world.mode, known=world.known, hostname=world.hostname,
-                accounts=world.accounts, tls=object() if world.tls else None, **world.settings)
+                accounts=world.accounts, tls=object() if world.tls else None,
+                queue=world.queue, **world.settings)
 
 
 class LateLine(Line):
@@ -291,7 +296,7 @@ def late_line(script: Script) -> LateLine:
     world.answers.late = {"route", "room", "verify", "expand", "write", "commit"}
     return LateLine(world.answers, mode=world.mode, known=world.known,
                     hostname=world.hostname, accounts=world.accounts,
-                    tls=object() if world.tls else None, **world.settings)
+                    tls=object() if world.tls else None, queue=world.queue, **world.settings)
 
 
 @every_script

@@ -70,6 +70,15 @@ def test_the_client_is_an_address_literal(client: str, literal: str) -> None:
     assert f"Received: from client.example ({literal})\r\n".encode() in header(client=client)
 
 
+@pytest.mark.parametrize(("priority", "clause"), [
+    (4, b"\r\n\tpriority 4;\r\n"), (-9, b"\r\n\tpriority -9;\r\n"), (0, b"0000001;\r\n")])
+def test_a_priority_is_a_clause(priority: int, clause: bytes) -> None:
+    """RFC 6710."""
+    envelope = Envelope("01HXAMPLE0000001", ALICE, priority=priority)
+    assert clause in trace_header(envelope, client="", hello="here", protocol="ESMTP",
+                                  hostname="mx.example.org", seconds=1_700_000_000)
+
+
 def test_a_client_without_an_address_has_only_its_name() -> None:
     assert b"Received: from client.example\r\n" in header(client="")
 

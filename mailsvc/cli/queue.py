@@ -15,6 +15,7 @@ import click
 from mailsvc.cli.arguments import octets_text
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
+from mailsvc.cli.tls import tls
 from mailsvc.queue import control
 from mailsvc.queue.filter import FilterError, Test, parse, status, summary
 from mailsvc.queue.message import QueuedMessage, Unreadable
@@ -32,6 +33,9 @@ _FILTER = """
 """ + _FILTER)
 def queue() -> None:
     pass
+
+
+queue.add_command(tls)
 
 
 def _meant(words: tuple[str, ...]) -> Test:
@@ -83,7 +87,10 @@ def _described(message: QueuedMessage) -> dict[str, Any]:
         "id": message.id, "status": status(message), "arrived": _time(message.arrived),
         "size": message.size, "from": str(message.reverse_path), "account": message.account,
         "attempts": message.attempts,
-        "next": None if message.held else _time(message.due), "route": message.route,
+        "next": None if message.held else _time(message.due),
+        "release": _time(message.release) if message.release else None,
+        "deliver_by": None if message.deadline is None else _time(message.deadline),
+        "priority": message.priority, "route": message.route,
         "recipients": [{
             "address": str(each.address), "original": str(each.original), "state": each.state,
             "status": each.status, "reply": each.reply, "host": each.host,
@@ -92,9 +99,11 @@ def _described(message: QueuedMessage) -> dict[str, Any]:
 
 @queue.command(name="list", help="""List the messages in the queue, the oldest first.
 """ + _FILTER + """
-    The keys in JSON are id, status (new, deferred or held), arrived, size, from, account, attempts,
-    next, route, and recipients, each with address, original, state (waiting, relayed or failed),
-    status, reply, host and tried.
+    The keys in JSON are id, status (new, deferred, held, or scheduled: until its sender wants it to
+    be sent), arrived, size, from, account, attempts, next, release (until when its sender wants it
+    held), deliver_by (by when its sender wants it delivered), priority (-9 to 9), route, and
+    recipients, each with address, original, state (waiting, relayed or failed), status, reply, host
+    and tried.
 
     \b
     Example:
@@ -150,7 +159,7 @@ def show(id: str, text: bool, as_json: bool) -> None:
         return
     recipients = described.pop("recipients")
     for key, value in described.items():
-        click.echo(f"{key + ':':<10} {'-' if value in (None, '') else value}")
+        click.echo(f"{key + ':':<11} {'-' if value in (None, '') else value}")
     print_rows(["recipient", "state", "host", "reply"], [
         [each["address"], each["state"], each["host"] or "-", each["reply"] or "-"]
         for each in recipients])
@@ -161,8 +170,8 @@ def show(id: str, text: bool, as_json: bool) -> None:
 
 @queue.command(help="""Count the messages in the queue, and to which domains they go.
 """ + _FILTER + """
-    The keys in JSON are messages, new, deferred, held, octets, oldest (seconds) and domains, the
-    number of waiting recipients for each.
+    The keys in JSON are messages, new, deferred, held, scheduled, octets, oldest (seconds) and
+    domains, the number of waiting recipients for each.
 
     \b
     Example:
@@ -181,7 +190,7 @@ def stats(filter: tuple[str, ...], as_json: bool) -> None:
         print_json({**counts, "domains": dict(domains.most_common())})
         return
     for key, value in counts.items():
-        click.echo(f"{key + ':':<10} {_duration(value) if key == 'oldest' else value}")
+        click.echo(f"{key + ':':<11} {_duration(value) if key == 'oldest' else value}")
     if domains:
         click.echo()
         print_rows(["domain", "recipients"],
@@ -225,8 +234,8 @@ def _action(name: str, done: str, sentence: str, example: str) -> None:
 
 _action("hold", "Held", "Keep messages in the queue without trying them, until they are released.",
         "hold to:@example.org")
-_action("release", "Released", "Let go of held messages; they are tried at once.",
-        "release status:held")
+_action("release", "Released", "Let go of held messages, and of those that their senders want to "
+        "be sent later; they are tried at once.", "release status:held")
 _action("retry", "Retrying", "Try messages now, and not when they are due.",
         "retry reason:greylisted")
 _action("reroute", "Rerouted", "Send messages by another host from now on, and try them at once.  "

@@ -9,9 +9,10 @@ off together, instead of running into as many time-outs.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
@@ -26,7 +27,7 @@ from twisted.logger import Logger
 
 from mailsvc.client import Client, Outcome, Recipient, Timeouts
 from mailsvc.errors import EnhancedStatus
-from mailsvc.mail import Address
+from mailsvc.mail import NULL_PATH, Address, DeliverBy
 from mailsvc.queue import pipe
 from mailsvc.queue.content import Content
 from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
@@ -34,8 +35,10 @@ from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
 from mailsvc.queue.race import Race
 from mailsvc.queue.routes import Hop, RelaySettings
-from mailsvc.smtp.failures import SendingFailure
-from mailsvc.trust import Trust
+from mailsvc.queue.security.terms import Security, Terms
+from mailsvc.smtp.failures import NotOffered, SendingFailure, TLSFailed
+from mailsvc.smtp.offers import understood
+from mailsvc.smtp.requests import Parameters
 
 _log = Logger("mailsvc.queue")
 
@@ -48,6 +51,7 @@ class Result:
     :ivar reply: what was said, for people.
     :ivar host: who said it; empty when nobody did.
     :ivar reports: whether the next host has taken over to report of success (DSN).
+    :ivar timely: whether it minds within how much time the message is to be delivered (DELIVERBY).
     """
 
     recipient: QueuedRecipient
@@ -56,6 +60,7 @@ class Result:
     reply: str
     host: str = ""
     reports: bool = False
+    timely: bool = False
 
 
 @dataclass(slots=True)
@@ -95,15 +100,17 @@ class _Destination:
 class Carrier:
     """Carries jobs.
 
+    :param security: knows what a host has to prove.
     :param hello: what we call ourselves.
     :param dial: opens a connection, as :meth:`mailsvc.client.Client.dial`.
     """
 
     def __init__(self, relay: RelaySettings, queue: QueueSettings, exchangers: Exchangers,
-                 hello: str, reactor: Any, dial: Any = Client.dial) -> None:
+                 security: Security, hello: str, reactor: Any, dial: Any = Client.dial) -> None:
         self._relay = relay
         self._queue = queue
         self._exchangers = exchangers
+        self._security = security
         self._hello = relay.hello or hello
         self._reactor = reactor
         self._dial = dial
@@ -128,7 +135,7 @@ class Carrier:
         if self._stopped:
             return succeed([])
         destination = self._destinations.setdefault(hop, _Destination())
-        destination.jobs.append(job)
+        _line_up(destination.jobs, job)
         if destination.workers < self._queue.connections_per_destination:
             destination.workers += 1
             working = Deferred.fromCoroutine(self._work(hop, destination))
@@ -136,9 +143,14 @@ class Carrier:
             working.addBoth(self._ended, hop, destination)
         return job.done
 
+    def start(self) -> None:
+        """Begin with what is done beside carrying."""
+        self._security.start()
+
     def stop(self) -> None:
         """Begin with no further job."""
         self._stopped = True
+        self._security.stop()
         for destination in self._destinations.values():
             while destination.jobs:
                 destination.jobs.popleft().done.callback([])
@@ -225,7 +237,7 @@ class Carrier:
         if client is None and destination.idle:
             client = destination.idle.pop()
         if client is not None:
-            if not client.closed and not self._worn(client):
+            if not client.closed and not self._worn(client) and self._lacking(client, job) is None:
                 again = await self._send(client, job)
                 if not again or not client.closed:
                     # What this host put off it would put off again over a new connection.
@@ -239,6 +251,7 @@ class Carrier:
         except Unroutable as failure:
             self._all(destination, job, failure.text, failure.status)
             return None
+        terms = await self._security.terms(hop)
         failed: SendingFailure | None = None
         reached = False
         left = list(places)
@@ -246,10 +259,11 @@ class Carrier:
             place = left[0]
             race = self._race(hop, [each.address for each in left if each.name == place.name])
             try:
-                client = await self._connect(hop, place, job, race)
+                client = await self._connect(hop, place, race, terms)
             except SendingFailure as failure:
                 left = _without(left, place, race)
-                failed = failure
+                # What a host did not prove says more than that another was not there.
+                failed = failed if isinstance(failed, TLSFailed) else failure
                 _log.info("{id} not connected host={host} address={address}: {reason}",
                               id=job.message.id, host=place.name, address=place.address,
                               reason=failure.text)
@@ -266,6 +280,10 @@ class Carrier:
             if not again:
                 return client
             self._quit(client)
+        if failed is None:
+            # Every host was asked, and what they lack they will lack tomorrow.
+            job.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
+                           for each in job.results]
         if failed is not None and not reached:
             self._all(destination, job, _said(failed), failed.status,
                       places[-1].name if failed.reply else "")
@@ -295,18 +313,25 @@ class Carrier:
 
         return Race(addresses, endpoint, self._reactor)
 
-    async def _connect(self, hop: Hop, place: Place, job: Job, endpoint: Race) -> Client:
-        port = hop.port or self._relay.port
-        tls: Any = hop.tls
-        if job.message.requiretls and tls == "opportunistic":
-            tls = "starttls"  # RFC 8689 §4.2.1: verified, or not at all
-        client: Client = await self._dial(
-            place.name.strip("[]"), port, endpoint=endpoint, tls=tls,
-            trust=Trust() if tls in ("starttls", "implicit") else None, hello=self._hello,
-            lmtp=hop.lmtp, timeouts=self._timeouts, reactor=self._reactor)
+    async def _connect(self, hop: Hop, place: Place, race: Race, terms: Terms) -> Client:
+        demand = await terms.demand(place)
+        try:
+            client: Client = await self._dial(
+                place.name.strip("[]"), hop.port or self._relay.port, endpoint=race,
+                tls=demand.tls, trust=demand.trust, hello=self._hello, lmtp=hop.lmtp,
+                timeouts=self._timeouts, reactor=self._reactor)
+        except TLSFailed as failure:
+            raise terms.missed(_reached(place, race), demand, failure) from None
+        terms.reached(_reached(place, race), demand, client)
         self._open.add(client)
         if self._aborted:
             client.close()
+        try:
+            # What the host offers decides what it may be given.
+            await client.ready()
+        except SendingFailure:
+            self._quit(client)
+            raise
         if hop.user:
             try:
                 await client.auth(hop.user, hop.password)
@@ -349,6 +374,12 @@ class Carrier:
         """
         message = job.message
         left = _left(job)
+        lacking = self._lacking(client, job)
+        if lacking is not None:
+            job.results = [each for each in job.results if each.state != WAITING]
+            job.results += [Result(each, WAITING, lacking.status, lacking.text, client.host)
+                            for each in left]
+            return True
         reports = client.extension("DSN") is not None
         outcomes: Sequence[Outcome] = await client.send(
             job.reverse_path,
@@ -356,7 +387,8 @@ class Carrier:
                        _orcpt(each) if reports else "") for each in left],
             job.content.message(job.prefix), size=job.content.size + len(job.prefix),
             body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
-            envid=message.envid if reports else "", requiretls=message.requiretls)
+            envid=message.envid if reports else "", requiretls=message.requiretls,
+            by=self._by(message), priority=message.priority)
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.
         job.results = [each for each in job.results if each.state != WAITING]
@@ -365,7 +397,8 @@ class Carrier:
             failure = outcome.failure
             text = _text(outcome.reply) or (failure.text if failure else "")
             job.results.append(Result(
-                recipient, state, outcome.status, text, client.host or "", reports))
+                recipient, state, outcome.status, text, client.host or "", reports,
+                client.extension("DELIVERBY") is not None))
             again = again or (state == WAITING and not outcome.in_flight)
         if client.closed:
             self._open.discard(client)
@@ -394,6 +427,22 @@ class Carrier:
                                           text, host))
         job.done.callback(job.results)
 
+    def _by(self, message: QueuedMessage) -> DeliverBy | None:
+        """What is left of the time that its sender gave it (RFC 2852 §4.1)."""
+        if message.by is None or message.deadline is None:
+            return None
+        left = math.floor(message.deadline - self._reactor.seconds())
+        return replace(message.by, seconds=max(left, 1) if message.by.mode == "R" else left)
+
+    def _lacking(self, client: Client, job: Job) -> NotOffered | None:
+        """What the message has to be promised, and this host does not offer; another may."""
+        promises = Parameters(requiretls=job.message.requiretls, by=self._by(job.message))
+        try:
+            understood(NULL_PATH, promises, client.extensions, client.tls_active)
+        except NotOffered as failure:
+            return failure
+        return None
+
     def _all(self, destination: _Destination, job: Job, text: str, status: EnhancedStatus,
              host: str = "") -> None:
         """Nothing can be sent by this hop now: that is the result for all that waits for it."""
@@ -401,6 +450,11 @@ class Carrier:
         destination.jobs.clear()
         for each in waiting:
             self._finish(each, text, status, host)
+
+
+def _reached(place: Place, race: Race) -> Place:
+    """*place* with the address that was connected to."""
+    return place if race.winner is None else replace(place, address=race.winner)
 
 
 def _without(places: list[Place], place: Place, race: Race) -> list[Place]:
@@ -415,6 +469,14 @@ def _delivered(job: Job) -> Iterator[bytes]:
     yield f"Return-Path: <{job.reverse_path}>\r\n".encode()
     message = job.content.message(job.prefix)
     yield from [message] if isinstance(message, bytes) else message
+
+
+def _line_up(jobs: deque[Job], job: Job) -> None:
+    """Put *job* behind all that are as urgent as it is, or more so (RFC 6710)."""
+    place = len(jobs)
+    while place and jobs[place - 1].message.priority < job.message.priority:
+        place -= 1
+    jobs.insert(place, job)
 
 
 def _left(job: Job) -> list[QueuedRecipient]:

@@ -54,8 +54,8 @@ TEXTS = {
         "addresses below yet. You need not do anything: it is tried again until {until}, and you "
         "will be told if it fails for good.",
         "relayed": "This is the mail system at {host}. Your message was handed to the mail system "
-        "of the addresses below, which does not report deliveries. You will hear no more of it "
-        "unless it fails there.",
+        "of the addresses below, which may not report deliveries. You will perhaps hear no more of "
+        "it unless it fails there.",
         "delivered": "This is the mail system at {host}. Your message was delivered to the "
         "addresses below, as you wished to be told.",
         "expanded": "This is the mail system at {host}. Your message was delivered to the list "
@@ -75,8 +75,8 @@ TEXTS = {
         "전달되지 않았습니다. 따로 하실 일은 없습니다. {until}까지 계속 시도하며, 끝내 전달하지 "
         "못하면 다시 알려 드리겠습니다.",
         "relayed": "{host} 메일 시스템에서 알려 드립니다. 보내신 메일을 아래 주소의 메일 "
-        "시스템에 넘겼습니다. 그 시스템은 전달 결과를 알려 주지 않으므로, 실패하지 않는 한 더 "
-        "이상의 알림은 없습니다.",
+        "시스템에 넘겼습니다. 그 시스템은 전달 결과를 알려 주지 않을 수 있으므로, 실패하지 "
+        "않는 한 더 이상의 알림이 없을 수 있습니다.",
         "delivered": "{host} 메일 시스템에서 알려 드립니다. 요청하신 대로, 보내신 메일이 아래 "
         "주소로 전달되었음을 알려 드립니다.",
         "expanded": "{host} 메일 시스템에서 알려 드립니다. 보내신 메일이 아래 목록으로 전달되어 "
@@ -105,8 +105,12 @@ class Report:
 
     @property
     def whole(self) -> bool:
-        """Whether the message itself belongs into it, and not only its header (RFC 3461 §4.3)."""
-        return self.action == "failed" and self.message.ret == "FULL"
+        """Whether the message itself belongs into it, and not only its header (RFC 3461 §4.3).
+
+        Never of one that was to travel by TLS alone, for the way back may be another (RFC 8689 §5).
+        """
+        return (self.action == "failed" and self.message.ret == "FULL"
+                and not self.message.requiretls)
 
     @property
     def smtputf8(self) -> bool:
@@ -166,6 +170,9 @@ class Report:
             *([f"Original-Envelope-Id: {_plain(message.envid)}"] if message.envid else []),
             f"Reporting-MTA: dns; {self.hostname}",
             f"Arrival-Date: {date(int(message.arrived))}",
+            # RFC 2852 §5.
+            *([f"Deliver-By-Date: {date(int(message.deadline))}"]
+              if message.deadline is not None else []),
         ]]
         for each in self.recipients:
             kind = "rfc822" if each.address.is_ascii else "utf-8"

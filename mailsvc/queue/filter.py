@@ -8,7 +8,8 @@ at all means every message.
 ``to:bob@``            … of that local-part; ``to:bob@example.org`` of both
 ``from:…``             the sender, likewise; ``from:<>`` for reports
 ``account:alice@…``    who submitted it, likewise
-``status:deferred``    ``new`` (never tried), ``deferred`` (to be tried again) or ``held``
+``status:deferred``    ``new`` (never tried), ``deferred`` (to be tried again), ``held``, or
+                       ``scheduled`` (its sender wants it to be sent later)
 ``age>4h``             since it came: s, m, h, d, w; also ``<``, ``>=``, ``<=``
 ``size>1M``            octets: K, M, G
 ``attempts>=3``        how often it was tried
@@ -35,13 +36,21 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _OCTETS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
+#: Where a message stands.
+STATUSES = ("new", "deferred", "held", "scheduled")
+
+
 class FilterError(ValueError):
     """A word that means nothing; the text says what was expected."""
 
 
 def status(message: QueuedMessage) -> str:
-    """``new``, ``deferred`` or ``held``."""
-    return "held" if message.held else "deferred" if message.attempts else "new"
+    """One of :data:`STATUSES`."""
+    if message.held:
+        return "held"
+    if message.scheduled:
+        return "scheduled"
+    return "deferred" if message.attempts else "new"
 
 
 def parse(words: Iterable[str]) -> Test:
@@ -115,8 +124,8 @@ def _account(value: str) -> Test:
 
 
 def _status(value: str) -> Test:
-    if value not in ("new", "deferred", "held"):
-        raise FilterError(f"status:{value}: expected new, deferred or held")
+    if value not in STATUSES:
+        raise FilterError(f"status:{value}: expected {', '.join(STATUSES)}")
     return lambda message, now: status(message) == value
 
 
@@ -144,18 +153,20 @@ def act(message: QueuedMessage, action: str, route: str, now: float) -> bool:
         message.held = True
     elif action == "drop":
         return False
+    elif action == "reroute":
+        message.route = route
+        message.due = message.due if message.scheduled else now
     else:
-        if action in ("release", "retry"):
-            message.held = message.held and action != "release"
-        if action == "reroute":
-            message.route = route
+        message.held = message.held and action != "release"
+        if message.scheduled:
+            message.released = now
         message.due = now
     return True
 
 
 def summary(messages: Sequence[QueuedMessage]) -> dict[str, int]:
     """How many messages have each status, and all."""
-    counts = {"messages": len(messages), "new": 0, "deferred": 0, "held": 0}
+    counts = {"messages": len(messages), **dict.fromkeys(STATUSES, 0)}
     for message in messages:
         counts[status(message)] += 1
     return counts

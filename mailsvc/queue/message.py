@@ -8,11 +8,12 @@ or a line: in a queue file everything is either inside a string or not there.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mailsvc.mail import Address, Envelope
+from mailsvc.mail import Address, DeliverBy, Envelope
 
 #: The format of the files; another is left alone.
 VERSION = 1
@@ -42,6 +43,7 @@ class QueuedRecipient:
     :ivar host: who said it, or empty when it was ourselves.
     :ivar tried: when it was last tried, in seconds since the epoch; 0 for never.
     :ivar reported: whether all that its sender wants to know of its end has been told.
+    :ivar local: whether it is a mailbox here.
     """
 
     address: Address
@@ -55,6 +57,7 @@ class QueuedRecipient:
     host: str = ""
     tried: float = 0.0
     reported: bool = False
+    local: bool = False
 
     def wants(self, report: str) -> bool:
         """Whether its sender wants a report of "SUCCESS", "FAILURE" or "DELAY" (RFC 3461 §4.1)."""
@@ -73,6 +76,12 @@ class QueuedMessage:
     :ivar held: whether it waits until an operator releases it.
     :ivar warned: whether its sender was told of the delay.
     :ivar route: where an operator sends it instead, as in ``relay.routes``; or empty.
+    :ivar release: until when its sender wants it held (RFC 4865), in seconds since the epoch; 0 for
+        not at all.
+    :ivar released: when an operator let it go before that; 0 for not.
+    :ivar by: within how much time from *arrived* it is to be delivered (RFC 2852), or None.
+    :ivar priority: its place among those that are due (RFC 6710), -9 to 9.
+    :ivar tls_optional: whether its header says that it may go without TLS (RFC 8689 §5).
     """
 
     id: str
@@ -90,7 +99,32 @@ class QueuedMessage:
     held: bool = False
     warned: bool = False
     route: str = ""
+    release: float = 0.0
+    released: float = 0.0
+    by: DeliverBy | None = None
+    priority: int = 0
     size: int = field(default=0, compare=False)
+    tls_optional: bool = field(default=False, compare=False)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether it waits for its release."""
+        return 0 < self.release <= self.due and not (self.released or self.attempts)
+
+    @property
+    def began(self) -> float:
+        """From when its time in the queue counts."""
+        return max(self.arrived, self.released or self.release)
+
+    @property
+    def deadline(self) -> float | None:
+        """When the time that its sender gave it is over; None when it gave none."""
+        return None if self.by is None else self.arrived + self.by.seconds
+
+    @property
+    def returns_by(self) -> float | None:
+        """Its deadline, if it is returned then; or None."""
+        return self.deadline if self.by is not None and self.by.mode == "R" else None
 
     @property
     def waiting(self) -> list[QueuedRecipient]:
@@ -99,20 +133,28 @@ class QueuedMessage:
 
 
 def queued(envelope: Envelope, arrived: float) -> QueuedMessage:
-    """The message of *envelope*, for its recipients elsewhere, each once."""
+    """The message of *envelope*, for its recipients elsewhere, each once.
+
+    One that is held is for those here too.
+    """
     recipients: dict[Address, QueuedRecipient] = {}
     for each in envelope.recipients:
         notify = each.notify
-        if each.reports_here:
+        if each.reports_here and (each.expanded or not envelope.release):
             # RFC 3461 §5.2.7.3: "expanded" was the last that is said of success.
             notify = tuple(word for word in notify if word != "SUCCESS") or ("NEVER",)
         for remote in each.remotes:
             recipients.setdefault(remote.address, QueuedRecipient(
                 remote.address, each.forward_path, remote.alias, notify, each.orcpt))
+        for account in each.accounts if envelope.release else ():
+            address = Address(account.local_part, account.domain)
+            recipients.setdefault(address, QueuedRecipient(
+                address, each.forward_path, None, notify, each.orcpt, local=True))
     return QueuedMessage(
         envelope.id, arrived, envelope.reverse_path, list(recipients.values()), envelope.body,
         envelope.smtputf8, envelope.requiretls, envelope.ret, envelope.envid, envelope.account,
-        due=arrived)
+        due=max(arrived, envelope.release), release=envelope.release, by=envelope.by,
+        priority=envelope.priority)
 
 
 # ---- as JSON ------------------------------------------------------------------------------------
@@ -129,20 +171,35 @@ def _path(address: Address | None) -> list[str] | None:
 def envelope_line(message: QueuedMessage) -> bytes:
     """The envelope, one line."""
     return _line({
-        "version": VERSION, "id": message.id, "arrived": message.arrived,
-        "reverse_path": _path(message.reverse_path), "body": message.body,
+        # The first two are what priority_of looks for.
+        "version": VERSION, "priority": message.priority, "id": message.id,
+        "arrived": message.arrived, "reverse_path": _path(message.reverse_path),
+        "body": message.body,
         "smtputf8": message.smtputf8, "requiretls": message.requiretls, "ret": message.ret,
-        "envid": message.envid, "account": message.account,
+        "envid": message.envid, "account": message.account, "release": message.release,
+        "by": _by(message.by),
         "recipients": [{"address": _path(each.address), "original": _path(each.original),
                         "alias": _path(each.alias), "notify": list(each.notify),
-                        "orcpt": each.orcpt} for each in message.recipients]})
+                        "orcpt": each.orcpt, "local": each.local} for each in message.recipients]})
+
+
+#: How much of a message's file :func:`priority_of` has to see.
+HEAD_OCTETS = 64
+
+_PRIORITY = re.compile(rb'\{"version":[0-9]+,"priority":(-?[0-9])[,}]')
+
+
+def priority_of(head: bytes) -> int:
+    """The priority of the message whose file begins with *head*; 0 where none is found."""
+    match = _PRIORITY.match(head)
+    return int(match[1]) if match else 0
 
 
 def state_line(message: QueuedMessage) -> bytes:
     """What has become of it, one line."""
     return _line({
         "version": VERSION, "attempts": message.attempts, "due": message.due, "held": message.held,
-        "warned": message.warned, "route": message.route,
+        "released": message.released, "warned": message.warned, "route": message.route,
         "recipients": [{"state": each.state, "status": each.status, "reply": each.reply,
                         "host": each.host, "tried": each.tried, "reported": each.reported}
                        for each in message.recipients]})
@@ -161,8 +218,11 @@ def parse(envelope: bytes, state: bytes | None) -> QueuedMessage:
             [_recipient(each) for each in said["recipients"]],
             body=_text(said["body"]), smtputf8=bool(said["smtputf8"]),
             requiretls=bool(said["requiretls"]), ret=_text(said["ret"]),
-            envid=_text(said["envid"]), account=_text(said["account"]))
-        message.due = message.arrived
+            envid=_text(said["envid"]), account=_text(said["account"]),
+            # Files of older versions do not have these.
+            release=_number(said.get("release", 0)), by=_deliver_by(said.get("by")),
+            priority=int(_number(said.get("priority", 0))))
+        message.due = message.began
         if state is not None:
             _take_state(message, _object(state))
     except (KeyError, TypeError, IndexError) as error:
@@ -174,6 +234,7 @@ def _take_state(message: QueuedMessage, said: dict[str, Any]) -> None:
     message.attempts, message.due = int(said["attempts"]), _number(said["due"])
     message.held, message.warned = bool(said["held"]), bool(said["warned"])
     message.route = _text(said["route"])
+    message.released = _number(said.get("released", 0))
     if len(said["recipients"]) != len(message.recipients):
         raise Unreadable("envelope and state have not as many recipients")
     for recipient, each in zip(message.recipients, said["recipients"], strict=True):
@@ -199,7 +260,20 @@ def _recipient(said: dict[str, Any]) -> QueuedRecipient:
     return QueuedRecipient(
         _address(said["address"]), _address(said["original"]),
         None if alias is None else _address(alias), tuple(_texts(said["notify"])),
-        _text(said["orcpt"]))
+        _text(said["orcpt"]), local=bool(said.get("local", False)))
+
+
+def _by(by: DeliverBy | None) -> dict[str, Any] | None:
+    return None if by is None else {"seconds": by.seconds, "mode": by.mode, "trace": by.trace}
+
+
+def _deliver_by(said: Any) -> DeliverBy | None:
+    if said is None:
+        return None
+    seconds, mode, trace = said["seconds"], said["mode"], said["trace"]
+    if mode not in ("R", "N"):
+        raise TypeError(f"expected R or N, found {mode!r}")
+    return DeliverBy(int(_number(seconds)), mode, bool(trace))
 
 
 def _address(said: Any) -> Address:

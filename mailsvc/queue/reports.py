@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from mailsvc import fanout
 from mailsvc.errors import MailFailure, TemporaryFailure
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter
-from mailsvc.mail import NULL_PATH, Account, Envelope, Recipient, Remote, new_id
+from mailsvc.mail import NULL_PATH, Account, Address, Envelope, Recipient, Remote, new_id
 from mailsvc.queue.dsn import Report
 from mailsvc.queue.message import RELAYED, QueuedMessage, QueuedRecipient, queued
 from mailsvc.trace import date
@@ -46,14 +46,18 @@ class Reports:
         self._sign = sign
 
     async def delivered(self, envelope: Envelope, header: bytes) -> None:
-        """Tell of success in the maildirs here; raises as :meth:`send`."""
+        """Tell of success in the maildirs here; raises as :meth:`send`.
+
+        Of what is held it is told later, but for what is "expanded" already.
+        """
         message = queued(envelope, self._clock())
         for action, expanded in (("delivered", False), ("expanded", True)):
             await self.send(action, message, [
                 QueuedRecipient(each.forward_path, each.forward_path, None, each.notify,
                                 each.orcpt, RELAYED, "2.0.0")
                 for each in envelope.recipients
-                if each.reports_here and each.expanded is expanded], header)
+                if each.reports_here and each.expanded is expanded
+                and (expanded or not envelope.release)], header)
 
     async def send(self, action: str, message: QueuedMessage,
                    recipients: Sequence[QueuedRecipient], original: bytes,
@@ -74,31 +78,42 @@ class Reports:
         text = report.write(id, original)
         text = await self._signature(text) + text
         envelope = Envelope(id, NULL_PATH, size=len(text), smtputf8=report.smtputf8,
-                            body="7BIT" if text.isascii() else "8BITMIME")
+                            body="7BIT" if text.isascii() else "8BITMIME",
+                            # RFC 8689 §5, RFC 6710: the way back is as the way there.
+                            requiretls=message.requiretls, priority=message.priority)
         try:
-            found: Any = self._router.route(sender, relay=True)
+            await self.post(envelope, sender, text)
         except TemporaryFailure:
             raise
         except MailFailure as failure:
             _log.info("{id} dropped: its sender {sender} cannot be told: {reason}",
                           id=message.id, sender=str(sender), reason=failure.text)
             return
+        _log.info("{id} reported {action} of {about} to {sender}", id=id, action=action,
+                      about=message.id, sender=str(sender))
+
+    async def post(self, envelope: Envelope, to: Address, text: bytes) -> None:
+        """Send a message of our own to *to*, here or elsewhere; it is on disk then.
+
+        :param envelope: without recipients.
+        :raises MailFailure: it cannot be sent, now (TemporaryFailure) or ever.
+        """
+        found: Any = self._router.route(to, relay=True)
         envelope.recipients.append(Recipient(
-            sender, tuple(each for each in found if isinstance(each, Account)),
+            to, tuple(each for each in found if isinstance(each, Account)),
             tuple(each for each in found if isinstance(each, Remote))))
         delivery: Any = fanout.begin(self._store, self._queue, envelope)
         try:
             pause = delivery.write(
-                f"Return-Path: <>\r\nReceived: by {self._hostname} id {id}\r\n"
-                f"\tfor <{sender}>; {date(int(self._clock()))}\r\n".encode() + text)
+                f"Return-Path: <{envelope.reverse_path}>\r\n"
+                f"Received: by {self._hostname} id {envelope.id}\r\n"
+                f"\tfor <{to}>; {date(int(self._clock()))}\r\n".encode() + text)
             if pause is not None:
                 pause.addErrback(lambda _: None)  # which commit repeats
         except BaseException:
             delivery.abort()
             raise
         await delivery.commit()
-        _log.info("{id} reported {action} of {about} to {sender}", id=id, action=action,
-                      about=message.id, sender=str(sender))
 
     async def _signature(self, text: bytes) -> bytes:
         try:

@@ -24,7 +24,7 @@ import ipaddress
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 from mailsvc.mail import NULL_PATH, Address
@@ -50,6 +50,8 @@ class Hop:
     :ivar tls: as ``mailsvc.client.TLS``.
     :ivar command: the program, with its arguments, that gets the mail; there is no host then.
     :ivar user: whom to log in as, or empty; *password* likewise.
+    :ivar wish: what messages ask of TLS, which have connections of their own: "require"
+        (REQUIRETLS), "ignore" (TLS-Required: No, RFC 8689 §5), or empty.
     """
 
     host: str
@@ -60,6 +62,7 @@ class Hop:
     password: str = ""
     lmtp: bool = False
     command: tuple[str, ...] = ()
+    wish: str = ""
 
     def __str__(self) -> str:
         """For people, without the password."""
@@ -169,6 +172,15 @@ def server(text: str) -> tuple[str, int]:
     return address, port
 
 
+def _address(value: str) -> str | None:
+    return None if not value or re.fullmatch(rf"[!-~]+@{_LABEL}(\.{_LABEL})+", value) else (
+        "an address such as tls-reports@example.org, in ASCII")
+
+
+def _place(value: str) -> str | None:
+    return None if not value or value.startswith("/") else "an absolute path"
+
+
 def _addresses(values: list[str]) -> str | None:
     try:
         for value in values:
@@ -204,6 +216,24 @@ class RelaySettings:
     loopback: bool = setting(
         False, "Whether exchangers may be at loopback addresses, as in a test.  Otherwise a domain "
         "that points there is refused, for it would lead to ourselves.")
+    dane: str = setting(
+        "auto", "Whether TLSA records are obeyed (DANE, RFC 7672): on if the name servers validate "
+        "(DNSSEC) and they and the way to them can be trusted; auto for on if all of them are at "
+        "loopback addresses; off.", check=one_of("auto", "on", "off"))
+    mta_sts: bool = setting(
+        True, "Whether the policies are obeyed by which domains say that their exchangers have TLS "
+        "and prove their names (MTA-STS, RFC 8461).")
+    policy_port: int = setting(443, "The port of the hosts that have such policies.",
+                               check=at_least(1))
+    authorities: str = setting(
+        "", "PEM file of the authorities that may vouch for exchangers, other hosts and policies; "
+        "empty for those of the system.", check=_place)
+    tls_reports: str = setting(
+        "", "The address that reports come from, once a day, about TLS with the exchangers of "
+        "domains that ask for them (RFC 8460); empty to send none.", check=_address)
+    remember_tls: bool = setting(
+        True, "Whether a domain that was reached by TLS once is not sent to in the clear later; "
+        "`mailsvc queue tls` lists them.")
     connect_seconds: float = setting(
         30, "How long one address may take to answer a connection.", unit="seconds",
         check=at_least(0.1))
@@ -230,8 +260,10 @@ class Routes:
         """Where *message* goes next for *recipient*."""
         hop = parse_route(message.route) if message.route else self._remembered(
             message.account, message.reverse_path, recipient.domain)
-        return Hop(fold_domain(recipient.domain) or recipient.domain, exchangers=True) if (
-            hop is EXCHANGERS) else hop
+        if hop is EXCHANGERS:
+            hop = Hop(fold_domain(recipient.domain) or recipient.domain, exchangers=True)
+        wish = "require" if message.requiretls else "ignore" if message.tls_optional else ""
+        return replace(hop, wish=wish) if wish else hop
 
     def _find(self, account: str, sender: Address, domain: str) -> Hop:
         return next((self._table[key] for key in _keys(account, sender, domain)

@@ -9,7 +9,9 @@ is begun with it; then it is tried again, reported on, or gone (:mod:`mailsvc.qu
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, gatherResults, succeed
@@ -17,11 +19,12 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from mailsvc.errors import MailFailure
-from mailsvc.mail import Address
+from mailsvc.mail import Address, DeliverBy
 from mailsvc.queue import filter
 from mailsvc.queue.carrier import Carrier, Job, Result
 from mailsvc.queue.content import Content
 from mailsvc.queue.dsn import HEADER_OCTETS
+from mailsvc.queue.local import Local
 from mailsvc.queue.message import (
     FAILED,
     RELAYED,
@@ -42,12 +45,18 @@ _log = Logger("mailsvc.queue")
 
 #: How many messages are worked on at once; each has a file open.
 _ACTIVE = 500
+#: How many more of those that are more urgent than most.
+_RESERVE = 50
 
 #: After how long a message is looked at again that our own disk or directory failed, seconds.
 _LATER = 60
 
 #: A message, what it says, and what is to be sent before that.
 _Opened = tuple[QueuedMessage, Content, bytes]
+
+#: RFC 8689 §5, within the header.
+_TLS_OPTIONAL = re.compile(
+    rb"\A(?:(?!\r\n).*\r\n)*?TLS-Required:[ \t]*No[ \t]*\r\n", re.IGNORECASE)
 
 #: Signs the octets of a message from a domain: what to send before it.
 Sign = Callable[[bytes, str], bytes]
@@ -58,11 +67,12 @@ class Runner:
 
     :param srs: rewrites the sender of forwarded mail.
     :param sign: makes the signatures of what our users send, in a thread; or None.
+    :param local: delivers what was held for mailboxes here; None where nothing is held.
     """
 
     def __init__(self, spool: Spool, threads: Threads, carrier: Carrier, routes: Routes,
                  schedule: Schedule, reports: Reports, srs: SRS, clock: Any,
-                 sign: Sign | None = None) -> None:
+                 sign: Sign | None = None, local: Local | None = None) -> None:
         self._spool = spool
         self._threads = threads
         self._carrier = carrier
@@ -75,8 +85,13 @@ class Runner:
         self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=4)
         self._saving: Together[QueuedMessage, None] = Together(threads, self._save_all)
         self._removing: Together[str, None] = Together(threads, self._remove_all)
+        self._local = local
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
+        #: What is due and waits for room: the most urgent first, and of these the oldest.
+        self._ready: list[tuple[int, float, str]] = []
+        #: The priorities that are known, but for 0.
+        self._priorities: dict[str, int] = {}
         self._active: set[str] = set()
         self._again: set[str] = set()
         self._held: set[str] = set()
@@ -96,10 +111,12 @@ class Runner:
             for id, when in due.items():
                 if id not in self._due and id not in self._active:
                     self._wait(id, when)
+            self._look_for_urgent(due)
             if due:
                 _log.info("the queue holds {messages} messages", messages=len(due))
             self._advance()
 
+        self._carrier.start()
         return self._threads.run(self._spool.due).addCallback(begin)
 
     def take(self, ids: Collection[str]) -> None:
@@ -110,6 +127,20 @@ class Runner:
                 self._again.add(id)
             else:
                 self._wait(id, min(now, self._due.get(id, now)))
+        self._look_for_urgent(ids)
+        self._advance()
+
+    def _look_for_urgent(self, ids: Collection[str]) -> None:
+        """Find out which of *ids* are to overtake others, where there is not room for all."""
+        if len(self._active) + len(ids) > _ACTIVE:
+            self._threads.run(self._spool.priorities, ids).addCallbacks(
+                self._prefer, lambda failure: _log.failure("cannot look for urgent mail", failure))
+
+    def _prefer(self, priorities: dict[str, int]) -> None:
+        for id, priority in priorities.items():
+            if id in self._due:
+                self._priorities[id] = priority
+                self._wait(id, self._due[id])
         self._advance()
 
     def missed(self, ids: Collection[str]) -> None:
@@ -189,20 +220,26 @@ class Runner:
         if self._stopped:
             return
         now = self._clock.seconds()
-        while self._heap and len(self._active) < _ACTIVE:
+        while self._heap:
             when, id = self._heap[0]
-            if self._due.get(id) != when or id in self._active:
-                heapq.heappop(self._heap)  # it was put off, or is gone
-                continue
-            if when > now:
-                break
+            if self._is_current(id, when):
+                if when > now:
+                    break
+                heapq.heappush(self._ready, (-self._priorities.get(id, 0), when, id))
             heapq.heappop(self._heap)
-            self._begin(id)
+        while self._ready and len(self._active) < _ACTIVE + _RESERVE * (self._ready[0][0] < 0):
+            _, when, id = heapq.heappop(self._ready)
+            if self._is_current(id, when):
+                self._begin(id)
         if self._call is not None and self._call.active():
             self._call.cancel()
         self._call = None
-        if self._heap and len(self._active) < _ACTIVE:
+        if self._heap:
             self._call = self._clock.callLater(max(0.0, self._heap[0][0] - now), self._advance)
+
+    def _is_current(self, id: str, when: float) -> bool:
+        """Whether *id* is still due at *when*: it may have been put off, have begun or be gone."""
+        return self._due.get(id) == when and id not in self._active
 
     def _begin(self, id: str) -> None:
         del self._due[id]
@@ -226,6 +263,8 @@ class Runner:
             when = self._clock.seconds()
         if when is not None:
             self._wait(id, when)
+        else:
+            self._priorities.pop(id, None)
         if not self._active:
             idle, self._idle = self._idle, []
             for each in idle:
@@ -247,6 +286,8 @@ class Runner:
                            id=id, place=str(place), problem=str(problem))
             return None
         try:
+            if message.priority:
+                self._priorities[id] = message.priority
             if message.held:
                 self._held.add(id)
                 return None
@@ -254,7 +295,7 @@ class Runner:
             now = self._clock.seconds()
             if message.waiting and message.due > now + 0.001:
                 return message.due
-            if message.waiting:
+            if message.waiting and not self._schedule.expired(message, now):
                 message.attempts += 1
                 ways = self._ways(message)
                 saving = DeferredLock() if len(ways) > 1 else None
@@ -292,6 +333,7 @@ class Runner:
         message, stream = self._spool.open(id)
         content = Content(stream)
         message.size = content.size
+        message.tls_optional = _TLS_OPTIONAL.search(content.head(HEADER_OCTETS)) is not None
         sign = (self._sign is not None and message.account and not message.held
                 and message.waiting)
         prefix = self._sign(  # type: ignore[misc]
@@ -299,14 +341,15 @@ class Runner:
         return message, content, prefix
 
     def _ways(self, message: QueuedMessage
-              ) -> dict[tuple[Hop, Address], list[QueuedRecipient]]:
-        """The recipients by where they go next, and with which reverse-path."""
-        ways: dict[tuple[Hop, Address], list[QueuedRecipient]] = {}
+              ) -> dict[tuple[Hop | None, Address], list[QueuedRecipient]]:
+        """The recipients by where they go next, None for here, and with which reverse-path."""
+        ways: dict[tuple[Hop | None, Address], list[QueuedRecipient]] = {}
         for each in message.waiting:
             path = message.reverse_path
             if each.alias is not None:
                 path = self._srs.forward(path, each.alias.domain)
-            ways.setdefault((self._routes.hop(message, each.address), path), []).append(each)
+            hop = None if each.local else self._routes.hop(message, each.address)
+            ways.setdefault((hop, path), []).append(each)
         return ways
 
     async def _leave(self, message: QueuedMessage, changed: bool) -> None:
@@ -316,9 +359,13 @@ class Runner:
             message.due = self._clock.seconds()
             await self._saving.do(message)
 
-    async def _go(self, hop: Hop, job: Job, saving: DeferredLock | None) -> int:
-        """Carry *job*; for how many of its recipients there is a result."""
-        results = await self._carrier.carry(hop, job)
+    async def _go(self, hop: Hop | None, job: Job, saving: DeferredLock | None) -> int:
+        """Carry *job*, or deliver it here; for how many of its recipients there is a result."""
+        if hop is None:
+            assert self._local is not None, "a message was held that nobody can deliver"
+            results = await self._local.deliver(job)
+        else:
+            results = await self._carrier.carry(hop, job)
         now = self._clock.seconds()
         for result in results:
             self._note(job.message, result, now)
@@ -333,7 +380,8 @@ class Runner:
         each.host, each.tried = result.host, now
         if result.state == RELAYED:
             # RFC 3461 §5.2.1: who knows DSN reports; else it is for us to say that it is gone.
-            each.reported = result.reports or not each.wants("SUCCESS")
+            each.reported = (result.reports or not each.wants("SUCCESS")) and not (
+                message.by is not None and _by_is_told(message.by, each, result))
         _log.info("{id} {state} recipient={recipient} sender={sender} host={host} "
                       "attempt={attempt}: {reply}",
                       id=message.id, state="deferred" if result.state == WAITING else result.state,
@@ -351,11 +399,15 @@ class Runner:
             if following is None:
                 for each in message.waiting:
                     each.state = FAILED
-                    each.status = "4.4.7"  # RFC 3463 §3.5: delivery time expired
+                    # RFC 3463 §3.5: delivery time expired; RFC 2852 §4.1: for good.
+                    each.status = "4.4.7" if message.returns_by is None else "5.4.7"
+                    each.reply = each.reply or "the time for its delivery is over"
         await self._report(message, content, "failed", [
             each for each in message.recipients if each.state == FAILED and not each.reported])
-        await self._report(message, content, "relayed", [
-            each for each in message.recipients if each.state == RELAYED and not each.reported])
+        for action, local in ("relayed", False), ("delivered", True):
+            await self._report(message, content, action, [
+                each for each in message.recipients
+                if each.state == RELAYED and each.local is local and not each.reported])
         if following is None:
             await self._removing.do(message.id)
             _log.info("{id} done attempts={attempts}", id=message.id,
@@ -364,6 +416,8 @@ class Runner:
         message.due = following
         if warns:
             late = [each for each in message.waiting if each.wants("DELAY")]
+            if message.by is not None:
+                late = [replace(each, status="4.4.7") for each in late]  # RFC 2852 §4.1
             await self._reports.send("delayed", message, late, content.head(HEADER_OCTETS),
                                      self._schedule.end(message))
         await self._saving.do(message)
@@ -371,11 +425,21 @@ class Runner:
 
     async def _report(self, message: QueuedMessage, content: Content, action: str,
                       recipients: list[QueuedRecipient]) -> None:
-        wanted = [each for each in recipients
-                  if each.wants("FAILURE" if action == "failed" else "SUCCESS")]
+        # Whether success is to be told was found out when it came.
+        wanted = [each for each in recipients if action != "failed" or each.wants("FAILURE")]
         if wanted:
-            whole = action == "failed" and message.ret == "FULL"
+            whole = (action == "failed" and message.ret == "FULL"
+                     and not message.requiretls)
             await self._reports.send(action, message, wanted, await self._threads.run(
                 content.whole) if whole else content.head(HEADER_OCTETS))
         for each in recipients:
             each.reported = True
+
+
+def _by_is_told(by: DeliverBy, recipient: QueuedRecipient, result: Result) -> bool:
+    """Whether its sender is to be told that a message was handed on (RFC 2852 §4.1).
+
+    By a host that does not mind the time it is as good as gone; and a trace is told of each host.
+    """
+    return (not recipient.local and recipient.notify != ("NEVER",)
+            and (by.trace or not result.timely))

@@ -43,19 +43,34 @@ class Schedule:
         except OverflowError:
             wait = settings.retry_most_seconds
         wait *= 1 + settings.retry_jitter * (2 * self._chance() - 1)
-        if settings.warning_seconds and not message.warned:
+        warning = self._warning(message)
+        if warning is not None and not message.warned:
             # The warning is due when it is due, not at the attempt after that.
-            end = min(end, max(message.arrived + settings.warning_seconds, now + 1))
+            end = min(end, max(warning, now + 1))
         return min(now + wait, end)
 
     def end(self, message: QueuedMessage) -> float:
         """When *message* is given up, seconds since the epoch."""
         settings = self._settings
-        return message.arrived + (
+        end = message.began + (
             settings.report_lifetime_seconds if message.reverse_path == NULL_PATH
             else settings.lifetime_seconds)
+        return end if message.returns_by is None else min(end, message.returns_by)
 
     def warns(self, message: QueuedMessage, now: float) -> bool:
         """Whether its sender is to be told now that it is delayed: once."""
-        seconds = self._settings.warning_seconds
-        return bool(seconds) and not message.warned and now >= message.arrived + seconds
+        warning = self._warning(message)
+        return warning is not None and not message.warned and now >= warning
+
+    def expired(self, message: QueuedMessage, now: float) -> bool:
+        """Whether *message* is to be returned, not tried (RFC 2852 §4.1)."""
+        # A clock that is a moment early must not make an attempt after all.
+        return message.returns_by is not None and now >= message.returns_by - 0.001
+
+    def _warning(self, message: QueuedMessage) -> float | None:
+        """When its sender is told that it is delayed; None for never."""
+        by, seconds = message.by, self._settings.warning_seconds
+        if by is not None and by.mode == "N":
+            # RFC 2852 §4.1: of a time that was over when it came, a host before us has told.
+            return message.deadline if by.seconds >= 0 else None
+        return message.began + seconds if seconds else None

@@ -33,7 +33,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,10 +42,12 @@ from typing import BinaryIO
 from twisted.logger import Logger
 
 from mailsvc.queue.message import (
+    HEAD_OCTETS,
     QueuedMessage,
     Unreadable,
     envelope_line,
     parse,
+    priority_of,
     state_line,
 )
 from mailsvc.store.tree import sync_directory
@@ -166,6 +168,20 @@ class Spool:
                     with suppress(FileNotFoundError):
                         times[entry.name] = entry.stat(follow_symlinks=False).st_mtime
         return times
+
+    def priorities(self, ids: Collection[str]) -> dict[str, int]:
+        """Of those of *ids* that have one other than 0, the priority."""
+        found = {}
+        for id in ids:
+            with suppress(FileNotFoundError):
+                fd = os.open(self._path(id), os.O_RDONLY)
+                try:
+                    priority = priority_of(os.read(fd, HEAD_OCTETS))
+                finally:
+                    os.close(fd)
+                if priority:
+                    found[id] = priority
+        return found
 
     def load(self, id: str) -> QueuedMessage:
         """The message *id* as it is now.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mailsvc.mail import NULL_PATH, Address, Envelope, new_id
 from mailsvc.sasl.mechanisms import offered
-from mailsvc.smtp import dsn, grammar, replies, xclient, xtext
+from mailsvc.smtp import dsn, grammar, handling, replies, xclient, xtext
 from mailsvc.smtp.events import (
     DataBegins,
     Expand,
@@ -115,6 +115,8 @@ def _mail(session: Session, argument: bytes) -> None:
             session.refuse(_unknown_parameter(keyword, "MAIL"))
             return
         setattr(envelope, parameter.attribute, parameter.parse(value))
+    if session.clock is not None:
+        handling.check(envelope, parsed.parameters, session.limits, session.clock())
     if not session.trusted:
         # RFC 4954 §5: what a stranger says of others counts as nothing said.
         envelope.submitter = NULL_PATH
@@ -136,6 +138,17 @@ class Parameter:
     offered: Callable[[Session], bool] = lambda session: True
 
 
+def _queues(session: Session) -> bool:
+    """Whether what decides when mail is sent on can be obeyed: LMTP ends in maildirs."""
+    return session.clock is not None and not session.mode.lmtp
+
+
+def _holds(session: Session) -> bool:
+    # RFC 4865: for submission alone.
+    return (_queues(session) and session.mode.submission
+            and session.limits.hold_most_seconds > 0)
+
+
 _MAIL_PARAMETERS = {
     "SIZE": Parameter("size", grammar.size),
     "BODY": Parameter("body", grammar.body),
@@ -145,6 +158,10 @@ _MAIL_PARAMETERS = {
     "REQUIRETLS": Parameter("requiretls", grammar.flag, lambda session: session.tls_active),
     "RET": Parameter("ret", dsn.ret),
     "ENVID": Parameter("envid", dsn.envid),
+    "HOLDFOR": Parameter("release", handling.hold_for, _holds),
+    "HOLDUNTIL": Parameter("release", handling.hold_until, _holds),
+    "BY": Parameter("by", handling.deliver_by, _queues),
+    "MT-PRIORITY": Parameter("priority", handling.priority, _queues),
 }
 
 #: Those of RCPT: the parser of each value.
@@ -364,6 +381,11 @@ EXTENSIONS: tuple[Callable[[Session], str], ...] = (
     lambda session: "ENHANCEDSTATUSCODES",
     lambda session: "DSN",
     _limits,
+    lambda session: handling.future_release(session.limits, session.clock()) if (
+        session.clock is not None and _holds(session)) else "",
+    lambda session: handling.delivery_by(session.limits) if _queues(session) else "",
+    # RFC 6710: without the name of a profile, that of its appendix for MIXER.
+    lambda session: "MT-PRIORITY" if _queues(session) else "",
     # RFC 4954 §4: nothing is offered that would be refused in the clear.
     lambda session: "AUTH " + " ".join(mechanisms) if (
         mechanisms := offered(session.sasl()) if session.sasl else ()) else "",

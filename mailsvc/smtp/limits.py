@@ -29,6 +29,26 @@ class SMTPSettings:
         unit="octets",
         check=at_least(0),
     )
+    hold_most_seconds: int = setting(
+        2_592_000,
+        "How far ahead users who submit may have a message released (FUTURERELEASE, RFC 4865); 0 "
+        "for not at all.",
+        unit="seconds",
+        check=lambda value: None if 0 <= value <= 999_999_999 else "0 to 999999999",
+    )
+    deliver_by_least_seconds: int = setting(
+        0,
+        "The shortest time in which a message may be wanted delivered, or else returned "
+        "(DELIVERBY, RFC 2852); 0 for any.",
+        unit="seconds",
+        check=lambda value: None if 0 <= value <= 999_999_999 else "0 to 999999999",
+    )
+    priority_most: int = setting(
+        0,
+        "Highest MT-PRIORITY (RFC 6710), from -9 to 9, that other hosts may give their mail; what "
+        "has more gets this one.",
+        check=lambda value: None if -9 <= value <= 9 else "-9 to 9",
+    )
     hops: int = setting(
         100, "Received fields that make a message a loop (RFC 5321 §6.3).", check=at_least(1)
     )

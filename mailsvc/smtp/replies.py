@@ -149,6 +149,11 @@ def accepted(id: str) -> Reply:
     return reply(250, "2.0.0", f"Message accepted as {id}")
 
 
+def priority_changed(priority: int) -> Reply:
+    """The reply to MAIL whose priority was too high (RFC 6710: the new one comes first)."""
+    return reply(250, "2.3.6", f"{priority} is the priority of this message; Sender OK")
+
+
 def verified(asked: Address, found: Iterable[Address]) -> Reply:
     """What VRFY and EXPN say of *asked*, which means the mailboxes *found* (RFC 5321 §3.5)."""
     found = list(found)

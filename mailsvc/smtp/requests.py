@@ -7,9 +7,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mailsvc.errors import EnhancedStatus
+from mailsvc.mail import Address, DeliverBy
 from mailsvc.smtp.failures import BadMessage, NotOffered, SendingFailure, Stage
 from mailsvc.smtp.replies import Reply
 from mailsvc.wire import ChunkReader, LineProof
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What MAIL is to say beside the reverse-path; as the arguments of ``Client.send``."""
+
+    size: int = 0
+    body: str = ""
+    smtputf8: bool | None = None
+    ret: str = ""
+    envid: str = ""
+    requiretls: bool = False
+    auth: Address | None = None
+    by: DeliverBy | None = None
+    priority: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -27,6 +27,7 @@ import copy
 import re
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import NULL_PATH, Address
@@ -45,6 +46,7 @@ from mailsvc.smtp.failures import (
     said,
     status_of,
 )
+from mailsvc.smtp.offers import understood
 from mailsvc.smtp.reading import Malformed, ReplyReader
 from mailsvc.smtp.replies import Reply
 from mailsvc.smtp.requests import (
@@ -53,6 +55,7 @@ from mailsvc.smtp.requests import (
     Ended,
     Event,
     Failed,
+    Parameters,
     Replied,
     TLSWanted,
     Transaction,
@@ -204,43 +207,19 @@ class SendingSession:
         self._exchange = exchange
         return self._say(Stage.AUTH, line, shown=shown, ends_group=True, act=_on_auth)
 
-    def mail(
-        self, reverse_path: Address | str, *, size: int = 0, body: str = "",
-        smtputf8: bool | None = None, ret: str = "", envid: str = "", requiretls: bool = False,
-        auth: Address | None = None,
-    ) -> Command:
+    def mail(self, reverse_path: Address | str, **said: Any) -> Command:
         """MAIL.  After EHLO: what it says depends on what was offered.
 
+        :param said: of :class:`mailsvc.smtp.requests.Parameters`.
         :raises BadArgument: an argument cannot be said.
         :raises NotOffered: the message needs what the server does not offer.
         """
         assert self.extended is not None, "hello comes first"
         path = writing.address(reverse_path)
-        offered = self.extensions
-        utf8 = writing.needs_smtputf8(path) if smtputf8 is None else smtputf8
-        if utf8 and "SMTPUTF8" not in offered:
-            raise NotOffered(f"{path} or the header is not ASCII, and the server does not offer "
-                             "SMTPUTF8", Stage.MAIL, EnhancedStatus(5, 6, 7))
-        if body.upper() == "8BITMIME" and "8BITMIME" not in offered:
-            raise NotOffered("the message has octets beyond ASCII, and the server does not offer "
-                             "8BITMIME", Stage.MAIL, EnhancedStatus(5, 6, 3))
-        if requiretls and not (self.tls_active and "REQUIRETLS" in offered):
-            raise NotOffered("the message may only go where REQUIRETLS is offered within TLS",
-                             Stage.MAIL, EnhancedStatus(5, 7, 30))
-        most = offered.get("SIZE", "")
-        if most.isdecimal() and 0 < int(most[:20]) < size:
-            raise NotOffered(f"the message has {size} octets and the server takes {most} at most",
-                             Stage.MAIL, EnhancedStatus(5, 3, 4))
-        if not body and "8BITMIME" in offered:
-            body = "8BITMIME"
-        dsn = "DSN" in offered
-        line = writing.mail(
-            path, size=size if "SIZE" in offered else 0,
-            body=body if "8BITMIME" in offered else "", smtputf8=utf8,
-            ret=ret if dsn else "", envid=envid if dsn else "", requiretls=requiretls,
-            auth=auth if "AUTH" in offered else None)
+        parameters = understood(path, Parameters(**said), self.extensions, self.tls_active)
+        line = writing.mail(path, parameters)
         self._transaction = Transaction(
-            eight_bit="8BITMIME" in offered and body.upper() == "8BITMIME", smtputf8=utf8)
+            eight_bit=parameters.body.upper() == "8BITMIME", smtputf8=bool(parameters.smtputf8))
         return self._put(Command(Stage.MAIL, line, transaction=self._transaction, act=_on_mail))
 
     def rcpt(self, forward_path: Address | str, *, notify: tuple[str, ...] = (),

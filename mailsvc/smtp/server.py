@@ -35,6 +35,7 @@ from mailsvc.mail import Account, Address, Envelope, Recipient, Remote
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.commands import READY, START
+from mailsvc.smtp.handling import date_time
 from mailsvc.smtp.incoming import Filter, Incoming
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode
@@ -77,6 +78,7 @@ class SMTPProtocol(Conversation):
             trusted=factory.trusts(self.client),
             tls_available=factory.tls is not None,
             tls_active=tls_active,
+            clock=factory.clock.seconds if factory.queue is not None else None,
         )
 
     def begin(self, refusal: MailFailure | None) -> None:
@@ -226,7 +228,18 @@ class SMTPProtocol(Conversation):
             )
             self.session.reply(answer)
         else:
-            self.session.reply(replies.SHUTTING_DOWN if self._last else replies.SENDER_OK)
+            self.session.reply(
+                replies.SHUTTING_DOWN if self._last else self._priority(event.envelope))
+
+    def _priority(self, envelope: Envelope) -> Reply:
+        """Hold its priority to what the sender may have; the reply to MAIL that tells."""
+        agent, submitter = self.factory.agent, self._submitter
+        most = (self.factory.settings.priority_most if agent is None or submitter is None
+                else agent.priority_most(submitter))
+        if envelope.priority <= most:
+            return replies.SENDER_OK
+        envelope.priority = most
+        return replies.priority_changed(most)
 
     def _on_rcpt_to(self, event: events.RcptTo) -> None:
         envelope = self.session.envelope
@@ -401,6 +414,9 @@ class SMTPProtocol(Conversation):
         by = " user={user}" if self._sent_by else ""
         remotes = [remote.name for remote in envelope.remotes()]
         queued = " queued={queued}" if remotes else ""
+        if envelope.release:
+            queued += " held_until={held_until}"
+            said["held_until"] = date_time(envelope.release)
         self.log.info("{id} accepted " + _ABOUT + by + " accounts={accounts}" + queued,
                       accounts=[account.name for account in envelope.accounts()], queued=remotes,
                       **said)

@@ -9,7 +9,8 @@ pipelined commands (RFC 2920) wait in place and replies cannot come out of order
 answer is.  A positive reply makes the transition that the command asks for, a negative one none.
 
 Extensions: PIPELINING (2920), SIZE (1870), 8BITMIME (6152), SMTPUTF8 (6531), CHUNKING (3030),
-ENHANCEDSTATUSCODES (2034), LIMITS (9422), STARTTLS (3207) where the listener has a certificate.
+ENHANCEDSTATUSCODES (2034), LIMITS (9422), STARTTLS (3207) where the listener has a certificate;
+DELIVERBY (2852), MT-PRIORITY (6710) and FUTURERELEASE (4865) where there is a queue.
 AUTH (4954) on the listeners for submission, by the mechanisms of :mod:`mailsvc.sasl`.
 ETRN (1985) where it is configured.  TURN, ATRN and XEXCH50 are recognized and answered 502.
 """
@@ -78,13 +79,14 @@ class Session:
     :param trusted: whether the client may say for whom it speaks (XCLIENT, AUTH= of MAIL).
     :param tls_available: whether STARTTLS may be offered.
     :param tls_active: whether TLS runs from the first octet.
+    :param clock: the time, in seconds since the epoch; None where mail does not wait in a queue.
     """
 
     __slots__ = (
         "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening", "_output",
-        "_pending", "_question", "authenticated", "commands", "envelope", "errors", "extended",
-        "hello", "hostname", "intake", "known", "limits", "mode", "phase", "refused_recipient",
-        "sasl", "tls_active", "tls_available", "trusted",
+        "_pending", "_question", "authenticated", "clock", "commands", "envelope", "errors",
+        "extended", "hello", "hostname", "intake", "known", "limits", "mode", "phase",
+        "refused_recipient", "sasl", "tls_active", "tls_available", "trusted",
     )  # fmt: skip
 
     def __init__(
@@ -98,7 +100,9 @@ class Session:
         trusted: bool = False,
         tls_available: bool = False,
         tls_active: bool = False,
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        self.clock: Callable[[], float] | None = clock
         self.hostname: str = hostname
         self.limits: SMTPSettings = limits
         self.mode: Mode = mode

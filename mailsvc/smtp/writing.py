@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import idna
 
-from mailsvc.mail import NULL_PATH, Address
+from mailsvc.mail import NULL_PATH, Address, DeliverBy
 from mailsvc.smtp import grammar, xtext
 from mailsvc.smtp.failures import BadArgument
 from mailsvc.smtp.grammar import SyntaxFault
+from mailsvc.smtp.requests import Parameters
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOTIFY = ("SUCCESS", "FAILURE", "DELAY")
@@ -83,31 +84,43 @@ def hello(name: str) -> str:
         raise BadArgument(f"{name!r}: {fault}") from None
 
 
-def mail(
-    path: Address, *, size: int = 0, body: str = "", smtputf8: bool = False, ret: str = "",
-    envid: str = "", requiretls: bool = False, auth: Address | None = None,
-) -> bytes:
+def mail(path: Address, said: Parameters) -> bytes:
     """The MAIL command with its CRLF; a parameter that is empty or None is left out."""
     words = []
-    if size:
-        words.append(f"SIZE={size:d}")
-    if body:
-        words.append(f"BODY={_one_of(body, 'body', '7BIT', '8BITMIME')}")
-    if smtputf8:
+    if said.size:
+        words.append(f"SIZE={said.size:d}")
+    if said.body:
+        words.append(f"BODY={_one_of(said.body, 'body', '7BIT', '8BITMIME')}")
+    if said.smtputf8:
         words.append("SMTPUTF8")
-    if ret:
-        words.append(f"RET={_one_of(ret, 'ret', 'FULL', 'HDRS')}")
-    if envid:
+    if said.ret:
+        words.append(f"RET={_one_of(said.ret, 'ret', 'FULL', 'HDRS')}")
+    if said.envid:
         # RFC 3461 §4.4: the decoded value is printable, and the xtext of 100 characters at most.
-        coded = xtext.encode(envid)
-        if not _PRINTABLE.fullmatch(envid) or len(coded) > 100:
-            raise BadArgument(f"envid {envid!r}: expected up to 100 printable ASCII characters")
+        coded = xtext.encode(said.envid)
+        if not _PRINTABLE.fullmatch(said.envid) or len(coded) > 100:
+            raise BadArgument(
+                f"envid {said.envid!r}: expected up to 100 printable ASCII characters")
         words.append(f"ENVID={coded}")
-    if requiretls:
+    if said.requiretls:
         words.append("REQUIRETLS")
-    if auth is not None:
-        words.append("AUTH=" + xtext.encode(str(address(auth)) or "<>"))
-    return _line("MAIL FROM:", path, smtputf8, words)
+    if said.auth is not None:
+        words.append("AUTH=" + xtext.encode(str(address(said.auth)) or "<>"))
+    if said.by is not None:
+        words.append(f"BY={_deliver_by(said.by)}")
+    if said.priority:
+        if not -9 <= said.priority <= 9:
+            raise BadArgument(f"priority {said.priority}: expected -9 to 9")
+        words.append(f"MT-PRIORITY={said.priority:d}")
+    return _line("MAIL FROM:", path, bool(said.smtputf8), words)
+
+
+def _deliver_by(by: DeliverBy) -> str:
+    least = 1 if by.mode == "R" else -999_999_999
+    if by.mode not in ("R", "N") or not least <= by.seconds <= 999_999_999:
+        raise BadArgument(f"{by}: expected 1 to 999999999 seconds with mode R, or "
+                          "-999999999 to 999999999 with N")
+    return f"{by.seconds:d};{by.mode}{'T' if by.trace else ''}"
 
 
 def rcpt(path: Address, *, smtputf8: bool = False, notify: Sequence[str] = (),

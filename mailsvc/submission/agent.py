@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
 from mailsvc.mail import Account, Envelope
+from mailsvc.names import fold_domain, fold_local_part
 from mailsvc.rates import Rates
 from mailsvc.routing import Router
 from mailsvc.submission.completion import Completion
@@ -34,6 +35,7 @@ class SubmissionAgent:
         self._hostname = hostname
         self._trusted = [ipaddress.ip_network(each, strict=False)
                          for each in settings.trusted_networks]
+        self._urgent = {_folded(each) for each in settings.priority_accounts}
 
     def logged_in(self, account: Account) -> Submitter:
         """Who logged in as *account*."""
@@ -67,6 +69,11 @@ class SubmissionAgent:
         submitter.require(envelope.reverse_path)
         self._rates.check(submitter.name)
 
+    def priority_most(self, submitter: Submitter) -> int:
+        """The highest MT-PRIORITY that *submitter* may give (RFC 6710)."""
+        urgent = _folded(submitter.name) in self._urgent
+        return 9 if urgent else self._settings.priority_most
+
     def admit_recipient(self, submitter: Submitter, envelope: Envelope) -> None:
         """At RCPT, before the recipient joins the envelope.
 
@@ -92,6 +99,11 @@ class SubmissionAgent:
             filters.append(_RepairInThread(Repair(
                 self._settings.repair_octets, eight_bit=envelope.body == "8BITMIME")))
         return filters
+
+
+def _folded(name: str) -> tuple[str, str]:
+    local_part, _, domain = name.rpartition("@")
+    return fold_local_part(local_part), fold_domain(domain)
 
 
 class _RepairInThread:

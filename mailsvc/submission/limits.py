@@ -19,6 +19,15 @@ def _addresses(table: dict[str, str]) -> str | None:
     return None
 
 
+def _accounts(names: list[str]) -> str | None:
+    try:
+        for name in names:
+            parse_address(name)
+    except DirectoryError:
+        return 'accounts like "alerts@example.org"'
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class SubmissionSettings:
     """The [submission] section.  0 means no limit where a sentence says so."""
@@ -43,6 +52,12 @@ class SubmissionSettings:
     repair_octets: int = setting(
         2_097_152, "Longest message that is repaired; longer ones are left as they are.",
         unit="octets", check=at_least(0))
+    priority_most: int = setting(
+        4, "Highest MT-PRIORITY (RFC 6710), from -9 to 9, that users may give their mail; what has "
+        "more gets this one.",
+        check=lambda value: None if -9 <= value <= 9 else "-9 to 9")
+    priority_accounts: list[str] = setting(
+        [], "Accounts that may give their mail any priority.", check=_accounts)
     messages_per_minute: int = setting(
         30, "Messages that one account may send in a minute; 0 for no limit.", check=at_least(0))
     messages_per_hour: int = setting(

@@ -1,0 +1,1 @@
+"""What the hosts of a domain have to prove before mail is sent to them (docs/relaying.rst)."""

@@ -1,0 +1,247 @@
+"""On which terms each exchanger of a domain is sent to: what TLS has to prove first.
+
+In this order, the first that there is (RFC 7672 §2.1, RFC 8461 §2, RFC 7435):
+
+* DANE: TLSA records that a resolver vouches for;
+* MTA-STS: the domain's policy, unless its mode is "none"; in mode "testing" what fails is only
+  reported;
+* what was seen before: a domain that was reached by TLS is not sent to in the clear;
+* TLS where it is offered.
+
+A message with REQUIRETLS (RFC 8689) makes the last two stricter.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from twisted.logger import Logger
+
+from mailsvc.client import Client
+from mailsvc.errors import MailFailure
+from mailsvc.queue.exchangers import Place
+from mailsvc.queue.routes import Hop
+from mailsvc.queue.security.dane import examine
+from mailsvc.queue.security.levels import RENEW, Levels, Seen
+from mailsvc.queue.security.lookup import Lookup, LookupFailed
+from mailsvc.queue.security.policies import Finding, Policies
+from mailsvc.queue.security.reporter import Reporter
+from mailsvc.queue.security.results import Applied, Detail, Results
+from mailsvc.queue.security.tlsa import Bindings
+from mailsvc.smtp.failures import TLSFailed
+from mailsvc.store.threads import Threads
+from mailsvc.trust import Trust
+
+_log = Logger("mailsvc.queue")
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a connection to one place has to prove.
+
+    :ivar tls: as ``mailsvc.client.TLS``; *trust* goes with it.
+    :ivar why: what makes TLS mandatory, for people; empty if it is not.
+    :ivar kind: the policy-type of RFC 8460 §4.4: "tlsa", "sts" or "no-policy-found".
+    :ivar records: the TLSA records, for reports.
+    :ivar flaw: what is wrong with the place itself, where that is only to be reported.
+    """
+
+    tls: str
+    trust: Trust | None = None
+    why: str = ""
+    kind: str = "no-policy-found"
+    records: tuple[str, ...] = ()
+    flaw: TLSFailed | None = None
+
+
+class Security:
+    """The terms of all destinations.
+
+    :param lookup: asks the DNS; stopped with this.
+    :param policies: where MTA-STS is obeyed; else None.
+    :param levels: where it is remembered who was reached by TLS; else None.
+    :param bindings: where DANE is obeyed; else None.
+    :param reporter: sends reports of *results*; else None.
+    :param authorities: a PEM file of those who may vouch for a host; empty for the system's.
+    """
+
+    def __init__(self, lookup: Lookup, policies: Policies | None, levels: Levels | None,
+                 bindings: Bindings | None, results: Results | None, reporter: Reporter | None,
+                 authorities: str, threads: Threads, clock: Any) -> None:
+        self.levels = levels
+        self.bindings = bindings
+        self.results = results
+        self.authorities = authorities
+        self._lookup = lookup
+        self._policies = policies
+        self._reporter = reporter
+        self._threads = threads
+        self._clock = clock
+
+    def start(self) -> None:
+        """Begin with what is done beside sending."""
+        if self._policies is not None:
+            self._policies.start()
+        if self._reporter is not None:
+            self._reporter.start()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        if self._policies is not None:
+            self._policies.stop()
+        if self._reporter is not None:
+            self._reporter.stop()
+        self._lookup.stop()
+
+    async def terms(self, hop: Hop) -> Terms:
+        """The terms of *hop* now; never fails."""
+        terms = Terms(self, hop)
+        if terms.weighed:
+            if self._policies is not None:
+                finding = terms.finding = await self._policies.find(hop.host)
+                if finding.reason:
+                    terms.note("sts", (), Detail(finding.reason, text=finding.text))
+            terms.seen = self._seen(hop.host)
+        return terms
+
+    def _seen(self, domain: str) -> Seen | None:
+        try:
+            return self.levels.get(domain) if self.levels is not None else None
+        except MailFailure as failure:
+            _log.error("what {domain} was reached by cannot be read: {reason}", domain=domain,
+                       reason=failure.text)
+            return None
+
+    def reached(self, terms: Terms, place: Place, client: Client) -> None:
+        """There is TLS with *place*."""
+        now, seen, secured = self._clock.seconds(), terms.seen, client.secured
+        if secured is None or self.levels is None or (
+                seen is not None and seen.latest > now - RENEW
+                and seen.verified >= secured.verified):
+            return
+        terms.seen = Seen(terms.hop.host, seen.since if seen is not None else now, now,
+                          secured.verified, secured.version, place.name)
+        self._threads.run(self.levels.note, terms.seen).addErrback(lambda failure: _log.error(
+            "what {domain} was reached by cannot be kept: {reason}", domain=terms.hop.host,
+            reason=failure.getErrorMessage()))
+
+
+class Terms:
+    """The terms of one hop, for the time of one attempt.
+
+    :ivar finding: what its MTA-STS policy is.
+    :ivar seen: how it was reached before.
+    """
+
+    def __init__(self, security: Security, hop: Hop) -> None:
+        self.hop = hop
+        self.finding = Finding()
+        self.seen: Seen | None = None
+        self._security = security
+
+    @property
+    def weighed(self) -> bool:
+        """Whether policies count: on the way to a domain's exchangers, and unless the message asks
+        for nothing (TLS-Required: No, RFC 8689 §5)."""
+        hop = self.hop
+        return hop.exchangers and hop.wish != "ignore" and not hop.host.startswith("[")
+
+    async def demand(self, place: Place) -> Demand:
+        """What a connection to *place* has to prove.
+
+        :raises TLSFailed: it may not be used at all.
+        """
+        authorities, hop = self._security.authorities, self.hop
+        verified = Trust(authorities=authorities)
+        if hop.tls != "opportunistic":
+            return Demand(hop.tls, verified if hop.tls != "no" else None)
+        demand = Demand(hop.tls, Trust(authorities=authorities, verify=False))
+        if self.weighed:
+            demand = await self._by_dane(place) or self._by_policy(place, demand, verified)
+        if hop.wish == "require" and (demand.trust is None or not demand.trust.verify):
+            # RFC 8689 §4.2.1: verified, or not at all.
+            return Demand("starttls", verified, "the message (REQUIRETLS)")
+        return demand
+
+    async def _by_dane(self, place: Place) -> Demand | None:
+        """What the TLSA records of *place* demand, if there are any."""
+        bindings = self._security.bindings
+        if bindings is None:
+            return None
+        try:
+            binding = await bindings.find(self.hop.host, place.name)
+        except LookupFailed as problem:
+            # RFC 7672 §2.1.1: whoever can suppress an answer must not gain by it.
+            failure = TLSFailed(f"whether {place.name} has TLSA records cannot be told: {problem}",
+                                "dnssec-invalid")
+            self.note("tlsa", (), _detail(failure, place))
+            raise failure from None
+        if binding is None:
+            return None
+        trust = Trust(server_name=binding.base, check=functools.partial(
+            examine, binding.records, binding.names)) if binding.records else Trust(
+            verify=False, server_name=binding.base)
+        return Demand("starttls", trust, f"the TLSA records of {binding.base}", "tlsa",
+                      tuple(map(str, binding.published)))
+
+    def _by_policy(self, place: Place, offered: Demand, verified: Trust) -> Demand:
+        """What the domain's policy demands, or else what it did before; or just *offered*."""
+        policy, domain, flaw = self.finding.policy, self.hop.host, None
+        if policy is not None and policy.mode != "none":
+            why = f"the MTA-STS policy of {domain}"
+            if not policy.matches(place.name):
+                flaw = TLSFailed(
+                    f"{place.name} is not among the exchangers that {why} names "
+                    f"({', '.join(policy.patterns[:5])})", "validation-failure")
+            if policy.mode == "enforce":
+                if flaw is not None:
+                    self.note("sts", (), _detail(flaw, place))
+                    raise flaw
+                return Demand("starttls", verified, why, "sts")
+            return replace(offered, kind="sts", flaw=flaw)
+        if self.seen is not None:
+            since = time.strftime("%Y-%m-%d", time.gmtime(self.seen.since))
+            return Demand("starttls", offered.trust,
+                          f"what {domain} had from {since} on (an operator may let it go: mailsvc "
+                          f"queue tls forget {domain})")
+        return offered
+
+    def reached(self, place: Place, demand: Demand, client: Client) -> None:
+        """A connection to *place* has met *demand*."""
+        if not self.weighed:
+            return
+        self._security.reached(self, place, client)
+        secured, failure = client.secured, demand.flaw
+        if failure is None and secured is None:
+            failure = client.tls_failure or TLSFailed(
+                f"{place.name} does not offer STARTTLS", "starttls-not-supported")
+        elif failure is None and demand.kind == "sts" and secured is not None and secured.flaw:
+            failure = TLSFailed(secured.flaw, secured.reason)
+        self.note(demand.kind, demand.records,
+                  _detail(failure, place) if failure is not None else None)
+
+    def missed(self, place: Place, demand: Demand, failure: TLSFailed) -> TLSFailed:
+        """A connection to *place* has not: the failure with its reason."""
+        if self.weighed:
+            self.note(demand.kind, demand.records, _detail(failure, place))
+        if not demand.why:
+            return failure
+        return TLSFailed(f"{place.name}: {failure.text}; TLS is required by {demand.why}",
+                         failure.reason, failure.stage, reply=failure.reply)
+
+    def note(self, kind: str, records: tuple[str, ...], detail: Detail | None) -> None:
+        """Count a session for the report."""
+        results, policy = self._security.results, self.finding.policy
+        if results is None:
+            return
+        applied = Applied(kind, records)
+        if kind == "sts" and policy is not None:
+            applied = Applied(kind, tuple(policy.text.splitlines()), policy.patterns)
+        results.note(self.hop.host, applied, detail)
+
+
+def _detail(failure: TLSFailed, place: Place) -> Detail:
+    return Detail(failure.reason, place.name, place.address, failure.text)

@@ -1,0 +1,58 @@
+"""What of a MAIL command a server understands, by the extensions that it offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mailsvc.errors import EnhancedStatus
+from mailsvc.mail import Address
+from mailsvc.smtp import writing
+from mailsvc.smtp.failures import NotOffered, Stage
+from mailsvc.smtp.requests import Parameters
+
+
+def understood(path: Address, wanted: Parameters, offered: Mapping[str, str],
+               tls_active: bool) -> Parameters:
+    """What to say of *wanted*: all but what is not offered and may be left out.
+
+    :param offered: the extensions, by keyword in capitals, with their parameters.
+    :raises NotOffered: the message needs what the server does not offer.
+    """
+    utf8 = writing.needs_smtputf8(path) if wanted.smtputf8 is None else wanted.smtputf8
+    if utf8 and "SMTPUTF8" not in offered:
+        raise NotOffered(f"{path} or the header is not ASCII, and the server does not offer "
+                         "SMTPUTF8", Stage.MAIL, EnhancedStatus(5, 6, 7))
+    if wanted.body.upper() == "8BITMIME" and "8BITMIME" not in offered:
+        raise NotOffered("the message has octets beyond ASCII, and the server does not offer "
+                         "8BITMIME", Stage.MAIL, EnhancedStatus(5, 6, 3))
+    if wanted.requiretls and not (tls_active and "REQUIRETLS" in offered):
+        raise NotOffered("the message may only go where REQUIRETLS is offered within TLS",
+                         Stage.MAIL, EnhancedStatus(5, 7, 30))
+    _check_time(wanted, offered)
+    most = offered.get("SIZE", "")
+    if most.isdecimal() and 0 < int(most[:20]) < wanted.size:
+        raise NotOffered(f"the message has {wanted.size} octets and the server takes {most} at "
+                         "most", Stage.MAIL, EnhancedStatus(5, 3, 4))
+    dsn = "DSN" in offered
+    return replace(
+        wanted, smtputf8=utf8,
+        size=wanted.size if "SIZE" in offered else 0,
+        body=(wanted.body or "8BITMIME") if "8BITMIME" in offered else "",
+        ret=wanted.ret if dsn else "", envid=wanted.envid if dsn else "",
+        auth=wanted.auth if "AUTH" in offered else None,
+        by=wanted.by if "DELIVERBY" in offered else None,
+        priority=wanted.priority if "MT-PRIORITY" in offered else 0)
+
+
+def _check_time(wanted: Parameters, offered: Mapping[str, str]) -> None:
+    """RFC 2852 §4.1: what is to be returned when its time is over goes only where it will be."""
+    by, least = wanted.by, offered.get("DELIVERBY")
+    if by is None or by.mode != "R":
+        return
+    if least is None:
+        raise NotOffered("the message may only go where DELIVERBY is offered", Stage.MAIL,
+                         EnhancedStatus(5, 3, 3))
+    if least.isdecimal() and by.seconds < int(least[:20]):
+        raise NotOffered(f"the message is to be there in {by.seconds} seconds and the server "
+                         f"promises {least} at least", Stage.MAIL, EnhancedStatus(5, 4, 7))
