@@ -94,6 +94,9 @@ class IQueue(Interface):
         :returns: an :class:`IDelivery`.
         """
 
+    def hurry(domain):
+        """Try what waits for *domain* now, and not when it is due; returns at once."""
+
     def delivered(envelope, header):
         """Tell the sender that a message is in the maildirs here, where it asked for that (DSN).
 
@@ -239,6 +242,9 @@ class IRouter(Interface):
         :raises mailsvc.errors.MailFailure: ``UnknownMailbox``, ``MailboxMoved``, ``RelayDenied``,
             ``RoutingLoop`` or ``TemporaryFailure``.
         """
+
+    def relays(domain):
+        """Whether mail for *domain*, which is not served here, is taken from anybody."""
 
     def verify(name):
         """What VRFY may say of *name*: the :class:`mailsvc.mail.Address` it means, or raises."""

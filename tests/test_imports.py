@@ -83,6 +83,7 @@ MAY_IMPORT = {
     "queue.schedule": ["mail", "queue.limits", "queue.message"],
     "queue.filter": ["mail", "names", "queue.message"],
     "queue.dsn": ["mail", "trace", "queue.message"],
+    "queue.pipe": ["errors"],
     "queue.routes": ["mail", "names", "settings", "queue.message"],
     "queue.exchangers": ["errors", "queue.routes"],
     "queue.security.sts": [],

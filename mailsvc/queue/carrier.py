@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from mailsvc.client import Client, Outcome, Recipient, Timeouts
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import NULL_PATH, Address, DeliverBy
+from mailsvc.queue import pipe
 from mailsvc.queue.content import Content
 from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
 from mailsvc.queue.limits import QueueSettings
@@ -238,6 +239,9 @@ class Carrier:
     async def _carry(self, hop: Hop, destination: _Destination, job: Job,
                      client: Client | None) -> Client | None:
         """Carry one job, over *client* if it is still good; the connection that it left."""
+        if hop.command:
+            await self._pipe(hop, job)
+            return None
         if client is None and destination.idle:
             client = destination.idle.pop()
         if client is not None:
@@ -344,6 +348,31 @@ class Carrier:
                 raise
         return client
 
+    async def _pipe(self, hop: Hop, job: Job) -> None:
+        """Hand a job to a program, once for each recipient."""
+        sender, done = str(job.reverse_path), EnhancedStatus(2, 0, 0)
+        for each in job.recipients:
+            to = each.address
+            if self._stopped:
+                break
+            if to.local_part.startswith("-"):
+                status, text = EnhancedStatus(5, 1, 3), "the address begins with a hyphen"
+            else:
+                status, text = await pipe.run(
+                    self._reactor, hop.words({
+                        "recipient": str(to), "local_part": to.local_part, "domain": to.domain,
+                        "sender": sender, "id": job.message.id}),
+                    {"SENDER": sender, "RECIPIENT": str(to),
+                     "ORIGINAL_RECIPIENT": str(each.original)},
+                    _delivered(job), self._relay.pipe_seconds)
+            job.results.append(Result(
+                each, RELAYED if status == done else FAILED if status.class_ == 5 else WAITING,
+                status, text))
+        if self._stopped:
+            job.done.callback(job.results)
+        else:
+            self._finish(job)
+
     # ---- one transaction ----
 
     async def _send(self, client: Client, job: Job) -> bool:
@@ -444,6 +473,13 @@ def _without(places: list[Place], place: Place, race: Race) -> list[Place]:
     if race.winner is None:
         return [each for each in places if each.name != place.name]
     return [each for each in places if each.address != race.winner]
+
+
+def _delivered(job: Job) -> Iterator[bytes]:
+    """The message as it is at its end."""
+    yield f"Return-Path: <{job.reverse_path}>\r\n".encode()
+    message = job.content.message(job.prefix)
+    yield from [message] if isinstance(message, bytes) else message
 
 
 def _line_up(jobs: deque[Job], job: Job) -> None:
