@@ -367,7 +367,7 @@ class Carrier:
                     _delivered(job), self._relay.pipe_seconds)
             job.results.append(Result(
                 each, RELAYED if status == done else FAILED if status.class_ == 5 else WAITING,
-                status, text))
+                status, text, timely=True))
         if self._stopped:
             job.done.callback(job.results)
         else:
