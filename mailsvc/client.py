@@ -169,6 +169,11 @@ class Client:
         return dict(self._session.extensions)
 
     @property
+    def lmtp(self) -> bool:
+        """Whether it speaks LMTP, to a host that delivers."""
+        return self._session.lmtp
+
+    @property
     def tls_active(self) -> bool:
         """Whether what is said now is said inside TLS."""
         return self._session.tls_active
@@ -247,6 +252,7 @@ class Client:
         self, reverse_path: Address | str, *, size: int = 0, body: str = "",
         smtputf8: bool | None = None, ret: str = "", envid: str = "", requiretls: bool = False,
         auth: Address | None = None, by: DeliverBy | None = None, priority: int = 0,
+        hold_for: int = 0,
     ) -> Deferred[Reply]:
         """Begin a transaction.
 
@@ -262,12 +268,14 @@ class Client:
         :param auth: who submitted the message first (RFC 4954 §5).
         :param by: within how much time it is to be delivered (RFC 2852).
         :param priority: -9 to 9 (RFC 6710).
-        :raises NotOffered: 8BITMIME, SMTPUTF8, REQUIRETLS, DELIVERBY or the size; nothing was sent.
+        :param hold_for: how long the server is to hold the message, in seconds (RFC 4865).
+        :raises NotOffered: 8BITMIME, SMTPUTF8, REQUIRETLS, DELIVERBY, FUTURERELEASE or the size;
+            nothing was sent.
         """
         self._out.tally = Tally()
         return self._ready_to(lambda session: session.mail(
             reverse_path, size=size, body=body, smtputf8=smtputf8, ret=ret, envid=envid,
-            requiretls=requiretls, auth=auth, by=by, priority=priority))
+            requiretls=requiretls, auth=auth, by=by, priority=priority, hold_for=hold_for))
 
     def rcpt(self, forward_path: Address | str, *, notify: Sequence[str] = (),
              orcpt: str = "") -> Deferred[Reply]:
@@ -313,8 +321,8 @@ class Client:
         self, reverse_path: Address | str, recipients: Sequence[Address | str | Recipient],
         message: Message, *, size: int = 0, body: str = "", smtputf8: bool | None = None,
         ret: str = "", envid: str = "", requiretls: bool = False, auth: Address | None = None,
-        by: DeliverBy | None = None, priority: int = 0, normalize: bool = False,
-        chunk: bool = True,
+        by: DeliverBy | None = None, priority: int = 0, hold_for: int = 0,
+        normalize: bool = False, chunk: bool = True,
     ) -> Deferred[tuple[Outcome, ...]]:
         """One message to all *recipients*, in as few round trips as the server allows.
 
@@ -329,7 +337,8 @@ class Client:
         :raises BadArgument: (in the Deferred) something cannot be said; nothing was sent.
         """
         parameters = Parameters(size=size, body=body, smtputf8=smtputf8, ret=ret, envid=envid,
-                                requiretls=requiretls, auth=auth, by=by, priority=priority)
+                                requiretls=requiretls, auth=auth, by=by, priority=priority,
+                                hold_for=hold_for)
         return Deferred.fromCoroutine(transaction.send(
             self, self._out, reverse_path, recipients, message, parameters, normalize=normalize,
             chunk=chunk))

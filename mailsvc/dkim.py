@@ -221,7 +221,7 @@ class Signer:
 
 
 def _author_domain(message: bytes) -> str:
-    header = message[: message.find(b"\r\n\r\n") + 2]
+    header = message.partition(b"\r\n\r\n")[0]
     match = re.search(rb"(?im)^from[ \t]*:((?:[^\r\n]|\r\n[ \t])*)", header)
     try:
         authors = mailboxes(match[1]) if match else []

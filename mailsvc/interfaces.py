@@ -1,8 +1,9 @@
 """The contracts between the protocol servers and what stands behind them.
 
-``tests/test_store_contract.py`` is the executable form of the store's half: whatever passes it can
-be given to ``service.build``.  One Deferred per operation, none per block and none per message, so
-that a store on a database or on another host can keep the same contract.
+``tests/test_store_contract.py`` and ``test_maildrop_contract.py`` are the executable form of the
+store's half: whatever passes them can be given to ``service.build``.  One Deferred per operation,
+none per block and none per message, so that a store on a database or on another host can keep the
+same contract.
 """
 
 from __future__ import annotations
@@ -92,6 +93,9 @@ class IQueue(Interface):
             that is to be held.
         :returns: an :class:`IDelivery`.
         """
+
+    def hurry(domain):
+        """Try what waits for *domain* now, and not when it is due; returns at once."""
 
     def delivered(envelope, header):
         """Tell the sender that a message is in the maildirs here, where it asked for that (DSN).
@@ -238,6 +242,9 @@ class IRouter(Interface):
         :raises mailsvc.errors.MailFailure: ``UnknownMailbox``, ``MailboxMoved``, ``RelayDenied``,
             ``RoutingLoop`` or ``TemporaryFailure``.
         """
+
+    def relays(domain):
+        """Whether mail for *domain*, which is not served here, is taken from anybody."""
 
     def verify(name):
         """What VRFY may say of *name*: the :class:`mailsvc.mail.Address` it means, or raises."""

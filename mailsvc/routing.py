@@ -18,10 +18,10 @@ deeper or wider than the limits, are a :class:`~mailsvc.errors.RoutingLoop`.
 An account that only sends gets no mail: what leads to it alone is refused with 5.2.1 (RFC 3463
 §3.3, mailbox disabled), which tells a sender that the address is right and no typing error.
 
-A domain that is not ours is relayed to for those who may send through us, and by our own aliases,
-whoever sends: their remote targets are :class:`~mailsvc.mail.Remote`.  An address of SRS
-(:mod:`mailsvc.srs`) at a domain of ours leads back to the sender whose mail we forwarded.
-Everybody else's mail to other hosts is refused.
+A domain that is not ours is relayed to for those who may send through us, for everybody when it is
+one of ``relay_domains``, and by our own aliases, whoever sends: their remote targets are
+:class:`~mailsvc.mail.Remote`.  An address of SRS (:mod:`mailsvc.srs`) at a domain of ours leads
+back to the sender whose mail we forwarded.  Everybody else's mail to other hosts is refused.
 
 ``<postmaster>`` without a domain, and postmaster and abuse at an address literal of this host (RFC
 5321 §4.1.3, setting ``literals``), are those of the default domain; no other mailbox has a literal
@@ -88,6 +88,15 @@ def _ip_addresses(values: list[str]) -> str | None:
     return None
 
 
+def _domains(values: list[str]) -> str | None:
+    try:
+        for value in values:
+            check_domain(value)
+    except DirectoryError:
+        return "domains"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class RoutingSettings:
     """``[routing]``."""
@@ -105,6 +114,9 @@ class RoutingSettings:
     literals: list[str] = setting(
         ["127.0.0.1", "::1"], "Addresses of this host at which postmaster and abuse can be reached "
         "as in postmaster@[127.0.0.1].", check=_ip_addresses)
+    relay_domains: list[str] = setting(
+        [], "Domains of other hosts whose mail is taken from anybody and sent on, because this "
+        "host is an exchanger of theirs (MX) behind their own.", check=_domains)
     alias_depth: int = setting(
         20, "How many aliases may lead one to the next.", check=at_least(1))
     alias_accounts: int = setting(
@@ -125,6 +137,7 @@ class Router:
         self._settings = settings = settings or RoutingSettings()
         self._postmaster = parse_address(settings.postmaster) if settings.postmaster else None
         self._literals = {ipaddress.ip_address(literal) for literal in settings.literals}
+        self._relayed = {check_domain(domain) for domain in settings.relay_domains}
         #: How senders are rewritten whose mail is forwarded, and found again.
         self.srs = SRS(lambda value: directory.keyed("srs", value))
 
@@ -132,7 +145,7 @@ class Router:
         try:
             domain = self._domain(forward_path)
         except RelayDenied:
-            if relay:
+            if relay or self.relays(forward_path.domain):
                 return (Remote(forward_path),)
             raise
         # Before a catch-all, which would swallow it; nobody else can have made that hash.
@@ -171,6 +184,10 @@ class Router:
     def serves(self, domain: str) -> bool:
         """Whether *domain* is one of ours."""
         return self._directory.domain(domain) is not None
+
+    def relays(self, domain: str) -> bool:
+        """Whether mail for *domain*, which is not ours, is taken from anybody."""
+        return fold_domain(domain) in self._relayed
 
     def default_domain(self) -> str:
         """The domain of names without one.

@@ -30,13 +30,13 @@ from mailsvc.mail import NULL_PATH, Address
 DAYS = 21
 
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+#: No case but that of ASCII: "K" (Kelvin) is no digit.
+_FLAGS = re.IGNORECASE | re.ASCII | re.DOTALL
 _SRS0 = re.compile(r"SRS0[=+-](?P<hash>[A-Z2-7]{6})=(?P<day>[A-Z2-7]{2})"
-                   r"=(?P<domain>[^=]+)=(?P<local>.+)", re.IGNORECASE | re.DOTALL)
-_SRS1 = re.compile(r"SRS1[=+-](?P<hash>[A-Z2-7]{6})=(?P<domain>[^=]+)=(?P<rest>[=+-].+)",
-                   re.IGNORECASE | re.DOTALL)
-_FOREIGN = re.compile(r"SRS0(?P<rest>[=+-].+)", re.IGNORECASE | re.DOTALL)
-_FOREIGN_1 = re.compile(r"SRS1[=+-][^=]*=(?P<domain>[^=]+)=(?P<rest>[=+-].+)",
-                        re.IGNORECASE | re.DOTALL)
+                   r"=(?P<domain>[^=]+)=(?P<local>.+)", _FLAGS)
+_SRS1 = re.compile(r"SRS1[=+-](?P<hash>[A-Z2-7]{6})=(?P<domain>[^=]+)=(?P<rest>[=+-].+)", _FLAGS)
+_FOREIGN = re.compile(r"SRS0(?P<rest>[=+-].+)", _FLAGS)
+_FOREIGN_1 = re.compile(r"SRS1[=+-][^=]*=(?P<domain>[^=]+)=(?P<rest>[=+-].+)", _FLAGS)
 
 
 class SRS:

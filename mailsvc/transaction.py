@@ -103,7 +103,7 @@ async def _transaction(
         body=parameters.body or ("" if form is None else "8BITMIME" if form.eight_bit else "7BIT"),
         smtputf8=utf8, ret=parameters.ret, envid=parameters.envid,
         requiretls=parameters.requiretls, auth=parameters.auth, by=parameters.by,
-        priority=parameters.priority)
+        priority=parameters.priority, hold_for=parameters.hold_for)
     if is_failed(begun):
         # Nothing was sent.
         try:

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.main import installReactor
+from twisted.internet.process import reapAllProcesses
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -169,6 +170,8 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
     stopping: list[bool] = []
     on(signal.SIGTERM, stop)
     on(DRAIN, drain)
+    # Nor its handler for processes that we started.
+    on(signal.SIGCHLD, reapAllProcesses)
     file = task.log_file
     if file is not None:
         on(signal.SIGUSR1, file.reopen)

@@ -1,4 +1,4 @@
-"""Fixtures for the tests that need other programs."""
+"""Fixtures that tests of several subjects share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import NoReturn
 
 import hypothesis
 import pytest
+
+from tests.system_calls import SystemCalls
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("mailsvc", deadline=None)
@@ -41,6 +43,12 @@ def program() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> SystemCalls:
+    """The store's system calls, without those of the journal."""
+    return SystemCalls(monkeypatch)
 
 
 def absent(what: str) -> NoReturn:

@@ -177,6 +177,10 @@ class FakeRouter:
         """As ``Router.serves``."""
         return domain in self._domains
 
+    def relays(self, domain: str) -> bool:
+        """As ``Router.relays``."""
+        return domain == "backup.example"
+
     def verify(self, name: Address) -> Any:
         """As ``IRouter.verify``."""
         place = self._place(name)

@@ -60,6 +60,14 @@ def cpu(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def cpu_of_family(parent: int) -> float:
+    """The same of *parent* and its children, those included that have ended."""
+    fields = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    ended = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+    return ended + cpu([parent, *map(int, children)])
+
+
 def resident(pids: list[int]) -> float:
     """Memory that *pids* have, shared pages counted once, in MiB."""
     octets = 0
@@ -105,23 +113,24 @@ def sink() -> Iterator[int]:
         process.wait()
 
 
-def ours(place: Path, messages: int, workers: int) -> float:
-    """How long our queue takes to run empty, seconds."""
+def ours(place: Path, messages: int, workers: int) -> tuple[float, float]:
+    """How long our queue takes to run empty, and CPU time for it, seconds."""
     directory = place / f"ours-{time.monotonic_ns()}"
     fill(directory, messages, 100, 0)
     with sink() as port, Service(directory, (), (
             "--workers", str(workers), "--set", f"relay.smarthost=smtp+plain://127.0.0.1:{port}",
-            "--set", f"queue.connections_per_destination={CONNECTIONS}")):
-        begun = time.monotonic()
+            "--set", f"queue.connections_per_destination={CONNECTIONS}")) as service:
+        begun, before = time.monotonic(), cpu(service.pids())
         first = len(os.listdir(directory / "queue" / "message"))
         while os.listdir(directory / "queue" / "message"):
             time.sleep(0.02)
         # What was gone before the service was ready does not count.
-        return (time.monotonic() - begun) * messages / first
+        share = messages / first
+        return (time.monotonic() - begun) * share, (cpu(service.pids()) - before) * share
 
 
-def postfix(messages: int) -> float:
-    """How long Postfix's takes, seconds."""
+def postfix(messages: int) -> tuple[float, float]:
+    """How long Postfix's takes, and CPU time for it, seconds."""
     with sink() as port, Postfix(
             lambda name: shutil.which(name) or f"/usr/sbin/{name}", relayhost=f"[127.0.0.1]:{port}",
             mynetworks="127.0.0.0/8", defer_transports="smtp", qmgr_message_active_limit="100000",
@@ -144,11 +153,12 @@ def postfix(messages: int) -> float:
         main.write_text(main.read_text().replace("defer_transports = smtp\n", ""))
         subprocess.run(["postfix", "-c", str(there.configuration), "reload"], check=True,
                        capture_output=True)
-        begun = time.monotonic()
+        master = int((spool / "pid" / "master.pid").read_text())
+        begun, before = time.monotonic(), cpu_of_family(master)
         subprocess.run(["postqueue", "-c", str(there.configuration), "-f"], check=True)
         while left():
             time.sleep(0.02)
-        return time.monotonic() - begun
+        return time.monotonic() - begun, cpu_of_family(master) - before
 
 
 def main() -> None:
@@ -171,14 +181,18 @@ def main() -> None:
         if not given.alone:
             servers["Postfix"] = lambda: postfix(given.messages)
         rates: dict[str, list[float]] = {}
+        costs: dict[str, list[float]] = {}
         for _ in range(given.rounds):
             for each, measure in servers.items():
-                rates.setdefault(each, []).append(given.messages / measure())
+                seconds, used = measure()
+                rates.setdefault(each, []).append(given.messages / seconds)
+                costs.setdefault(each, []).append(used / given.messages * 1000)
         if given.rounds:
-            table("relaying to smtp-sink", "messages/s", "range", "")
+            table("relaying to smtp-sink", "messages/s", "range", "CPU, ms a message")
             for each, found in rates.items():
                 row(each, f"{statistics.median(found):,.0f}",
-                    f"{min(found):,.0f}-{max(found):,.0f}", "")
+                    f"{min(found):,.0f}-{max(found):,.0f}",
+                    f"{statistics.median(costs[each]):.2f}")
     sys.stdout.flush()
 
 

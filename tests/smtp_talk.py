@@ -17,6 +17,7 @@ from mailsvc.smtp.events import (
     MessageBlock,
     MessageEnds,
     Proxied,
+    QueueRun,
     RcptTo,
     TLSBegins,
     Verify,
@@ -35,7 +36,8 @@ BUSY = reply(450, "4.2.1", "Busy")
 NO = reply(550, "5.7.1", "No")
 GOING_DOWN = reply(421, "4.3.2", "Going down")
 
-QUESTIONS = (Connected, Hello, Proxied, MailFrom, RcptTo, Verify, Expand, DataBegins, MessageEnds)
+QUESTIONS = (Connected, Hello, Proxied, MailFrom, RcptTo, Verify, Expand, QueueRun, DataBegins,
+             MessageEnds)
 
 
 class Talk:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPullProducer
@@ -37,6 +39,15 @@ FACTORIES: dict[str, Callable[[Path], Any]] = {
         lambda directory: maildir_store(directory, small_message_octets=16, threads=1),
     "memory": lambda directory: MemoryStore(),
 }
+
+
+@pytest_twisted.async_yield_fixture(params=FACTORIES.values(), ids=FACTORIES.keys())
+async def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
+    """Each store in turn, empty and started."""
+    it = request.param(tmp_path)
+    it.start()
+    yield it
+    await it.stop()
 
 
 @implementer(IConsumer)

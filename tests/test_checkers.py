@@ -215,7 +215,7 @@ def test_a_bug_in_a_checker_is_not_taken_for_an_answer() -> None:
 def test_twistd_asks_several_in_turn(tmp_path: Path) -> None:
     """And of those with other credentials each keeps its own; the directory's are not asked."""
     from tests.test_checkers_oauth import log_in  # noqa: PLC0415
-    from tests.test_service import ACCOUNT, add_account  # noqa: PLC0415
+    from tests.twistd import ACCOUNT, add_account  # noqa: PLC0415
 
     add_account(tmp_path)
     options = []

@@ -23,8 +23,7 @@ from mailsvc.checkers.ldap import _filled, _parsed
 from tests.checkers import ask, described, made, pause
 from tests.daemons import PATIENCE
 from tests.slapd import BASE, READER, READER_PASSWORD, Slapd
-from tests.test_service import ACCOUNT, add_account
-from tests.twistd import TWISTD, Twistd
+from tests.twistd import ACCOUNT, TWISTD, Twistd, add_account
 
 # ldaptor speaks to pyparsing by its old names.
 pytestmark = pytest.mark.filterwarnings("ignore:.* deprecated - use:DeprecationWarning")

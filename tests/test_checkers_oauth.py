@@ -24,8 +24,7 @@ from mailsvc.credentials import Token
 from tests.checkers import ATTEMPT, described, made, outcome, pause
 from tests.daemons import PATIENCE
 from tests.issuer import CLIENT_ID, CLIENT_SECRET, Issuer
-from tests.test_service import ACCOUNT, add_account
-from tests.twistd import TWISTD, Twistd
+from tests.twistd import ACCOUNT, TWISTD, Twistd, add_account
 
 # Twisted speaks to pyOpenSSL by its old names.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")

@@ -15,11 +15,6 @@ from tests.stores import ALICE, BOB, home, put
 from tests.system_calls import SystemCalls
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> SystemCalls:
-    return SystemCalls(monkeypatch)
-
-
 class Kernel:
     """The C library as it is asked here.
 

@@ -64,6 +64,17 @@ def test_the_dialogue_is_shown(service: Service) -> None:
     assert message["subject"] == "Grüße" and message.get_content() == "Hallo, Jörg\r\n"
 
 
+def test_when_and_how_urgently(service: Service) -> None:
+    options = ("--to", BOB, "--by", "60;nt", "--priority", "-3")
+    shown = send(service, *options).stdout
+    assert " BY=60;NT MT-PRIORITY=-3" in shown
+    # On the listener for other hosts nothing is held, and it is not sent at once instead.
+    refused = send(service, *options, "--hold-for", "60", status=69)
+    assert "FUTURERELEASE" in refused.stderr
+    for wrong in ("0;R", "5", "x;N"):
+        assert "--by" in send(service, "--to", BOB, "--by", wrong, status=2).stderr
+
+
 def test_parts(service: Service, tmp_path: Path) -> None:
     (tmp_path / "Übersicht \"1\".pdf").write_bytes(b"%PDF\r\n\0\xff")
     (tmp_path / "dot.png").write_bytes(b"\x89PNG")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import dkim as dkimpy
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from mailsvc.dkim import Key, Keys, Signer
 from mailsvc.names import DirectoryError
@@ -82,7 +84,54 @@ def test_whose_key_signs(keys: Keys) -> None:
     assert domains(b"a@other.example", "example.org") == ["example.org"] * 2
     assert domains(b"a@other.example", "other.example") == []
     assert domains(b"nonsense", "") == domains(b"a@../../etc", "") == []
+    assert domains(b"\"unfinished <a@example.org>", "") == domains(b"undisclosed:;", "") == []
     assert signer.sign(b"Subject: no author\r\n\r\n", "") == b""
+    # A message that is nothing but its header has an author all the same.
+    assert len(signer.keys_for(b"Subject: x\r\nFrom: a@example.org\r\n", "")) == 2
+    assert signer.has_keys()
+
+
+def test_without_active_keys_there_is_nothing_to_sign_with(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "dkim")
+    assert not Signer(keys).has_keys()
+    assert list(keys.all()) == keys.of("example.org") == []
+    keys.add("example.org", "ed25519", "e1")
+    assert not Signer(keys).has_keys()
+    assert Signer(keys).sign(MESSAGE, "") == b""
+
+
+def test_names_of_keys(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "dkim")
+    # By default of the date, and told apart.
+    names = [keys.add("example.org", "ed25519").selector for _ in range(3)]
+    assert re.fullmatch(r"e\d{8}", names[0])
+    assert names[1:] == [f"{names[0]}-2", f"{names[0]}-3"]
+    with pytest.raises(DirectoryError, match=f"there is a key {names[0]} for"):
+        keys.add("example.org", "ed25519", names[0])
+    for none in "A", "-a", "a-", "a.b", "a/b", "é", "x" * 64:
+        with pytest.raises(DirectoryError, match="is no selector"):
+            keys.add("example.org", "ed25519", none)
+    for act in keys.remove, lambda domain, selector: keys.use(domain, [selector]):
+        with pytest.raises(DirectoryError, match="there is no key 'x' for"):
+            act("example.org", "x")
+
+
+@pytest.mark.parametrize("domain", ["", ".", "..", "../dkim/example.org", "example.org/",
+                                    ".example.org"])
+def test_no_domain_leads_out_of_the_directory(keys: Keys, domain: str) -> None:
+    assert keys.of(domain) == []
+
+
+@pytest.mark.parametrize(("content", "complaint"), [
+    (b"", "holds no private key"), (b"-----BEGIN PRIVATE KEY-----\nAAAA\n", "holds no private key"),
+    (ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption()), "is neither an RSA nor an Ed25519 key")])
+def test_a_file_that_holds_no_such_key(tmp_path: Path, content: bytes, complaint: str) -> None:
+    (tmp_path / "example.org").mkdir()
+    (tmp_path / "example.org" / "s1.pem").write_bytes(content)
+    with pytest.raises(DirectoryError, match=rf"s1\.pem {complaint}"):
+        Keys(tmp_path).of("example.org")
 
 
 def test_keys_change_without_a_gap(tmp_path: Path) -> None:

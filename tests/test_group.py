@@ -52,12 +52,6 @@ async def make(tmp_path: Path) -> AsyncIterator[Callable[..., MaildirStore]]:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> SystemCalls:
-    """The store's system calls, without those of the journal."""
-    return SystemCalls(monkeypatch)
-
-
-@pytest.fixture
 def logged() -> Iterator[list[str]]:
     """What is logged meanwhile."""
     lines: list[str] = []

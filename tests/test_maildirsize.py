@@ -43,12 +43,6 @@ def home(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> SystemCalls:
-    """The store's system calls."""
-    return SystemCalls(monkeypatch)
-
-
 def sums(home: Path) -> list[str]:
     """The lines of maildirsize, without padding."""
     return [" ".join(line.split()) for line in (home / "maildirsize").read_text().splitlines()]

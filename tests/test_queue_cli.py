@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mailsvc.mail import NULL_PATH, Address
-from mailsvc.queue.filter import FilterError, parse
+from mailsvc.queue.filter import STATUSES, FilterError, act, parse
 from mailsvc.queue.message import RELAYED, QueuedMessage, QueuedRecipient
 from mailsvc.queue.spool import Draft, Spool
 from tests.command_line import CommandLine
@@ -41,6 +41,17 @@ def test_filters(words: str, ids: str) -> None:
     test = parse([words])
     found = [each.id for each in (message("A", "bob@example.net"), b, c) if test(each, NOW)]
     assert " ".join(found) == ids
+
+
+def test_what_waits_for_its_release_is_scheduled_until_an_operator_lets_it_go() -> None:
+    waiting = message("D", "bob@example.net", release=NOW + 60, due=NOW + 60)
+    assert [word for word in STATUSES if parse([f"status:{word}"])(waiting, NOW)] == ["scheduled"]
+    assert act(waiting, "reroute", "relay.example", NOW)
+    assert (waiting.route, waiting.due) == ("relay.example", NOW + 60)
+    assert act(waiting, "hold", "", NOW) and waiting.held
+    assert act(waiting, "release", "", NOW)
+    assert (waiting.held, waiting.due, waiting.released) == (False, NOW, NOW)
+    assert not act(waiting, "drop", "", NOW)
 
 
 @pytest.mark.parametrize("words", ["to:", "to:bob", "x:y", "age>", "age>4", "age>4y", "size>1h",

@@ -128,6 +128,8 @@ async def test_a_server_that_says_nothing_is_waited_for_and_no_longer(
     ("smtps://smart.example", Hop("smart.example", port=465, tls="implicit")),
     ("lmtp://127.0.0.1", Hop("127.0.0.1", port=24, tls="no", lmtp=True)),
     ("lmtp:/run/x/lmtp", Hop("/run/x/lmtp", tls="no", lmtp=True)),
+    ("pipe:/usr/bin/x -f '{sender}' \"a b\" {recipient}", Hop(
+        "", tls="no", command=("/usr/bin/x", "-f", "{sender}", "a b", "{recipient}"))),
     ("mx", Hop("", exchangers=True)),
 ])
 def test_routes_as_text(text: str, hop: Hop) -> None:
@@ -137,7 +139,8 @@ def test_routes_as_text(text: str, hop: Hop) -> None:
 
 @pytest.mark.parametrize("text", [
     "", "http://a.example", "smtp://", "a.example:port", "a.example:70000", "a b", "smtp://a/b",
-    "smtp://a.example/?x", "a..example", "smtp://x:%0d%0a@a.example"])
+    "smtp://a.example/?x", "a..example", "smtp://x:%0d%0a@a.example",
+    "pipe:", "pipe:program", "pipe:/bin/x {user}", "pipe:/bin/x 'unclosed"])
 def test_what_is_no_route(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_route(text)

@@ -6,16 +6,19 @@ import dataclasses
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
 
 from mailsvc.errors import TemporaryFailure
 from mailsvc.mail import Account, Address, DeliverBy, Envelope, Recipient, Remote
 from mailsvc.queue import runner
-from mailsvc.queue.carrier import Job, Result, _line_up
+from mailsvc.queue.carrier import Carrier, Job, Result, _line_up
+from mailsvc.queue.content import Content
 from mailsvc.queue.dsn import Report
+from mailsvc.queue.exchangers import Place
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.local import Local
 from mailsvc.queue.message import (
@@ -30,10 +33,14 @@ from mailsvc.queue.message import (
     queued,
     state_line,
 )
-from mailsvc.queue.routes import Hop, Routes
+from mailsvc.queue.routes import Hop, RelaySettings, Routes
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.schedule import Schedule
+from mailsvc.queue.security.terms import Demand
+from mailsvc.queue.slots import Slots
 from mailsvc.queue.spool import Draft
+from mailsvc.smtp import replies
+from mailsvc.smtp.outcome import Outcome
 from mailsvc.srs import SRS
 from tests.postoffice import Answers, FakeRouter, FakeStore
 from tests.test_queue_schedule import DAY, HOUR, MINUTE, START, Carrying, Here, Told, World
@@ -324,6 +331,94 @@ def test_jobs_for_one_destination_line_up_by_priority() -> None:
     assert "".join(job.message.id for job in jobs) == "fbeacd"
 
 
+def test_slots_go_to_the_most_urgent() -> None:
+    slots, got = Slots(2), ""
+    urgency = {"c": 0, "d": 4, "e": 0, "f": 4}
+
+    def took(name: str) -> Any:
+        def note(_: object) -> None:
+            nonlocal got
+            got += name
+        return note
+
+    for name in "abcdef":
+        slots.acquire(lambda name=name: urgency[name]).addCallback(took(name))
+    assert got == "ab"
+    assert slots.wanted_by_more_than(3) and not slots.wanted_by_more_than(4)
+    slots.release()
+    urgency["e"] = 9
+    for _ in range(3):
+        slots.release()
+    assert got == "abdefc"
+    for _ in range(2):
+        slots.release()
+    assert not slots.wanted_by_more_than(-10)
+    assert slots.acquire(lambda: 0).called and slots.acquire(lambda: 0).called
+    assert not slots.acquire(lambda: 0).called
+
+
+class Host:
+    """A client of a host that offers nothing, and answers when the test says so."""
+
+    closed, host, lmtp, tls_active, transactions = None, "mx", False, False, 0
+    extensions: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, sent: list[tuple[str, Deferred[Any]]]) -> None:
+        self._sent = sent
+
+    def ready(self) -> Deferred[None]:
+        return succeed(None)
+
+    def extension(self, name: str) -> None:
+        return None
+
+    def send(self, sender: Address, recipients: Sequence[Any], *_: Any, **__: Any) -> Any:
+        answer: Deferred[Any] = Deferred()
+        self._sent.append((str(recipients[0].forward_path), answer))
+        return answer
+
+    def quit(self) -> None:
+        pass
+
+
+class Addresses:
+    async def addresses(self, host: str) -> Sequence[Place]:
+        return (Place(host, "192.0.2.1"),)
+
+
+class Anything:
+    """The terms of every hop: it need not prove anything."""
+
+    async def terms(self, hop: Hop) -> Any:
+        return self
+
+    async def demand(self, place: Place) -> Demand:
+        return Demand("opportunistic")
+
+    def reached(self, place: Place, demand: Demand, client: Host) -> None:
+        pass
+
+
+def test_a_destination_lets_another_go_first_that_has_what_is_urgent(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    sent: list[tuple[str, Deferred[Any]]] = []
+    clock = Clock()
+    carrier = Carrier(
+        RelaySettings(), QueueSettings(connections=1), Addresses(), Anything(),  # type: ignore[arg-type]
+        "here.example", clock, dial=lambda *_, **__: succeed(Host(sent)))
+    for name, host, priority in ("a", "one", 0), ("b", "one", 0), ("c", "two", 0), (
+            "d", "three", 4), ("e", "one", 4):
+        to = Address(name, "example.net")
+        message = QueuedMessage(name, 0.0, BOB, [QueuedRecipient(to, to)], priority=priority)
+        carrier.carry(Hop(host, port=25), Job(message, message.recipients, BOB,
+                                              Content((tmp_path / "empty").open("rb"))))
+    for place in range(5):
+        to, answer = sent[place]
+        answer.callback((Outcome(Address(*to.split("@")), replies.accepted("X")),))
+    # "one" goes on with its own "e", as urgent as "d", and then makes way.
+    assert "".join(to[0] for to, _ in sent) == "aedbc"
+
+
 @pytest.mark.parametrize("priority", range(-9, 10))
 def test_the_priority_stands_where_it_is_looked_for(tmp_path: Path, priority: int) -> None:
     message = QueuedMessage("A" * 16, 1e9, Address('","priority":9,"', "x"), [], priority=priority)
@@ -350,9 +445,11 @@ def test_files_of_before_are_read() -> None:
 
 def test_a_report_tells_by_when(tmp_path: Path) -> None:
     recipient = QueuedRecipient(BOB, BOB, state=FAILED, status="5.4.7", reply="over")
-    message = QueuedMessage("1A", START, BOB, [recipient], by=DeliverBy(60, "R"), ret="FULL")
+    message = QueuedMessage("1A", START, BOB, [recipient], by=DeliverBy(60, "R"), ret="FULL",
+                            release=START + 30)
     text = Report("failed", message, [recipient], "here.example", START + 60).write("ID", b"x")
     assert b"\r\nDeliver-By-Date: Tue, 14 Nov 2023 22:14:20 +0000\r\n" in text
+    assert b"\r\nFuture-Release-Request: until;2023-11-14T22:13:50Z\r\n" in text
     assert b"\r\nStatus: 5.4.7\r\n" in text
 
 

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mailsvc.errors import EnhancedStatus
-from mailsvc.mail import NULL_PATH, Address
+from mailsvc.mail import NULL_PATH, Address, DeliverBy
 from mailsvc.queue.carrier import Job, Result
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
@@ -154,6 +154,32 @@ def test_a_restart_changes_nothing_of_it(tmp_path: Path) -> None:
         world.begin()
     assert [round(time) for time in world.carrying.times] == EXPECTED
     assert [report[1] for report in world.told.reports] == ["delayed", "failed"]
+
+
+def test_what_was_tried_a_thousand_times_is_tried_on() -> None:
+    """The power of the factor alone is more than a float holds."""
+    settings = QueueSettings(retry_factor=10.0, retry_jitter=0, warning_seconds=0,
+                             retry_most_seconds=3600)
+    message = QueuedMessage("M", START, Address("a", "example.org"), [], attempts=5000)
+    assert Schedule(settings).next_attempt(message, START + 10) == START + 10 + 3600
+    # With nothing counted, as of a state that was lost, the wait is the first.
+    message.attempts = 0
+    assert Schedule(settings).next_attempt(message, START + 10) == START + 10 + 300
+
+
+@pytest.mark.parametrize(("by", "warned_at"), [
+    (None, 4 * 3600), (DeliverBy(60, "R"), 4 * 3600), (DeliverBy(60, "N"), 60),
+    (DeliverBy(0, "N"), 0), (DeliverBy(-60, "N"), None)])
+def test_when_a_delay_is_told(by: DeliverBy | None, warned_at: int | None) -> None:
+    """RFC 2852 §4.1: at its deadline; of one that was over when it came, a host before has told."""
+    message = QueuedMessage("M", START, Address("a", "example.org"), [], by=by)
+    schedule = Schedule(QueueSettings(warning_seconds=4 * 3600))
+    times = [seconds for seconds in (0, 59, 60, 4 * 3600 - 1, 4 * 3600)
+             if schedule.warns(message, START + seconds)]
+    assert times[:1] == ([] if warned_at is None else [warned_at])
+    message.warned = True
+    assert not schedule.warns(message, START + 5 * 3600)
+    assert schedule.expired(message, START + 60) == (by == DeliverBy(60, "R"))
 
 
 def test_chance_moves_each_wait_by_its_share() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailsvc.mail import NULL_PATH, Address, Envelope, Recipient, Remote
+from mailsvc.mail import NULL_PATH, Account, Address, DeliverBy, Envelope, Recipient, Remote
 from mailsvc.queue.message import (
     STATES,
     QueuedMessage,
@@ -19,6 +21,7 @@ from mailsvc.queue.message import (
     Unreadable,
     envelope_line,
     parse,
+    priority_of,
     queued,
     state_line,
 )
@@ -48,6 +51,47 @@ def test_no_text_in_one_field_changes_another(message: QueuedMessage) -> None:
 def test_anything_else_is_unreadable_and_no_more(envelope: bytes, state: bytes) -> None:
     with pytest.raises(Unreadable):
         parse(envelope, state)
+
+
+#: What may stand where something else should.
+ODD = [None, True, "x", "", 1, -1, 1.5, 10**400, float("inf"), float("nan"), [], ["a"], ["a", "b"],
+       ["a", "b", "c"], [["a", "b"], "c"], {}, {"a": 1}, [{}], [None], [[]]]
+
+
+@pytest.mark.parametrize("part", ["envelope", "state"])
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_no_value_of_another_kind_is_more_than_unreadable(part: str, odd: Any) -> None:
+    """As after an edit by hand, or by another version."""
+    message = a_message("1A")
+    lines = {"envelope": envelope_line(message), "state": state_line(message)}
+    said = json.loads(lines[part])
+    for holder in said, said["recipients"][0]:
+        for key in list(holder):
+            before = holder[key]
+            for change in "replaced", "removed":
+                if change == "replaced":
+                    holder[key] = odd
+                else:
+                    del holder[key]
+                changed = {**lines, part: json.dumps(said).encode() + b"\n"}
+                with contextlib.suppress(Unreadable):
+                    assert isinstance(parse(changed["envelope"], changed["state"]), QueuedMessage)
+                holder[key] = before
+
+
+@pytest.mark.parametrize(("part", "field", "value", "complaint"), [
+    ("envelope", "version", 99, "not of version"), ("envelope", "id", 5, "expected a string"),
+    ("envelope", "arrived", "now", "expected a number"),
+    ("envelope", "reverse_path", ["a", "b", "c"], "another kind"),
+    ("state", "attempts", "many", "another kind"), ("state", "due", True, "expected a number"),
+    ("state", "recipients", [], "not as many recipients"),
+    ("state", "recipients", [{"state": "lost"}], "no such state: 'lost'")])
+def test_what_is_wrong_with_a_file_is_said(part: str, field: str, value: Any,
+                                           complaint: str) -> None:
+    lines = {"envelope": envelope_line(a_message("1A")), "state": state_line(a_message("1A"))}
+    lines[part] = json.dumps({**json.loads(lines[part]), field: value}).encode()
+    with pytest.raises(Unreadable, match=complaint):
+        parse(lines["envelope"], lines["state"])
 
 
 def test_a_state_of_another_envelope_is_not_taken(spool: Spool) -> None:
@@ -179,3 +223,48 @@ def test_an_envelope_is_queued_once_for_each_address() -> None:
         ("eve@example.com", "friends@example.org", alias, ())]
 
 
+
+
+@pytest.mark.parametrize(("notify", "left"), [
+    (("SUCCESS",), ("NEVER",)), (("SUCCESS", "FAILURE"), ("FAILURE",)), (("FAILURE",),) * 2,
+    ((), ()), (("NEVER",),) * 2])
+def test_success_with_an_alias_is_told_here_and_by_nobody_else(
+    notify: tuple[str, ...], left: tuple[str, ...]
+) -> None:
+    """RFC 3461 §5.2.7.3: a list was expanded, and that is the end of it."""
+    envelope = Envelope("8H", Address("alice", "example.org"))
+    team = tuple(Remote(Address(name, "example.net")) for name in ("bob", "carol"))
+    envelope.recipients = [Recipient(Address("team", "example.org"), (), team, notify),
+                           Recipient(Address("dave", "example.net"), (), (
+                               Remote(Address("dave", "example.net")),), notify)]
+    assert [each.notify for each in queued(envelope, 1.0).recipients] == [left, left, notify]
+
+
+def test_what_is_held_is_for_mailboxes_here_as_well() -> None:
+    """RFC 4865: until its release it lies in the queue, whomever it is for."""
+    bob = Recipient(Address("bob", "example.org"), (Account("bob", "example.org"),), (),
+                    ("SUCCESS",))
+    for release in 0.0, 50.0:
+        envelope = Envelope("9J", NULL_PATH, recipients=[bob], release=release)
+        message = queued(envelope, 1.0)
+        assert [(str(each.address), each.local, each.notify) for each in message.recipients] == (
+            [("bob@example.org", True, ("SUCCESS",))] if release else [])
+        assert (message.due, message.release) == (release or 1.0, release)
+
+
+def test_priorities_are_read_from_the_beginning_of_the_files(spool: Spool) -> None:
+    for id, priority in ("1A", 0), ("2B", 9), ("3C", -9):
+        put(spool, a_message(id, priority=priority), b"x\r\n")
+    assert spool.priorities(["1A", "2B", "3C", "4D"]) == {"2B": 9, "3C": -9}
+    assert priority_of(b"") == priority_of(b'{"version":1,"priority":x') == 0
+
+
+@pytest.mark.parametrize("by", [None, DeliverBy(60, "R", True), DeliverBy(-5, "N")])
+def test_the_time_that_a_message_has_is_kept(by: DeliverBy | None) -> None:
+    message = a_message("5E", by=by)
+    assert parse(envelope_line(message), None).by == by
+    if by is not None:
+        said = json.loads(envelope_line(message))
+        said["by"]["mode"] = "X"
+        with pytest.raises(Unreadable, match="expected R or N"):
+            parse(json.dumps(said).encode(), None)

@@ -77,10 +77,10 @@ def test_when_the_one_that_sends_is_killed_another_goes_on_at_once(tmp_path: Pat
             owner = owner_of(here)
             assert owner in workers_of(here)
             os.kill(owner, signal.SIGKILL)
-            # Far less than it would take if nobody noticed.
-            until(lambda former=owner: owner_of(here) not in (0, former), here, 2)
+            # Half as long as it would take if nobody noticed.
+            until(lambda former=owner: owner_of(here) not in (0, former), here, 15)
             submit(here, [f"m{number}@far.example"])
-            until(lambda count=number + 1: len(there.messages) == count, here, 4)
+            until(lambda count=number + 1: len(there.messages) == count, here, 15)
         assert sent_to(there) == [f"m{n}@far.example" for n in range(6)]
         until(lambda: not queued(here), here)
 
@@ -91,7 +91,7 @@ def test_what_the_killed_one_was_sending_is_sent_by_another(tmp_path: Path) -> N
         submit(here, ["m@far.example"])
         until(lambda: "DATA" in there.lines, here)
         os.kill(owner_of(here), signal.SIGKILL)
-        until(lambda: len(there.messages) == 1 and not queued(here), here, 5)
+        until(lambda: len(there.messages) == 1 and not queued(here), here)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -104,13 +104,12 @@ def test_a_graceful_stop_leaves_what_hangs_to_the_next_start(tmp_path: Path, wor
             submit(here, ["m@far.example"])
             until(lambda: any(line.startswith("RCPT") for line in there.lines), here)
         finally:
-            begun = time.monotonic()
             assert here.stop() == 0
-        assert time.monotonic() - begun < 8
-        assert "Traceback" not in here.log.read_text()
+        log = here.log.read_text()
+        assert "Traceback" not in log and "did not end and are killed" not in log
         assert len(queued(here)) == 1
         with together(tmp_path / "a", workers, *settings) as here:
-            until(lambda: len(there.messages) == 1 and not queued(here), here, 5)
+            until(lambda: len(there.messages) == 1 and not queued(here), here)
 
 
 def test_a_stop_waits_for_what_is_about_to_be_taken(tmp_path: Path) -> None:

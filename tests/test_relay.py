@@ -256,3 +256,28 @@ def test_by_lmtp_to_dovecot(tmp_path: Path, program: Callable[[str], str]) -> No
             got, = (dovecot.maildir(f"{name}@far.example") / "new").iterdir()
             assert below_trace(got.read_bytes().replace(b"\r\n", b"\n").replace(
                 b"\n", b"\r\n").split(b"\r\n", 1)[1]).endswith(b".a dot\r\nlast\r\n")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_backup_exchanger_sends_when_it_is_asked(tmp_path: Path, workers: int) -> None:
+    port = free_port()
+    zone = {"far.example": ["MX 10 mx.far.example", "MX 20 mx.example.org"],
+            "mx.far.example": ["A 127.0.0.2"], "mx.example.org": ["A 127.0.0.1"]}
+    with NameServer(zone) as names, relaying(
+            tmp_path / "a", f'relay.dns=["{names.address}"]', f"relay.port={port}",
+            'routing.relay_domains=["far.example"]', "smtp.etrn=true",
+            options=("--smtp", f"127.0.0.1:{port}", "--workers", str(workers))) as here, \
+            smtplib.SMTP(*here.smtp, timeout=PATIENCE) as smtp:
+        # Anybody's mail for that domain is taken, and for no other.
+        smtp.sendmail("x@sender.example", ["bob@far.example"], MESSAGE)
+        assert smtp.docmd("MAIL", "FROM:<x@sender.example>")[0] == 250
+        assert smtp.docmd("RCPT", "TO:<bob@sub.far.example>")[0] == 550
+        smtp.rset()
+        until(lambda: "deferred recipient=bob@far.example" in here.log.read_text(), here)
+        with Exchanger("127.0.0.2", port, "") as there:
+            assert smtp.docmd("ETRN", "other.example") == (
+                459, b"4.7.1 Mail for that domain is not kept here")
+            assert there.messages == []
+            assert smtp.docmd("ETRN", "far.example")[0] == 250
+            until(lambda: len(there.messages) == 1 and not queued(here), here)
+            assert below_trace(there.messages[0][2]) == MESSAGE

@@ -21,8 +21,7 @@ from mailsvc.sasl.steps import Challenge, Failed, Kind, LogIn, Succeeded
 from tests.conftest import absent
 from tests.kerberos import Kerberos
 from tests.sasl import attempt, context
-from tests.test_service import add_account
-from tests.twistd import TWISTD, Twistd
+from tests.twistd import TWISTD, Twistd, add_account
 
 HOST = "mx.example.com"
 NO_LAYER = b"\1\0\0\0"

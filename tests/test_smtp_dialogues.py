@@ -209,6 +209,8 @@ class Owner:
                 return verified(mailbox, [self.router.verify(mailbox)])
             case events.Expand(mailbox):
                 return verified(mailbox, self.router.expand(mailbox))
+            case events.QueueRun(domain):
+                return replies.NO_QUEUE if self.router.relays(domain) else replies.NOT_QUEUED
             case events.DataBegins():
                 assert envelope is not None
                 self.delivery = self.store.begin(envelope.accounts(), envelope.id, envelope.size)
@@ -240,9 +242,10 @@ class Owner:
         return None
 
 
-#: The replies of RFC 5321 §4.2.3, but for 455, which nothing here calls for; and of RFC 4954 §6.
+#: The replies of RFC 5321 §4.2.3, but for 455, which nothing here calls for; of RFC 4954 §6,
+#: and of RFC 1985 §6.
 CODES = {211, 214, 220, 221, 250, 251, 252, 354, 421, 450, 451, 452, 500, 501, 502, 503, 504, 550,
-         551, 552, 553, 554, 555, 235, 334, 530, 535, 538}
+         551, 552, 553, 554, 555, 235, 334, 530, 535, 538, 458, 459}
 
 
 def test_every_reply_of_the_rfc_is_in_some_dialogue() -> None:

@@ -28,6 +28,7 @@ from mailsvc.smtp.events import (
     Hello,
     MailFrom,
     MessageEnds,
+    QueueRun,
     RcptTo,
     TLSBegins,
     Verify,
@@ -232,6 +233,7 @@ ASKED_BY: dict[type, tuple[bytes, tuple[str, ...]]] = {
     RcptTo: (b"RCPT TO:<bob@example.org>\r\n", (MAIL, RCPT)),
     Verify: (b"VRFY bob\r\n", (START, READY, MAIL, RCPT, CHUNKS)),
     Expand: (b"EXPN bob\r\n", (START, READY, MAIL, RCPT, CHUNKS)),
+    QueueRun: (b"ETRN example.org\r\n", (READY,)),
 }
 ASKED = [(kind, line, phase) for kind, (line, phases) in ASKED_BY.items() for phase in phases]
 
@@ -241,7 +243,7 @@ ASKED = [(kind, line, phase) for kind, (line, phases) in ASKED_BY.items() for ph
 @pytest.mark.parametrize("answer", [BUSY, NO], ids=["450", "550"])
 def test_a_negative_answer_changes_nothing(kind: type, line: bytes, phase: str,
                                            answer: Reply) -> None:
-    talk = talk_in(phase, disclose_mailboxes=True)
+    talk = talk_in(phase, disclose_mailboxes=True, etrn=True)
     session = talk.session
     before = (session.envelope, session.hello, session.extended, session.intake)
     talk.answers[kind] = answer
@@ -254,7 +256,7 @@ def test_a_negative_answer_changes_nothing(kind: type, line: bytes, phase: str,
 @pytest.mark.parametrize(("kind", "line", "phase"), ASKED,
                          ids=[f"{kind.__name__}-{phase}" for kind, _, phase in ASKED])
 def test_an_answer_of_421_ends_the_session(kind: type, line: bytes, phase: str) -> None:
-    talk = talk_in(phase, disclose_mailboxes=True)
+    talk = talk_in(phase, disclose_mailboxes=True, etrn=True)
     talk.answers[kind] = GOING_DOWN
     assert talk.say(line + b"NOOP\r\n") == last(GOING_DOWN)
     assert talk.session.phase is CLOSED

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mailsvc.errors import EnhancedStatus
-from mailsvc.mail import Address
+from mailsvc.mail import Address, DeliverBy
 from mailsvc.smtp.failures import BadArgument, BadMessage, NotOffered, SendingFailure, said
 from mailsvc.smtp.requests import ContentWanted, Ended, Event, Failed, Replied, TLSWanted
 from mailsvc.smtp.sending import SendingSession
@@ -85,9 +85,11 @@ def test_no_other_argument_holds_a_line_end(bad: str) -> None:
 
 @pytest.mark.parametrize("options", [
     {"body": "BINARYMIME X"}, {"ret": "FULL\r\n"}, {"ret": "half"}, {"envid": "a\r\nb"},
-    {"envid": "é"}, {"envid": "x" * 101}, {"auth": Address("a\r\n", "b")}])
+    {"envid": "é"}, {"envid": "x" * 101}, {"auth": Address("a\r\n", "b")},
+    {"by": DeliverBy(1, "R\r\n")}, {"by": DeliverBy(10 ** 9, "N")}, {"priority": 10},
+    {"hold_for": -1}, {"hold_for": 10 ** 9}])
 def test_no_parameter_of_mail_becomes_another(options: dict[str, Any]) -> None:
-    session = greeted("8BITMIME", "DSN", "AUTH PLAIN")
+    session = greeted("8BITMIME", "DSN", "AUTH PLAIN", "DELIVERBY", "MT-PRIORITY", "FUTURERELEASE")
     with pytest.raises(BadArgument):
         session.mail("a@example.com", **options)
     assert session.data_to_send() == b""
@@ -120,6 +122,10 @@ def test_dsn_is_said_where_it_is_offered() -> None:
     (("8BITMIME",), {"smtputf8": True}, (5, 6, 7)),
     (("REQUIRETLS",), {"requiretls": True}, (5, 7, 30)),
     (("SIZE 100",), {"size": 101}, (5, 3, 4)),
+    ((), {"by": DeliverBy(60, "R")}, (5, 3, 3)),
+    (("DELIVERBY 61",), {"by": DeliverBy(60, "R")}, (5, 4, 7)),
+    ((), {"hold_for": 60}, (5, 3, 3)),
+    (("FUTURERELEASE 59 2026-11-22T09:30:00Z",), {"hold_for": 60}, (5, 3, 3)),
 ])
 def test_what_is_not_offered_is_not_sent(extensions: tuple[str, ...], options: dict[str, Any],
                                          status: tuple[int, int, int]) -> None:
@@ -172,6 +178,42 @@ def test_what_a_server_offers(offered: tuple[str, ...], understood: dict[str, st
     assert greeted(*offered).extensions == understood
 
 
+@pytest.mark.parametrize(("extensions", "options", "said"), [
+    (("DELIVERBY",), {"by": DeliverBy(120, "R")}, b" BY=120;R"),
+    (("DELIVERBY 60",), {"by": DeliverBy(60, "R", trace=True)}, b" BY=60;RT"),
+    (("DELIVERBY 60",), {"by": DeliverBy(-5, "N")}, b" BY=-5;N"),
+    ((), {"by": DeliverBy(60, "N")}, b""),
+    (("MT-PRIORITY MIXER",), {"priority": -3}, b" MT-PRIORITY=-3"),
+    ((), {"priority": 9}, b""), (("MT-PRIORITY",), {"priority": 0}, b"")])
+def test_time_and_priority_are_said_where_they_are_offered(
+        extensions: tuple[str, ...], options: dict[str, Any], said: bytes) -> None:
+    session = greeted(*extensions)
+    session.mail("a@example.com", **options)
+    assert session.data_to_send() == b"MAIL FROM:<a@example.com>%s\r\n" % said
+
+
+@pytest.mark.parametrize(("extensions", "status"), [
+    ((), (5, 3, 3)), (("DELIVERBY 61",), (5, 4, 7))])
+def test_what_is_to_be_returned_in_time_goes_only_where_it_will_be(
+        extensions: tuple[str, ...], status: tuple[int, int, int]) -> None:
+    """RFC 2852 §4.1."""
+    session = greeted(*extensions)
+    with pytest.raises(NotOffered) as caught:
+        session.mail("a@example.com", by=DeliverBy(60, "R"))
+    assert caught.value.status == EnhancedStatus(*status)
+    assert session.data_to_send() == b""
+
+
+@pytest.mark.parametrize("options", [
+    {"by": DeliverBy(0, "R")}, {"by": DeliverBy(10**9, "N")}, {"by": DeliverBy(60, "X")},
+    {"by": DeliverBy(-(10**9), "N")}, {"priority": 10}, {"priority": -10}])
+def test_no_time_and_no_priority_beyond_what_there_is(options: dict[str, Any]) -> None:
+    session = greeted("DELIVERBY", "MT-PRIORITY")
+    with pytest.raises(BadArgument):
+        session.mail("a@example.com", **options)
+    assert session.data_to_send() == b""
+
+
 def test_requiretls_is_said_within_tls() -> None:
     """RFC 8689 §2; in the clear its offer counts for nothing."""
     session = greeted("REQUIRETLS")
@@ -180,6 +222,18 @@ def test_requiretls_is_said_within_tls() -> None:
     session.tls_active = True
     session.mail("a@example.com", requiretls=True)
     assert session.data_to_send() == b"MAIL FROM:<a@example.com> REQUIRETLS\r\n"
+
+
+def test_what_may_be_left_out_is_said_where_it_is_offered() -> None:
+    options: dict[str, Any] = {"by": DeliverBy(-5, "N", True), "priority": -3}
+    for extensions, words in ((), b""), (("DELIVERBY",), b" BY=-5;NT"), (
+            ("MT-PRIORITY MIXER", "DELIVERBY 60"), b" BY=-5;NT MT-PRIORITY=-3"):
+        session = greeted(*extensions)
+        session.mail("a@example.com", **options)
+        assert session.data_to_send() == b"MAIL FROM:<a@example.com>" + words + b"\r\n"
+    session = greeted("DELIVERBY 60", "FUTURERELEASE 86400 2026-11-22T09:30:00Z")
+    session.mail("a@example.com", by=DeliverBy(60, "R"), hold_for=30)
+    assert session.data_to_send() == b"MAIL FROM:<a@example.com> BY=60;R HOLDFOR=30\r\n"
 
 
 def test_addresses_outside_ascii() -> None:

@@ -37,12 +37,6 @@ async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> SystemCalls:
-    """The store's system calls."""
-    return SystemCalls(monkeypatch)
-
-
-@pytest.fixture
 def logged() -> Iterator[list[dict[str, Any]]]:
     """What is logged meanwhile."""
     events: list[dict[str, Any]] = []

@@ -14,6 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from mailsvc.directory import SqliteDirectory
+from mailsvc.names import parse_address
+from mailsvc.passwords import PasswordHasher, PasswordSettings
+from tests.hashing import CHEAP
 from tests.service import PATIENCE
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +30,19 @@ TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 #: Whether this machine has an IPv6 loopback.
 IPV6 = Path("/proc/net/if_inet6").exists() and (
     "0" * 31 + "1 " in Path("/proc/net/if_inet6").read_text())
+
+ACCOUNT = "alice@example.org"
+ANY = "tcp:0:interface=127.0.0.1"
+
+
+def add_account(data: Path, name: str = ACCOUNT, password: str = "secret") -> None:
+    """An account of a service whose data are to be in *data*."""
+    address = parse_address(name)
+    hasher = PasswordHasher(PasswordSettings(**CHEAP), None)
+    with SqliteDirectory(data / "accounts.sqlite") as directory:
+        directory.add_domain(address.domain)
+        directory.add_account(address, verifier=hasher.hash(password.encode()))
+
 
 # Puts the descriptors that it is given where systemd would, and becomes the command.
 _ACTIVATE = """

@@ -24,15 +24,29 @@ from mailsvc.client import (
     Trust,
 )
 from mailsvc.composing import Attachment, BadPart, compose
+from mailsvc.mail import DeliverBy
 from mailsvc.sendmail import SOCKET
 from mailsvc.smtp.failures import BadMessage, BadReply, CannotConnect, CannotLogIn, LoginRefused
 from mailsvc.smtp.failures import TLSFailed as _TLSFailed
+from mailsvc.smtp.grammar import SyntaxFault
+from mailsvc.smtp.handling import deliver_by
 from mailsvc.trust import UNVERIFIED
 
 #: --quit-after, in the order of a dialogue; swaks's words for them count too.
 _STAGES = ("connect", "banner", "hello", "tls", "auth", "mail", "rcpt")
 _SYNONYMS = {"helo": "hello", "ehlo": "hello", "first-helo": "hello", "greeting": "banner",
              "from": "mail", "to": "rcpt", "starttls": "tls"}
+
+
+class _By(click.ParamType):
+    name = "SECONDS;R|N[T]"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> DeliverBy:
+        try:
+            return deliver_by(value)
+        except SyntaxFault as fault:
+            self.fail(f"{value!r}: {fault}", param, ctx)
 
 
 class _StageName(click.ParamType):
@@ -78,6 +92,12 @@ Example:
 @click.option("--header", metavar="'NAME: VALUE'", multiple=True, help="A further header field.")
 @click.option("--data", metavar="FILE|-", type=click.File("rb"),
               help="Send this message, as it is, but for line ends.")
+@click.option("--hold-for", metavar="SECONDS", type=click.IntRange(0, 999_999_999), default=0,
+              help="Let the server hold it for so long (FUTURERELEASE).")
+@click.option("--by", type=_By(), metavar="SECONDS;R|N[T]",
+              help="How long it may take: then return it (R), or tell me (N) (DELIVERBY).")
+@click.option("--priority", metavar="-9…9", type=click.IntRange(-9, 9), default=0,
+              help="How urgent it is (MT-PRIORITY).")
 @click.option("--tls", type=click.Choice(["no", "starttls", "opportunistic", "implicit"]),
               help="[implicit on port 465, starttls with a login, else no]")
 @click.option("--ca", metavar="FILE", help="Authorities to trust [the system's].")
@@ -229,7 +249,8 @@ class _Job:
         if stop == len(_STAGES):
             self.outcomes = await client.send(
                 self._sender, self._recipients, self._message, normalize=True,
-                chunk=options["chunk"])
+                chunk=options["chunk"], hold_for=options["hold_for"], by=options["by"],
+                priority=options["priority"])
         elif stop >= _STAGES.index("mail"):
             await client.mail(self._sender)
             if stop >= _STAGES.index("rcpt"):

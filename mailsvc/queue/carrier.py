@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from mailsvc.client import Client, Outcome, Recipient, Timeouts
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import NULL_PATH, Address, DeliverBy
+from mailsvc.queue import pipe
 from mailsvc.queue.content import Content
 from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
 from mailsvc.queue.limits import QueueSettings
@@ -35,6 +36,7 @@ from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, Queue
 from mailsvc.queue.race import Race
 from mailsvc.queue.routes import Hop, RelaySettings
 from mailsvc.queue.security.terms import Security, Terms
+from mailsvc.queue.slots import Slots
 from mailsvc.smtp.failures import NotOffered, SendingFailure, TLSFailed
 from mailsvc.smtp.offers import understood
 from mailsvc.smtp.requests import Parameters
@@ -95,6 +97,10 @@ class _Destination:
     idle: list[Client] = field(default_factory=list)
     not_before: float = 0.0
 
+    def urgency(self) -> int:
+        """The priority of what is next."""
+        return self.jobs[0].message.priority if self.jobs else -10
+
 
 class Carrier:
     """Carries jobs.
@@ -113,7 +119,7 @@ class Carrier:
         self._hello = relay.hello or hello
         self._reactor = reactor
         self._dial = dial
-        self._free = DeferredSemaphore(queue.connections)
+        self._slots = Slots(queue.connections)
         self._destinations: dict[Hop, _Destination] = {}
         self._open: set[Client] = set()
         #: The address of each hop that last left open whether it had taken a message.
@@ -173,12 +179,15 @@ class Carrier:
             self._destinations.pop(hop, None)
 
     async def _work(self, hop: Hop, destination: _Destination) -> None:
-        await self._free.acquire()
+        await self._slots.acquire(destination.urgency)
         client: Client | None = None
         job: Job | None = None
         try:
             while destination.jobs:
                 await self._pace(destination)
+                if self._slots.wanted_by_more_than(destination.urgency()):
+                    self._slots.release()
+                    await self._slots.acquire(destination.urgency)
                 if not destination.jobs:
                     break
                 job = destination.jobs.popleft()
@@ -186,7 +195,7 @@ class Carrier:
                 if not job.done.called:
                     self._finish(job, "not sent", EnhancedStatus(4, 4, 0))
         finally:
-            self._free.release()
+            self._slots.release()
             if job is not None and not job.done.called:
                 self._finish(job, "internal error", EnhancedStatus(4, 3, 0))
             if client is not None:
@@ -230,6 +239,9 @@ class Carrier:
     async def _carry(self, hop: Hop, destination: _Destination, job: Job,
                      client: Client | None) -> Client | None:
         """Carry one job, over *client* if it is still good; the connection that it left."""
+        if hop.command:
+            await self._pipe(hop, job)
+            return None
         if client is None and destination.idle:
             client = destination.idle.pop()
         if client is not None:
@@ -276,7 +288,7 @@ class Carrier:
             if not again:
                 return client
             self._quit(client)
-        if failed is None:
+        if failed is None and not left:
             # Every host was asked, and what they lack they will lack tomorrow.
             job.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
                            for each in job.results]
@@ -336,6 +348,31 @@ class Carrier:
                 raise
         return client
 
+    async def _pipe(self, hop: Hop, job: Job) -> None:
+        """Hand a job to a program, once for each recipient."""
+        sender, done = str(job.reverse_path), EnhancedStatus(2, 0, 0)
+        for each in job.recipients:
+            to = each.address
+            if self._stopped:
+                break
+            if to.local_part.startswith("-"):
+                status, text = EnhancedStatus(5, 1, 3), "the address begins with a hyphen"
+            else:
+                status, text = await pipe.run(
+                    self._reactor, hop.words({
+                        "recipient": str(to), "local_part": to.local_part, "domain": to.domain,
+                        "sender": sender, "id": job.message.id}),
+                    {"SENDER": sender, "RECIPIENT": str(to),
+                     "ORIGINAL_RECIPIENT": str(each.original)},
+                    _delivered(job), self._relay.pipe_seconds)
+            job.results.append(Result(
+                each, RELAYED if status == done else FAILED if status.class_ == 5 else WAITING,
+                status, text, timely=True))
+        if self._stopped:
+            job.done.callback(job.results)
+        else:
+            self._finish(job)
+
     # ---- one transaction ----
 
     async def _send(self, client: Client, job: Job) -> bool:
@@ -359,7 +396,7 @@ class Carrier:
             job.content.message(job.prefix), size=job.content.size + len(job.prefix),
             body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
             envid=message.envid if reports else "", requiretls=message.requiretls,
-            by=self._by(message), priority=message.priority)
+            by=self._by(client, message), priority=message.priority)
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.
         job.results = [each for each in job.results if each.state != WAITING]
@@ -369,7 +406,7 @@ class Carrier:
             text = _text(outcome.reply) or (failure.text if failure else "")
             job.results.append(Result(
                 recipient, state, outcome.status, text, client.host or "", reports,
-                client.extension("DELIVERBY") is not None))
+                client.lmtp or client.extension("DELIVERBY") is not None))
             again = again or (state == WAITING and not outcome.in_flight)
         if client.closed:
             self._open.discard(client)
@@ -398,16 +435,19 @@ class Carrier:
                                           text, host))
         job.done.callback(job.results)
 
-    def _by(self, message: QueuedMessage) -> DeliverBy | None:
-        """What is left of the time that its sender gave it (RFC 2852 §4.1)."""
-        if message.by is None or message.deadline is None:
+    def _by(self, client: Client, message: QueuedMessage) -> DeliverBy | None:
+        """What is left of the time that its sender gave it (RFC 2852 §4.1).
+
+        By LMTP it is delivered, in time.
+        """
+        if message.by is None or message.deadline is None or client.lmtp:
             return None
         left = math.floor(message.deadline - self._reactor.seconds())
         return replace(message.by, seconds=max(left, 1) if message.by.mode == "R" else left)
 
     def _lacking(self, client: Client, job: Job) -> NotOffered | None:
         """What the message has to be promised, and this host does not offer; another may."""
-        promises = Parameters(requiretls=job.message.requiretls, by=self._by(job.message))
+        promises = Parameters(requiretls=job.message.requiretls, by=self._by(client, job.message))
         try:
             understood(NULL_PATH, promises, client.extensions, client.tls_active)
         except NotOffered as failure:
@@ -433,6 +473,13 @@ def _without(places: list[Place], place: Place, race: Race) -> list[Place]:
     if race.winner is None:
         return [each for each in places if each.name != place.name]
     return [each for each in places if each.address != race.winner]
+
+
+def _delivered(job: Job) -> Iterator[bytes]:
+    """The message as it is at its end."""
+    yield f"Return-Path: <{job.reverse_path}>\r\n".encode()
+    message = job.content.message(job.prefix)
+    yield from [message] if isinstance(message, bytes) else message
 
 
 def _line_up(jobs: deque[Job], job: Job) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.header import Header
@@ -118,14 +119,17 @@ class Report:
         return not self.message.reverse_path.is_ascii
 
     def write(self, id: str, original: bytes) -> bytes:
-        """The report as a message with CRLF, 8-bit only where *original* is.
+        """The report as a message with CRLF, 8-bit only where *original* or an address is.
 
         :param id: the report's own message id, left of its "@".
         :param original: the message if :attr:`whole`, else at least its header.
         """
-        texts, eight_bit = TEXTS[self.language], not original.isascii()
-        to = self.message.reverse_path
-        boundary = f"{id}/{self.hostname}"
+        texts, to = TEXTS[self.language], self.message.reverse_path
+        parts = [self._paragraph(texts), self._status(), self._returned(original)]
+        # RFC 2045 §6.4: the whole is of 8 bits where any part is.
+        eight_bit = not (to.is_ascii and all(part.isascii() for part in parts))
+        # RFC 2046 §5.1.1: 70 characters.
+        boundary = f"{id}/{self.hostname}"[:70]
         header = [
             f"Date: {date(int(self.now))}",
             f"From: {_words(texts.sender)} <mailer-daemon@{self.hostname}>",
@@ -136,9 +140,8 @@ class Report:
             "MIME-Version: 1.0",
             "Content-Type: multipart/report; report-type=delivery-status;",
             f'\tboundary="{boundary}"',
-            *(["Content-Transfer-Encoding: 8bit"] if eight_bit or not to.is_ascii else []),
+            *(["Content-Transfer-Encoding: 8bit"] if eight_bit else []),
         ]
-        parts = [self._paragraph(texts), self._status(), self._returned(original, eight_bit)]
         mark = f"--{boundary}".encode()
         return b"".join((
             "\r\n".join(header).encode(), b"\r\n\r\n",
@@ -154,7 +157,7 @@ class Report:
                 lines[-1] += f" (<{each.original}>)"
             if each.reply:
                 lines += ["    " + line for line in _wrapped(
-                    (f"{each.host}: " if each.host else "") + _plain(each.reply), 70)]
+                    _plain((f"{each.host}: " if each.host else "") + each.reply), 70)]
         text = "\r\n".join(lines) + "\r\n"
         if text.isascii():
             return b"Content-Type: text/plain; charset=us-ascii\r\n\r\n" + text.encode()
@@ -170,7 +173,9 @@ class Report:
             *([f"Original-Envelope-Id: {_plain(message.envid)}"] if message.envid else []),
             f"Reporting-MTA: dns; {self.hostname}",
             f"Arrival-Date: {date(int(message.arrived))}",
-            # RFC 2852 §5.
+            # RFC 4865 adds the one, RFC 2852 §5 the other.
+            *([f"Future-Release-Request: until;{_utc(message.release)}"]
+              if message.release else []),
             *([f"Deliver-By-Date: {date(int(message.deadline))}"]
               if message.deadline is not None else []),
         ]]
@@ -179,7 +184,7 @@ class Report:
             group = []
             if each.orcpt:
                 name, _, address = each.orcpt.partition(";")
-                group.append(f"Original-Recipient: {_plain(name)}; {_plain(address)}")
+                group.append(f"Original-Recipient: {_plain(name)}; {_coded(address)}")
             elif each.original != each.address:
                 original = "rfc822" if each.original.is_ascii else "utf-8"
                 group.append(f"Original-Recipient: {original}; {each.original}")
@@ -202,17 +207,23 @@ class Report:
                     b"Content-Transfer-Encoding: 8bit\r\n\r\n" + text.encode())
         return b"Content-Type: message/delivery-status\r\n\r\n" + text.encode()
 
-    def _returned(self, original: bytes, eight_bit: bool) -> bytes:
-        if self.whole:
-            kind = "message/global" if self.message.smtputf8 and eight_bit else "message/rfc822"
-        else:
-            kind = ("message/global-headers" if self.message.smtputf8 and eight_bit
-                    else "text/rfc822-headers")
+    def _returned(self, original: bytes) -> bytes:
+        if not self.whole:
             end = original.find(b"\r\n\r\n")
             original = original[: end + 2] if end >= 0 else original[:HEADER_OCTETS]
-            eight_bit = not original.isascii()
+        eight_bit = not original.isascii()
+        international = self.message.smtputf8 and eight_bit
+        if self.whole:
+            kind = "message/global" if international else "message/rfc822"
+        else:
+            kind = "message/global-headers" if international else "text/rfc822-headers"
         coding = "Content-Transfer-Encoding: 8bit\r\n" if eight_bit else ""
         return f"Content-Type: {kind}\r\n{coding}\r\n".encode() + original
+
+
+def _utc(seconds: float) -> str:
+    """*seconds* since the epoch as RFC 3339 §5.6 writes them."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _words(text: str) -> str:
@@ -225,6 +236,11 @@ def _words(text: str) -> str:
 def _plain(text: str) -> str:
     """*text* on one line, as printable ASCII."""
     return re.sub(r"[^ -~]", "?", text)
+
+
+def _coded(address: str) -> str:
+    """*address* on one line of ASCII, with what is beyond it as utf-8-addr-xtext (RFC 6533 §3)."""
+    return re.sub(r"[^ -~]", lambda match: f"\\x{{{ord(match[0]):X}}}", address)
 
 
 def _folded(line: str) -> str:

@@ -225,7 +225,9 @@ def parse(envelope: bytes, state: bytes | None) -> QueuedMessage:
         message.due = message.began
         if state is not None:
             _take_state(message, _object(state))
-    except (KeyError, TypeError, IndexError) as error:
+    except Unreadable:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Unreadable(f"a field is missing or of another kind: {error}") from error
     return message
 

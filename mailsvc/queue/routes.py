@@ -7,6 +7,8 @@ A route is written as a URL, or shorter:
 * ``smtps://name:password@host:465``: TLS from the first octet, verified;
 * ``smtp+plain://host:25``: never TLS;
 * ``lmtp://host:24``, ``lmtp:/run/other/lmtp``: LMTP (RFC 2033), to a host or a Unix socket;
+* ``pipe:/usr/bin/program {recipient}``: a program (:mod:`mailsvc.queue.pipe`), its words as a
+  shell would cut them, though no shell sees them;
 * ``mx``: by the exchangers of the domain after all.
 
 The key of a route says for what: ``example.org`` and ``.example.org`` (and all below it) for
@@ -20,6 +22,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
@@ -33,6 +36,9 @@ from mailsvc.settings import at_least, one_of, setting
 _SCHEMES = {"smtp": ("opportunistic", 25), "smtp+starttls": ("starttls", 587),
             "smtps": ("implicit", 465), "smtp+plain": ("no", 25), "lmtp": ("no", 24)}
 
+#: What is filled in in the arguments of a program.
+_PLACE = re.compile(r"\{(recipient|local_part|domain|sender|id)\}")
+
 
 @dataclass(frozen=True, slots=True)
 class Hop:
@@ -42,6 +48,7 @@ class Hop:
     :ivar exchangers: whether *host* is a domain whose exchangers are to be found.
     :ivar port: 0 for exchangers: that of [relay].
     :ivar tls: as ``mailsvc.client.TLS``.
+    :ivar command: the program, with its arguments, that gets the mail; there is no host then.
     :ivar user: whom to log in as, or empty; *password* likewise.
     :ivar wish: what messages ask of TLS, which have connections of their own: "require"
         (REQUIRETLS), "ignore" (TLS-Required: No, RFC 8689 §5), or empty.
@@ -54,15 +61,23 @@ class Hop:
     user: str = ""
     password: str = ""
     lmtp: bool = False
+    command: tuple[str, ...] = ()
     wish: str = ""
 
     def __str__(self) -> str:
         """For people, without the password."""
         if self.exchangers:
             return self.host
+        if self.command:
+            return f"pipe:{self.command[0]}"
         protocol = "lmtp:" if self.lmtp else ""
         login = f"{self.user}@" if self.user else ""
         return f"{protocol}{login}{self.host}" + (f":{self.port}" if self.port else "")
+
+
+    def words(self, values: Mapping[str, str]) -> list[str]:
+        """The words of *command* with *values* in their places."""
+        return [_PLACE.sub(lambda match: values[match[1]], word) for word in self.command]
 
 
 #: The route ``mx``: filled with the domain of each recipient.
@@ -78,6 +93,10 @@ def parse_route(text: str) -> Hop:
         return EXCHANGERS
     if text.startswith("lmtp:/") and not text.startswith("lmtp://"):
         return Hop(text.removeprefix("lmtp:"), tls="no", lmtp=True)
+    if text.startswith("pipe:"):
+        command = tuple(shlex.split(text.removeprefix("pipe:")))
+        _check_command(command)
+        return Hop("", tls="no", command=command)
     parts = urlsplit(text if "://" in text else f"smtp://{text}")
     if parts.scheme not in _SCHEMES:
         raise ValueError("a scheme out of " + ", ".join(_SCHEMES))
@@ -93,6 +112,15 @@ def parse_route(text: str) -> Hop:
     # urlsplit itself refuses what is no port.
     return Hop(host, port=parts.port or port, tls=tls, user=user, password=password,
                lmtp=parts.scheme == "lmtp")
+
+
+def _check_command(command: tuple[str, ...]) -> None:
+    if not command or not command[0].startswith("/"):
+        raise ValueError("a program by its whole path: pipe:/usr/bin/program {recipient}")
+    for word in command:
+        if re.search(r"[{}\0]", _PLACE.sub("", word)):
+            raise ValueError("{recipient}, {local_part}, {domain}, {sender} or {id} in the "
+                             f"arguments, not {word!r}")
 
 
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -173,7 +201,7 @@ class RelaySettings:
     routes: dict[str, str] = setting(
         {}, "Hosts for some of it: a domain, .domain (with all below it), from:ADDRESS, "
         "from:DOMAIN, account:NAME or * leads to a host as above, to lmtp://host:24 or "
-        "lmtp:/socket, or to mx.", check=_routes)
+        "lmtp:/socket, to pipe:/usr/bin/program {recipient}, or to mx.", check=_routes)
     port: int = setting(25, "The port of exchangers.", check=at_least(1))
     dns: list[str] = setting(
         [], "The name servers to ask, such as 127.0.0.1 or 127.0.0.1:5353; none for those of "
@@ -212,6 +240,9 @@ class RelaySettings:
     reply_seconds: float = setting(
         300, "How long another host may take for a reply (RFC 5321 §4.5.3.2 asks for 300 seconds; "
         "twice that after the message).", unit="seconds", check=at_least(0.1))
+    pipe_seconds: float = setting(
+        600, "How long a program of a pipe: route may take for a message, before it is killed.",
+        unit="seconds", check=at_least(0.1))
 
 
 class Routes:

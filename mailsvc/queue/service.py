@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from mailsvc.interfaces import IQueue
 from mailsvc.mail import Envelope
+from mailsvc.queue import control
 from mailsvc.queue.control import ControlFactory
 from mailsvc.queue.message import queued
 from mailsvc.queue.reports import Reports
@@ -34,9 +35,11 @@ _log = Logger("mailsvc.queue")
 
 #: How often the lock is tried for while another process has it and hears us, seconds; and while
 #: nobody does.
-_LOOK_EVERY, _SEEK_EVERY = 5.0, 0.1
+_LOOK_EVERY, _SEEK_EVERY = 30.0, 0.1
 #: How often who sends looks into the directory, seconds.
 _COUNT_EVERY = 60.0
+#: How often what waits for a domain is tried because somebody asks, seconds.
+_HURRY_EVERY = 60.0
 #: How long what is being sent may take to end when another generation of processes takes over.
 _HAND_OVER = 30.0
 
@@ -67,6 +70,8 @@ class Queue(Service):
         self._directory = -1
         self._look: IDelayedCall | None = None
         self._teller = Teller(reactor, self._lost)
+        #: When what waits for a domain was last asked for.
+        self._hurried: dict[str, float] = {}
         #: Whether this process sends when it may.
         self._willing = True
 
@@ -84,6 +89,17 @@ class Queue(Service):
         return told.addErrback(lambda failure: _log.error(
             "{id}: its sender cannot be told of the delivery: {reason}", id=envelope.id,
             reason=failure.getErrorMessage()))
+
+    def hurry(self, domain: str) -> None:
+        """As ``IQueue.hurry``: once a minute for each domain, as it reads the whole queue."""
+        now = self._reactor.seconds()
+        if now < self._hurried.get(domain, 0) + _HURRY_EVERY:
+            return
+        self._hurried[domain] = now
+        self.threads.run(
+            control.request, self.spool.root, "retry", [f"to:@{domain}"], "", now).addErrback(
+                lambda failure: _log.error("what waits for {domain} cannot be sent now: {reason}",
+                                           domain=domain, reason=failure.getErrorMessage()))
 
     def _arrived(self, id: str) -> None:
         if self.runner is not None:

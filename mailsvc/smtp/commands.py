@@ -22,13 +22,14 @@ from mailsvc.smtp.events import (
     Hello,
     MailFrom,
     Proxied,
+    QueueRun,
     RcptTo,
     TLSBegins,
     Verify,
 )
 from mailsvc.smtp.grammar import SyntaxFault
 from mailsvc.smtp.intake import Intake
-from mailsvc.smtp.mode import Mode
+from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, printable, reply
 
 if TYPE_CHECKING:
@@ -309,6 +310,21 @@ def _xclient(session: Session, argument: bytes) -> None:
         session.ask(Proxied(xclient.parse(argument)))
 
 
+def _etrn(session: Session, argument: bytes) -> None:
+    if not _runs_queue(session):
+        session.refuse(replies.NOT_IMPLEMENTED)
+    elif session.phase is not READY:
+        # RFC 1985 §5.1: not during a mail transaction.
+        session.refuse(out_of_order("MAIL", session))
+    else:
+        # §5.3: "@" asks for the hosts below a domain too, "#" for a queue by its name.
+        session.ask(QueueRun(grammar.hello(argument.removeprefix(b"@"))))
+
+
+def _runs_queue(session: Session) -> bool:
+    return session.limits.etrn and session.mode is TRANSPORT
+
+
 def _not_implemented(session: Session, argument: bytes) -> None:
     session.refuse(replies.NOT_IMPLEMENTED)
 
@@ -339,7 +355,7 @@ _ROWS = (
     Command("XCLIENT", _xclient, _ANY, idle=True),
     Command("TURN", _not_implemented, _ANY, idle=True),
     Command("ATRN", _not_implemented, _ANY, idle=True),
-    Command("ETRN", _not_implemented, _ANY, idle=True),
+    Command("ETRN", _etrn, _ANY, idle=True),
     Command("XEXCH50", _not_implemented, _ANY, idle=True),
 )
 
@@ -376,6 +392,7 @@ EXTENSIONS: tuple[Callable[[Session], str], ...] = (
     lambda session: "STARTTLS" if session.tls_available and not session.tls_active else "",
     lambda session: "REQUIRETLS" if session.tls_active else "",
     lambda session: "XCLIENT " + " ".join(xclient.ATTRIBUTES) if session.trusted else "",
+    lambda session: "ETRN" if _runs_queue(session) else "",
     lambda session: "VRFY" if session.limits.disclose_mailboxes else "",
     lambda session: "EXPN" if session.limits.disclose_mailboxes else "",
     lambda session: "HELP",

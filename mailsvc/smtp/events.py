@@ -74,6 +74,13 @@ class Expand:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueRun:
+    """Question: ETRN: may what waits for *domain* be sent now?"""
+
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
 class DataBegins:
     """Question: DATA, or the first BDAT: may the message come?  Answer 354 or a refusal."""
 
@@ -125,6 +132,7 @@ Event = (
     | RcptTo
     | Verify
     | Expand
+    | QueueRun
     | DataBegins
     | MessageBlock
     | MessageEnds

@@ -97,6 +97,10 @@ class SMTPSettings:
     disclose_mailboxes: bool = setting(
         False, "Whether VRFY and EXPN tell strangers which mailboxes exist."
     )
+    etrn: bool = setting(
+        False, "Whether the hosts of routing.relay_domains may ask for what waits for them (ETRN, "
+        "RFC 1985)."
+    )
     command_seconds: float = setting(
         300, "Time for one command to arrive whole.", unit="seconds", check=at_least(1)
     )

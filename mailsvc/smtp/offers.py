@@ -30,6 +30,7 @@ def understood(path: Address, wanted: Parameters, offered: Mapping[str, str],
         raise NotOffered("the message may only go where REQUIRETLS is offered within TLS",
                          Stage.MAIL, EnhancedStatus(5, 7, 30))
     _check_time(wanted, offered)
+    _check_hold(wanted, offered)
     most = offered.get("SIZE", "")
     if most.isdecimal() and 0 < int(most[:20]) < wanted.size:
         raise NotOffered(f"the message has {wanted.size} octets and the server takes {most} at "
@@ -56,3 +57,16 @@ def _check_time(wanted: Parameters, offered: Mapping[str, str]) -> None:
     if least.isdecimal() and by.seconds < int(least[:20]):
         raise NotOffered(f"the message is to be there in {by.seconds} seconds and the server "
                          f"promises {least} at least", Stage.MAIL, EnhancedStatus(5, 4, 7))
+
+
+def _check_hold(wanted: Parameters, offered: Mapping[str, str]) -> None:
+    """RFC 4865: to be sent later is not to be sent now."""
+    if not wanted.hold_for:
+        return
+    if "FUTURERELEASE" not in offered:
+        raise NotOffered("the message is to be held and the server does not offer FUTURERELEASE",
+                         Stage.MAIL, EnhancedStatus(5, 3, 3))
+    most = offered["FUTURERELEASE"].partition(" ")[0]
+    if most.isdecimal() and int(most[:20]) < wanted.hold_for:
+        raise NotOffered(f"the message is to be held for {wanted.hold_for} seconds and the server "
+                         f"holds {most} at most", Stage.MAIL, EnhancedStatus(5, 3, 3))

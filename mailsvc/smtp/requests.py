@@ -26,6 +26,7 @@ class Parameters:
     auth: Address | None = None
     by: DeliverBy | None = None
     priority: int = 0
+    hold_for: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -285,6 +285,20 @@ class SMTPProtocol(Conversation):
     def _on_expand(self, event: events.Expand) -> None:
         self._settle(self._look_up(event.mailbox, expand=True))
 
+    def _on_queue_run(self, event: events.QueueRun) -> None:
+        queue, router = self.factory.queue, self.factory.router
+        if not router.relays(event.domain):
+            answer = replies.NOT_QUEUED
+        elif queue is None:
+            answer = replies.NO_QUEUE
+        else:
+            queue.hurry(event.domain)
+            answer = replies.QUEUE_RUN
+        self.log.info("{connection} asked for mail domain={domain} client={client}: {reply}",
+                      connection=self.id, domain=event.domain, client=self.client,
+                      reply=f"{answer.code} {answer.lines[0]}")
+        self.session.reply(answer)
+
     async def _look_up(self, mailbox: Address, *, expand: bool) -> Reply:
         router = self.factory.router
         try:
@@ -482,6 +496,7 @@ SMTPProtocol.handlers = {
     events.RcptTo: SMTPProtocol._on_rcpt_to,
     events.Verify: SMTPProtocol._on_verify,
     events.Expand: SMTPProtocol._on_expand,
+    events.QueueRun: SMTPProtocol._on_queue_run,
     events.DataBegins: SMTPProtocol._on_data_begins,
     events.MessageBlock: SMTPProtocol._on_message_block,
     events.MessageEnds: SMTPProtocol._on_message_ends,

@@ -12,7 +12,7 @@ Extensions: PIPELINING (2920), SIZE (1870), 8BITMIME (6152), SMTPUTF8 (6531), CH
 ENHANCEDSTATUSCODES (2034), LIMITS (9422), STARTTLS (3207) where the listener has a certificate;
 DELIVERBY (2852), MT-PRIORITY (6710) and FUTURERELEASE (4865) where there is a queue.
 AUTH (4954) on the listeners for submission, by the mechanisms of :mod:`mailsvc.sasl`.
-TURN, ETRN, ATRN and XEXCH50 are recognized and answered 502.
+ETRN (1985) where it is configured.  TURN, ATRN and XEXCH50 are recognized and answered 502.
 """
 
 from __future__ import annotations

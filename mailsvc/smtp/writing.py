@@ -112,6 +112,10 @@ def mail(path: Address, said: Parameters) -> bytes:
         if not -9 <= said.priority <= 9:
             raise BadArgument(f"priority {said.priority}: expected -9 to 9")
         words.append(f"MT-PRIORITY={said.priority:d}")
+    if said.hold_for:
+        if not 0 < said.hold_for <= 999_999_999:
+            raise BadArgument(f"hold_for {said.hold_for}: expected 1 to 999999999 seconds")
+        words.append(f"HOLDFOR={said.hold_for:d}")
     return _line("MAIL FROM:", path, bool(said.smtputf8), words)
 
 

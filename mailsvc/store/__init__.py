@@ -5,7 +5,8 @@ A store's place is written ``scheme:argument``:
 * ``maildir:DIR`` keeps it in DIR/<domain>/<local-part>/{tmp,new,cur};
 * ``memory:`` keeps it in memory, for trying things out.
 
-Whatever passes ``tests/test_store_contract.py`` can be added to :data:`STORES`.
+Whatever passes ``tests/test_store_contract.py`` and ``test_maildrop_contract.py`` can be added to
+:data:`STORES`.
 """
 
 from __future__ import annotations
