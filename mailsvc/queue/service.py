@@ -36,8 +36,9 @@ _log = Logger("mailsvc.queue")
 #: How often the lock is tried for while another process has it and hears us, seconds; and while
 #: nobody does.
 _LOOK_EVERY, _SEEK_EVERY = 30.0, 0.1
-#: How often who sends looks into the directory, seconds.
-_COUNT_EVERY = 60.0
+#: How often who sends looks into the directory, seconds: soon after it began, when others may have
+#: told of a message to the one before it, and ever less often.
+_COUNT_FIRST, _COUNT_EVERY = 0.5, 60.0
 #: How often what waits for a domain is tried because somebody asks, seconds.
 _HURRY_EVERY = 60.0
 #: How long what is being sent may take to end when another generation of processes takes over.
@@ -70,6 +71,8 @@ class Queue(Service):
         self._directory = -1
         self._look: IDelayedCall | None = None
         self._teller = Teller(reactor, self._lost)
+        self._wake: WakeFactory | None = None
+        self._pause = _COUNT_FIRST
         #: When what waits for a domain was last asked for.
         self._hurried: dict[str, float] = {}
         #: Whether this process sends when it may.
@@ -127,10 +130,10 @@ class Queue(Service):
         pause = _LOOK_EVERY if self._teller.connected else _SEEK_EVERY
         if self.runner is not None:
             self._count()
-            pause = _COUNT_EVERY
+            pause = self._pause = min(2 * self._pause, _COUNT_EVERY)
         elif self._willing and self._ownership.acquire():
             self._own()
-            pause = _COUNT_EVERY
+            pause = self._pause = _COUNT_FIRST
         elif not self._teller.connected:
             # By way of a descriptor: the path of a Unix socket has at most 107 octets.
             self._teller.connect(f"/proc/self/fd/{self._directory}/wake")
@@ -160,9 +163,9 @@ class Queue(Service):
         for path in wake, control:
             with suppress(FileNotFoundError):
                 os.unlink(path)
+        self._wake = WakeFactory(lambda id: runner.take([id]), self._count)
         self._ports = [
-            self._reactor.listenUNIX(
-                wake, WakeFactory(lambda id: runner.take([id]), self._count), mode=0o600),
+            self._reactor.listenUNIX(wake, self._wake, mode=0o600),
             self._reactor.listenUNIX(control, ControlFactory(runner), mode=0o600)]
         self.threads.run(self.spool.sweep).addErrback(
             lambda failure: _log.failure("cannot sweep the queue", failure))
@@ -208,6 +211,9 @@ class Queue(Service):
         closing = [maybeDeferred(port.stopListening) for port in ports]
 
         def release(_: object) -> None:
+            if self._wake is not None:
+                # They look for whoever sends next, who finds on disk what they told of until here.
+                self._wake.hang_up()
             self._ownership.release()
             if last and self._directory >= 0:
                 os.close(self._directory)

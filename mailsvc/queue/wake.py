@@ -98,17 +98,27 @@ class WakeFactory(Factory):
     def __init__(self, told: Callable[[str], None], gone: Callable[[], None]) -> None:
         self.told = told
         self.gone = gone
+        self.heard: set[_Hearing] = set()
 
     def buildProtocol(self, addr: Any) -> _Hearing:
         return _Hearing(self)
+
+    def hang_up(self) -> None:
+        """Hear nobody any more: this process goes on, but another sends from now on."""
+        for each in tuple(self.heard):
+            each.transport.loseConnection()
 
 
 class _Hearing(LineOnlyReceiver):
     delimiter = b"\n"
     MAX_LENGTH = 100
+    transport: Any
 
     def __init__(self, wake: WakeFactory) -> None:
         self._wake = wake
+
+    def connectionMade(self) -> None:
+        self._wake.heard.add(self)
 
     def lineReceived(self, line: bytes) -> None:
         id = line.decode("ascii", "replace")
@@ -116,4 +126,5 @@ class _Hearing(LineOnlyReceiver):
             self._wake.told(id)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._wake.heard.discard(self)
         self._wake.gone()
