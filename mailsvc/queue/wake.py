@@ -3,7 +3,8 @@
 Each of the others keeps a connection to the Unix socket ``queue/wake`` and writes the id of every
 message it has put into the queue there, one a line.  The kernel closes the connection when either
 process ends, in whatever way: the others try for the queue's lock at once, and the one that sends
-looks into the directory for what the other had no time to tell of.
+looks into the directory for what the other had no time to tell of.  A process that goes on while
+another takes over, as after a reload, closes them itself.
 """
 
 from __future__ import annotations
