@@ -15,10 +15,11 @@ from twisted.internet.task import Clock
 from mailsvc.errors import TemporaryFailure
 from mailsvc.mail import Account, Address, DeliverBy, Envelope, Recipient, Remote
 from mailsvc.queue import runner
-from mailsvc.queue.carrier import Carrier, Job, Result, _line_up
+from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.content import Content
 from mailsvc.queue.dsn import Report
 from mailsvc.queue.exchangers import Place
+from mailsvc.queue.job import Job, Result, line_up
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.local import Local
 from mailsvc.queue.message import (
@@ -326,7 +327,7 @@ def test_the_urgent_overtake_what_waits_for_room(
 def test_jobs_for_one_destination_line_up_by_priority() -> None:
     jobs: deque[Job] = deque()
     for name, priority in ("a", 0), ("b", 4), ("c", 0), ("d", -9), ("e", 4), ("f", 9):
-        _line_up(jobs, Job(QueuedMessage(name, 0.0, BOB, [], priority=priority), [], BOB,
+        line_up(jobs, Job(QueuedMessage(name, 0.0, BOB, [], priority=priority), [], BOB,
                            None))  # type: ignore[arg-type]
     assert "".join(job.message.id for job in jobs) == "fbeacd"
 

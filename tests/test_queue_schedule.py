@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import NULL_PATH, Address, DeliverBy
-from mailsvc.queue.carrier import Job, Result
+from mailsvc.queue.job import Job, Result
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
 from mailsvc.queue.routes import Hop, RelaySettings, Routes

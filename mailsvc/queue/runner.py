@@ -21,9 +21,10 @@ from twisted.logger import Logger
 from mailsvc.errors import MailFailure
 from mailsvc.mail import Address, DeliverBy
 from mailsvc.queue import filter
-from mailsvc.queue.carrier import Carrier, Job, Result
+from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.content import Content
 from mailsvc.queue.dsn import HEADER_OCTETS
+from mailsvc.queue.job import Job, Result
 from mailsvc.queue.local import Local
 from mailsvc.queue.message import (
     FAILED,
