@@ -133,8 +133,8 @@ def open_security(settings: Settings, exchangers: Exchangers, threads: Threads, 
                         reactor) if results is not None else None
     return Security(lookup, policies if relay.mta_sts else None,
                     Levels(state) if relay.remember_tls else None,
-                    Bindings(lookup, relay.port) if relay.dane != "off" else None,
-                    results, reporter, relay.authorities, threads, reactor)
+                    Bindings(lookup) if relay.dane != "off" else None,
+                    results, reporter, relay.authorities, relay.port, threads, reactor)
 
 
 class MailService(Front):

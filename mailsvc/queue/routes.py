@@ -2,7 +2,8 @@
 
 A route is written as a URL, or shorter:
 
-* ``smtp://host:25`` (or ``host:25``, ``host``): STARTTLS where it is offered, unverified;
+* ``smtp://host:25`` (or ``host:25``, ``host``): STARTTLS where it is offered, unverified, unless the
+  host publishes more (:mod:`mailsvc.queue.security.terms`);
 * ``smtp+starttls://name:password@host:587``: STARTTLS or nothing, the certificate verified;
 * ``smtps://name:password@host:465``: TLS from the first octet, verified;
 * ``smtp+plain://host:25``: never TLS;
@@ -74,6 +75,12 @@ class Hop:
         login = f"{self.user}@" if self.user else ""
         return f"{protocol}{login}{self.host}" + (f":{self.port}" if self.port else "")
 
+    @property
+    def named(self) -> bool:
+        """Whether *host* is a name of the DNS, and not an address, a socket or one of here."""
+        if self.exchangers:
+            return not self.host.startswith("[")
+        return "." in self.host and "/" not in self.host and not _is_address(self.host)
 
     def words(self, values: Mapping[str, str]) -> list[str]:
         """The words of *command* with *values* in their places."""
@@ -102,7 +109,7 @@ def parse_route(text: str) -> Hop:
         raise ValueError("a scheme out of " + ", ".join(_SCHEMES))
     if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("a host, perhaps with a port: smtp://host:25")
-    host = parts.hostname
+    host = parts.hostname.removesuffix(".")
     if not _is_host(host):
         raise ValueError(f"a host name or an IP address, not {host!r}")
     tls, port = _SCHEMES[parts.scheme]
@@ -127,10 +134,15 @@ _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 
 
 def _is_host(name: str) -> bool:
+    return _is_address(name) or (
+        re.fullmatch(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*", name) is not None)
+
+
+def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return re.fullmatch(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?", name) is not None
+        return False
     return True
 
 

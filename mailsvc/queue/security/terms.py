@@ -1,4 +1,4 @@
-"""On which terms each exchanger of a domain is sent to: what TLS has to prove first.
+"""On which terms each host is sent to: what TLS has to prove first.
 
 In this order, the first that there is (RFC 7672 §2.1, RFC 8461 §2, RFC 7435):
 
@@ -7,6 +7,10 @@ In this order, the first that there is (RFC 7672 §2.1, RFC 8461 §2, RFC 7435):
   reported;
 * what was seen before: a domain that was reached by TLS is not sent to in the clear;
 * TLS where it is offered.
+
+A host that the configuration names in the place of exchangers is the domain then (RFC 7672 §2.2.2,
+RFC 8461 §3.4), but for what was seen before: its route says what it has to do.  Where that is to
+prove its name, TLSA records are another way to do so, and a policy adds nothing.
 
 A message with REQUIRETLS (RFC 8689) makes the last two stricter.
 """
@@ -76,15 +80,17 @@ class Security:
     :param bindings: where DANE is obeyed; else None.
     :param reporter: sends reports of *results*; else None.
     :param authorities: a PEM file of those who may vouch for a host; empty for the system's.
+    :param port: of exchangers.
     """
 
     def __init__(self, lookup: Lookup, policies: Policies | None, levels: Levels | None,
                  bindings: Bindings | None, results: Results | None, reporter: Reporter | None,
-                 authorities: str, threads: Threads, clock: Any) -> None:
+                 authorities: str, port: int, threads: Threads, clock: Any) -> None:
         self.levels = levels
         self.bindings = bindings
         self.results = results
         self.authorities = authorities
+        self.port = port
         self._lookup = lookup
         self._policies = policies
         self._reporter = reporter
@@ -110,11 +116,11 @@ class Security:
         """The terms of *hop* now; never fails."""
         terms = Terms(self, hop)
         if terms.weighed:
-            if self._policies is not None:
+            if self._policies is not None and hop.tls == "opportunistic":
                 finding = terms.finding = await self._policies.find(hop.host)
                 if finding.reason:
                     terms.note("sts", (), Detail(finding.reason, text=finding.text))
-            terms.seen = self._seen(hop.host)
+            terms.seen = self._seen(hop.host) if hop.exchangers else None
         return terms
 
     def _seen(self, domain: str) -> Seen | None:
@@ -154,10 +160,10 @@ class Terms:
 
     @property
     def weighed(self) -> bool:
-        """Whether policies count: on the way to a domain's exchangers, and unless the message asks
-        for nothing (TLS-Required: No, RFC 8689 §5)."""
+        """Whether what the other side publishes counts: unless the message asks for nothing
+        (TLS-Required: No, RFC 8689 §4.2.2), or the route for no TLS."""
         hop = self.hop
-        return hop.exchangers and hop.wish != "ignore" and not hop.host.startswith("[")
+        return hop.named and hop.wish != "ignore" and hop.tls != "no"
 
     async def demand(self, place: Place) -> Demand:
         """What a connection to *place* has to prove.
@@ -166,35 +172,51 @@ class Terms:
         """
         authorities, hop = self._security.authorities, self.hop
         verified = Trust(authorities=authorities)
-        if hop.tls != "opportunistic":
-            return Demand(hop.tls, verified if hop.tls != "no" else None)
-        demand = Demand(hop.tls, Trust(authorities=authorities, verify=False))
+        # What the route says.
+        demand = Demand(hop.tls, None if hop.tls == "no" else verified)
+        if hop.tls == "opportunistic":
+            demand = Demand(hop.tls, Trust(authorities=authorities, verify=False))
         if self.weighed:
-            demand = await self._by_dane(place) or self._by_policy(place, demand, verified)
-        if hop.wish == "require" and (demand.trust is None or not demand.trust.verify):
+            bound = await self._by_dane(place, verified)
+            if bound is not None:
+                demand = bound
+            elif hop.tls == "opportunistic":
+                demand = self._by_policy(place, demand, verified)
+        if hop.tls == "opportunistic" and hop.wish == "require" and (
+                demand.trust is None or not demand.trust.verify):
             # RFC 8689 §4.2.1: verified, or not at all.
             return Demand("starttls", verified, "the message (REQUIRETLS)")
         return demand
 
-    async def _by_dane(self, place: Place) -> Demand | None:
+    async def _by_dane(self, place: Place, verified: Trust) -> Demand | None:
         """What the TLSA records of *place* demand, if there are any."""
-        bindings = self._security.bindings
+        bindings, hop, insists = self._security.bindings, self.hop, self.hop.tls != "opportunistic"
         if bindings is None:
             return None
+        port = hop.port or self._security.port
         try:
-            binding = await bindings.find(self.hop.host, place.name)
+            binding = await (bindings.exchanger(hop.host, place.name, port) if hop.exchangers
+                             else bindings.host(place.name, port))
         except LookupFailed as problem:
-            # RFC 7672 §2.1.1: whoever can suppress an answer must not gain by it.
+            if insists:
+                return None  # The name is to be proven all the same.
+            # RFC 7672 §2.1.2: whoever can suppress an answer must not gain by it.
             failure = TLSFailed(f"whether {place.name} has TLSA records cannot be told: {problem}",
                                 "dnssec-invalid")
             self.note("tlsa", (), _detail(failure, place))
             raise failure from None
         if binding is None:
             return None
-        trust = Trust(server_name=binding.base, check=functools.partial(
-            examine, binding.records, binding.names)) if binding.records else Trust(
-            verify=False, server_name=binding.base)
-        return Demand("starttls", trust, f"the TLSA records of {binding.base}", "tlsa",
+        if binding.records:
+            trust = Trust(server_name=binding.base, check=functools.partial(
+                examine, binding.records, binding.names))
+        elif insists:
+            return None
+        else:
+            # A name and password are for nobody who proves nothing.
+            trust = verified if hop.user else Trust(verify=False, server_name=binding.base)
+        return Demand(hop.tls if insists else "starttls", trust,
+                      f"the TLSA records of {binding.base}", "tlsa",
                       tuple(map(str, binding.published)))
 
     def _by_policy(self, place: Place, offered: Demand, verified: Trust) -> Demand:
@@ -223,7 +245,8 @@ class Terms:
         """A connection to *place* has met *demand*."""
         if not self.weighed:
             return
-        self._security.reached(self, place, client)
+        if self.hop.exchangers:
+            self._security.reached(self, place, client)
         secured, failure = client.secured, demand.flaw
         if failure is None and secured is None:
             failure = client.tls_failure or TLSFailed(
