@@ -227,8 +227,7 @@ class Carrier:
                 connection = await self._connect(hop, place, race, terms)
             except SendingFailure as failure:
                 left = _without(left, place, race)
-                # What a host did not prove says more than that another was not there.
-                failed = failed if isinstance(failed, TLSFailed) else failure
+                failed = failure if failed is None else _weightier(failed, failure)
                 _log.info("{id} not connected host={host} address={address}: {reason}",
                               id=job.message.id, host=place.name, address=place.address,
                               reason=failure.text)
@@ -373,6 +372,14 @@ def _delivered(job: Job) -> Iterator[bytes]:
     yield f"Return-Path: <{job.reverse_path}>\r\n".encode()
     message = job.content.message(job.prefix)
     yield from [message] if isinstance(message, bytes) else message
+
+
+def _weightier(first: SendingFailure, later: SendingFailure) -> SendingFailure:
+    """Which of the failures of two hosts counts: only if both are for good is all lost."""
+    if first.temporary != later.temporary:
+        return first if first.temporary else later
+    # What a host did not prove says more than that another was not there.
+    return first if isinstance(first, TLSFailed) else later
 
 
 def _said(failure: SendingFailure) -> str:
