@@ -17,8 +17,8 @@ class Exchanger:
     :param behaviour: what each connection in turn meets, the last for ever; words with spaces
         between, or none for a server that takes everything:
 
-        * ``greet=TEXT``, ``ehlo=``, ``mail=``, ``rcpt=``, ``data=``, ``end=`` with a reply, "_" for
-          a space; the reply stands in the place of the good one;
+        * ``greet=TEXT``, ``ehlo=``, ``starttls=``, ``mail=``, ``rcpt=``, ``data=``, ``end=`` with
+          a reply, "_" for a space; the reply stands in the place of the good one;
         * ``hang=STAGE``, ``drop=STAGE``, ``slow=STAGE``: no answer, the connection closed, or an
           answer after half a second, at that stage; ``content`` is amid the message, ``end``
           behind it; ``lose=end``: the message is taken, and then the connection closed;
@@ -176,7 +176,8 @@ class _Conversation:
 
     def start_tls(self) -> None:
         """Go on in TLS, or do as if."""
-        self.sock.sendall(b"220 go\r\n")
+        if not self.say("starttls", "220 go").startswith("220"):
+            return
         if "badtls" in self.words:
             self.sock.sendall(b"this is no TLS at all\r\n")
             raise _Gone

@@ -399,6 +399,9 @@ class Anything:
     def reached(self, place: Place, demand: Demand, client: Host) -> None:
         pass
 
+    async def seals(self, place: Place, client: Host) -> bool:
+        return False
+
 
 def test_a_destination_lets_another_go_first_that_has_what_is_urgent(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()

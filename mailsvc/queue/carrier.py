@@ -244,7 +244,7 @@ class Carrier:
             if not again:
                 return connection
             self._quit(connection)
-        if failed is None and not left:
+        if not left and (failed is None or not failed.temporary):
             # Every host was asked, and what they lack they will lack tomorrow.
             job.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
                            for each in job.results]
@@ -304,6 +304,8 @@ class Carrier:
         try:
             # What the host offers decides what it may be given.
             await client.ready()
+            connection.inward = place.name.startswith("/")
+            connection.sealed = await terms.seals(place, client)
             if hop.user:
                 await client.auth(hop.user, hop.password)
         except SendingFailure:

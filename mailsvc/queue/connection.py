@@ -20,11 +20,14 @@ class Connection:
     """*client*, from when it is known what its host offers.
 
     :param clock: seconds since the epoch.
+    :ivar sealed: whether REQUIRETLS may be said over it (RFC 8689 §2).
+    :ivar inward: whether it leads to a socket of this machine.
     """
 
     def __init__(self, client: Client, clock: Any) -> None:
         self._client = client
         self._clock = clock
+        self.sealed = self.inward = False
 
     @property
     def closed(self) -> bool:
@@ -48,9 +51,11 @@ class Connection:
     def lacking(self, job: Job) -> NotOffered | None:
         """What the message has to be promised, and this host does not offer; another may."""
         client = self._client
-        promises = Parameters(requiretls=job.message.requiretls, by=self._by(job.message))
+        # RFC 8689 §4.2.1, §5: a report need not be.
+        sealed = job.message.requiretls and not self.inward and job.reverse_path != NULL_PATH
+        promises = Parameters(requiretls=sealed, by=self._by(job.message))
         try:
-            understood(NULL_PATH, promises, client.extensions, client.tls_active)
+            understood(NULL_PATH, promises, client.extensions, tls_active=self.sealed)
         except NotOffered as failure:
             return failure
         return None
@@ -71,7 +76,7 @@ class Connection:
                        _orcpt(each) if reports else "") for each in left],
             job.content.message(job.prefix), size=job.content.size + len(job.prefix),
             body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
-            envid=message.envid if reports else "", requiretls=message.requiretls,
+            envid=message.envid if reports else "", requiretls=message.requiretls and self.sealed,
             by=self._by(message), priority=message.priority)
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.

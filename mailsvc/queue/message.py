@@ -81,7 +81,7 @@ class QueuedMessage:
     :ivar released: when an operator let it go before that; 0 for not.
     :ivar by: within how much time from *arrived* it is to be delivered (RFC 2852), or None.
     :ivar priority: its place among those that are due (RFC 6710), -9 to 9.
-    :ivar tls_optional: whether its header says that it may go without TLS (RFC 8689 §5).
+    :ivar tls_optional: whether its header says that it may go without TLS (RFC 8689 §3).
     """
 
     id: str

@@ -2,8 +2,8 @@
 
 A route is written as a URL, or shorter:
 
-* ``smtp://host:25`` (or ``host:25``, ``host``): STARTTLS where it is offered, unverified, unless the
-  host publishes more (:mod:`mailsvc.queue.security.terms`);
+* ``smtp://host:25`` (or ``host:25``, ``host``): STARTTLS where it is offered, unverified, unless
+  the host publishes more (:mod:`mailsvc.queue.security.terms`);
 * ``smtp+starttls://name:password@host:587``: STARTTLS or nothing, the certificate verified;
 * ``smtps://name:password@host:465``: TLS from the first octet, verified;
 * ``smtp+plain://host:25``: never TLS;
@@ -52,7 +52,7 @@ class Hop:
     :ivar command: the program, with its arguments, that gets the mail; there is no host then.
     :ivar user: whom to log in as, or empty; *password* likewise.
     :ivar wish: what messages ask of TLS, which have connections of their own: "require"
-        (REQUIRETLS), "ignore" (TLS-Required: No, RFC 8689 §5), or empty.
+        (REQUIRETLS), "ignore" (TLS-Required: No, RFC 8689 §3), or empty.
     """
 
     host: str
@@ -274,7 +274,12 @@ class Routes:
             message.account, message.reverse_path, recipient.domain)
         if hop is EXCHANGERS:
             hop = Hop(fold_domain(recipient.domain) or recipient.domain, exchangers=True)
-        wish = "require" if message.requiretls else "ignore" if message.tls_optional else ""
+        wish = ""
+        if message.requiretls:
+            # RFC 8689 §4.2.1, §5: a report goes all the same.
+            wish = "require" if message.reverse_path != NULL_PATH else ""
+        elif message.tls_optional:
+            wish = "ignore"
         return replace(hop, wish=wish) if wish else hop
 
     def _find(self, account: str, sender: Address, domain: str) -> Hop:

@@ -55,9 +55,9 @@ _LATER = 60
 #: A message, what it says, and what is to be sent before that.
 _Opened = tuple[QueuedMessage, Content, bytes]
 
-#: RFC 8689 §5, within the header.
+#: RFC 8689 §3, within the header; the value may be folded.
 _TLS_OPTIONAL = re.compile(
-    rb"\A(?:(?!\r\n).*\r\n)*?TLS-Required:[ \t]*No[ \t]*\r\n", re.IGNORECASE)
+    rb"\A(?:(?!\r\n).*\r\n)*?TLS-Required:[ \t]*(?:\r\n[ \t]+)?No[ \t]*\r\n", re.IGNORECASE)
 
 #: Signs the octets of a message from a domain: what to send before it.
 Sign = Callable[[bytes, str], bytes]

@@ -125,7 +125,7 @@ class TLSReport:
             f"Message-ID: <{self.id}@{self.submitter}>",
             f"TLS-Report-Domain: {self.domain}",
             f"TLS-Report-Submitter: {self.submitter}",
-            # §5.3: what is wrong with their TLS must not keep the report of it (RFC 8689 §5).
+            # §5.3: what is wrong with their TLS must not keep the report of it (RFC 8689 §3).
             "TLS-Required: No",
             "Auto-Submitted: auto-generated",
             "MIME-Version: 1.0",

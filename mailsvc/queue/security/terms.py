@@ -12,7 +12,8 @@ A host that the configuration names in the place of exchangers is the domain the
 RFC 8461 §3.4), but for what was seen before: its route says what it has to do.  Where that is to
 prove its name, TLSA records are another way to do so, and a policy adds nothing.
 
-A message with REQUIRETLS (RFC 8689) makes the last two stricter.
+A message with REQUIRETLS (RFC 8689) goes to nobody who does not prove a name that is an exchanger's
+for certain.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from mailsvc.client import Client
-from mailsvc.errors import MailFailure
+from mailsvc.errors import EnhancedStatus, MailFailure
 from mailsvc.queue.exchangers import Place
 from mailsvc.queue.routes import Hop
 from mailsvc.queue.security.dane import examine
@@ -40,6 +41,13 @@ from mailsvc.store.threads import Threads
 from mailsvc.trust import Trust
 
 _log = Logger("mailsvc.queue")
+
+#: RFC 8689 §4.2.1: what a message with REQUIRETLS is returned with; and what people are told.
+_NEEDED = EnhancedStatus(5, 7, 10)
+_REQUIRED = "the message may only go where that is proven (REQUIRETLS)"
+#: What will be the same tomorrow, of the result types of RFC 8460 §4.3.
+_LASTING = ("starttls-not-supported", "certificate-host-mismatch", "certificate-expired",
+            "certificate-not-trusted", "tlsa-invalid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +190,52 @@ class Terms:
                 demand = bound
             elif hop.tls == "opportunistic":
                 demand = self._by_policy(place, demand, verified)
-        if hop.tls == "opportunistic" and hop.wish == "require" and (
-                demand.trust is None or not demand.trust.verify):
-            # RFC 8689 §4.2.1: verified, or not at all.
+        # What goes to a socket stays on this machine.
+        if hop.wish == "require" and "/" not in hop.host:
+            return await self._stricter(place, demand, verified)
+        return demand
+
+    async def _stricter(self, place: Place, demand: Demand, verified: Trust) -> Demand:
+        """*demand* as REQUIRETLS has it (RFC 8689 §4.2.1): verified, or not at all."""
+        if demand.tls == "no":
+            raise TLSFailed(f"{place.name} is reached without TLS, as its route says; {_REQUIRED}",
+                            status=_NEEDED)
+        try:
+            assured = await self._assured(place)
+        except LookupFailed as problem:
+            raise TLSFailed(f"whether {place.name} is an exchanger of {self.hop.host} cannot be "
+                            f"told: {problem}; {_REQUIRED}", "dnssec-invalid") from None
+        if not assured:
+            # The policy that could say so may be there later.
+            raise TLSFailed(
+                f"neither DNSSEC nor an MTA-STS policy proves that {place.name} is an exchanger of "
+                f"{self.hop.host}; {_REQUIRED}",
+                status=None if self.finding.reason else _NEEDED)
+        if demand.trust is None or not demand.trust.verify:
             return Demand("starttls", verified, "the message (REQUIRETLS)")
         return demand
+
+    async def _assured(self, place: Place) -> bool:
+        """Whether *place* is the right one for certain (RFC 8689 §2): we or the domain itself named
+        it, or its policy, or MX records that the resolver vouches for.
+
+        :raises LookupFailed: nobody can tell now.
+        """
+        hop, policy, bindings = self.hop, self.finding.policy, self._security.bindings
+        if not hop.exchangers or place.name == hop.host:
+            return True
+        if policy is not None and policy.mode != "none" and policy.matches(place.name):
+            return True
+        return bindings is not None and await bindings.vouched(hop.host, place.name)
+
+    async def seals(self, place: Place, client: Client) -> bool:
+        """Whether REQUIRETLS may be said over the connection to *place* that *client* is."""
+        secured = client.secured
+        try:
+            return (secured is not None and secured.verified
+                    and client.extension("REQUIRETLS") is not None and await self._assured(place))
+        except LookupFailed:
+            return False
 
     async def _by_dane(self, place: Place, verified: Trust) -> Demand | None:
         """What the TLSA records of *place* demand, if there are any."""
@@ -227,7 +276,8 @@ class Terms:
             if not policy.matches(place.name):
                 flaw = TLSFailed(
                     f"{place.name} is not among the exchangers that {why} names "
-                    f"({', '.join(policy.patterns[:5])})", "validation-failure")
+                    f"({', '.join(policy.patterns[:5])})", "validation-failure",
+                    status=_NEEDED if self.hop.wish == "require" else None)
             if policy.mode == "enforce":
                 if flaw is not None:
                     self.note("sts", (), _detail(flaw, place))
@@ -260,10 +310,15 @@ class Terms:
         """A connection to *place* has not: the failure with its reason."""
         if self.weighed:
             self.note(demand.kind, demand.records, _detail(failure, place))
+        reply = failure.reply
+        if self.hop.wish == "require" and failure.reason in _LASTING and (
+                reply is None or reply.code >= 500):
+            # RFC 8689 §4.2.1: its sender is told at once.
+            failure = TLSFailed(failure.text, failure.reason, failure.stage, _NEEDED, reply=reply)
         if not demand.why:
             return failure
         return TLSFailed(f"{place.name}: {failure.text}; TLS is required by {demand.why}",
-                         failure.reason, failure.stage, reply=failure.reply)
+                         failure.reason, failure.stage, failure.status, reply=reply)
 
     def note(self, kind: str, records: tuple[str, ...], detail: Detail | None) -> None:
         """Count a session for the report."""

@@ -58,6 +58,10 @@ class Bindings:
         """What binds *host* at *port*, which our configuration names (§2.2.2); as above."""
         return await self._binding(host, port, ())
 
+    async def vouched(self, domain: str, host: str) -> bool:
+        """Whether *host* is among MX records of *domain* that validate; raises as above."""
+        return await self._exchangers(domain, host) is not None
+
     async def _exchangers(self, domain: str, host: str) -> Found | None:
         """The MX records of *domain*, *host* among them; None if nobody vouches for them."""
         found = await self._lookup.find(domain, "MX")
