@@ -222,7 +222,7 @@ class Terms:
         :raises LookupFailed: nobody can tell now.
         """
         hop, policy, bindings = self.hop, self.finding.policy, self._security.bindings
-        if not hop.exchangers or place.name == hop.host:
+        if not hop.exchangers or not hop.named or place.name == hop.host:
             return True
         if policy is not None and policy.mode != "none" and policy.matches(place.name):
             return True
