@@ -259,3 +259,31 @@ def test_a_disk_that_fails_puts_it_off_and_loses_nothing(
         assert world.spool.ids() == {id}
     world.turn(HOUR)
     assert world.spool.ids() == set()
+
+
+def test_no_attempt_begins_while_one_way_of_another_is_under_way(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own disk fails when one host has taken the message and another is about to."""
+    world = World(tmp_path, bob=[(RELAYED, "2.0.0")], carol=[(RELAYED, "2.0.0")])
+    slow: Deferred[None] = Deferred()
+    carry = world.carrying.carry
+
+    def carry_slowly(hop: Hop, job: Job) -> Deferred[list[Result]]:
+        done = carry(hop, job)
+        return slow.addCallback(lambda _: done) if hop.host == "slow.example" else done
+
+    def full(*messages: QueuedMessage) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(world.carrying, "carry", carry_slowly)
+    monkeypatch.setattr(world.spool, "save", full)
+    world.put("bob@quick.example", "carol@slow.example")
+    world.turn(5 * MINUTE)
+    both = ["quick.example", "slow.example"]
+    assert [hop.host for hop, *_ in world.carrying.jobs] == both
+    monkeypatch.undo()
+    slow.callback(None)
+    world.turn(5 * MINUTE)
+    # What the first took is kept with what the second did.
+    assert [hop.host for hop, *_ in world.carrying.jobs] == both
+    assert not world.spool.ids()

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock, gatherResults, succeed
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -303,8 +303,7 @@ class Runner:
                 going = [self._go(hop, Job(message, recipients, path, content, prefix), saving)
                          for (hop, path), recipients in ways.items()]
                 # Nearly all messages go one way.
-                tried = [await going[0]] if saving is None else await gatherResults(
-                    [Deferred.fromCoroutine(each) for each in going])
+                tried = [await going[0]] if saving is None else await _all(going)
                 if self._stopped and sum(tried) < sum(map(len, ways.values())):
                     await self._leave(message, any(tried))
                     return None
@@ -435,6 +434,19 @@ class Runner:
                 content.whole) if whole else content.head(HEADER_OCTETS))
         for each in recipients:
             each.reported = True
+
+
+async def _all(going: Sequence[Coroutine[Any, Any, int]]) -> list[int]:
+    """What each came to, when the last has: none may go on beside a further attempt.
+
+    :raises Exception: what the first of those that failed raised.
+    """
+    ended: Any = await DeferredList([Deferred.fromCoroutine(each) for each in going],
+                                    consumeErrors=True)
+    for succeeded, result in ended:
+        if not succeeded:
+            result.raiseException()
+    return [result for _, result in ended]
 
 
 def _by_is_told(by: DeliverBy, recipient: QueuedRecipient, result: Result) -> bool:
