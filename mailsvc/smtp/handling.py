@@ -96,10 +96,11 @@ def check(envelope: Envelope, said: Mapping[str, str | None], limits: SMTPSettin
     if envelope.release <= now:
         envelope.release = 0.0
     by = envelope.by
-    if by is None or by.mode == "N":
+    if by is None:
         return
-    if by.seconds < limits.deliver_by_least_seconds:
+    if by.mode == "R" and by.seconds < limits.deliver_by_least_seconds:
         raise SyntaxFault(
             f"BY with R takes {limits.deliver_by_least_seconds} seconds or more here", 555)
+    # RFC 4865 §5.2.2, whichever mode.
     if envelope.release > now + by.seconds:
-        raise SyntaxFault("By BY the message is to be returned before it is to be released")
+        raise SyntaxFault("The time of BY is over before the message is to be released")
