@@ -20,6 +20,8 @@ from mailsvc.trace import date
 #: What a report says happened (RFC 3464 §2.3.3).
 ACTIONS = ("failed", "delayed", "relayed", "delivered", "expanded")
 
+_REPLY = re.compile(r"[2-5][0-9]{2} ")
+
 #: Most octets of a header that are returned.
 HEADER_OCTETS = 65_536
 
@@ -167,8 +169,7 @@ class Report:
 
     def _status(self) -> bytes:
         message = self.message
-        international = not all(each.address.is_ascii and each.original.is_ascii
-                                for each in self.recipients)
+        international = not all(each.address.is_ascii for each in self.recipients)
         groups = [[
             *([f"Original-Envelope-Id: {_plain(message.envid)}"] if message.envid else []),
             f"Reporting-MTA: dns; {self.hostname}",
@@ -182,18 +183,17 @@ class Report:
         for each in self.recipients:
             kind = "rfc822" if each.address.is_ascii else "utf-8"
             group = []
+            # RFC 3461 §6.3 (d): else not, though another address than the final one was meant.
             if each.orcpt:
                 name, _, address = each.orcpt.partition(";")
                 group.append(f"Original-Recipient: {_plain(name)}; {_coded(address)}")
-            elif each.original != each.address:
-                original = "rfc822" if each.original.is_ascii else "utf-8"
-                group.append(f"Original-Recipient: {original}; {each.original}")
             group += [f"Final-Recipient: {kind}; {each.address}", f"Action: {self.action}",
                       f"Status: {each.status}"]
             if each.host and each.reply:
                 group.append(f"Remote-MTA: dns; {_plain(each.host)}")
             if each.reply:
-                diagnostic = "smtp" if each.host else "x-mailsvc"
+                # RFC 3461 §9.2: a code and a text.  What we found lacking of a host is no reply.
+                diagnostic = "smtp" if each.host and _REPLY.match(each.reply) else "x-mailsvc"
                 group.append(f"Diagnostic-Code: {diagnostic}; " + _plain(each.reply))
             if each.tried:
                 group.append(f"Last-Attempt-Date: {date(int(each.tried))}")
