@@ -264,6 +264,9 @@ def test_n_without_delay_in_notify_is_not_told_of(tmp_path: Path) -> None:
     (DeliverBy(60, "N"), False, ("FAILURE",), True),
     (DeliverBy(60, "N"), False, ("NEVER",), False),
     (DeliverBy(60, "N"), True, (), False),
+    # Its time was over before: a host before us has told of that (RFC 2852 §4.1.4.2).
+    (DeliverBy(-60, "N"), False, (), False),
+    (DeliverBy(-60, "N", True), False, (), True),
     (DeliverBy(60, "N", True), True, (), True),
     (DeliverBy(60, "R", True), True, (), True),
     (DeliverBy(60, "R", True), True, ("NEVER",), False),

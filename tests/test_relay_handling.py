@@ -106,6 +106,15 @@ def test_deliver_by(tmp_path: Path) -> None:
             ("r@busy.example", "failed", "5.4.7")}
         assert all(b"\r\nDeliver-By-Date: " in report for report in mail(here))
         assert len(plain.messages) == 1 and " BY=" not in plain.messages[0][0]
+        # RFC 2852 §4.1.4.2: who does not mind the time may at least tell of a delay.
+        for number, (option, notify, said) in enumerate((
+                ("BY=3600;N", "", "FAILURE,DELAY"), ("BY=3600;N", "SUCCESS", "SUCCESS,DELAY"),
+                ("BY=3600;N", "NEVER", "NEVER"), ("BY=-5;N", "FAILURE", "FAILURE"),
+                ("", "FAILURE", "FAILURE")), 1):
+            submit(here, ["n@plain.example"], mail=[option] if option else [],
+                   rcpt=[f"NOTIFY={notify}"] if notify else [])
+            until(lambda most=number: len(plain.messages) > most, here)
+            assert f" NOTIFY={said} " in plain.messages[number][1][0] + " "
 
 
 def test_whichever_exchanger_offers_it(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Connection:
         reports = client.extension("DSN") is not None
         outcomes: Sequence[Outcome] = await client.send(
             job.reverse_path,
-            [Recipient(each.address, each.notify if reports else (),
+            [Recipient(each.address, self._notify(each, message) if reports else (),
                        _orcpt(each) if reports else "") for each in left],
             job.content.message(job.prefix), size=job.content.size + len(job.prefix),
             body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
@@ -87,11 +87,24 @@ class Connection:
             text = reply_text(outcome.reply) or (failure.text if failure else "")
             job.results.append(Result(
                 recipient, state, outcome.status, text, client.host or "", reports,
-                client.lmtp or client.extension("DELIVERBY") is not None))
+                self._timely))
             again = again or (state == WAITING and not outcome.in_flight)
         # Whoever may have it already must not get it from another host as well.
         job.in_flight = any(outcome.in_flight for outcome in outcomes)
         return again and not job.in_flight
+
+    @property
+    def _timely(self) -> bool:
+        """Whether the host minds within how much time a message is to be delivered."""
+        return self._client.lmtp or self._client.extension("DELIVERBY") is not None
+
+    def _notify(self, recipient: QueuedRecipient, message: QueuedMessage) -> tuple[str, ...]:
+        """The NOTIFY to pass on."""
+        notify = recipient.notify
+        if self._timely or not message.in_time(self._clock.seconds()) or "NEVER" in notify:
+            return notify
+        # RFC 2852 §4.1.4.2: who does not mind the time may at least tell of a delay.
+        return tuple(dict.fromkeys((*(notify or ("FAILURE",)), "DELAY")))
 
     def _by(self, message: QueuedMessage) -> DeliverBy | None:
         """What is left of the time that its sender gave it (RFC 2852 §4.1).

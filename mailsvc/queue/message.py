@@ -121,6 +121,10 @@ class QueuedMessage:
         """When the time that its sender gave it is over; None when it gave none."""
         return None if self.by is None else self.arrived + self.by.seconds
 
+    def in_time(self, now: float) -> bool:
+        """Whether its sender gave it a time, which is not over."""
+        return self.deadline is not None and now < self.deadline
+
     @property
     def returns_by(self) -> float | None:
         """Its deadline, if it is returned then; or None."""

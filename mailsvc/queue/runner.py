@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from mailsvc.errors import MailFailure
-from mailsvc.mail import Address, DeliverBy
+from mailsvc.mail import Address
 from mailsvc.queue import filter
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.content import Content
@@ -381,7 +381,10 @@ class Runner:
         if result.state == RELAYED:
             # RFC 3461 §5.2.1: who knows DSN reports; else it is for us to say that it is gone.
             each.reported = (result.reports or not each.wants("SUCCESS")) and not (
-                message.by is not None and _by_is_told(message.by, each, result))
+                message.by is not None and not each.local and each.notify != ("NEVER",)
+                # RFC 2852 §4.1.4: a trace is told of each host, and before its time is over of one
+                # that does not mind it, by which the message is as good as gone.
+                and (message.by.trace or (not result.timely and message.in_time(now))))
         _log.info("{id} {state} recipient={recipient} sender={sender} host={host} "
                       "attempt={attempt}: {reply}",
                       id=message.id, state="deferred" if result.state == WAITING else result.state,
@@ -447,12 +450,3 @@ async def _all(going: Sequence[Coroutine[Any, Any, int]]) -> list[int]:
         if not succeeded:
             result.raiseException()
     return [result for _, result in ended]
-
-
-def _by_is_told(by: DeliverBy, recipient: QueuedRecipient, result: Result) -> bool:
-    """Whether its sender is to be told that a message was handed on (RFC 2852 §4.1).
-
-    By a host that does not mind the time it is as good as gone; and a trace is told of each host.
-    """
-    return (not recipient.local and recipient.notify != ("NEVER",)
-            and (by.trace or not result.timely))
