@@ -159,6 +159,7 @@ class Envelope:
     :ivar account: the name of who submitted it here, or empty.
     :ivar release: until when it is held, HOLDFOR and HOLDUNTIL (RFC 4865), in seconds since the
         epoch; 0 for not at all.
+    :ivar hold: the same as it was said: "for;3600" or "until;" and a date and time; or empty.
     :ivar by: BY, or None.
     :ivar priority: MT-PRIORITY (RFC 6710), -9 to 9.
     """
@@ -175,6 +176,7 @@ class Envelope:
     account: str = ""
     recipients: list[Recipient] = field(default_factory=list)
     release: float = 0.0
+    hold: str = ""
     by: DeliverBy | None = None
     priority: int = 0
 

@@ -443,7 +443,7 @@ def test_the_priority_stands_where_it_is_looked_for(tmp_path: Path, priority: in
 def test_files_of_before_are_read() -> None:
     message = QueuedMessage("1A", 1000.0, BOB, [QueuedRecipient(BOB, BOB)], due=1000.0)
     envelope, state = envelope_line(message), state_line(message)
-    for new in b'"priority":0,', b'"release":0.0,', b'"by":null,', b',"local":false':
+    for new in b'"priority":0,', b'"release":0.0,', b'"hold":"",', b'"by":null,', b',"local":false':
         assert new in envelope
         envelope = envelope.replace(new, b"")
     state = state.replace(b'"released":0.0,', b"")
@@ -453,10 +453,10 @@ def test_files_of_before_are_read() -> None:
 def test_a_report_tells_by_when(tmp_path: Path) -> None:
     recipient = QueuedRecipient(BOB, BOB, state=FAILED, status="5.4.7", reply="over")
     message = QueuedMessage("1A", START, BOB, [recipient], by=DeliverBy(60, "R"), ret="FULL",
-                            release=START + 30)
+                            release=START + 30, hold="for;30")
     text = Report("failed", message, [recipient], "here.example", START + 60).write("ID", b"x")
     assert b"\r\nDeliver-By-Date: Tue, 14 Nov 2023 22:14:20 +0000\r\n" in text
-    assert b"\r\nFuture-Release-Request: until;2023-11-14T22:13:50Z\r\n" in text
+    assert b"\r\nFuture-Release-Request: for;30\r\n" in text
     assert b"\r\nStatus: 5.4.7\r\n" in text
 
 

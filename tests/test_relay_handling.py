@@ -68,6 +68,8 @@ def test_future_release(tmp_path: Path) -> None:
         until(lambda: len(mail(here)) == 2 and not queued(here), here)
         assert {statuses(report)[0][:2] for report in mail(here)} == {
             ("bob@a.example", "delivered"), ("carol@far.example", "relayed")}
+        # RFC 4865 §5.1.2: as it was said.
+        assert all(b"\r\nFuture-Release-Request: for;3\r\n" in report for report in mail(here))
 
 
 def test_a_kill_loses_nothing_that_is_held(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.header import Header
@@ -174,9 +173,8 @@ class Report:
             *([f"Original-Envelope-Id: {_plain(message.envid)}"] if message.envid else []),
             f"Reporting-MTA: dns; {self.hostname}",
             f"Arrival-Date: {date(int(message.arrived))}",
-            # RFC 4865 adds the one, RFC 2852 §5 the other.
-            *([f"Future-Release-Request: until;{_utc(message.release)}"]
-              if message.release else []),
+            # RFC 4865 §5.1.2 adds the one, RFC 2852 §5 the other.
+            *([f"Future-Release-Request: {message.hold}"] if message.hold else []),
             *([f"Deliver-By-Date: {date(int(message.deadline))}"]
               if message.deadline is not None else []),
         ]]
@@ -219,11 +217,6 @@ class Report:
             kind = "message/global-headers" if international else "text/rfc822-headers"
         coding = "Content-Transfer-Encoding: 8bit\r\n" if eight_bit else ""
         return f"Content-Type: {kind}\r\n{coding}\r\n".encode() + original
-
-
-def _utc(seconds: float) -> str:
-    """*seconds* since the epoch as RFC 3339 §5.6 writes them."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _words(text: str) -> str:
