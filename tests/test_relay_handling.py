@@ -154,6 +154,10 @@ def test_priorities(tmp_path: Path) -> None:
         until(lambda: len(minds.messages) == 2, here)
         assert [message[0].split()[-1] for message in minds.messages] == [
             "MT-PRIORITY=4", "MT-PRIORITY=-7"]
+        # RFC 6710 §4.2: what none was said for has one as well.
+        submit(here, ["bob@minds.example"])
+        until(lambda: len(minds.messages) == 3, here)
+        assert minds.messages[2][0].endswith(" MT-PRIORITY=0")
         submit(here, ["bob@plain.example"], mail=["MT-PRIORITY=3"])
         until(lambda: plain.messages, here)
         assert "PRIORITY" not in plain.messages[0][0]

@@ -185,7 +185,8 @@ def test_what_a_server_offers(offered: tuple[str, ...], understood: dict[str, st
     (("DELIVERBY 60",), {"by": DeliverBy(-5, "N")}, b" BY=-5;N"),
     ((), {"by": DeliverBy(60, "N")}, b""),
     (("MT-PRIORITY MIXER",), {"priority": -3}, b" MT-PRIORITY=-3"),
-    ((), {"priority": 9}, b""), (("MT-PRIORITY",), {"priority": 0}, b"")])
+    ((), {"priority": 9}, b""), (("MT-PRIORITY",), {}, b""),
+    (("MT-PRIORITY",), {"priority": 0}, b" MT-PRIORITY=0")])
 def test_time_and_priority_are_said_where_they_are_offered(
         extensions: tuple[str, ...], options: dict[str, Any], said: bytes) -> None:
     session = greeted(*extensions)

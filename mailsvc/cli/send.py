@@ -96,7 +96,7 @@ Example:
               help="Let the server hold it for so long (FUTURERELEASE).")
 @click.option("--by", type=_By(), metavar="SECONDS;R|N[T]",
               help="How long it may take: then return it (R), or tell me (N) (DELIVERBY).")
-@click.option("--priority", metavar="-9…9", type=click.IntRange(-9, 9), default=0,
+@click.option("--priority", metavar="-9…9", type=click.IntRange(-9, 9),
               help="How urgent it is (MT-PRIORITY).")
 @click.option("--tls", type=click.Choice(["no", "starttls", "opportunistic", "implicit"]),
               help="[implicit on port 465, starttls with a login, else no]")

@@ -77,7 +77,9 @@ class Connection:
             job.content.message(job.prefix), size=job.content.size + len(job.prefix),
             body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
             envid=message.envid if reports else "", requiretls=message.requiretls and self.sealed,
-            by=self._by(message), priority=message.priority)
+            by=self._by(message),
+            # RFC 6710 §4.2: whatever it is.
+            priority=message.priority)
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.
         job.forget_waiting()

@@ -43,7 +43,7 @@ def understood(path: Address, wanted: Parameters, offered: Mapping[str, str],
         ret=wanted.ret if dsn else "", envid=wanted.envid if dsn else "",
         auth=wanted.auth if "AUTH" in offered else None,
         by=wanted.by if "DELIVERBY" in offered else None,
-        priority=wanted.priority if "MT-PRIORITY" in offered else 0)
+        priority=wanted.priority if "MT-PRIORITY" in offered else None)
 
 
 def _check_time(wanted: Parameters, offered: Mapping[str, str]) -> None:
