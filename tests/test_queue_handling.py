@@ -44,7 +44,7 @@ from mailsvc.smtp import replies
 from mailsvc.smtp.outcome import Outcome
 from mailsvc.srs import SRS
 from tests.postoffice import Answers, FakeRouter, FakeStore
-from tests.test_queue_schedule import DAY, HOUR, MINUTE, START, Carrying, Here, Told, World
+from tests.queue_clock import DAY, HOUR, MINUTE, START, Carrying, Here, Told, World
 
 BOB = Address("bob", "example.net")
 
