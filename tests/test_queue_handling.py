@@ -13,9 +13,10 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from mailsvc.errors import TemporaryFailure
-from mailsvc.mail import Account, Address, DeliverBy, Envelope, Recipient, Remote
+from mailsvc.mail import NULL_PATH, Account, Address, DeliverBy, Envelope, Recipient, Remote
 from mailsvc.queue import runner
 from mailsvc.queue.carrier import Carrier
+from mailsvc.queue.connection import Connection
 from mailsvc.queue.content import Content
 from mailsvc.queue.dsn import Report
 from mailsvc.queue.exchangers import Place
@@ -435,6 +436,19 @@ def test_the_priority_stands_where_it_is_looked_for(tmp_path: Path, priority: in
     world.runner.stop()
     id = world.put("bob@example.net", priority=priority)
     assert world.spool.priorities([id, "GONE"]) == ({id: priority} if priority else {})
+
+
+@pytest.mark.parametrize(("sender", "inward", "lacks"), [
+    (BOB, False, True), (NULL_PATH, False, False), (BOB, True, False)])
+def test_whom_requiretls_keeps_from_a_host_that_lacks_it(
+        tmp_path: Path, sender: Address, inward: bool, lacks: bool) -> None:
+    """RFC 8689 §4.2.1, §5: reports go, and what stays on this machine."""
+    (tmp_path / "empty").touch()
+    message = QueuedMessage("1A", 0.0, sender, [QueuedRecipient(BOB, BOB)], requiretls=True)
+    job = Job(message, message.recipients, sender, Content((tmp_path / "empty").open("rb")))
+    connection = Connection(Host([]), Clock())  # type: ignore[arg-type]
+    connection.inward = inward
+    assert (connection.lacking(job) is not None) == lacks
 
 
 # ---- on disk, in reports -------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,3 +70,49 @@ async def test_records_that_nobody_can_tell_of_shut_a_host_out() -> None:
     with pytest.raises(TLSFailed, match="cannot be told"):
         await terms(parse_route("host.example.net"), SILENT).demand(
             Place("host.example.net", "192.0.2.1"))
+
+
+#: The same for a message with REQUIRETLS (RFC 8689 §4.2.1): how TLS is used, or with which status
+#: it is refused.
+REQUIRED: list[tuple[str, Zone, str]] = [
+    ("smtp://host.example.net", HOST, "starttls"),
+    ("smtp://host.example.net:26", HOST, "starttls"),
+    ("smtp://192.0.2.1", {}, "starttls"),
+    ("smtps://host.example.net", SILENT, "implicit"),
+    ("smtp+plain://host.example.net", HOST, "5.7.10"),
+    ("lmtp://192.0.2.1", {}, "5.7.10"),
+    ("smtp://host.example.net", SILENT, "4.7.5"),
+    # It stays on this machine.
+    ("lmtp:/run/dovecot/lmtp", {}, "no"),
+]
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize(("route", "zone", "end"), REQUIRED)
+async def test_a_message_that_requires_tls(route: str, zone: Zone, end: str) -> None:
+    hop = replace(parse_route(route), wish="require")
+    try:
+        demand = await terms(hop, zone).demand(Place(hop.host, "192.0.2.1"))
+    except TLSFailed as failure:
+        assert str(failure.status) == end
+    else:
+        assert demand.tls == end
+        assert end == "no" or (demand.trust is not None and demand.trust.verify)
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize(("exchangers", "status"), [
+    (("b.example", ["10 host.example.net."], True), None),
+    (("b.example", ["10 host.example.net."], False), "5.7.10"),
+    (("b.example", ["10 other.example.net."], True), "4.7.5"), (None, "4.7.5")])
+async def test_an_exchanger_is_one_for_certain(
+        exchangers: tuple[str, list[str], bool] | None, status: str | None) -> None:
+    hop = Hop("b.example", exchangers=True, wish="require")
+    found = terms(hop, {**HOST, ("b.example", "MX"): exchangers})
+    place = Place("host.example.net", "192.0.2.1")
+    if status is None:
+        assert (await found.demand(place)).trust is not None
+        return
+    with pytest.raises(TLSFailed) as raised:
+        await found.demand(place)
+    assert str(raised.value.status) == status
