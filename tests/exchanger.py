@@ -7,11 +7,12 @@ import socketserver
 import ssl
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from tests.loopback import Served
 
-class Exchanger:
+
+class Exchanger(Served):
     """An SMTP server at *address*; use as a context manager.
 
     :param behaviour: what each connection in turn meets, the last for ever; words with spaces
@@ -45,7 +46,6 @@ class Exchanger:
         self.lines: list[str] = []
         self.lock = threading.Lock()
         self.connections = 0
-        self.over = threading.Event()
         exchanger = self
 
         class Handler(socketserver.BaseRequestHandler):
@@ -58,18 +58,7 @@ class Exchanger:
             daemon_threads = True
             request_queue_size = 200
 
-        self._server = Server((address, port), Handler)
-        self.port = self._server.server_address[1]
-
-    def __enter__(self) -> Exchanger:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.over.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Server((address, port), Handler))
 
 
 class _Conversation:

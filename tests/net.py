@@ -14,8 +14,8 @@ from tests.daemons import free_port
 from tests.exchanger import Exchanger
 from tests.nameserver import NameServer
 from tests.policyhost import PolicyHost
+from tests.relay import mail, relaying, statuses
 from tests.service import Service
-from tests.test_relay import mail, relaying, statuses
 
 QUICK = ("queue.retry_first_seconds=0.5", "queue.retry_factor=1", "queue.lifetime_seconds=3",
          "queue.warning_seconds=0", "relay.connect_seconds=1", "relay.reply_seconds=2")

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.authority import Authority, Issued
 from tests.net import Net, returned
-from tests.test_relay import queued, submit, until
+from tests.relay import queued, submit, until
 
 
 def octets(certificate: x509.Certificate, selector: int) -> bytes:

@@ -16,7 +16,7 @@ import pytest
 from tests.daemons import free_port
 from tests.exchanger import Exchanger
 from tests.nameserver import NameServer
-from tests.test_relay import (
+from tests.relay import (
     MESSAGE,
     QUICK,
     below_trace,

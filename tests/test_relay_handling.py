@@ -15,8 +15,7 @@ from tests.command_line import CommandLine
 from tests.daemons import free_port
 from tests.exchanger import Exchanger
 from tests.nameserver import NameServer
-from tests.service import Service
-from tests.test_relay import (
+from tests.relay import (
     MESSAGE,
     QUICK,
     below_trace,
@@ -27,6 +26,7 @@ from tests.test_relay import (
     submit,
     until,
 )
+from tests.service import Service
 
 
 def routes(**hosts: Exchanger | str) -> str:

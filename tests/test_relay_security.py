@@ -20,8 +20,8 @@ from tests.command_line import CommandLine
 from tests.daemons import PATIENCE
 from tests.exchanger import Exchanger
 from tests.net import Net, held, returned
+from tests.relay import MESSAGE, mail, queued, relaying, submit, until, unverified
 from tests.test_queue_tls_reports import opened
-from tests.test_relay import MESSAGE, mail, queued, relaying, submit, until, unverified
 
 #: domain -> policy, exchangers (the certificate's name; "" its own; "-" no TLS; "other:" another
 #: authority), and which of them gets the message, by TLS or not, or what the report says.
