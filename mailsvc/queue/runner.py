@@ -20,6 +20,7 @@ from twisted.logger import Logger
 
 from mailsvc.errors import MailFailure
 from mailsvc.mail import Address, DeliverBy
+from mailsvc.names import DirectoryError
 from mailsvc.queue import filter
 from mailsvc.queue.carrier import Carrier, Job, Result
 from mailsvc.queue.content import Content
@@ -249,7 +250,7 @@ class Runner:
         attempt.addCallback(self._ended, id)
 
     def _failed(self, failure: Any, id: str) -> float:
-        if failure.check(MailFailure, OSError) is None:
+        if failure.check(MailFailure, OSError, DirectoryError) is None:
             _log.failure("{id} could not be worked on", failure, id=id)
         else:
             _log.error("{id} is put off: {reason}", id=id, reason=str(failure.value))
