@@ -38,7 +38,7 @@ from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.routes import RelaySettings
 from mailsvc.routing import RoutingSettings
 from mailsvc.sasl.context import AuthSettings
-from mailsvc.settings import Check, at_least, setting
+from mailsvc.settings import Check, OneOf, at_least, setting
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.store import STORES
 from mailsvc.store.maildir import MaildirSettings
@@ -228,6 +228,8 @@ class Key:
     def type(self) -> str:
         """What a value has to be, for people: "an integer"."""
         container, items = typing.get_origin(self.kind), typing.get_args(self.kind)
+        if isinstance(self.check, OneOf):
+            return str(self.check)
         if container is None:
             return _ONE[self.kind]
         return f"{'an array' if container is list else 'a table'} of {_MANY[items[-1]]}"

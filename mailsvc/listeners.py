@@ -186,17 +186,20 @@ class Listener:
         self._entrance.lead_to(port, _BATCH)
 
     def _explain(self, failure: Failure) -> None:
-        error = failure.value
+        error, where = failure.value, self.description
         if isinstance(error, CannotListenError):
+            if isinstance(error.port, int):
+                host = f"[{error.interface}]" if ":" in error.interface else error.interface
+                where = f"{host}:{error.port}" if host else f"port {error.port}"
             error = error.socketError
         code = getattr(error, "errno", None) or 0
         if self.optional and code == errno.EADDRINUSE:
-            _log.info("{kind} is left out: another program has {endpoint}", kind=self.kind.name,
-                      endpoint=self.description)
+            _log.info("{kind} is left out: another program has {where}", kind=self.kind.name,
+                      where=where)
             return
         reason = f"{errno.errorcode[code]}, {os.strerror(code)}" if code else str(error)
         remedy = _REMEDIES.get(code, "")
-        raise CannotStart(f"{self.kind.name} on {self.description}: {reason}{remedy}") from error
+        raise CannotStart(f"{self.kind.name} on {where}: {reason}{remedy}") from error
 
 
 _REMEDIES = {

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pwd
 import resource
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -49,6 +48,7 @@ from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.logindelay import LoginDelay
 from mailsvc.names import DirectoryError
+from mailsvc.ownership import name_of
 from mailsvc.passwords import PasswordHasher
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.proxy import ProxiedFactory
@@ -269,6 +269,7 @@ class MailService(Front):
         hostname = settings.service.hostname
         threads = Threads(reactor, 16, "queue")
         signer = Signer(Keys(Path(settings.service.data) / "dkim"))
+        _try_keys(signer)
         queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
                       min(5, settings.service.grace_seconds))
         listening = {place for listener in self.listeners
@@ -335,6 +336,15 @@ class MailService(Front):
         _log.info("stopped")
 
 
+def _try_keys(signer: Signer) -> None:
+    """Tell at once of keys that cannot be used, and not when the first message waits for them."""
+    try:
+        signer.has_keys()
+    except (OSError, DirectoryError) as error:
+        _log.error("what users send waits, since it cannot be signed: {error}; the keys have to be "
+                   "readable for {user}", error=error, user=name_of(os.geteuid()))
+
+
 def _refuse_root(settings: Settings) -> None:
     """Do not serve as root what belongs to somebody else, who could not use it afterwards."""
     try:
@@ -342,14 +352,11 @@ def _refuse_root(settings: Settings) -> None:
     except OSError:
         return  # opening what lies there tells better what is wrong
     if os.geteuid() == 0 and owner != 0:
-        try:
-            name = pwd.getpwuid(owner).pw_name
-        except KeyError:
-            name = str(owner)
+        name = name_of(owner)
         raise CannotStart(
             f"mailsvc cannot start: {settings.service.data} belongs to {name}, and what root made "
             f"there {name} could not use; give twistd --uid {name} --gid {name}, or run it as "
-            f"{name}: sudo -u {name} …")
+            f"{name}: runuser -u {name} -- …")
 
 
 def _refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
@@ -406,7 +413,7 @@ def _make_mail_directory(settings: Settings) -> None:
                 f"mailsvc cannot start: there is no directory {data} (service.data); make it for "
                 f"the user that runs mailsvc: install -d -o USER -g USER -m 700 {data}") from None
         except PermissionError:
-            user = pwd.getpwuid(os.geteuid()).pw_name
+            user = name_of(os.geteuid())
             raise CannotStart(
                 f"mailsvc cannot start: {user} may not write in {data} (service.data); give it to "
                 f"the user that runs mailsvc: chown -R {user} {data}") from None

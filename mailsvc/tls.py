@@ -72,7 +72,7 @@ from mailsvc.handshake import (
     choose_context,
     note_verification,
 )
-from mailsvc.settings import at_least, one_of, setting
+from mailsvc.settings import OneOf, at_least, setting
 
 # Mozilla's "Server Side TLS" guideline, version 6.0 (2026).  Against 5.7 it lacks the DHE ciphers
 # and has the hybrid group.  Its TLS 1.2 ciphers are those of TLS_1_2_CIPHERS.
@@ -111,7 +111,7 @@ class TLSSettings:
         "files are picked up by themselves.", check=_places)
     policy: str = setting(
         "intermediate", "What is agreed to, after Mozilla's guideline: intermediate (TLS 1.2 and "
-        "1.3) or modern (TLS 1.3 only).", check=one_of(*_POLICIES))
+        "1.3) or modern (TLS 1.3 only).", check=OneOf(*_POLICIES))
     session_tickets: bool = setting(
         True, "Whether clients may resume a session without a full handshake.")
     client_ca: str = setting(

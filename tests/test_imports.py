@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 VALUES = ["errors", "mail", "settings", "wire"]
 LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
-PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
+PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "journal": [],
     "store": [*CONTRACTS, "journal", "store"],
     "names": ["mail"],
-    "database": ["errors", "names"],
+    "ownership": [],
+    "database": ["errors", "names", "ownership"],
     "state": ["errors", "names", "database"],
     "bans": ["state"],
     "ledger": ["errors", "names", "state", "bans"],
@@ -74,7 +75,7 @@ MAY_IMPORT = {
     "srs": ["mail"],
     "routing": [*PEOPLE, "srs"],
     "fanout": CONTRACTS,
-    "dkim": ["names", "submission.mailboxes"],
+    "dkim": ["names", "ownership", "submission.mailboxes"],
     "queue.limits": ["settings"],
     "queue.message": ["mail"],
     "queue.spool": ["queue.message", "store.tree"],

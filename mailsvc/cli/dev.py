@@ -457,4 +457,6 @@ def _hints(listeners: Sequence[Listener], account: NewAccount | None) -> Iterato
         *([f"incoming POP3 at {where['pop3']}, user {name}, password {password}"]
           if "pop3" in where else []),
         *([f"outgoing SMTP at {where['smtp']}, no login"] if "smtp" in where else []),
-        "no encryption"])
+        "no encryption",
+        *([f"or to anybody at {where['submission']}, with STARTTLS and this login"]
+          if "submission" in where else [])])

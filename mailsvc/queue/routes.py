@@ -31,7 +31,7 @@ from urllib.parse import unquote, urlsplit
 from mailsvc.mail import NULL_PATH, Address
 from mailsvc.names import fold_domain, fold_local_part
 from mailsvc.queue.message import QueuedMessage
-from mailsvc.settings import at_least, one_of, setting
+from mailsvc.settings import OneOf, at_least, setting
 
 #: scheme -> how TLS is used, as ``mailsvc.client.TLS``, and the port.
 _SCHEMES = {"smtp": ("opportunistic", 25), "smtp+starttls": ("starttls", 587),
@@ -224,14 +224,14 @@ class RelaySettings:
         check=_addresses)
     protocols: str = setting(
         "both", "Which addresses of other hosts are used: both, ipv4 or ipv6.",
-        check=one_of("both", "ipv4", "ipv6"))
+        check=OneOf("both", "ipv4", "ipv6"))
     loopback: bool = setting(
         False, "Whether exchangers may be at loopback addresses, as in a test.  Otherwise a domain "
         "that points there is refused, for it would lead to ourselves.")
     dane: str = setting(
         "auto", "Whether TLSA records are obeyed (DANE, RFC 7672): on if the name servers validate "
         "(DNSSEC) and they and the way to them can be trusted; auto for on if all of them are at "
-        "loopback addresses; off.", check=one_of("auto", "on", "off"))
+        "loopback addresses; off.", check=OneOf("auto", "on", "off"))
     mta_sts: bool = setting(
         True, "Whether the policies are obeyed by which domains say that their exchangers have TLS "
         "and prove their names (MTA-STS, RFC 8461).")

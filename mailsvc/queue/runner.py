@@ -20,6 +20,7 @@ from twisted.logger import Logger
 
 from mailsvc.errors import MailFailure
 from mailsvc.mail import Address
+from mailsvc.names import DirectoryError
 from mailsvc.queue import filter
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.content import Content
@@ -250,7 +251,7 @@ class Runner:
         attempt.addCallback(self._ended, id)
 
     def _failed(self, failure: Any, id: str) -> float:
-        if failure.check(MailFailure, OSError) is None:
+        if failure.check(MailFailure, OSError, DirectoryError) is None:
             _log.failure("{id} could not be worked on", failure, id=id)
         else:
             _log.error("{id} is put off: {reason}", id=id, reason=str(failure.value))
