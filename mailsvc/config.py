@@ -128,7 +128,7 @@ class ListenerSettings:
         [], "The same with TLS from the first octet, as a rule tcp:995.", check=_endpoints)
     http: list[str] = setting(
         [], "Where figures for Prometheus are shown (/metrics), and whether the service lives "
-        "(/healthz) and is ready (/readyz), as tcp:9125:interface=127.0.0.1.  Whoever reaches it "
+        "(/healthz) and is ready (/readyz), as tcp:2080:interface=127.0.0.1.  Whoever reaches it "
         "may read them.", check=_endpoints)
 
 

@@ -48,8 +48,9 @@ _SESSION = (.005, .01, .025, .05, .1, .25, .5, 1., 5., 15., 60., 300., 1800.)
 #: Seconds, from at once to the end of a queue's patience.
 _DAYS = (.1, .5, 1., 5., 15., 60., 300., 900., 3600., 14_400., 43_200., 86_400., 432_000.)
 
-#: Seconds are kept in nanoseconds.
-_NANO = 1_000_000_000
+#: Seconds are kept in microseconds: in nanoseconds, a cell would be full when 40,000 messages had
+#: been five days in the queue.
+MICRO = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +58,7 @@ class Figure:
     """One thing that is counted or measured.
 
     :ivar name: without the prefix ``mailsvc_``; in seconds if that is its unit, which are kept in
-        nanoseconds.
+        microseconds.
     :ivar kind: "counter", "gauge", "histogram", or "age" for the time since something was.
     :ivar labels: the names of its labels.
     :ivar values: those of each series.
@@ -81,7 +82,7 @@ class Figure:
     @property
     def unit(self) -> int:
         """How many in a cell are one."""
-        return _NANO if "_seconds" in self.name else 1
+        return MICRO if "_seconds" in self.name else 1
 
 
 def _each(*names: str) -> tuple[tuple[str, ...], ...]:
@@ -233,14 +234,14 @@ class Spread:
     def __init__(self, row: memoryview, cell: int, bounds: Sequence[float]) -> None:
         self._row = row
         self._cell = cell
-        self._bounds = [round(bound * _NANO) for bound in bounds]
+        self._bounds = [round(1e9 * bound) for bound in bounds]
         self._sum = cell + len(bounds) + 1
 
     def observe(self, nanoseconds: int) -> None:
         """Something took so long."""
         row = self._row
         row[self._cell + bisect_left(self._bounds, nanoseconds)] += 1
-        row[self._sum] += nanoseconds
+        row[self._sum] += nanoseconds // 1000
 
 
 class Share:
@@ -255,7 +256,7 @@ class Share:
         return Count(self._row, _series(figure, labels))
 
     def level(self, figure: Figure, *labels: str) -> Level:
-        """The same of a gauge; of an age, to be set to the nanoseconds of time.monotonic_ns()."""
+        """The same of a gauge; of an age, to be set to the microseconds of time.monotonic()."""
         assert figure.kind in ("gauge", "age")
         return Level(self._row, _series(figure, labels))
 
@@ -331,9 +332,9 @@ class Reading:
         cell = _SERIES[figure][labels]
         chosen = self._rows if rows is None else [self._rows[row] for row in rows]
         if figure.kind == "histogram":
-            *counts, nanoseconds = map(sum, zip(*(
+            *counts, microseconds = map(sum, zip(*(
                 row[cell:cell + figure.cells] for row in chosen), strict=True))
-            return Spreading(figure.bounds, tuple(counts), nanoseconds / figure.unit)
+            return Spreading(figure.bounds, tuple(counts), microseconds / figure.unit)
         values = [row[cell] for row in chosen]
         if figure.kind == "age" or figure.total == "max":
             total = max(values, default=0)

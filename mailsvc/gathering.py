@@ -20,6 +20,8 @@ import twisted
 from mailsvc import __version__, figures
 from mailsvc.figures import Figures, Reading, Value
 
+#: What the name of every figure begins with for others.
+PREFIX = "mailsvc_"
 #: A worker that showed no sign of life for so many seconds does not serve.
 _SILENT = 10.0
 #: How old, in seconds, the last trial of writing a file may be.

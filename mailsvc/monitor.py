@@ -27,15 +27,13 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 
 from mailsvc.figures import Spreading, Value
-from mailsvc.gathering import Family, Gathering
+from mailsvc.gathering import PREFIX, Family, Gathering
 from mailsvc.listeners import Listener
 
 _log = Logger("mailsvc")
 
 #: The socket's name in the data directory.
 NAME = "figures"
-#: What every figure's name begins with.
-PREFIX = "mailsvc_"
 #: How long an answer is waited for, seconds.
 _PATIENCE = 10.0
 

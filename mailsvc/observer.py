@@ -130,7 +130,7 @@ class Observer(Service):
             if self._failing:
                 _log.info("{path} can be written again", path=str(self._mail))
             self._failing = False
-            self._written.set(time.monotonic_ns())
+            self._written.set(round(figures.MICRO * time.monotonic()))
 
 
 def _try_writing(directory: Path) -> None:

@@ -33,8 +33,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from mailsvc.figures import Spreading
-from mailsvc.gathering import Family, Gathering
-from mailsvc.monitor import PREFIX
+from mailsvc.gathering import PREFIX, Family, Gathering
 
 _log = Logger("mailsvc")
 
@@ -85,7 +84,15 @@ class _Few(WrappingFactory):
 
 
 class _Page(Resource):
-    """Answers GET and HEAD; Twisted refuses the rest with 405."""
+    """Answers GET and HEAD."""
+
+    def render(self, request: Request) -> bytes | int:
+        if request.method not in (b"GET", b"HEAD"):
+            # Twisted would tell those that it does not know that nobody does (501).
+            request.setHeader(b"allow", b"GET, HEAD")
+            return self.answer(request, b"only GET and HEAD\n", status=405)
+        rendered: bytes | int = super().render(request)
+        return rendered
 
     def answer(self, request: Request, content: bytes, kind: str = "text/plain; charset=utf-8",
                status: int = 200) -> bytes:

@@ -50,6 +50,7 @@ from mailsvc.figures import (
     CERTIFICATES,
     JOURNAL_BYTES,
     JOURNAL_SEGMENTS,
+    MICRO,
     Figures,
     Share,
 )
@@ -286,7 +287,7 @@ class MailService(Front):
             queue.look()
             bans.set(brakes.bans)
             for level, end in zip(ends, self._tls.ends, strict=False):
-                level.set(round(1e9 * max(0.0, end)))
+                level.set(round(MICRO * max(0.0, end)))
             if isinstance(store, MaildirStore):
                 for level, value in zip((octets, segments), store.backlog, strict=True):
                     level.set(value)

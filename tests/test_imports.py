@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "figures": [],
     "gathering": ["figures"],
     "monitor": ["figures", "gathering", "listeners", "pages"],
-    "pages": ["figures", "gathering", "monitor"],
+    "pages": ["figures", "gathering"],
     "observer": ["figures", "gathering"],
     "headcount": ["pace"],
     "connections": [*VALUES, "pace", "headcount"],
@@ -134,8 +134,8 @@ MAY_IMPORT = {
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
-           "queue.limits", "queue.message", "queue.schedule", "queue.filter", "queue.dsn",
-           "queue.routes", "queue.security.sts", "queue.security.levels",
+           "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
+           "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
            "queue.security.dane"]
 ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "smtp.severally", "submission.agent",
             "pop3.server", "pop3.retrieval"]

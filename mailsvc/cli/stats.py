@@ -11,7 +11,8 @@ import click
 
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
-from mailsvc.monitor import PREFIX, NoService, ask
+from mailsvc.gathering import PREFIX
+from mailsvc.monitor import NoService, ask
 
 
 @click.command()

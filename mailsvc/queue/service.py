@@ -122,7 +122,7 @@ class Queue(Service):
         if self.runner is not None:
             standing = self.runner.standing(self._reactor.seconds())
         *counts, age = standing
-        for level, value in zip(self._levels, (*counts, round(1e9 * age)), strict=True):
+        for level, value in zip(self._levels, (*counts, round(figures.MICRO * age)), strict=True):
             level.set(value)
 
     # ---- who sends ----
