@@ -44,7 +44,7 @@ class Kind:
     """One kind of listener.
 
     :ivar name: as in ``[listeners]``.
-    :ivar protocol: "smtp" or "pop3".
+    :ivar protocol: "smtp", "pop3" or "http".
     :ivar tls: whether TLS begins with the first octet (RFC 8314); endpoints name no certificate.
     """
 
@@ -61,6 +61,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("lmtp", "smtp"),
     Kind("pop3", "pop3"),
     Kind("pop3s", "pop3", tls=True),
+    Kind("http", "http"),
 )}
 
 
@@ -97,6 +98,11 @@ class Listener:
 
     def __str__(self) -> str:
         return f"{self.kind.name} {self.address}"
+
+    @property
+    def for_mail(self) -> bool:
+        """Whether the workers serve it; else it belongs to the process that watches them."""
+        return self.kind.protocol != "http"
 
     @property
     def bound(self) -> bool:

@@ -18,8 +18,10 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from mailsvc import figures
 from mailsvc.errors import MailFailure
-from mailsvc.mail import Address
+from mailsvc.figures import Share
+from mailsvc.mail import Address, time_of
 from mailsvc.names import DirectoryError
 from mailsvc.queue import filter
 from mailsvc.queue.carrier import Carrier
@@ -70,11 +72,13 @@ class Runner:
     :param srs: rewrites the sender of forwarded mail.
     :param sign: makes the signatures of what our users send, in a thread; or None.
     :param local: delivers what was held for mailboxes here; None where nothing is held.
+    :param share: where attempts are counted.
     """
 
     def __init__(self, spool: Spool, threads: Threads, carrier: Carrier, routes: Routes,
                  schedule: Schedule, reports: Reports, srs: SRS, clock: Any,
-                 sign: Sign | None = None, local: Local | None = None) -> None:
+                 sign: Sign | None = None, local: Local | None = None,
+                 share: Share | None = None) -> None:
         self._spool = spool
         self._threads = threads
         self._carrier = carrier
@@ -100,6 +104,19 @@ class Runner:
         self._call: IDelayedCall | None = None
         self._stopped = False
         self._idle: list[Deferred[None]] = []
+        share = share or Share()
+        self._outcomes = {outcome: share.count(figures.DELIVERIES, outcome)
+                          for (outcome,) in figures.DELIVERIES.values}
+        self._delay = share.spread(figures.DELIVERY_DELAY)
+
+    def standing(self, now: float) -> tuple[int, int, int, float]:
+        """How many messages are being sent, wait, and are held; and the age of the oldest."""
+        groups: tuple[Collection[str], ...] = self._active, self._due, self._held
+        try:
+            oldest = time_of(min(min(group) for group in groups if group))
+        except ValueError:
+            oldest = now  # there is none, or its file was named by somebody else
+        return len(self._active), len(self._due), len(self._held), max(0.0, now - oldest)
 
     def __len__(self) -> int:
         """How many messages are known."""
@@ -386,6 +403,12 @@ class Runner:
                 # RFC 2852 §4.1.4: a trace is told of each host, and before its time is over of one
                 # that does not mind it, by which the message is as good as gone.
                 and (message.by.trace or (not result.timely and message.in_time(now))))
+        took = result.state == RELAYED
+        outcome = "deferred" if result.state == WAITING else (
+            "delivered" if took and each.local else result.state)
+        self._outcomes[outcome].add()
+        if took:
+            self._delay.observe(max(0, round(1e9 * (now - message.arrived))))
         _log.info("{id} {state} recipient={recipient} sender={sender} host={host} "
                       "attempt={attempt}: {reply}",
                       id=message.id, state="deferred" if result.state == WAITING else result.state,
