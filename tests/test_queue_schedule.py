@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import NULL_PATH, Address, DeliverBy
+from mailsvc.queue.attempts import Attempts
 from mailsvc.queue.carrier import Job, Result
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
@@ -64,7 +65,7 @@ class Carrying:
                                   "as told", "mx.example.net"))
         return succeed(results)
 
-    def start(self) -> None:
+    def start(self, *, leading: bool) -> None:
         pass
 
     def stop(self) -> None:
@@ -107,10 +108,10 @@ class World:
 
     def begin(self) -> None:
         """Start a runner, as after a restart."""
-        self.runner = Runner(
+        self.runner = Runner(self.spool, Here(), Attempts(  # type: ignore[arg-type]
             self.spool, Here(), self.carrying, Routes(self.routes),  # type: ignore[arg-type]
             Schedule(self.settings), self.told,  # type: ignore[arg-type]
-            SRS(lambda value: value.ljust(8, b".")), self.clock)
+            SRS(lambda value: value.ljust(8, b".")), self.clock), self.clock)
         self.runner.start()
 
     def put(self, *recipients: str, sender: str = "alice@example.org", **fields: Any) -> str:

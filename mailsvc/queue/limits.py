@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mailsvc.settings import at_least, one_of, setting
 
@@ -52,3 +52,17 @@ class QueueSettings:
         check=at_least(0))
     language: str = setting(
         "en", "The language of reports to senders: en or ko.", check=one_of(*LANGUAGES))
+
+    def senders(self, processes: int) -> int:
+        """How many of so many *processes* may send, between whom the bounds can be divided.
+
+        Each has two connections to a destination at least, and a rate cannot be divided.
+        """
+        if self.messages_per_minute:
+            return 1
+        return max(1, min(processes, self.connections // 2, self.connections_per_destination // 2))
+
+    def share(self, senders: int) -> QueueSettings:
+        """What each of so many *senders* has to keep to."""
+        return replace(self, connections=self.connections // senders,
+                       connections_per_destination=self.connections_per_destination // senders)

@@ -31,6 +31,7 @@ Everything here blocks, and is for threads.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Collection, Iterator
@@ -98,6 +99,7 @@ class Spool:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._root = os.fsencode(root)
+        self.claims = Claims(self._root + b"/claims")
         self._incoming, self._message, self._state, self._unreadable = (
             self._root + name for name in (b"/incoming", b"/message", b"/state", b"/unreadable"))
 
@@ -315,6 +317,43 @@ class Ownership:
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
+
+
+class Claims:
+    """Which messages are being worked on, that no two processes do so with the same one.
+
+    Each stands for one octet of the file *path*, which is empty: whoever works on the message has
+    that octet locked (fcntl(2)).  The kernel unlocks it when that process ends, in whatever way.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+        self._fd = -1
+        self._taken: set[str] = set()
+
+    def take(self, id: str) -> bool:
+        """Claim the message *id*; whether nobody has."""
+        if id in self._taken:
+            return False
+        if self._fd < 0:
+            # Never closed: with any descriptor of a file all locks on it go.
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _octet_of(id))
+        except (BlockingIOError, PermissionError):
+            return False
+        self._taken.add(id)
+        return True
+
+    def give_back(self, id: str) -> None:
+        """Let others have it."""
+        self._taken.discard(id)
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _octet_of(id))
+
+
+def _octet_of(id: str) -> int:
+    # Should two messages have the same, one waits for the other.
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) >> 2
 
 
 def _is_id(name: str) -> bool:
