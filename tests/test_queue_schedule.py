@@ -260,3 +260,15 @@ def test_a_disk_that_fails_puts_it_off_and_loses_nothing(
         assert world.spool.ids() == {id}
     world.turn(HOUR)
     assert world.spool.ids() == set()
+
+
+def test_what_another_process_has_not_ended_is_looked_at_again(tmp_path: Path) -> None:
+    world = World(tmp_path, bob=[(RELAYED, "2.0.0")])
+    world.spool.claims.take("M0")
+    world.put("bob@example.net")
+    world.turn(10)
+    assert world.carrying.times == [] and world.spool.ids() == {"M0"}
+    world.spool.claims.give_back("M0")
+    world.turn(10)
+    assert len(world.carrying.times) == 1 and world.spool.ids() == set()
+    assert world.spool.claims.take("M0")

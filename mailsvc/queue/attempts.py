@@ -93,7 +93,10 @@ class Attempts:
         self._local = local
         self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=4)
         self._saving: Together[QueuedMessage, None] = Together(threads, self._save_all)
-        self._removing: Together[str, None] = Together(threads, self._remove_all)
+        # In two parts, so that no removal waits for the disk: a kill between a message's end and
+        # its removal would have it sent again.
+        self._unlinking: Together[str, None] = Together(threads, self._unlink_all)
+        self._syncing: Together[str, None] = Together(threads, self._sync_all)
         self._under_way = 0
         self._stopped = False
         self._idle: list[Deferred[None]] = []
@@ -191,8 +194,12 @@ class Attempts:
         self._spool.save(*messages)
         return [None] * len(messages)
 
-    def _remove_all(self, ids: Sequence[str]) -> list[None]:
-        self._spool.remove(*ids)
+    def _unlink_all(self, ids: Sequence[str]) -> list[None]:
+        self._spool.unlink(*ids)
+        return [None] * len(ids)
+
+    def _sync_all(self, ids: Sequence[str]) -> list[None]:
+        self._spool.sync_removals()
         return [None] * len(ids)
 
     def _open_all(self, ids: Sequence[str]) -> list[_Opened | Exception]:
@@ -285,7 +292,8 @@ class Attempts:
                 each for each in message.recipients
                 if each.state == RELAYED and each.local is local and not each.reported])
         if following is None:
-            await self._removing.do(message.id)
+            await self._unlinking.do(message.id)
+            await self._syncing.do(message.id)
             _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)
             return None

@@ -232,10 +232,18 @@ class Spool:
 
     def remove(self, *ids: str) -> None:
         """Step 5, of several messages at once.  May be called again."""
+        self.unlink(*ids)
+        self.sync_removals()
+
+    def unlink(self, *ids: str) -> None:
+        """The first part of step 5: they are gone unless the power fails."""
         for id in ids:
             for directory in (self._message, self._state):
                 with suppress(FileNotFoundError):
                     os.unlink(directory + b"/" + id.encode("ascii"))
+
+    def sync_removals(self) -> None:
+        """The last part of step 5."""
         sync_directory(self._message)
 
     def set_aside(self, id: str) -> Path:
