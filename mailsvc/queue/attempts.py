@@ -91,7 +91,7 @@ class Attempts:
         self._clock = clock
         self._sign = sign
         self._local = local
-        self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=4)
+        self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=2)
         self._saving: Together[QueuedMessage, None] = Together(threads, self._save_all)
         # In two parts, so that no removal waits for the disk: a kill between a message's end and
         # its removal would have it sent again.

@@ -447,6 +447,8 @@ class Carrier:
 
     def _lacking(self, client: Client, job: Job) -> NotOffered | None:
         """What the message has to be promised, and this host does not offer; another may."""
+        if not job.message.requiretls and job.message.by is None:
+            return None
         promises = Parameters(requiretls=job.message.requiretls, by=self._by(client, job.message))
         try:
             understood(NULL_PATH, promises, client.extensions, client.tls_active)

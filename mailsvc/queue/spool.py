@@ -30,8 +30,10 @@ Everything here blocks, and is for threads.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import io
 import os
 import time
 from collections.abc import Collection, Iterator
@@ -42,6 +44,7 @@ from typing import BinaryIO
 
 from twisted.logger import Logger
 
+from mailsvc.queue.content import SMALL
 from mailsvc.queue.message import (
     HEAD_OCTETS,
     QueuedMessage,
@@ -192,7 +195,7 @@ class Spool:
         :raises Unreadable: its files are spoilt.
         """
         with self.open(id) as (message, stream):
-            message.size = os.fstat(stream.fileno()).st_size - stream.tell()
+            message.size = -stream.tell() + stream.seek(0, os.SEEK_END)
             return message
 
     def open(self, id: str) -> _Opened:
@@ -200,7 +203,7 @@ class Spool:
 
         Use it with ``with``, or close the file yourself; raises as :meth:`load`.
         """
-        stream = open(self._path(id), "rb")  # noqa: SIM115 - it is handed over
+        stream = _opened(self._path(id))
         try:
             line = stream.readline(_MOST_ENVELOPE)
             return _Opened(parse(line, self._read_state(id)), stream)
@@ -280,9 +283,11 @@ class Spool:
 
     def _read_state(self, id: str) -> bytes | None:
         try:
-            return Path(os.fsdecode(self._state), id).read_bytes()
+            fd = os.open(self._state + b"/" + id.encode("ascii"), os.O_RDONLY)
         except FileNotFoundError:
             return None
+        with open(fd, "rb") as file:
+            return file.read()
 
 
 class _Opened(tuple[QueuedMessage, BinaryIO]):
@@ -366,6 +371,23 @@ def _octet_of(id: str) -> int:
 
 def _is_id(name: str) -> bool:
     return name.isascii() and name.isalnum()
+
+
+def _opened(path: bytes) -> BinaryIO:
+    """The file *path*: a small one has been read, in as few system calls as can be."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size
+        if size > SMALL:
+            return open(fd, "rb")
+        data = os.read(fd, size)
+        if len(data) < size:
+            raise OSError(errno.EIO, "the file could not be read whole", os.fsdecode(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return io.BytesIO(data)
 
 
 def _write(fd: int, data: bytes) -> None:
