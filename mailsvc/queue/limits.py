@@ -38,14 +38,17 @@ class QueueSettings:
         14_400, "After how long its sender is told that a message is delayed; 0 for never.",
         unit="seconds", check=at_least(0))
     connections: int = setting(
-        100, "How many connections to other hosts are open at once.", check=at_least(1))
-    connections_per_destination: int = setting(
-        10, "How many of them lead to one destination: a domain or a smarthost.",
+        100, "How many connections to other hosts are open at once, divided among the workers "
+        "that send.",
         check=at_least(1))
+    connections_per_destination: int = setting(
+        10, "How many of them lead to one destination, a domain or a smarthost; divided likewise, "
+        "so that fewer than 4 leave the sending to one worker.", check=at_least(1))
     messages_per_connection: int = setting(
         100, "How many messages are sent over one connection.", check=at_least(1))
     messages_per_minute: int = setting(
-        0, "How many messages are sent to one destination in a minute; 0 for no limit.",
+        0, "How many messages are sent to one destination in a minute, all by one worker; 0 for no "
+        "limit.",
         check=at_least(0))
     idle_seconds: float = setting(
         2, "How long a connection is kept for a further message.", unit="seconds",

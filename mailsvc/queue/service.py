@@ -2,8 +2,8 @@
 
 Any number of processes may share the directory.  The one that holds its lock sends; the others
 tell it of new messages and help it over a connection (:mod:`mailsvc.queue.wake`), and when that
-breaks, because it has ended, in whatever way, they try for the lock, and one of them goes on.  Nothing depends on
-that: the lock is tried for every few seconds too, and the directory looked into.
+breaks, because it has ended, in whatever way, they try for the lock, and one of them goes on.
+Nothing depends on that: the lock is tried for every few seconds too, and the directory looked into.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ So a message is never lost.  A recipient gets it twice only if we ended between 
 and step 4.  ``state/ID`` has the time of the next attempt for its time of modification, so that a
 start need not read a hundred thousand files.
 
-**Processes.**  Any may add messages.  All the rest is for the one that holds the lock
-(:class:`Ownership`), an flock(2), which the kernel takes back however that process ends.
+**Processes.**  Any may add messages.  Which message is worked on, and by which of them, is for the
+one to say that holds the lock (:class:`Ownership`), an flock(2), which the kernel takes back
+however that process ends.  Whoever works on a message has claimed it (:class:`Claims`).
 
 Everything here blocks, and is for threads.
 """
@@ -304,7 +305,7 @@ class _Opened(tuple[QueuedMessage, BinaryIO]):
 
 
 class Ownership:
-    """The lock that makes one process the one that sends.
+    """The lock that makes one process the one that has the queue.
 
     The kernel gives it back when the process ends, in whatever way.
     """
