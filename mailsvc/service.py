@@ -64,6 +64,7 @@ from mailsvc.ownership import name_of
 from mailsvc.passwords import PasswordHasher
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.proxy import ProxiedFactory
+from mailsvc.queue.attempts import Attempts
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.exchangers import Exchangers
 from mailsvc.queue.local import Local
@@ -107,12 +108,14 @@ class Place:
     :ivar figures: where they count.
     :ivar row: which of them it is.
     :ivar first: whether it is the one that does what is to be done once.
+    :ivar workers: how many of them serve at once.
     """
 
     crew: Crew
     figures: Figures
     row: int
     first: bool
+    workers: int
 
 
 def build(
@@ -328,19 +331,22 @@ class MailService(Front):
         listening = {place for listener in self.listeners
                      if listener.kind.name == "smtp" and (place := listener.host_and_port)}
 
-        def runner() -> Runner:
+        senders = settings.queue.senders(1 if self._place is None else self._place.workers)
+
+        def attempts() -> Attempts:
             exchangers = Exchangers(settings.relay, hostname, listening, reactor)
-            carrier = Carrier(settings.relay, settings.queue, exchangers,
+            carrier = Carrier(settings.relay, settings.queue.share(senders), exchangers,
                               open_security(settings, exchangers, threads, reports.post, reactor),
                               hostname, reactor)
-            return Runner(queue.spool, threads, carrier, Routes(settings.relay),
-                          Schedule(settings.queue), reports, router.srs, reactor,
-                          signer.sign, Local(router, store, queue), self._share)
+            return Attempts(queue.spool, threads, carrier, Routes(settings.relay),
+                            Schedule(settings.queue), reports, router.srs, reactor,
+                            signer.sign, Local(router, store, queue), self._share)
 
         queue.reports = reports = Reports(
             router, store, queue, hostname, settings.queue.language, reactor.seconds,
             functools.partial(threads.run, signer.sign))
-        queue.make_runner = runner
+        queue.make_runner = lambda: Runner(queue.spool, threads, attempts(), reactor, senders)
+        queue.make_attempts = attempts if senders > 1 else None
         queue.setServiceParent(self)
         return queue
 

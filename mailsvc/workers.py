@@ -265,7 +265,7 @@ class Supervisor(Front):
         settings, checkers = configuration
         row = self._rows.pop(0)
         self._crew.beat(row)
-        place = Place(self._crew, self._figures, row, first)
+        place = Place(self._crew, self._figures, row, first, count(settings))
         task = Task(settings, checkers, self._for_mail(), place, self.for_good, self._log_file)
         try:
             pid, control = fork(

@@ -85,7 +85,7 @@ MAY_IMPORT = {
     "dkim": ["names", "ownership", "submission.mailboxes"],
     "queue.limits": ["settings"],
     "queue.message": ["mail"],
-    "queue.spool": ["queue.message", "store.tree"],
+    "queue.spool": ["queue.content", "queue.message", "store.tree"],
     "queue.content": [],
     "queue.slots": [],
     "queue.schedule": ["mail", "queue.limits", "queue.message"],

@@ -105,9 +105,9 @@ class Carrier:
             working.addBoth(self._ended, hop, destination)
         return job.done
 
-    def start(self) -> None:
-        """Begin with what is done beside carrying."""
-        self._security.start()
+    def start(self, *, leading: bool) -> None:
+        """Begin with what is done beside carrying; that of all processes together if *leading*."""
+        self._security.start(leading=leading)
 
     def stop(self) -> None:
         """Begin with no further job."""
