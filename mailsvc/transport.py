@@ -32,7 +32,7 @@ class TurnServer(tcp.Server):
         elif not self._is_due:
             self._is_due = True
             if not self._due:
-                self.reactor.callLater(0, _send_all)
+                self.reactor.threadCallQueue.append((_send_all, (), {}))
             self._due.append(self)
 
     def send(self) -> None:
