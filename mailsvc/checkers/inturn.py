@@ -29,8 +29,6 @@ class InTurn:
         self._checkers = tuple(checkers)
 
     def requestAvatarId(self, credentials: Any) -> Deferred[bytes | tuple[()]]:
-        if len(self._checkers) == 1:
-            return maybeDeferred(self._checkers[0].requestAvatarId, credentials)
         return Deferred.fromCoroutine(self._ask(credentials))
 
     async def _ask(self, credentials: Any) -> bytes | tuple[()]:
