@@ -226,7 +226,11 @@ class Listing:
         :raises FileNotFoundError: when it is neither where it was seen last nor just moved from
             new/ to cur/; :meth:`relocate` may find it.
         """
-        return _open(self._places(_unmark(self._marked(number))))
+        name = _unmark(self._marked(number))
+        try:
+            return os.open(next(self._places(name)), _OPEN_MESSAGE)
+        except FileNotFoundError:
+            return _open(self._places(name))
 
     def stored(self, number: int) -> int | None:
         """The size of the file of message *number* as its name tells it, if it does."""
