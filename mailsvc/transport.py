@@ -12,7 +12,7 @@ that has more to read.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import IListeningPort
@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IListeningPort
 class TurnServer(tcp.Server):
     """One accepted connection."""
 
+    reactor: Any  # IReactorFDSet, and IReactorTime
     #: The connections that have something to send at the end of this turn.
     _due: ClassVar[list[TurnServer]] = []
     _is_due = False
@@ -32,7 +33,7 @@ class TurnServer(tcp.Server):
         elif not self._is_due:
             self._is_due = True
             if not self._due:
-                self.reactor.threadCallQueue.append((_send_all, (), {}))
+                self.reactor.callLater(0, _send_all)
             self._due.append(self)
 
     def send(self) -> None:
