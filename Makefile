@@ -17,7 +17,7 @@ TEST ?=
 
 BIN := $(VENV)/bin
 # The stamps depend on setup.cfg and pyproject.toml: an edit there installs anew, none installs twice.
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
 
 .PHONY: run test check lint types docs packaging news coverage bench nodemailer kerberos clean
 

@@ -251,7 +251,7 @@ class Client:
     def mail(
         self, reverse_path: Address | str, *, size: int = 0, body: str = "",
         smtputf8: bool | None = None, ret: str = "", envid: str = "", requiretls: bool = False,
-        auth: Address | None = None, by: DeliverBy | None = None, priority: int = 0,
+        auth: Address | None = None, by: DeliverBy | None = None, priority: int | None = None,
         hold_for: int = 0,
     ) -> Deferred[Reply]:
         """Begin a transaction.
@@ -267,7 +267,7 @@ class Client:
         :param envid: as meant (not xtext).
         :param auth: who submitted the message first (RFC 4954 §5).
         :param by: within how much time it is to be delivered (RFC 2852).
-        :param priority: -9 to 9 (RFC 6710).
+        :param priority: -9 to 9 (RFC 6710); None to say nothing of it.
         :param hold_for: how long the server is to hold the message, in seconds (RFC 4865).
         :raises NotOffered: 8BITMIME, SMTPUTF8, REQUIRETLS, DELIVERBY, FUTURERELEASE or the size;
             nothing was sent.
@@ -321,7 +321,7 @@ class Client:
         self, reverse_path: Address | str, recipients: Sequence[Address | str | Recipient],
         message: Message, *, size: int = 0, body: str = "", smtputf8: bool | None = None,
         ret: str = "", envid: str = "", requiretls: bool = False, auth: Address | None = None,
-        by: DeliverBy | None = None, priority: int = 0, hold_for: int = 0,
+        by: DeliverBy | None = None, priority: int | None = None, hold_for: int = 0,
         normalize: bool = False, chunk: bool = True,
     ) -> Deferred[tuple[Outcome, ...]]:
         """One message to all *recipients*, in as few round trips as the server allows.

@@ -38,7 +38,7 @@ from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.routes import RelaySettings
 from mailsvc.routing import RoutingSettings
 from mailsvc.sasl.context import AuthSettings
-from mailsvc.settings import Check, at_least, setting
+from mailsvc.settings import Check, OneOf, at_least, setting
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.store import STORES
 from mailsvc.store.maildir import MaildirSettings
@@ -126,6 +126,10 @@ class ListenerSettings:
         ["tcp:110:backlog=1024"], "Where POP3 listens: TLS by STLS.", check=_endpoints)
     pop3s: list[str] = setting(
         [], "The same with TLS from the first octet, as a rule tcp:995.", check=_endpoints)
+    http: list[str] = setting(
+        [], "Where figures for Prometheus are shown (/metrics), and whether the service lives "
+        "(/healthz) and is ready (/readyz), as tcp:2080:interface=127.0.0.1.  Whoever reaches it "
+        "may read them.", check=_endpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +232,8 @@ class Key:
     def type(self) -> str:
         """What a value has to be, for people: "an integer"."""
         container, items = typing.get_origin(self.kind), typing.get_args(self.kind)
+        if isinstance(self.check, OneOf):
+            return str(self.check)
         if container is None:
             return _ONE[self.kind]
         return f"{'an array' if container is list else 'a table'} of {_MANY[items[-1]]}"

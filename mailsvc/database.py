@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from mailsvc.errors import TemporaryFailure
 from mailsvc.names import DirectoryError
+from mailsvc.ownership import give_to_owner_of, make_folders, remedy_for
 
 #: Seconds that a change waits for another process's change to end, and that a query waits in the
 #: rare moments (recovery after a crash, say) when SQLite keeps readers out.
@@ -172,17 +172,14 @@ def _migrate(path: Path, migrations: Mapping[int, str]) -> None:
 
 def _create(path: Path, script: str) -> None:
     """Make the file; it appears under its name when it is complete."""
-    for folder in reversed([path.parent, *path.parent.parents]):
-        if not folder.exists():
-            folder.mkdir(mode=0o700, exist_ok=True)
-            _give_to_owner_of(folder.parent, folder)
+    make_folders(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(script)
-        _give_to_owner_of(path.parent, draft)
+        give_to_owner_of(path.parent, draft)
         with contextlib.suppress(FileExistsError):  # another process was as quick
             os.link(draft, path)
     finally:
@@ -192,13 +189,6 @@ def _create(path: Path, script: str) -> None:
         os.fsync(folder_fd)
     finally:
         os.close(folder_fd)
-
-
-def _give_to_owner_of(folder: Path, made: Path) -> None:
-    # What root makes in the service's directory must stay usable for the service.
-    if os.geteuid() == 0:
-        owner = folder.stat()
-        os.chown(made, owner.st_uid, owner.st_gid)
 
 
 def _require_access(path: Path, create: bool) -> None:
@@ -223,12 +213,4 @@ def _require_access(path: Path, create: bool) -> None:
 
 def _require(place: Path, mode: int) -> None:
     if not os.access(place, mode):
-        owner = place.stat().st_uid
-        try:
-            user = pwd.getpwuid(owner).pw_name
-        except KeyError:
-            user = f"'#{owner}'"
-        remedy = f"run as the user who owns it: sudo -u {user} mailsvc …"
-        if owner == 0:
-            remedy += f", or give it to the user that runs the service: chown -R USER {place}"
-        raise DirectoryError(f"permission denied on {place}", remedy)
+        raise DirectoryError(f"permission denied on {place}", remedy_for(place))

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from mailsvc.names import DirectoryError, check_domain, fold_domain
+from mailsvc.ownership import give_to_owner_of, make_folders
 from mailsvc.submission.mailboxes import mailboxes
 
 #: The fields that are signed (RFC 6376 §5.4.1), each once more than it is there.
@@ -89,7 +90,7 @@ class Keys:
             raise DirectoryError(f"{stem!r} is no selector",
                                  "expected letters, digits and hyphens, in lower case")
         directory = self._root / domain
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(directory)
         private: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey = (
             rsa.generate_private_key(65_537, bits) if algorithm == "rsa"
             else ed25519.Ed25519PrivateKey.generate())
@@ -104,22 +105,25 @@ class Keys:
                 stream.write(text)
                 stream.flush()
                 os.fsync(fd)
+            give_to_owner_of(directory, directory / f"{name}.pem")
             return self._key(domain, name)
         raise DirectoryError(f"there is a key {stem} for {domain} already",
                              "choose another selector, or remove that key")
 
     def all(self) -> Iterator[Key]:
-        """Every key, by domain and selector."""
-        if self._root.is_dir():
-            for directory in sorted(self._root.iterdir()):
-                yield from self.of(directory.name)
+        """Every key, by domain and selector; raises as :meth:`of` does."""
+        for name in _names(self._root):
+            yield from self.of(name)
 
     def of(self, domain: str) -> list[Key]:
-        """The keys of *domain*, by selector."""
-        directory = self._root / domain
-        if not domain or "/" in domain or domain.startswith(".") or not directory.is_dir():
+        """The keys of *domain*, by selector.
+
+        :raises OSError: they cannot be looked at, which is not the same as that there are none.
+        """
+        if not domain or "/" in domain or domain.startswith("."):
             return []
-        return [self._key(domain, path.stem) for path in sorted(directory.glob("*.pem"))]
+        return [self._key(domain, name.removesuffix(".pem"))
+                for name in _names(self._root / domain) if name.endswith(".pem")]
 
     def use(self, domain: str, selectors: list[str]) -> list[Key]:
         """Sign with these keys of *domain* from now on, and with no others.
@@ -133,6 +137,7 @@ class Keys:
                                      "see `mailsvc dkim list`")
         new = self._root / domain / "active.new"
         new.write_text("".join(f"{selector}\n" for selector in selectors))
+        give_to_owner_of(new.parent, new)
         new.replace(self._root / domain / "active")
         return [key for key in self.of(domain) if key.active]
 
@@ -167,6 +172,15 @@ class Keys:
         return Key(domain, selector, algorithm, public, selector in active)
 
 
+def _names(directory: Path) -> list[str]:
+    """What is in *directory*, which need not be there."""
+    # Not Path.glob, which finds nothing in what it may not read.
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 @functools.lru_cache(maxsize=1000)
 def _private(path: Path, changed: int) -> tuple[str, bytes]:
     """The public key of the file in base64, and the private one in dkimpy's form."""
@@ -193,7 +207,10 @@ class Signer:
         self._keys = keys
 
     def keys_for(self, message: bytes, reverse_domain: str) -> list[Key]:
-        """The active keys for *message*, whose reverse-path is of *reverse_domain*."""
+        """The active keys for *message*, whose reverse-path is of *reverse_domain*.
+
+        :raises OSError: keys cannot be looked at.
+        """
         for domain in (_author_domain(message), fold_domain(reverse_domain)):
             labels = domain.split(".")
             # A registry's own suffix has no keys here, so going up is harmless.
@@ -204,7 +221,7 @@ class Signer:
         return []
 
     def has_keys(self) -> bool:
-        """Whether any domain has keys at all."""
+        """Whether any domain is signed for; raises as :meth:`Keys.of` does."""
         return any(key.active for key in self._keys.all())
 
     def sign(self, message: bytes, reverse_domain: str) -> bytes:

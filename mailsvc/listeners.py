@@ -46,7 +46,7 @@ class Kind:
     """One kind of listener.
 
     :ivar name: as in ``[listeners]``.
-    :ivar protocol: "smtp" or "pop3".
+    :ivar protocol: "smtp", "pop3" or "http".
     :ivar tls: whether TLS begins with the first octet (RFC 8314); endpoints name no certificate.
     """
 
@@ -63,6 +63,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("lmtp", "smtp"),
     Kind("pop3", "pop3"),
     Kind("pop3s", "pop3", tls=True),
+    Kind("http", "http"),
 )}
 
 
@@ -99,6 +100,11 @@ class Listener:
 
     def __str__(self) -> str:
         return f"{self.kind.name} {self.address}"
+
+    @property
+    def for_mail(self) -> bool:
+        """Whether the workers serve it; else it belongs to the process that watches them."""
+        return self.kind.protocol != "http"
 
     @property
     def bound(self) -> bool:
@@ -190,17 +196,20 @@ class Listener:
         self._entrance.lead_to(port, _BATCH)
 
     def _explain(self, failure: Failure) -> None:
-        error = failure.value
+        error, where = failure.value, self.description
         if isinstance(error, CannotListenError):
+            if isinstance(error.port, int):
+                host = f"[{error.interface}]" if ":" in error.interface else error.interface
+                where = f"{host}:{error.port}" if host else f"port {error.port}"
             error = error.socketError
         code = getattr(error, "errno", None) or 0
         if self.optional and code == errno.EADDRINUSE:
-            _log.info("{kind} is left out: another program has {endpoint}", kind=self.kind.name,
-                      endpoint=self.description)
+            _log.info("{kind} is left out: another program has {where}", kind=self.kind.name,
+                      where=where)
             return
         reason = f"{errno.errorcode[code]}, {os.strerror(code)}" if code else str(error)
         remedy = _REMEDIES.get(code, "")
-        raise CannotStart(f"{self.kind.name} on {self.description}: {reason}{remedy}") from error
+        raise CannotStart(f"{self.kind.name} on {where}: {reason}{remedy}") from error
 
 
 _REMEDIES = {

@@ -43,14 +43,14 @@ from twisted.logger import (
 )
 from twisted.python.logfile import LogFile
 
-from mailsvc.settings import one_of, setting
+from mailsvc.settings import OneOf, setting
 
 _LEVELS = tuple(level.name for level in LogLevel.iterconstants())
 
 
 def _levels(value: dict[str, str]) -> str | None:
     return next((f"{name} = {expected}" for name, level in value.items()
-                 if (expected := one_of(*_LEVELS)(level))), None)
+                 if (expected := OneOf(*_LEVELS)(level))), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class LogSettings:
     """``[log]``."""
 
     format: str = setting("text", "How a line is written: text for people, json for programs.",
-                          check=one_of("text", "json"))
-    level: str = setting("info", "The lowest level that is written.", check=one_of(*_LEVELS))
+                          check=OneOf("text", "json"))
+    level: str = setting("info", "The lowest level that is written.", check=OneOf(*_LEVELS))
     levels: dict[str, str] = setting(
         {"twisted": "warn", "log_legacy": "warn"},
         "Lowest levels of single namespaces, which are module names, as in \"mailsvc.pop3\" = "

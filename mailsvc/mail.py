@@ -6,6 +6,7 @@ or knows a protocol's wire form beyond the address syntax of RFC 5321 §4.1.2.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -159,6 +160,7 @@ class Envelope:
     :ivar account: the name of who submitted it here, or empty.
     :ivar release: until when it is held, HOLDFOR and HOLDUNTIL (RFC 4865), in seconds since the
         epoch; 0 for not at all.
+    :ivar hold: the same as it was said: "for;3600" or "until;" and a date and time; or empty.
     :ivar by: BY, or None.
     :ivar priority: MT-PRIORITY (RFC 6710), -9 to 9.
     """
@@ -175,6 +177,7 @@ class Envelope:
     account: str = ""
     recipients: list[Recipient] = field(default_factory=list)
     release: float = 0.0
+    hold: str = ""
     by: DeliverBy | None = None
     priority: int = 0
 
@@ -212,3 +215,12 @@ def new_id() -> str:
     Ids of one process sort by time.
     """
     return next(_next_id)
+
+
+def time_of(id: str) -> float:
+    """When an id of :func:`new_id` was made, in seconds since the epoch.
+
+    :raises ValueError: it is none.
+    """
+    return functools.reduce(
+        lambda number, digit: number << 5 | _DIGITS.index(digit), id[:11], 0) / 1e6

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pwd
 import resource
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -45,11 +44,24 @@ from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
 from mailsvc.dkim import Keys, Signer
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
+from mailsvc.figures import (
+    BANS,
+    CERTIFICATE,
+    CERTIFICATES,
+    JOURNAL_BYTES,
+    JOURNAL_SEGMENTS,
+    MICRO,
+    Figures,
+    Share,
+)
 from mailsvc.front import Front, listeners_of
+from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.logindelay import LoginDelay
 from mailsvc.names import DirectoryError
+from mailsvc.observer import Observer
+from mailsvc.ownership import name_of
 from mailsvc.passwords import PasswordHasher
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.proxy import ProxiedFactory
@@ -75,11 +87,11 @@ from mailsvc.routing import Router
 from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.state import State
-from mailsvc.store import Store, StoreUnusable, open_store
+from mailsvc.store import MaildirStore, Store, StoreUnusable, open_store
 from mailsvc.store.threads import Threads
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
-from mailsvc.tls import ServerTLS, TLSUnusable
+from mailsvc.tls import ServerTLS, TLSUnusable, certificate_places
 from mailsvc.trust import Trust, Untrusted
 
 _log = Logger("mailsvc")
@@ -93,11 +105,13 @@ class Place:
     """Where a process stands among the workers.
 
     :ivar crew: what it shares with them.
+    :ivar figures: where they count.
     :ivar row: which of them it is.
     :ivar first: whether it is the one that does what is to be done once.
     """
 
     crew: Crew
+    figures: Figures
     row: int
     first: bool
 
@@ -134,8 +148,8 @@ def open_security(settings: Settings, exchangers: Exchangers, threads: Threads, 
                         reactor) if results is not None else None
     return Security(lookup, policies if relay.mta_sts else None,
                     Levels(state) if relay.remember_tls else None,
-                    Bindings(lookup, relay.port) if relay.dane != "off" else None,
-                    results, reporter, relay.authorities, threads, reactor)
+                    Bindings(lookup) if relay.dane != "off" else None,
+                    results, reporter, relay.authorities, relay.port, threads, reactor)
 
 
 class MailService(Front):
@@ -163,6 +177,8 @@ class MailService(Front):
         self._tls = ServerTLS(settings.tls, os.path.join(settings.service.data, "tls"),
                               settings.service.hostname, reactor)
         self._connections: list[Connections] = []
+        self._figures = Figures(1) if place is None else place.figures
+        self._share = Share(self._figures, 0 if place is None else place.row)
         self._hasher = PasswordHasher(settings.passwords, reactor)
         for part in self._hasher, self._tls:
             part.setServiceParent(self)
@@ -187,6 +203,8 @@ class MailService(Front):
         except (DirectoryError, StoreUnusable, TLSUnusable, OSError) as error:
             self.close_listeners()
             raise CannotStart(f"mailsvc cannot start: {error}") from error
+        if self._place is None:
+            self.watch(Gathering(self._figures, self), self._settings)
         super().startService()
         assert self.bound is not None
         # Not before the reactor runs, and with it the handlers of the signals that stop it.
@@ -227,7 +245,7 @@ class MailService(Front):
             directory, settings.passwords.scram_iterations, domain)
         authenticator = Authenticator(
             portal, directory, settings.auth, hostname=hostname, keyring=keyring, brakes=brakes,
-            default_domain=domain)
+            default_domain=domain, share=self._share)
         place = self._place
         # What is over a limit is told so; what has no descriptor is not, nor could mail be written.
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -243,20 +261,55 @@ class MailService(Front):
         queue = self._queue = self._open_queue(router, store)
         factories: dict[str, Any] = {"pop3": POP3Factory(
             authenticator, settings.pop3, hostname, reactor,
-            self._tls if settings.pop3.stls else None, pop3)}
+            self._tls if settings.pop3.stls else None, pop3, self._share)}
         for mode in TRANSPORT, LMTP:
             factories[mode.name] = SMTPFactory(
                 store, router, settings.smtp, hostname, reactor,
-                self._tls if settings.smtp.starttls else None, mode, smtp, queue=queue)
+                self._tls if settings.smtp.starttls else None, mode, smtp, queue=queue,
+                share=self._share)
         factories[SUBMISSION.name] = SMTPFactory(
             store, router, settings.smtp, hostname, reactor, self._tls, SUBMISSION, smtp,
-            authenticator, SubmissionAgent(settings.submission, router, rates, hostname), queue)
+            authenticator, SubmissionAgent(settings.submission, router, rates, hostname), queue,
+            self._share)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
+        self._observe(store, brakes, queue)
         for listener in self.listeners:
+            if not listener.for_mail:
+                continue
             factory = factories[listener.kind.name]
             listener.open(ProxiedFactory(factory, settings.proxy, reactor)
                           if settings.proxy.networks else factory)
+
+    def _observe(self, store: Store, brakes: Brakes, queue: Queue) -> None:
+        share = self._share
+        bans, octets, segments = map(share.level, (BANS, JOURNAL_BYTES, JOURNAL_SEGMENTS))
+        ends = [share.level(CERTIFICATE, str(number)) for number in range(CERTIFICATES)]
+
+        def look() -> None:
+            queue.look()
+            bans.set(brakes.bans)
+            for level, end in zip(ends, self._tls.ends, strict=False):
+                level.set(round(MICRO * max(0.0, end)))
+            if isinstance(store, MaildirStore):
+                for level, value in zip((octets, segments), store.backlog, strict=True):
+                    level.set(value)
+
+        Observer(share, self.reactor, [look],
+                 store.root if isinstance(store, MaildirStore) else None,
+                 Path(self._settings.service.data)).setServiceParent(self)
+
+    # ---- for those who watch ----
+
+    def processes(self) -> list[Process]:
+        """This one."""
+        return [Process("worker-0", os.getpid(), 0, serves=not self.stopping)]
+
+    def certificates(self) -> list[str]:
+        """What the certificates are called."""
+        return certificate_names(self._settings)
+
+    # ---- further parts ----
 
     def _admit(self, client: str) -> MailFailure | None:
         """Why a client may not connect: there is no room for it, or it is banned."""
@@ -272,8 +325,9 @@ class MailService(Front):
         hostname = settings.service.hostname
         threads = Threads(reactor, 16, "queue")
         signer = Signer(Keys(Path(settings.service.data) / "dkim"))
+        _try_keys(signer)
         queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
-                      min(5, settings.service.grace_seconds))
+                      min(5, settings.service.grace_seconds), self._share)
         listening = {place for listener in self.listeners
                      if listener.kind.name == "smtp" and (place := listener.host_and_port)}
 
@@ -284,7 +338,7 @@ class MailService(Front):
                               hostname, reactor)
             return Runner(queue.spool, threads, carrier, Routes(settings.relay),
                           Schedule(settings.queue), reports, router.srs, reactor,
-                          signer.sign, Local(router, store, queue))
+                          signer.sign, Local(router, store, queue), self._share)
 
         queue.reports = reports = Reports(
             router, store, queue, hostname, settings.queue.language, reactor.seconds,
@@ -325,7 +379,8 @@ class MailService(Front):
         _log.info("stopping; {connections} connections have {seconds:g} seconds to end",
                        connections=connections, seconds=seconds)
         self.notify.stopping(f"stopping: waiting for {connections} connections")
-        await self.close_listeners()
+        self.stopping = True
+        await self.close_listeners(last=False)
         await gatherResults([each.shut_down(seconds) for each in self._connections])
         await super().stopService()
         if self._brakes is not None:
@@ -338,6 +393,21 @@ class MailService(Front):
         _log.info("stopped")
 
 
+def _try_keys(signer: Signer) -> None:
+    """Tell at once of keys that cannot be used, and not when the first message waits for them."""
+    try:
+        signer.has_keys()
+    except (OSError, DirectoryError) as error:
+        _log.error("what users send waits, since it cannot be signed: {error}; the keys have to be "
+                   "readable for {user}", error=error, user=name_of(os.geteuid()))
+
+
+def certificate_names(settings: Settings) -> list[str]:
+    """What the certificates of the service that *settings* describe are called in its figures."""
+    places = certificate_places(settings.tls)
+    return [place.partition(":")[0] for place in places] or ["self-signed"]
+
+
 def _refuse_root(settings: Settings) -> None:
     """Do not serve as root what belongs to somebody else, who could not use it afterwards."""
     try:
@@ -345,14 +415,11 @@ def _refuse_root(settings: Settings) -> None:
     except OSError:
         return  # opening what lies there tells better what is wrong
     if os.geteuid() == 0 and owner != 0:
-        try:
-            name = pwd.getpwuid(owner).pw_name
-        except KeyError:
-            name = str(owner)
+        name = name_of(owner)
         raise CannotStart(
             f"mailsvc cannot start: {settings.service.data} belongs to {name}, and what root made "
             f"there {name} could not use; give twistd --uid {name} --gid {name}, or run it as "
-            f"{name}: sudo -u {name} …")
+            f"{name}: runuser -u {name} -- …")
 
 
 def _refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
@@ -407,7 +474,7 @@ def _make_mail_directory(settings: Settings) -> None:
                 f"mailsvc cannot start: there is no directory {data} (service.data); make it for "
                 f"the user that runs mailsvc: install -d -o USER -g USER -m 700 {data}") from None
         except PermissionError:
-            user = pwd.getpwuid(os.geteuid()).pw_name
+            user = name_of(os.geteuid())
             raise CannotStart(
                 f"mailsvc cannot start: {user} may not write in {data} (service.data); give it to "
                 f"the user that runs mailsvc: chown -R {user} {data}") from None

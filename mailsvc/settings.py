@@ -37,9 +37,17 @@ def at_least(minimum: int | float) -> Check:
     return lambda value: None if value >= minimum else f"{minimum} or more"
 
 
-def one_of(*choices: str) -> Check:
-    """A check for names: one of *choices*."""
-    return lambda value: None if value in choices else "one of " + ", ".join(choices)
+class OneOf:
+    """A check for names: one of *choices*, which stand for the type of such a setting as well."""
+
+    def __init__(self, *choices: str) -> None:
+        self._choices = choices
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(self._choices)
+
+    def __call__(self, value: Any) -> str | None:
+        return None if value in self._choices else str(self)
 
 
 def networks(values: list[str]) -> str | None:

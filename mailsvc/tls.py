@@ -72,7 +72,7 @@ from mailsvc.handshake import (
     choose_context,
     note_verification,
 )
-from mailsvc.settings import at_least, one_of, setting
+from mailsvc.settings import OneOf, at_least, setting
 
 # Mozilla's "Server Side TLS" guideline, version 6.0 (2026).  Against 5.7 it lacks the DHE ciphers
 # and has the hybrid group.  Its TLS 1.2 ciphers are those of TLS_1_2_CIPHERS.
@@ -111,7 +111,7 @@ class TLSSettings:
         "files are picked up by themselves.", check=_places)
     policy: str = setting(
         "intermediate", "What is agreed to, after Mozilla's guideline: intermediate (TLS 1.2 and "
-        "1.3) or modern (TLS 1.3 only).", check=one_of(*_POLICIES))
+        "1.3) or modern (TLS 1.3 only).", check=OneOf(*_POLICIES))
     session_tickets: bool = setting(
         True, "Whether clients may resume a session without a full handshake.")
     client_ca: str = setting(
@@ -124,6 +124,11 @@ class TLSSettings:
         check=lambda value: _places([value]) if value else None)
     check_seconds: float = setting(
         0.5, "How often the files are looked at.", unit="seconds", check=at_least(0.05))
+
+
+def certificate_places(settings: TLSSettings) -> list[str]:
+    """Where there are certificates, each once; none if there is but our own."""
+    return list(dict.fromkeys(settings.certificates))
 
 
 class TLSUnusable(Exception):
@@ -260,7 +265,7 @@ class ServerTLS(Service):
         :raises TLSUnusable: names all that is wrong with any of them.
         """
         problems = []
-        places = list(dict.fromkeys(self._settings.certificates))
+        places = certificate_places(self._settings)
         if not places:
             try:
                 places = [self_signed(self._directory, self._hostname)]
@@ -300,6 +305,11 @@ class ServerTLS(Service):
             "told to ({path}, SHA-256 {fingerprint}); get one for {hostname} and name it in "
             "tls.certificates, as in [\"/etc/letsencrypt/live/{hostname}\"]",
             path=certificate.path, fingerprint=certificate.fingerprint, hostname=self._hostname)
+
+    @property
+    def ends(self) -> list[float]:
+        """When each certificate ends, in seconds since the epoch, in the order of its place."""
+        return [self._certificates[each].not_after.timestamp() for each in self._watched]
 
     def startService(self) -> None:
         super().startService()

@@ -7,18 +7,19 @@ import socketserver
 import ssl
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from tests.loopback import Served
 
-class Exchanger:
+
+class Exchanger(Served):
     """An SMTP server at *address*; use as a context manager.
 
     :param behaviour: what each connection in turn meets, the last for ever; words with spaces
         between, or none for a server that takes everything:
 
-        * ``greet=TEXT``, ``ehlo=``, ``mail=``, ``rcpt=``, ``data=``, ``end=`` with a reply, "_" for
-          a space; the reply stands in the place of the good one;
+        * ``greet=TEXT``, ``ehlo=``, ``starttls=``, ``mail=``, ``rcpt=``, ``data=``, ``end=`` with
+          a reply, "_" for a space; the reply stands in the place of the good one;
         * ``hang=STAGE``, ``drop=STAGE``, ``slow=STAGE``: no answer, the connection closed, or an
           answer after half a second, at that stage; ``content`` is amid the message, ``end``
           behind it; ``lose=end``: the message is taken, and then the connection closed;
@@ -45,7 +46,6 @@ class Exchanger:
         self.lines: list[str] = []
         self.lock = threading.Lock()
         self.connections = 0
-        self.over = threading.Event()
         exchanger = self
 
         class Handler(socketserver.BaseRequestHandler):
@@ -58,18 +58,7 @@ class Exchanger:
             daemon_threads = True
             request_queue_size = 200
 
-        self._server = Server((address, port), Handler)
-        self.port = self._server.server_address[1]
-
-    def __enter__(self) -> Exchanger:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.over.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Server((address, port), Handler))
 
 
 class _Conversation:
@@ -176,7 +165,8 @@ class _Conversation:
 
     def start_tls(self) -> None:
         """Go on in TLS, or do as if."""
-        self.sock.sendall(b"220 go\r\n")
+        if not self.say("starttls", "220 go").startswith("220"):
+            return
         if "badtls" in self.words:
             self.sock.sendall(b"this is no TLS at all\r\n")
             raise _Gone

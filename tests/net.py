@@ -14,8 +14,8 @@ from tests.daemons import free_port
 from tests.exchanger import Exchanger
 from tests.nameserver import NameServer
 from tests.policyhost import PolicyHost
+from tests.relay import mail, relaying, statuses
 from tests.service import Service
-from tests.test_relay import mail, relaying, statuses
 
 QUICK = ("queue.retry_first_seconds=0.5", "queue.retry_factor=1", "queue.lifetime_seconds=3",
          "queue.warning_seconds=0", "relay.connect_seconds=1", "relay.reply_seconds=2")
@@ -70,13 +70,17 @@ class Net:
         """The domain *name*, perhaps with a policy: "enforce *.b.example"."""
         self.zone[name] = [f"MX {number} {host}" for number, host in enumerate(exchangers)]
         if policy:
-            assert self.policies is not None
-            mode, *patterns = policy.split(" ")
-            self.zone[f"_mta-sts.{name}"] = [f"TXT v=STSv1; id={id};"]
-            self.zone[f"mta-sts.{name}"] = ["A 127.0.0.1"]
-            self.policies.answers[f"mta-sts.{name}"] = (200, "text/plain", "".join(
-                [f"version: STSv1\r\nmode: {mode}\r\nmax_age: 604800\r\n",
-                 *(f"mx: {pattern}\r\n" for pattern in patterns)]).encode())
+            self.publish(name, policy, id)
+
+    def publish(self, name: str, policy: str, id: str = "1") -> None:
+        """A policy of *name*: "enforce *.b.example"."""
+        assert self.policies is not None
+        mode, *patterns = policy.split(" ")
+        self.zone[f"_mta-sts.{name}"] = [f"TXT v=STSv1; id={id};"]
+        self.zone[f"mta-sts.{name}"] = ["A 127.0.0.1"]
+        self.policies.answers[f"mta-sts.{name}"] = (200, "text/plain", "".join(
+            [f"version: STSv1\r\nmode: {mode}\r\nmax_age: 604800\r\n",
+             *(f"mx: {pattern}\r\n" for pattern in patterns)]).encode())
 
     @property
     def settings(self) -> Sequence[str]:
@@ -84,8 +88,8 @@ class Net:
         return (f'relay.dns=["{self.names.address}"]', f"relay.port={self.port}",
                 f"relay.policy_port={policy_port}", f"relay.authorities={self.ca}", *QUICK)
 
-    def service(self) -> Service:
-        return self.stack.enter_context(relaying(self.directory / "a", *self.settings))
+    def service(self, *more: str) -> Service:
+        return self.stack.enter_context(relaying(self.directory / "a", *self.settings, *more))
 
 
 def returned(service: Service) -> dict[str, tuple[str, str]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.server
 import ssl
-import threading
 from pathlib import Path
-from types import TracebackType
+
+from tests.loopback import Served
 
 
-class PolicyHost:
+class PolicyHost(Served):
     """Answers by the host that is asked for; use as a context manager.
 
     :param address: where it listens, at *port*; 0 for any.
@@ -24,7 +24,6 @@ class PolicyHost:
         self.answers: dict[str, tuple[int, str, bytes]] = {}
         self.asked: list[tuple[str, str]] = []
         self.posted: list[tuple[str, str, str, bytes]] = []
-        self.over = threading.Event()
         host = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -53,23 +52,13 @@ class PolicyHost:
                 pass
 
         class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
             def handle_error(self, request: object, client_address: object) -> None:
                 """Clients leave, or do not like the certificate."""
 
-        self._server = Server((address, port), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
+        super().__init__(Server((address, port), Handler))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         self._server.socket = context.wrap_socket(
             self._server.socket, server_side=True, do_handshake_on_connect=False)
-
-    def __enter__(self) -> PolicyHost:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.over.set()
-        self._server.shutdown()
-        self._server.server_close()

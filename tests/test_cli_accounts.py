@@ -243,6 +243,19 @@ def test_passwords_from_a_pipe(run: CommandLine, stdin: str | bytes) -> None:
     assert secret == "new"  # APOP stays as it was
 
 
+def test_a_password_from_a_file(run: CommandLine, tmp_path: Path) -> None:
+    place = tmp_path / "password"
+    place.write_text("new\n")
+    assert run("account", "passwd", "bob@example.org", "--password-file", str(place)) == (
+        "Changed the password of Bob@example.org\n")
+    assert run.login("bob@example.org")[1] == "new"
+    run("account", "passwd", "bob@example.org", "--password-file", "-", stdin="newer\n")
+    assert run.login("bob@example.org")[1] == "newer"
+    place.unlink()
+    assert f"--password-file {place}: No such file" in run.misused(
+        "account", "passwd", "bob@example.org", "--password-file", str(place))
+
+
 @pytest.mark.parametrize(("options", "name", "secret"), [
     ([], "bob", "new"), (["--no-apop"], "bob", None), ([], "alice", None),
     (["--apop"], "alice", "new")])

@@ -189,6 +189,7 @@ format = "xml"
     ("log.levels", "{ a = 1 }", "expected a table of strings"),
     ("log.levels", '{ a = "loud" }', "expected a = one of debug, info, warn, error, critical"),
     ("log.level", '"loud\\nx"', "expected one of debug, info, warn, error, critical"),
+    ("pop3.allow_cleartext_auth", "true", "expected one of no, loopback, yes"),
 ])
 def test_a_wrong_value(tmp_path: Path, key: str, value: str, expected: str) -> None:
     section, _, name = key.partition(".")

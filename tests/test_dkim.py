@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -176,6 +177,46 @@ def test_the_command(tmp_path: Path) -> None:
     assert "no key 'x'" in run.fails("dkim", "use", "example.org", "x")
     assert "is no selector" in run.fails(
         "dkim", "add", "example.org", "--algorithm", "rsa", "--selector", "../x")
+
+
+def test_what_root_makes_belongs_to_the_owner_of_the_data(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: set[Path] = set()
+
+    def chown(path: Path, user: int, group: int) -> None:
+        assert (user, group) == (os.stat(tmp_path).st_uid, os.stat(tmp_path).st_gid)
+        given.add(Path(path))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", chown)
+    keys = Keys(tmp_path / "dkim")
+    keys.add("example.org", "ed25519", "e1")
+    keys.use("example.org", ["e1"])
+    folder = tmp_path / "dkim" / "example.org"
+    assert given == {folder.parent, folder, folder / "e1.pem", folder / "active.new"}
+    assert {path.name for path in folder.iterdir()} == {"e1.pem", "active"}
+
+
+def test_keys_that_cannot_be_looked_at_are_not_no_keys(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would leave mail unsigned, and nobody would know."""
+    run = CommandLine(tmp_path)
+    run("dkim", "add", "example.org", "--algorithm", "ed25519", "--use")
+    folder, real = tmp_path / "dkim" / "example.org", os.listdir
+
+    def listdir(path: Path) -> list[str]:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    keys = Keys(tmp_path / "dkim")
+    for look in (lambda: keys.of("example.org"), lambda: list(keys.all()), Signer(keys).has_keys,
+                 lambda: Signer(keys).sign(b"From: a@example.org\r\n\r\n", "")):
+        with pytest.raises(PermissionError):
+            look()
+    said = run.fails("dkim", "list")
+    assert said.startswith(f"{folder} cannot be used: Permission denied; run as the user who owns")
 
 
 #: Verifies a message with OpenDKIM, which asks the DNS of this machine: in a namespace of its own.

@@ -16,12 +16,12 @@ ROOT = Path(__file__).parent.parent
 VALUES = ["errors", "mail", "settings", "wire"]
 LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
-PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
+PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
 SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "config", "log", "systemd", "headcount",
-           "connections", "listeners", "front"]
+           "connections", "listeners", "figures", "gathering", "monitor", "observer", "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -34,22 +34,30 @@ MAY_IMPORT = {
     "credentials": [],
     "sasl": ["credentials", "settings", "sasl"],
     "trace": ["mail"],
-    "smtp.server": [*CONTRACTS, *LOGINS, "authentication", "submission", "trace", "smtp",
+    "smtp.tally": ["figures", "smtp.replies"],
+    "smtp.server": [*CONTRACTS, *LOGINS, "figures", "authentication", "submission", "trace", "smtp",
                     "connections", "conversation", "fanout"],
-    "pop3.server": [*CONTRACTS, *LOGINS, "authentication", "pop3", "connections", "conversation"],
+    "pop3.server": [*CONTRACTS, *LOGINS, "figures", "authentication", "pop3", "connections",
+                    "conversation"],
     "smtp.outgoing": [*VALUES, "trust", "dialing", "smtp"],
     "smtp": [*VALUES, *LOGINS, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
     "pop3": [*VALUES, *LOGINS, "pop3"],
     "pace": [],
+    "figures": [],
+    "gathering": ["figures"],
+    "monitor": ["figures", "gathering", "listeners", "pages"],
+    "pages": ["figures", "gathering"],
+    "observer": ["figures", "gathering"],
     "headcount": ["pace"],
     "connections": [*VALUES, "pace", "headcount"],
-    "conversation": [*VALUES, *LOGINS, "authentication", "connections", "handshake"],
+    "conversation": [*VALUES, *LOGINS, "figures", "authentication", "connections", "handshake"],
     "proxy": [*VALUES, "connections"],
     "journal": [],
     "store": [*CONTRACTS, "journal", "store"],
     "names": ["mail"],
-    "database": ["errors", "names"],
+    "ownership": [],
+    "database": ["errors", "names", "ownership"],
     "state": ["errors", "names", "database"],
     "bans": ["state"],
     "ledger": ["errors", "names", "state", "bans"],
@@ -60,7 +68,7 @@ MAY_IMPORT = {
     "submission.agent": [*PEOPLE, "routing", "rates", "submission"],
     "submission": [*PEOPLE, "trace", "routing", "submission"],
     "rates": [*VALUES, "names", "state", "submission.limits"],
-    "authentication": [*PEOPLE, *LOGINS, "brakes", "accounts"],
+    "authentication": [*PEOPLE, *LOGINS, "figures", "brakes", "accounts"],
     "certificates": [],
     "handshake": [],
     "tls": ["settings", "certificates", "handshake"],
@@ -74,7 +82,7 @@ MAY_IMPORT = {
     "srs": ["mail"],
     "routing": [*PEOPLE, "srs"],
     "fanout": CONTRACTS,
-    "dkim": ["names", "submission.mailboxes"],
+    "dkim": ["names", "ownership", "submission.mailboxes"],
     "queue.limits": ["settings"],
     "queue.message": ["mail"],
     "queue.spool": ["queue.message", "store.tree"],
@@ -97,7 +105,7 @@ MAY_IMPORT = {
     "queue.security.report": ["trace", "queue.security.results"],
     "queue.security": ["errors", "mail", "client", "smtp.failures", "store.threads", "trust",
                        "queue.exchangers", "queue.routes", "queue.security"],
-    "queue": [*CONTRACTS, "names", "trace", "srs", "fanout", "store", "client", "trust",
+    "queue": [*CONTRACTS, "figures", "names", "trace", "srs", "fanout", "store", "client", "trust",
               "smtp.failures", "smtp.offers", "smtp.requests", "queue"],
     "passwords": [*CONTRACTS, *LOGINS, "names"],
     "logindelay": ["errors", "names", "state"],
@@ -111,7 +119,7 @@ MAY_IMPORT = {
     "listeners": ["transport"],
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
-    "front": ["config", "listeners", "systemd"],
+    "front": ["config", "gathering", "listeners", "monitor", "systemd"],
     "service": SERVICE,
     "worker": ["config", "listeners", "log", "service"],
     "workers": [*SERVICE, "service", "worker"],
@@ -128,8 +136,8 @@ MAY_IMPORT = {
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
-           "queue.limits", "queue.message", "queue.schedule", "queue.filter", "queue.dsn",
-           "queue.routes", "queue.security.sts", "queue.security.levels",
+           "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
+           "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
            "queue.security.dane"]
 ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "smtp.severally", "submission.agent",
             "pop3.server", "pop3.retrieval"]

@@ -84,9 +84,10 @@ def test_what_programs_are_told() -> None:
         ("Remote-MTA", "dns; mx.example.net"),
         ("Diagnostic-Code", "smtp; 550 5.1.1 No such user"),
         ("Last-Attempt-Date", "Sat, 21 Nov 2026 09:29:59 +0000")]
-    # What was ours to find out has no remote host; and whom the message was for at first is told.
-    assert groups[2].items()[:2] == [("Original-Recipient", "rfc822; team@example.org"),
-                                     ("Final-Recipient", "rfc822; carol@example.net")]
+    # What was ours to find out has no remote host; and whom the message was for at first is told
+    # to programs only as the sender put it (RFC 3461 §6.3 (d)).
+    assert groups[2].items()[0] == ("Final-Recipient", "rfc822; carol@example.net")
+    assert groups[2]["Original-Recipient"] is None
     assert groups[2]["Remote-MTA"] is None
     assert groups[2]["Diagnostic-Code"] == "x-mailsvc; nobody answered within 30 seconds"
     assert groups[3].keys() == ["Final-Recipient", "Action", "Status"]
@@ -127,7 +128,7 @@ def test_more_than_ascii(ret: str, smtputf8: bool, original: bytes, sender: Addr
     written = made.write("ID", original)
     message, _, groups, returned = read(written)
     assert made.smtputf8 == (sender == JOERG)
-    international = JOERG in (recipient.address, recipient.original)
+    international = recipient.address == JOERG
     status = list(message.iter_parts())[1]
     assert status.get_content_type() == (
         "message/global-delivery-status" if international else "message/delivery-status")
@@ -138,6 +139,16 @@ def test_more_than_ascii(ret: str, smtputf8: bool, original: bytes, sender: Addr
     header = {True: "message/global-headers", False: "text/rfc822-headers"}
     assert returned.get_content_type() == (whole if ret == "FULL" else header)[
         eight_bit and smtputf8]
+
+
+def test_what_a_host_lacks_is_no_reply_of_it() -> None:
+    """RFC 3461 §9.2."""
+    written = report("failed", failed(BOB, status="5.7.30", reply="REQUIRETLS is not offered"),
+                     failed(BOB, reply="550-5.1.1 so")).write("ID", ORIGINAL)
+    groups = read(written)[2]
+    assert (groups[1]["Remote-MTA"], groups[1]["Diagnostic-Code"]) == (
+        "dns; mx.example.net", "x-mailsvc; REQUIRETLS is not offered")
+    assert groups[2]["Diagnostic-Code"].startswith("x-mailsvc;")
 
 
 def test_an_original_recipient_beyond_ascii_is_told_in_ascii() -> None:

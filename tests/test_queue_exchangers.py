@@ -34,6 +34,8 @@ ZONE = {
     "ours.example": ["MX 10 mx.here.example", "MX 30 second.example"],
     "byaddress.example": ["MX 10 other-name.example"],
     "other-name.example": ["A 127.0.0.1"],
+    "mapped.example": ["AAAA ::ffff:127.0.0.1"],
+    "mapped-else.example": ["AAAA ::ffff:192.0.2.8"],
     "many.example": [f"MX 10 m{n}.example" for n in range(10)],
     **{f"m{n}.example": [f"A 192.0.2.{100 + n}"] for n in range(10)},
 }
@@ -58,6 +60,13 @@ FOUND = {
     "alias.example": "2001:db8::1 192.0.2.1 192.0.2.2",
     "[192.0.2.9]": "192.0.2.9",
     "[IPv6:2001:db8::9]": "2001:db8::9",
+    "[ipv6:2001:DB8::9]": "2001:db8::9",
+    "[ipv6:2001::db8::9]": "5.1.2",
+    # RFC 4291 §2.5.5.2: a connection to these is one to the IPv4 address.
+    "[IPv6:::ffff:192.0.2.9]": "192.0.2.9",
+    "[IPv6:::ffff:127.0.0.1]": "5.4.6",
+    "mapped.example": "5.4.6",
+    "mapped-else.example": "192.0.2.8",
     "half.example": "192.0.2.2",
     "backup.example": "2001:db8::1 192.0.2.1",
     "unfollowed.example": "2001:db8::1 192.0.2.1 192.0.2.2",
@@ -92,6 +101,9 @@ async def test_families_and_loopback_by_configuration(names: NameServer) -> None
         assert " ".join(place.address for place in places) == expected
     places = await exchangers(names, loopback=True).find("byaddress.example")
     assert [place.address for place in places] == ["127.0.0.1"]
+    # Policies and reports are not asked for or handed in there either.
+    assert [place.address for place in await exchangers(names).addresses("mapped.example")] == [
+        "127.0.0.1"]
     # But never our own listener.
     with pytest.raises(Unroutable, match="come back"):
         await exchangers(names, loopback=True).find("[127.0.0.9]")
@@ -175,6 +187,14 @@ def test_without_routes_it_is_the_exchangers() -> None:
     assert Routes(RelaySettings()).hop(message, Address("x", "bücher.example")) == Hop(
         "xn--bcher-kva.example", exchangers=True)
     assert Routes(RelaySettings()).hop(message, Address("x", "[192.0.2.1]")).host == "[192.0.2.1]"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_literal_of_ipv6_is_found_as_routes_have_it(names: NameServer) -> None:
+    hop = Routes(RelaySettings()).hop(
+        QueuedMessage("ID", 0, NULL_PATH, []), Address("x", "[IPv6:2001:db8::9]"))
+    place, = await exchangers(names).find(hop.host)
+    assert (place.name, place.address) == ("[IPv6:2001:db8::9]", "2001:db8::9")
 
 
 @pytest.mark.parametrize(("text", "place"), [

@@ -13,12 +13,14 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from mailsvc.errors import TemporaryFailure
-from mailsvc.mail import Account, Address, DeliverBy, Envelope, Recipient, Remote
+from mailsvc.mail import NULL_PATH, Account, Address, DeliverBy, Envelope, Recipient, Remote
 from mailsvc.queue import runner
-from mailsvc.queue.carrier import Carrier, Job, Result, _line_up
+from mailsvc.queue.carrier import Carrier
+from mailsvc.queue.connection import Connection
 from mailsvc.queue.content import Content
 from mailsvc.queue.dsn import Report
 from mailsvc.queue.exchangers import Place
+from mailsvc.queue.job import Job, Result, line_up
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.local import Local
 from mailsvc.queue.message import (
@@ -43,7 +45,7 @@ from mailsvc.smtp import replies
 from mailsvc.smtp.outcome import Outcome
 from mailsvc.srs import SRS
 from tests.postoffice import Answers, FakeRouter, FakeStore
-from tests.test_queue_schedule import DAY, HOUR, MINUTE, START, Carrying, Here, Told, World
+from tests.queue_clock import DAY, HOUR, MINUTE, START, Carrying, Here, Told, World
 
 BOB = Address("bob", "example.net")
 
@@ -263,6 +265,9 @@ def test_n_without_delay_in_notify_is_not_told_of(tmp_path: Path) -> None:
     (DeliverBy(60, "N"), False, ("FAILURE",), True),
     (DeliverBy(60, "N"), False, ("NEVER",), False),
     (DeliverBy(60, "N"), True, (), False),
+    # Its time was over before: a host before us has told of that (RFC 2852 §4.1.4.2).
+    (DeliverBy(-60, "N"), False, (), False),
+    (DeliverBy(-60, "N", True), False, (), True),
     (DeliverBy(60, "N", True), True, (), True),
     (DeliverBy(60, "R", True), True, (), True),
     (DeliverBy(60, "R", True), True, ("NEVER",), False),
@@ -326,7 +331,7 @@ def test_the_urgent_overtake_what_waits_for_room(
 def test_jobs_for_one_destination_line_up_by_priority() -> None:
     jobs: deque[Job] = deque()
     for name, priority in ("a", 0), ("b", 4), ("c", 0), ("d", -9), ("e", 4), ("f", 9):
-        _line_up(jobs, Job(QueuedMessage(name, 0.0, BOB, [], priority=priority), [], BOB,
+        line_up(jobs, Job(QueuedMessage(name, 0.0, BOB, [], priority=priority), [], BOB,
                            None))  # type: ignore[arg-type]
     assert "".join(job.message.id for job in jobs) == "fbeacd"
 
@@ -398,6 +403,9 @@ class Anything:
     def reached(self, place: Place, demand: Demand, client: Host) -> None:
         pass
 
+    async def seals(self, place: Place, client: Host) -> bool:
+        return False
+
 
 def test_a_destination_lets_another_go_first_that_has_what_is_urgent(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
@@ -430,13 +438,26 @@ def test_the_priority_stands_where_it_is_looked_for(tmp_path: Path, priority: in
     assert world.spool.priorities([id, "GONE"]) == ({id: priority} if priority else {})
 
 
+@pytest.mark.parametrize(("sender", "inward", "lacks"), [
+    (BOB, False, True), (NULL_PATH, False, False), (BOB, True, False)])
+def test_whom_requiretls_keeps_from_a_host_that_lacks_it(
+        tmp_path: Path, sender: Address, inward: bool, lacks: bool) -> None:
+    """RFC 8689 §4.2.1, §5: reports go, and what stays on this machine."""
+    (tmp_path / "empty").touch()
+    message = QueuedMessage("1A", 0.0, sender, [QueuedRecipient(BOB, BOB)], requiretls=True)
+    job = Job(message, message.recipients, sender, Content((tmp_path / "empty").open("rb")))
+    connection = Connection(Host([]), Clock())  # type: ignore[arg-type]
+    connection.inward = inward
+    assert (connection.lacking(job) is not None) == lacks
+
+
 # ---- on disk, in reports -------------------------------------------------------------------------
 
 
 def test_files_of_before_are_read() -> None:
     message = QueuedMessage("1A", 1000.0, BOB, [QueuedRecipient(BOB, BOB)], due=1000.0)
     envelope, state = envelope_line(message), state_line(message)
-    for new in b'"priority":0,', b'"release":0.0,', b'"by":null,', b',"local":false':
+    for new in b'"priority":0,', b'"release":0.0,', b'"hold":"",', b'"by":null,', b',"local":false':
         assert new in envelope
         envelope = envelope.replace(new, b"")
     state = state.replace(b'"released":0.0,', b"")
@@ -446,10 +467,10 @@ def test_files_of_before_are_read() -> None:
 def test_a_report_tells_by_when(tmp_path: Path) -> None:
     recipient = QueuedRecipient(BOB, BOB, state=FAILED, status="5.4.7", reply="over")
     message = QueuedMessage("1A", START, BOB, [recipient], by=DeliverBy(60, "R"), ret="FULL",
-                            release=START + 30)
+                            release=START + 30, hold="for;30")
     text = Report("failed", message, [recipient], "here.example", START + 60).write("ID", b"x")
     assert b"\r\nDeliver-By-Date: Tue, 14 Nov 2023 22:14:20 +0000\r\n" in text
-    assert b"\r\nFuture-Release-Request: until;2023-11-14T22:13:50Z\r\n" in text
+    assert b"\r\nFuture-Release-Request: for;30\r\n" in text
     assert b"\r\nStatus: 5.4.7\r\n" in text
 
 

@@ -82,8 +82,11 @@ async def test_what_is_no_answer_is_said_to_be_none(world: World, name: str) -> 
 async def test_who_does_not_answer_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailsvc.queue.security.https._PATIENCE", 0.5)
     world.host.answers["a.example"] = 0, "", b""
+    # The time is for all of its addresses: mail waits meanwhile.
+    world.addresses = ["127.0.0.1"] * 3
     with pytest.raises(HTTPFailure):
         await world.get()
+    assert len(world.host.asked) == 1
 
 
 @pytest_twisted.ensureDeferred

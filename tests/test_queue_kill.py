@@ -23,9 +23,9 @@ from pathlib import Path
 import pytest
 
 from tests.exchanger import Exchanger
+from tests.relay import MESSAGE, QUICK, queued
 from tests.service import PATIENCE, Service
 from tests.test_queue_workers import owner_of, sent_to, together
-from tests.test_relay import MESSAGE, QUICK, queued
 from tests.test_workers import alive, workers_of
 
 ROUNDS = 6

@@ -12,9 +12,9 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from mailsvc.queue import pipe
+from tests.relay import MESSAGE, QUICK, below_trace, mail, queued, relaying, statuses, submit
+from tests.relay import until as until_of
 from tests.test_queue_workers import together
-from tests.test_relay import MESSAGE, QUICK, below_trace, mail, queued, relaying, statuses, submit
-from tests.test_relay import until as until_of
 
 #: Notes what it was given; ends as the recipient's local-part says: exit-75, say-5.2.2-67, …
 PROGRAM = """#!{python} -I

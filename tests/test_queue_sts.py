@@ -31,6 +31,7 @@ RECORDS: dict[tuple[str, ...], str | None] = {
     ("v=STSv1;id=1",): "1",
     ("v=STSv1 ; id = 1 ; other=x",): "1",
     ("v=spf1", "v=STSv1; id=a"): "a",
+    ("v=STSv1; id=a; id=b; x=1; x=2",): "a",
     ("v=STSv10; id=1",): None,
     ("V=STSv1; id=1",): None,
     ("id=1; v=STSv1",): None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import email
 import email.policy
 import gzip
@@ -125,6 +126,19 @@ def test_a_report_by_mail() -> None:
     _, attachment = message.iter_parts()
     assert attachment.get_filename() == (
         "a.example!b.example!1795651200!1795737599!1K00.json.gz")
+
+
+def test_a_report_goes_to_few() -> None:
+    uris = [f"mailto:victim{number}@x.example" for number in (0, 0, *range(1000))]
+    assert destinations(["v=TLSRPTv1; rua=" + ",".join(uris)]) == [
+        f"mailto:victim{number}@x.example" for number in range(5)]
+
+
+def test_who_reports_may_have_a_long_name() -> None:
+    name = ".".join(["a" * 50] * 4)
+    message, _ = opened(dataclasses.replace(REPORT, submitter=name, contact=f"tls@{name}").mail(
+        "reports@b.example", 0))
+    assert len(message.get_boundary()) == 70
 
 
 # ---- when ---------------------------------------------------------------------------------------

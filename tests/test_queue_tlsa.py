@@ -76,12 +76,12 @@ CASES: dict[str, tuple[Zone, str | None]] = {
 @pytest.mark.parametrize("name", CASES)
 async def test_ways(name: str) -> None:
     zone, base = CASES[name]
-    bindings = Bindings(Answers(zone), 25)
+    bindings = Bindings(Answers(zone))
     if base == "fails":
         with pytest.raises(LookupFailed):
-            await bindings.find("b.example", "mx.b.example")
+            await bindings.exchanger("b.example", "mx.b.example", 25)
         return
-    found = await bindings.find("b.example", "mx.b.example")
+    found = await bindings.exchanger("b.example", "mx.b.example", 25)
     assert (found and found.base) == base
     assert found is None or [str(each) for each in found.records] == [RECORD]
 
@@ -89,7 +89,7 @@ async def test_ways(name: str) -> None:
 @pytest_twisted.ensureDeferred
 async def test_whom_a_certificate_may_be_for() -> None:
     zone: Zone = {**ALIAS, ("b.example", "MX"): ("c.example", ["10 mx.b.example."], True)}
-    found = await Bindings(Answers(zone), 25).find("b.example", "mx.b.example")
+    found = await Bindings(Answers(zone)).exchanger("b.example", "mx.b.example", 25)
     assert found is not None
     assert found.names == ("real.host.example", "mx.b.example", "b.example", "c.example")
 
@@ -98,19 +98,19 @@ async def test_whom_a_certificate_may_be_for() -> None:
 async def test_a_domain_without_exchangers_is_its_own() -> None:
     zone: Zone = {("b.example", "A"): ("b.example", ["192.0.2.1"], True),
                   ("_25._tcp.b.example", "TLSA"): ("x", [RECORD], True)}
-    found = await Bindings(Answers(zone), 25).find("b.example", "b.example")
+    found = await Bindings(Answers(zone)).exchanger("b.example", "b.example", 25)
     assert found is not None and found.names == ("b.example",)
 
 
 @pytest_twisted.ensureDeferred
 async def test_records_that_cannot_be_used_bind_all_the_same() -> None:
     zone: Zone = {**SIGNED, ("_25._tcp.mx.b.example", "TLSA"): ("x", ["1 1 1 " + "ab" * 32], True)}
-    found = await Bindings(Answers(zone), 25).find("b.example", "mx.b.example")
+    found = await Bindings(Answers(zone)).exchanger("b.example", "mx.b.example", 25)
     assert found is not None and found.records == () and len(found.published) == 1
 
 
 @pytest_twisted.ensureDeferred
 async def test_an_unsigned_domain_costs_one_question() -> None:
     answers = Answers({("b.example", "MX"): ("b.example", ["10 mx.b.example."], False)})
-    assert await Bindings(answers, 25).find("b.example", "mx.b.example") is None
+    assert await Bindings(answers).exchanger("b.example", "mx.b.example", 25) is None
     assert answers.asked == [("b.example", "MX")]

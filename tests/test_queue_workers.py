@@ -16,8 +16,8 @@ from tests.command_line import CommandLine
 from tests.daemons import free_port
 from tests.exchanger import Exchanger
 from tests.nameserver import NameServer
+from tests.relay import MESSAGE, QUICK, mail, queued, relaying, submit, until
 from tests.service import PATIENCE, Service
-from tests.test_relay import MESSAGE, QUICK, mail, queued, relaying, submit, until
 from tests.test_workers import (
     banner,
     children,

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.authority import Authority, Issued
 from tests.net import Net, returned
-from tests.test_relay import queued, submit, until
+from tests.relay import queued, submit, until
 
 
 def octets(certificate: x509.Certificate, selector: int) -> bytes:
@@ -100,6 +100,66 @@ def test_tlsa_records_are_obeyed(tmp_path: Path) -> None:
         log, told = service.log.read_text(), returned(service)
         for name, (*_, end) in CASES.items():
             taken = [each[3] for each in net.exchangers[f"mx.{name}.example"].messages]
+            if isinstance(end, str):
+                status, text = told.pop(f"bob@{name}.example", ("", ""))
+                assert (name, taken, status) == (name, [], "4.4.7"), log
+                assert end in text, text
+            else:
+                assert (name, taken) == (name, [end]), log
+        assert told == {}
+
+
+#: name -> scheme of the route to host.NAME.example; TLSA records; how it is certified, as above;
+#: what is amiss; its MTA-STS policy; and the end.
+SMARTHOSTS: dict[str, tuple[str, str, str, str, str, bool | str]] = {
+    "ee": ("smtp", "EE", "elsewhere.example", "", "", True),
+    "ee-no-tls": ("smtp", "EE", "-", "", "", "TLS is required by the TLSA records of "
+                  "host.ee-no-tls.example"),
+    "ta": ("smtp", "TA", "", "", "", True),
+    "ta-name": ("smtp", "TA", "elsewhere.example", "", "", "is not for host.ta-name.example"),
+    "unusable": ("smtp", "unusable", "-", "", "", "does not offer STARTTLS"),
+    "bogus": ("smtp", "none", "", "tlsa", "", "has TLSA records cannot be told"),
+    "insecure": ("smtp", "wrong", "-", "insecure", "", False),
+    # What the route asks for is proven by a record, or else as it says.
+    "proven": ("smtp+starttls", "EE", "elsewhere.example", "", "", True),
+    "wrong": ("smtp+starttls", "wrong", "", "", "", "matches its TLSA records"),
+    "unusable-named": ("smtp+starttls", "unusable", "", "", "", True),
+    "unusable-unnamed": ("smtp+starttls", "unusable", "x.example", "", "", "is not for host."),
+    "bogus-named": ("smtp+starttls", "none", "", "tlsa", "", True),
+    "plain": ("smtp+plain", "wrong", "", "", "enforce mx.x.example", False),
+    # RFC 8461 §3.4: its name is the policy's domain, and its only exchanger.
+    "sts": ("smtp", "none", "", "", "enforce host.sts.example", True),
+    "sts-name": ("smtp", "none", "x.example", "", "enforce host.sts-name.example",
+                 "required by the MTA-STS policy of host.sts-name.example"),
+    "sts-other": ("smtp", "none", "", "", "enforce mx.x.example", "is not among the exchangers"),
+    "over-sts": ("smtp", "EE", "x.example", "", "enforce host.over-sts.example", True),
+}
+
+
+@pytest.mark.slow
+def test_hosts_that_a_route_names(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        net = Net(stack, tmp_path)
+        net.host_policies(*(f"host.{name}.example" for name in SMARTHOSTS))
+        routes = []
+        for name, (scheme, kind, certified, amiss, policy, _) in SMARTHOSTS.items():
+            host = f"host.{name}.example"
+            net.exchanger(host, certified=None if certified == "-" else certified)
+            net.zone[host].append("SECURE")
+            issued = net.issued.get(host) or net.authority.issue(host)
+            if kind != "none" or amiss == "tlsa":
+                net.zone[f"_{net.port}._tcp.{host}"] = ["SERVFAIL"] if amiss == "tlsa" else [
+                    *records(kind, issued), *([] if amiss == "insecure" else ["SECURE"])]
+            if policy:
+                net.publish(host, policy)
+            routes.append(f'"{name}.example"="{scheme}://{host}:{net.port}"')
+        service = net.service(f"relay.routes={{{', '.join(routes)}}}")
+        for name in SMARTHOSTS:
+            submit(service, [f"bob@{name}.example"])
+        until(lambda: not queued(service), service, 90)
+        log, told = service.log.read_text(), returned(service)
+        for name, (*_, end) in SMARTHOSTS.items():
+            taken = [each[3] for each in net.exchangers[f"host.{name}.example"].messages]
             if isinstance(end, str):
                 status, text = told.pop(f"bob@{name}.example", ("", ""))
                 assert (name, taken, status) == (name, [], "4.4.7"), log

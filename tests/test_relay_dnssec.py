@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.net import QUICK, Net, returned
-from tests.test_relay import mail, queued, relaying, submit, until
+from tests.relay import mail, queued, relaying, submit, until
 from tests.test_relay_dane import STRANGER, tlsa
 from tests.unbound import Unbound
 

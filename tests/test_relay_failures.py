@@ -16,7 +16,7 @@ import pytest
 from tests.daemons import free_port
 from tests.exchanger import Exchanger
 from tests.nameserver import NameServer
-from tests.test_relay import (
+from tests.relay import (
     MESSAGE,
     QUICK,
     below_trace,
@@ -69,6 +69,9 @@ CASES: dict[str, tuple[list[tuple[str, ...]], int | str]] = {
     "nobody": ([("rcpt=550_5.1.1_nobody",)], "5.1.1"),
     "spam": ([("end=554_5.6.0_spam",)], "5.6.0"),
     "refused-by-all": ([("greet=554_5.3.2_closed",), ("greet=554_5.3.2_closed",)], "5.3.2"),
+    # Who is not there may be there later, whatever the other says.
+    "refused-by-one": ([("closed",), ("greet=554_5.3.2_closed",)], "4.4.7"),
+    "refused-by-first": ([("greet=554_5.3.2_closed",), ("hang=greet",)], "4.4.7"),
     "without-status": ([("rcpt=550_go_away",)], "5.0.0"),
     # A sender that was refused is refused for all, whatever is said to RCPT and DATA then.
     "5xx-mail-then-lax": ([("mail=550_5.7.1_not_you lax",)], "5.7.1"),

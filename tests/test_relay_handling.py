@@ -15,8 +15,7 @@ from tests.command_line import CommandLine
 from tests.daemons import free_port
 from tests.exchanger import Exchanger
 from tests.nameserver import NameServer
-from tests.service import Service
-from tests.test_relay import (
+from tests.relay import (
     MESSAGE,
     QUICK,
     below_trace,
@@ -27,6 +26,7 @@ from tests.test_relay import (
     submit,
     until,
 )
+from tests.service import Service
 
 
 def routes(**hosts: Exchanger | str) -> str:
@@ -68,6 +68,8 @@ def test_future_release(tmp_path: Path) -> None:
         until(lambda: len(mail(here)) == 2 and not queued(here), here)
         assert {statuses(report)[0][:2] for report in mail(here)} == {
             ("bob@a.example", "delivered"), ("carol@far.example", "relayed")}
+        # RFC 4865 §5.1.2: as it was said.
+        assert all(b"\r\nFuture-Release-Request: for;3\r\n" in report for report in mail(here))
 
 
 def test_a_kill_loses_nothing_that_is_held(tmp_path: Path) -> None:
@@ -106,6 +108,15 @@ def test_deliver_by(tmp_path: Path) -> None:
             ("r@busy.example", "failed", "5.4.7")}
         assert all(b"\r\nDeliver-By-Date: " in report for report in mail(here))
         assert len(plain.messages) == 1 and " BY=" not in plain.messages[0][0]
+        # RFC 2852 §4.1.4.2: who does not mind the time may at least tell of a delay.
+        for number, (option, notify, said) in enumerate((
+                ("BY=3600;N", "", "FAILURE,DELAY"), ("BY=3600;N", "SUCCESS", "SUCCESS,DELAY"),
+                ("BY=3600;N", "NEVER", "NEVER"), ("BY=-5;N", "FAILURE", "FAILURE"),
+                ("", "FAILURE", "FAILURE")), 1):
+            submit(here, ["n@plain.example"], mail=[option] if option else [],
+                   rcpt=[f"NOTIFY={notify}"] if notify else [])
+            until(lambda most=number: len(plain.messages) > most, here)
+            assert f" NOTIFY={said} " in plain.messages[number][1][0] + " "
 
 
 def test_whichever_exchanger_offers_it(tmp_path: Path) -> None:
@@ -143,6 +154,10 @@ def test_priorities(tmp_path: Path) -> None:
         until(lambda: len(minds.messages) == 2, here)
         assert [message[0].split()[-1] for message in minds.messages] == [
             "MT-PRIORITY=4", "MT-PRIORITY=-7"]
+        # RFC 6710 §4.2: what none was said for has one as well.
+        submit(here, ["bob@minds.example"])
+        until(lambda: len(minds.messages) == 3, here)
+        assert minds.messages[2][0].endswith(" MT-PRIORITY=0")
         submit(here, ["bob@plain.example"], mail=["MT-PRIORITY=3"])
         until(lambda: plain.messages, here)
         assert "PRIORITY" not in plain.messages[0][0]
@@ -172,6 +187,7 @@ def test_require_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         submit(here, ["bob@plain.example"], mail=["REQUIRETLS", "RET=FULL"])
         until(lambda: len(mail(here)) == 2, here)
         assert {each for report in mail(here) for each in statuses(report)} == {
-            ("bob@lacks.example", "failed", "5.7.30"), ("bob@plain.example", "failed", "4.4.7")}
+            ("bob@lacks.example", "failed", "5.7.30"),
+            ("bob@plain.example", "failed", "5.7.10")}
         assert not any(b"a dot" in report for report in mail(here))
         assert lacks.messages == plain.messages == []

@@ -19,7 +19,7 @@ from tests.bench.exim import Exim
 from tests.bench.opensmtpd import OpenSmtpd
 from tests.bench.peers import DOMAIN, Peer, Server, Site
 from tests.bench.postfix import Postfix
-from tests.test_relay import PATIENCE, mail, queued, relaying, submit, until
+from tests.relay import PATIENCE, mail, queued, relaying, submit, until
 
 UNPACKED = Path(os.environ.get("BENCH_PEERS", "~/.cache/mailsvc-bench")).expanduser()
 HEADER = (b"Date: Thu, 26 Nov 2026 10:00:00 +0000\r\nFrom: <alice@a.example>\r\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import smtplib
 import sqlite3
 import subprocess
 import sys
@@ -15,9 +16,12 @@ import pytest
 
 from mailsvc.state import State
 from tests.authority import Authority
+from tests.command_line import CommandLine
+from tests.daemons import PATIENCE
+from tests.exchanger import Exchanger
 from tests.net import Net, held, returned
+from tests.relay import MESSAGE, mail, queued, relaying, submit, until, unverified
 from tests.test_queue_tls_reports import opened
-from tests.test_relay import MESSAGE, mail, queued, relaying, submit, until
 
 #: domain -> policy, exchangers (the certificate's name; "" its own; "-" no TLS; "other:" another
 #: authority), and which of them gets the message, by TLS or not, or what the report says.
@@ -186,9 +190,101 @@ def test_a_message_may_say_that_it_can_go_without(tmp_path: Path) -> None:
         service = net.service()
         submit(service, ["bob@b.example"], b"TLS-Required:  no\r\n" + MESSAGE)
         until(lambda: exchanger.messages, service)
+        submit(service, ["bob@b.example"], b"X: y\r\nTLS-Required:\r\n No\r\n" + MESSAGE)
+        until(lambda: len(exchanger.messages) == 2, service)
         submit(service, ["bob@b.example"], MESSAGE + b"\r\nTLS-Required: No\r\n")
         until(lambda: mail(service), service)
-        assert len(exchanger.messages) == 1
+        assert len(exchanger.messages) == 2
+
+
+#: domain -> policy; whether its MX records are signed; its exchangers, each what it is certified
+#: for, as in Net, "-" for no TLS, "down" for none, or what it does; and who gets a message with
+#: REQUIRETLS, or with which status it comes back, and why.
+REQUIRED: dict[str, tuple[str, bool, list[str], int | tuple[str, str]]] = {
+    "sts": ("enforce *.sts.example", False, [""], 0),
+    "testing": ("testing *.testing.example", False, [""], 0),
+    "signed": ("", True, [""], 0),
+    "itself": ("", False, [], 0),
+    "unsigned": ("", False, [""], ("5.7.10", "neither DNSSEC nor an MTA-STS policy proves that "
+                                   "mx0.unsigned.example is an exchanger of unsigned.example")),
+    "none": ("none", False, [""], ("5.7.10", "neither DNSSEC nor")),
+    "other-policy": ("testing *.x.example", False, [""], ("5.7.10", "neither DNSSEC nor")),
+    "not-named": ("enforce *.x.example", True, [""], ("5.7.10", "is not among the exchangers")),
+    "certified": ("", True, ["elsewhere.example"], ("5.7.10", "is not for mx0.certified.example")),
+    "clear": ("", True, ["-"], ("5.7.10", "does not offer STARTTLS")),
+    "lacks": ("", True, ["lacks"], ("5.7.30", "where REQUIRETLS is offered")),
+    "second": ("", True, ["lacks", "elsewhere.example", ""], 2),
+    "half": ("", True, ["lacks", "down"], ("4.4.7", "where REQUIRETLS is offered")),
+    "refuses": ("", True, ["starttls=454_4.7.0_later"], ("4.4.7", "454 4.7.0 later")),
+}
+
+
+@pytest.mark.slow
+def test_required_tls(tmp_path: Path) -> None:
+    """RFC 8689 §4.2.1."""
+    with ExitStack() as stack:
+        net = Net(stack, tmp_path)
+        net.host_policies(*(f"{name}.example" for name in REQUIRED))
+        taken: dict[str, list[Exchanger | None]] = {}
+        for name, (policy, signed, kinds, _) in REQUIRED.items():
+            domain = f"{name}.example"
+            hosts = [f"mx{number}.{domain}" for number in range(len(kinds))]
+            if hosts:
+                net.domain(domain, *hosts, policy=policy)
+            taken[name] = []
+            for host, kind in zip(hosts or [domain], kinds or [""], strict=True):
+                if kind == "down":
+                    net.zone[host] = ["A 127.0.0.19"]
+                    continue
+                words = [] if kind == "lacks" else ["requiretls"]
+                certified: str | None = kind
+                if kind == "lacks" or "=" in kind:
+                    words.append(kind)
+                    certified = ""
+                taken[name].append(net.exchanger(
+                    host, " ".join(words), certified=None if kind == "-" else certified))
+            if signed:
+                net.zone[domain].append("SECURE")
+        service = net.service()
+        for name in REQUIRED:
+            submit(service, [f"bob@{name}.example"], mail=["REQUIRETLS", "RET=FULL"])
+        until(lambda: not queued(service), service, 60)
+        log, told = service.log.read_text(), returned(service)
+        for name, (*_, end) in REQUIRED.items():
+            got = [(number, message[0].endswith(" REQUIRETLS"), message[3])
+                   for number, each in enumerate(taken[name]) if each is not None
+                   for message in each.messages]
+            if isinstance(end, tuple):
+                status, text = told.pop(f"bob@{name}.example", ("", ""))
+                assert (name, got, status) == (name, [], end[0]), log
+                assert end[1] in text and "a dot" not in text, text
+            else:
+                assert (name, got) == (name, [(end, True, True)]), log
+        assert told == {}
+
+
+def test_a_report_about_what_requires_tls_goes_all_the_same(tmp_path: Path) -> None:
+    """RFC 8689 §5: by REQUIRETLS where that can be."""
+    with ExitStack() as stack:
+        net = Net(stack, tmp_path)
+        net.host_policies("good.example")
+        net.domain("good.example", "mx.good.example", policy="enforce mx.good.example")
+        net.domain("bad.example", "mx.bad.example")
+        good = net.exchanger("mx.good.example", "requiretls")
+        # It offers REQUIRETLS as well, but might be anybody.
+        bad = net.exchanger("mx.bad.example", "requiretls")
+        service = net.service("smtp.starttls=true")
+        CommandLine(service.directory)("alias", "add", "gone@a.example", "gone@nowhere.example")
+        with smtplib.SMTP(*service.listeners["smtp"], timeout=PATIENCE) as smtp:
+            smtp.starttls(context=unverified())
+            for sender in "bob@good.example", "bob@bad.example":
+                assert smtp.sendmail(sender, ["gone@a.example"], MESSAGE, ["REQUIRETLS"]) == {}
+        until(lambda: good.messages and bad.messages, service)
+        (to_good, _, report, by_tls), = good.messages
+        assert to_good.startswith("MAIL FROM:<>") and to_good.endswith(" REQUIRETLS") and by_tls
+        assert b"Status: 5.1.2" in report and b"a dot" not in report
+        (to_bad, *_), = bad.messages
+        assert to_bad.startswith("MAIL FROM:<>") and "REQUIRETLS" not in to_bad
 
 
 def test_a_domain_is_looked_up(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mailsvc.settings import one_of
+from mailsvc.settings import OneOf
 from mailsvc.smtp import replies
 from mailsvc.smtp.intake import Intake
 from mailsvc.smtp.limits import SMTPSettings
@@ -319,7 +319,7 @@ def test_networks_are_checked() -> None:
 
 
 def test_a_choice_is_one_of_those_named() -> None:
-    check = one_of("text", "json")
+    check = OneOf("text", "json")
     assert check("text") is None
     assert check("json") is None
     for wrong in ("", "TEXT", "tex", "text, json"):

@@ -181,10 +181,12 @@ def test_what_a_server_offers(offered: tuple[str, ...], understood: dict[str, st
 @pytest.mark.parametrize(("extensions", "options", "said"), [
     (("DELIVERBY",), {"by": DeliverBy(120, "R")}, b" BY=120;R"),
     (("DELIVERBY 60",), {"by": DeliverBy(60, "R", trace=True)}, b" BY=60;RT"),
+    (("DELIVERBY ,NEW=1",), {"by": DeliverBy(60, "R")}, b" BY=60;R"),
     (("DELIVERBY 60",), {"by": DeliverBy(-5, "N")}, b" BY=-5;N"),
     ((), {"by": DeliverBy(60, "N")}, b""),
     (("MT-PRIORITY MIXER",), {"priority": -3}, b" MT-PRIORITY=-3"),
-    ((), {"priority": 9}, b""), (("MT-PRIORITY",), {"priority": 0}, b"")])
+    ((), {"priority": 9}, b""), (("MT-PRIORITY",), {}, b""),
+    (("MT-PRIORITY",), {"priority": 0}, b" MT-PRIORITY=0")])
 def test_time_and_priority_are_said_where_they_are_offered(
         extensions: tuple[str, ...], options: dict[str, Any], said: bytes) -> None:
     session = greeted(*extensions)
@@ -193,7 +195,7 @@ def test_time_and_priority_are_said_where_they_are_offered(
 
 
 @pytest.mark.parametrize(("extensions", "status"), [
-    ((), (5, 3, 3)), (("DELIVERBY 61",), (5, 4, 7))])
+    ((), (5, 3, 3)), (("DELIVERBY 61",), (5, 4, 7)), (("DELIVERBY 61,NEW=1",), (5, 4, 7))])
 def test_what_is_to_be_returned_in_time_goes_only_where_it_will_be(
         extensions: tuple[str, ...], status: tuple[int, int, int]) -> None:
     """RFC 2852 §4.1."""

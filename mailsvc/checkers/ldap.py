@@ -35,7 +35,7 @@ from mailsvc.checkers.arguments import BadArguments, read, require, secret
 from mailsvc.checkers.bounds import Turns
 from mailsvc.checkers.trust import authorities
 from mailsvc.errors import TemporaryFailure
-from mailsvc.settings import at_least, one_of, setting
+from mailsvc.settings import OneOf, at_least, setting
 
 HELP = """\
 Passwords of an LDAP server, checked by binding as the entry of the login name.
@@ -67,7 +67,7 @@ class Settings:
     account: str = setting(
         "", "The attribute that holds the name of the account; empty for the login name itself.")
     tls: str = setting("starttls", "starttls, ldaps, or none.",
-                       check=one_of("starttls", "ldaps", "none"))
+                       check=OneOf("starttls", "ldaps", "none"))
     ca: str = setting("", "A PEM file of the authorities to trust; empty for the system's.")
     port: int = setting(0, "The port; 0 for 389, or 636 with ldaps.", check=at_least(0))
     bind_dn: str = setting("", "The DN to search as; empty to search without a bind.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mailsvc.cli.arguments import MAILBOX, OCTETS, octets_text
+from mailsvc.cli.arguments import MAILBOX, OCTETS, octets_text, password_options
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.passwords import app_password
 from mailsvc.cli.place import (
@@ -27,9 +27,7 @@ from mailsvc.passwords import PASSWORD_OCTETS, PasswordHasher, check_password, s
 #: What each of the roles means.
 ROLE_SENTENCES = {"both": "receives and sends", "receive": "receives only", "send": "sends only"}
 
-password_option = click.option(
-    "--password-stdin", is_flag=True,
-    help="Read the password from standard input; without this it is asked for, twice.")
+password_option = password_options("Its password is what this file holds [asked for, twice].")
 
 
 def quota_options(command: Command) -> Command:
@@ -43,10 +41,14 @@ def quota_options(command: Command) -> Command:
     return command
 
 
-def _ask_password(password_stdin: bool) -> bytes:
-    """The password that was piped in or typed, as prepared."""
-    if password_stdin:
-        line = sys.stdin.buffer.read(PASSWORD_OCTETS * 4)
+def _ask_password(place: str | None) -> bytes:
+    """The password in the file *place*, that was piped in ("-"), or typed; as prepared."""
+    if place is not None:
+        try:
+            with click.open_file(place, "rb") as file:
+                line = file.read(PASSWORD_OCTETS * 4)
+        except OSError as error:
+            raise click.UsageError(f"--password-file {place}: {error.strerror}") from None
         # Not UTF-8 becomes lone surrogates, which check_password refuses.
         password = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
     elif sys.stdin.isatty():
@@ -105,7 +107,7 @@ account.add_command(sent)
 @click.option("--role", type=click.Choice(ROLES), default="both", show_default=True,
               help="What the account is for, as `mailsvc account role` says.")
 @place_options
-def add(name: Address, password_stdin: bool, octets: int | None, messages: int | None,
+def add(name: Address, password_file: str | None, octets: int | None, messages: int | None,
         apop: bool, role: str) -> None:
     """Make an account.
 
@@ -116,7 +118,7 @@ def add(name: Address, password_stdin: bool, octets: int | None, messages: int |
     """
     with open_directory() as directory:
         name = directory.check_new_account(name)  # before anybody types a password
-        password = _ask_password(password_stdin)
+        password = _ask_password(password_file)
         verifier, scram = _hashed(directory, f"{name.local_part}@{name.domain}", password)
         made = directory.add_account(name, verifier=verifier, scram=scram,
                                      secret=password.decode() if apop else None,
@@ -210,7 +212,7 @@ def show(name: Address, as_json: bool) -> None:
 @click.option("--apop/--no-apop", default=None,
               help="Keep the password readable too, as APOP needs it [as before].")
 @place_options
-def passwd(name: Address, password_stdin: bool, apop: bool | None) -> None:
+def passwd(name: Address, password_file: str | None, apop: bool | None) -> None:
     """Change an account's main password.  The next login needs the new one.
 
     Its app passwords stay: `mailsvc account app-password` changes those.
@@ -221,7 +223,7 @@ def passwd(name: Address, password_stdin: bool, apop: bool | None) -> None:
     """
     with open_directory() as directory:
         found = _found(directory, name)
-        password = _ask_password(password_stdin)
+        password = _ask_password(password_file)
         verifier, scram = _hashed(directory, found.name, password)
         described = _described(directory, found)
         if apop is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -54,3 +55,18 @@ def octets_text(octets: int) -> str:
         if octets and octets % (1 << shift) == 0:
             return f"{octets >> shift}{suffix}"
     return str(octets)
+
+
+def password_options(sentence: str) -> Callable[[Any], Any]:
+    """Give a command the options --password-file and --password-stdin, whose value is the place of
+    a password: a path, or "-" for standard input, or None where neither is given.
+
+    :param sentence: what it is for.
+    """
+    def give(command: Any) -> Any:
+        command = click.option("--password-stdin", "password_file", flag_value="-",
+                               help="The same as --password-file -.")(command)
+        return click.option("--password-file", "password_file", metavar="FILE|-",
+                            help=sentence)(command)
+
+    return give

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import ipaddress
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
 from mailsvc.bans import MANUAL, Ban, BanTable, Network
-from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import place_options, settings
-from mailsvc.errors import MailFailure
+from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
+from mailsvc.cli.place import open_state, place_options
 from mailsvc.ledger import forgive
 from mailsvc.names import DirectoryError
 from mailsvc.state import State
@@ -69,28 +66,9 @@ def _reason(ctx: click.Context, option: click.Parameter, value: str) -> str:
 
 @contextlib.contextmanager
 def _open_bans(*, create: bool = False) -> Iterator[tuple[State, BanTable] | None]:
-    """The table of bans of the service that the command line names; None when there is none yet.
-
-    What it refuses ends the command with status 1.
-    """
-    data = Path(settings().service.data)
-    path = data / "state.sqlite"
-    try:
-        if not data.is_dir():
-            raise DirectoryError(f"there is no directory {data}",
-                                 "name the right place: service.data of the configuration, or "
-                                 "`mailsvc --dir DIR`")
-        if not (create or path.exists()):
-            yield None
-            return
-        with contextlib.closing(State(path)) as state:
-            yield state, BanTable(state)
-    except (DirectoryError, MailFailure) as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _time(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+    """The table of bans of the service that the command line names; None when there is none yet."""
+    with open_state(create=create) as state:
+        yield None if state is None else (state, BanTable(state))
 
 
 @click.group()
@@ -118,12 +96,12 @@ def list_(as_json: bool) -> None:
     with _open_bans() as opened:
         bans = [] if opened is None else opened[1].active(time.time())
     if as_json:
-        print_json([{"network": str(each.network), "since": _time(each.since),
-                     "until": _time(each.until), "times": each.times, "origin": each.origin,
+        print_json([{"network": str(each.network), "since": local_time(each.since),
+                     "until": local_time(each.until), "times": each.times, "origin": each.origin,
                      "reason": each.reason} for each in bans])
         return
     print_rows(["network", "until", "times", "origin", "reason"],
-               [[str(each.network), _time(each.until), str(each.times), each.origin,
+               [[str(each.network), local_time(each.until), str(each.times), each.origin,
                  each.reason or "-"] for each in bans])
 
 
@@ -149,7 +127,7 @@ def add(network: Network, seconds: int, reason: str) -> None:
         state, table = opened
         with state.transaction():
             table.put(Ban(network, now, now + seconds, origin=MANUAL, reason=reason))
-        click.echo(f"Banned {network} until {_time(now + seconds)}")
+        click.echo(f"Banned {network} until {local_time(now + seconds)}")
 
 
 @ban.command()

@@ -167,7 +167,7 @@ def _check_hostname(ctx: click.Context, option: click.Parameter, name: str | Non
 
 #: Where each kind of listener listens without its flag.
 PORTS = {"smtp": 2525, "submission": 2587, "submissions": 2465, "lmtp": 2024, "pop3": 2110,
-         "pop3s": 2995}
+         "pop3s": 2995, "http": 2080}
 
 
 def _places(command: Callable[..., None]) -> Callable[..., None]:
@@ -186,6 +186,7 @@ _PLACE_HELP = {
     "lmtp": "Where LMTP listens.",
     "pop3": "Where POP3 listens; port 0 for any.",
     "pop3s": "The same with TLS from the first octet.",
+    "http": "Where figures for Prometheus are shown, liveness and readiness.",
 }
 
 PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
@@ -457,4 +458,6 @@ def _hints(listeners: Sequence[Listener], account: NewAccount | None) -> Iterato
         *([f"incoming POP3 at {where['pop3']}, user {name}, password {password}"]
           if "pop3" in where else []),
         *([f"outgoing SMTP at {where['smtp']}, no login"] if "smtp" in where else []),
-        "no encryption"])
+        "no encryption",
+        *([f"or to anybody at {where['submission']}, with STARTTLS and this login"]
+          if "submission" in where else [])])

@@ -13,6 +13,7 @@ from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
 from mailsvc.dkim import Key, Keys
 from mailsvc.names import DirectoryError
+from mailsvc.ownership import remedy_for
 
 
 @contextmanager
@@ -23,9 +24,10 @@ def _keys() -> Iterator[Keys]:
     except DirectoryError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
+        place = Path(error.filename or root)
+        remedy = remedy_for(place) if isinstance(error, PermissionError) else "see to it first"
         raise click.ClickException(
-            f"{error.filename or root} cannot be used: {error.strerror}; run this as the user that "
-            "runs mailsvc") from error
+            f"{place} cannot be used: {error.strerror}; {remedy}") from error
 
 
 def _print_records(keys: list[Key]) -> None:

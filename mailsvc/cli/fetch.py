@@ -13,6 +13,7 @@ import click
 from twisted.internet.defer import Deferred
 
 from mailsvc.blocking import run
+from mailsvc.cli.arguments import password_options
 from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.remote import host_and_port, read_secret
 from mailsvc.fetching import Fetcher, FetchFailure
@@ -36,8 +37,7 @@ Example:
 @click.option("--server", metavar="HOST[:PORT]", required=True)
 @click.option("--port", type=click.IntRange(1, 65_535), help="[995, or 110 without implicit TLS]")
 @click.option("--user", metavar="NAME", required=True)
-@click.option("--password-file", metavar="FILE|-",
-              help="The password, or with XOAUTH2 and OAUTHBEARER the token [asked for].")
+@password_options("The password, or with XOAUTH2 and OAUTHBEARER the token [asked for].")
 @click.option("--auth", metavar="MECHANISM", default="",
               help="A SASL mechanism, USER or APOP [the best that is offered].")
 @click.option("--tls", type=click.Choice(["implicit", "starttls", "no"]),

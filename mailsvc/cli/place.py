@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import MailFailure
 from mailsvc.mail import Account
 from mailsvc.names import DirectoryError
+from mailsvc.state import State
 from mailsvc.store import maildirsize
 from mailsvc.store.maildirsize import Amount
 
@@ -81,6 +82,28 @@ def open_directory(*, create: bool = False) -> Iterator[SqliteDirectory]:
     try:
         with SqliteDirectory(settings().accounts.database, create=create) as directory:
             yield directory
+    except (DirectoryError, MailFailure) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def open_state(*, create: bool = False) -> Iterator[State | None]:
+    """What that service remembers across restarts; None when it has not run yet.
+
+    What it refuses ends the command with status 1.
+    """
+    data = Path(settings().service.data)
+    path = data / "state.sqlite"
+    try:
+        if not data.is_dir():
+            raise DirectoryError(f"there is no directory {data}",
+                                 "name the right place: service.data of the configuration, or "
+                                 "`mailsvc --dir DIR`")
+        if not (create or path.exists()):
+            yield None
+            return
+        with closing(State(path)) as state:
+            yield state
     except (DirectoryError, MailFailure) as error:
         raise click.ClickException(str(error)) from error
 

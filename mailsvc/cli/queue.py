@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import click
 
 from mailsvc.cli.arguments import octets_text
-from mailsvc.cli.listing import json_option, print_json, print_rows
+from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
 from mailsvc.cli.tls import tls
 from mailsvc.queue import control
@@ -69,10 +68,6 @@ def _messages(words: tuple[str, ...]) -> list[QueuedMessage]:
         return [message for message in spool.messages() if meant(message, now)]
 
 
-def _time(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
-
-
 def _duration(seconds: float) -> str:
     """For a column: 45s, 12m, 3h, 4d."""
     seconds = max(0, int(seconds))
@@ -84,17 +79,18 @@ def _duration(seconds: float) -> str:
 
 def _described(message: QueuedMessage) -> dict[str, Any]:
     return {
-        "id": message.id, "status": status(message), "arrived": _time(message.arrived),
+        "id": message.id, "status": status(message), "arrived": local_time(message.arrived),
         "size": message.size, "from": str(message.reverse_path), "account": message.account,
         "attempts": message.attempts,
-        "next": None if message.held else _time(message.due),
-        "release": _time(message.release) if message.release else None,
-        "deliver_by": None if message.deadline is None else _time(message.deadline),
+        "next": None if message.held else local_time(message.due),
+        "release": local_time(message.release) if message.release else None,
+        "deliver_by": None if message.deadline is None else local_time(message.deadline),
         "priority": message.priority, "route": message.route,
         "recipients": [{
             "address": str(each.address), "original": str(each.original), "state": each.state,
             "status": each.status, "reply": each.reply, "host": each.host,
-            "tried": _time(each.tried) if each.tried else None} for each in message.recipients]}
+            "tried": local_time(each.tried) if each.tried else None}
+            for each in message.recipients]}
 
 
 @queue.command(name="list", help="""List the messages in the queue, the oldest first.

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mailsvc.blocking import run
+from mailsvc.cli.arguments import password_options
 from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.remote import host_and_port, read_secret
 from mailsvc.client import (
@@ -96,15 +97,14 @@ Example:
               help="Let the server hold it for so long (FUTURERELEASE).")
 @click.option("--by", type=_By(), metavar="SECONDS;R|N[T]",
               help="How long it may take: then return it (R), or tell me (N) (DELIVERBY).")
-@click.option("--priority", metavar="-9…9", type=click.IntRange(-9, 9), default=0,
+@click.option("--priority", metavar="-9…9", type=click.IntRange(-9, 9),
               help="How urgent it is (MT-PRIORITY).")
 @click.option("--tls", type=click.Choice(["no", "starttls", "opportunistic", "implicit"]),
               help="[implicit on port 465, starttls with a login, else no]")
 @click.option("--ca", metavar="FILE", help="Authorities to trust [the system's].")
 @click.option("--no-verify", is_flag=True, help="Take any certificate.")
 @click.option("--user", metavar="NAME", help="Log in.")
-@click.option("--password-file", metavar="FILE|-",
-              help="The password, or with XOAUTH2 and OAUTHBEARER the token [asked for].")
+@password_options("The password, or with XOAUTH2 and OAUTHBEARER the token [asked for].")
 @click.option("--auth", metavar="MECHANISM", help="[the best that is offered]")
 @click.option("--cleartext", is_flag=True, help="Let the password be sent without TLS.")
 @click.option("--hello", "--helo", "--ehlo", metavar="NAME", default="",

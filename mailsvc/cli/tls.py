@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
 from mailsvc.blocking import run
-from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import place_options, settings
+from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
+from mailsvc.cli.place import open_state, place_options, settings
 from mailsvc.config import Settings
-from mailsvc.errors import MailFailure
 from mailsvc.mail import Address, Envelope
 from mailsvc.names import DirectoryError, fold_domain
 from mailsvc.queue.exchangers import Exchangers, Unroutable
@@ -24,31 +21,14 @@ from mailsvc.queue.routes import Hop
 from mailsvc.queue.security.levels import Levels
 from mailsvc.queue.security.policies import Kept, Shelf
 from mailsvc.smtp.failures import TLSFailed
-from mailsvc.state import State
 from mailsvc.store.threads import Threads
 
 
 @contextlib.contextmanager
 def _opened() -> Iterator[tuple[Levels, Shelf] | None]:
     """What the service of the command line knows; None when it knows nothing yet."""
-    data = Path(settings().service.data)
-    path = data / "state.sqlite"
-    try:
-        if not data.is_dir():
-            raise DirectoryError(f"there is no directory {data}",
-                                 "name the right place: service.data of the configuration, or "
-                                 "`mailsvc --dir DIR`")
-        if not path.exists():
-            yield None
-            return
-        with contextlib.closing(State(path)) as state:
-            yield Levels(state), Shelf(state)
-    except (DirectoryError, MailFailure) as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _time(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+    with open_state() as state:
+        yield None if state is None else (Levels(state), Shelf(state))
 
 
 @click.group()
@@ -80,9 +60,9 @@ def list_(as_json: bool) -> None:
     with _opened() as opened:
         for seen in opened[0].all() if opened is not None else []:
             domains[seen.domain] = {
-                "domain": seen.domain, "since": _time(seen.since), "latest": _time(seen.latest),
-                "verified": seen.verified, "version": seen.version, "host": seen.host,
-                "policy": None}
+                "domain": seen.domain, "since": local_time(seen.since),
+                "latest": local_time(seen.latest), "verified": seen.verified,
+                "version": seen.version, "host": seen.host, "policy": None}
         for kept in opened[1].all() if opened is not None else []:
             if kept.expires > now:
                 domains.setdefault(kept.domain, {
@@ -101,7 +81,7 @@ def list_(as_json: bool) -> None:
 
 def _policy(kept: Kept) -> dict[str, Any]:
     return {"mode": kept.policy.mode, "mx": list(kept.policy.patterns), "id": kept.id,
-            "fetched": _time(kept.fetched), "expires": _time(kept.expires)}
+            "fetched": local_time(kept.fetched), "expires": local_time(kept.expires)}
 
 
 @tls.command()
@@ -134,7 +114,7 @@ def check(domain: str, as_json: bool) -> None:
                     "policy_failure": failure, "exchangers": places})
     else:
         policy = (f"{kept.policy.mode}, {' '.join(kept.policy.patterns)}, until "
-                  f"{_time(kept.expires)}" if kept else "none")
+                  f"{local_time(kept.expires)}" if kept else "none")
         click.echo(f"MTA-STS policy: {policy}")
         if failure:
             click.echo(f"cannot be had: {failure}")

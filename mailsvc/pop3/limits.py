@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mailsvc.settings import at_least, networks, one_of, setting
+from mailsvc.settings import OneOf, at_least, networks, setting
 
 
 def _expire(value: str) -> str | None:
@@ -66,7 +66,7 @@ class POP3Settings:
     allow_cleartext_auth: str = setting(
         "loopback",
         "Whether users may log in without TLS: no, from loopback alone, or yes.",
-        check=one_of("no", "loopback", "yes"),
+        check=OneOf("no", "loopback", "yes"),
     )
     apop: bool = setting(
         False, "Whether APOP is offered, for accounts whose secret can be recovered."

@@ -9,7 +9,6 @@ off together, instead of running into as many time-outs.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,63 +24,21 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from mailsvc.client import Client, Outcome, Recipient, Timeouts
+from mailsvc.client import Client, Timeouts
 from mailsvc.errors import EnhancedStatus
-from mailsvc.mail import NULL_PATH, Address, DeliverBy
 from mailsvc.queue import pipe
-from mailsvc.queue.content import Content
+from mailsvc.queue.connection import Connection, reply_text
 from mailsvc.queue.exchangers import Exchangers, Place, Unroutable
+from mailsvc.queue.job import Job, Result, line_up
 from mailsvc.queue.limits import QueueSettings
-from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
+from mailsvc.queue.message import FAILED, RELAYED, WAITING
 from mailsvc.queue.race import Race
 from mailsvc.queue.routes import Hop, RelaySettings
 from mailsvc.queue.security.terms import Security, Terms
 from mailsvc.queue.slots import Slots
-from mailsvc.smtp.failures import NotOffered, SendingFailure, TLSFailed
-from mailsvc.smtp.offers import understood
-from mailsvc.smtp.requests import Parameters
+from mailsvc.smtp.failures import SendingFailure, TLSFailed
 
 _log = Logger("mailsvc.queue")
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of one recipient in one attempt.
-
-    :ivar state: RELAYED, FAILED, or WAITING when it is to be tried again.
-    :ivar reply: what was said, for people.
-    :ivar host: who said it; empty when nobody did.
-    :ivar reports: whether the next host has taken over to report of success (DSN).
-    :ivar timely: whether it minds within how much time the message is to be delivered (DELIVERBY).
-    """
-
-    recipient: QueuedRecipient
-    state: str
-    status: EnhancedStatus
-    reply: str
-    host: str = ""
-    reports: bool = False
-    timely: bool = False
-
-
-@dataclass(slots=True)
-class Job:
-    """One message for some recipients, all by one hop.
-
-    :ivar reverse_path: the one to use, rewritten for mail that is forwarded.
-    :ivar content: the message.
-    :ivar prefix: what is sent before it: fields that were added on the way out.
-    :ivar in_flight: whether a host was sent it and has not said whether it took it.
-    """
-
-    message: QueuedMessage
-    recipients: list[QueuedRecipient]
-    reverse_path: Address
-    content: Content
-    prefix: bytes = b""
-    done: Deferred[list[Result]] = field(default_factory=Deferred)
-    results: list[Result] = field(default_factory=list)
-    in_flight: bool = False
 
 
 #: Of how many hops it is remembered which of their addresses lost a message.
@@ -94,7 +51,7 @@ class _Destination:
 
     jobs: deque[Job] = field(default_factory=deque)
     workers: int = 0
-    idle: list[Client] = field(default_factory=list)
+    idle: list[Connection] = field(default_factory=list)
     not_before: float = 0.0
 
     def urgency(self) -> int:
@@ -121,7 +78,7 @@ class Carrier:
         self._dial = dial
         self._slots = Slots(queue.connections)
         self._destinations: dict[Hop, _Destination] = {}
-        self._open: set[Client] = set()
+        self._open: set[Connection] = set()
         #: The address of each hop that last left open whether it had taken a message.
         self._lossy: dict[Hop, str] = {}
         self._stopped = self._aborted = False
@@ -140,7 +97,7 @@ class Carrier:
         if self._stopped:
             return succeed([])
         destination = self._destinations.setdefault(hop, _Destination())
-        _line_up(destination.jobs, job)
+        line_up(destination.jobs, job)
         if destination.workers < self._queue.connections_per_destination:
             destination.workers += 1
             working = Deferred.fromCoroutine(self._work(hop, destination))
@@ -164,8 +121,8 @@ class Carrier:
         """Close every connection at once: what is under way has not been tried."""
         self.stop()
         self._aborted = True
-        for client in tuple(self._open):
-            client.close()
+        for each in tuple(self._open):
+            each.close()
 
     def _bug(self, failure: Any, destination: _Destination) -> None:
         _log.failure("the queue could not send", failure)
@@ -180,7 +137,7 @@ class Carrier:
 
     async def _work(self, hop: Hop, destination: _Destination) -> None:
         await self._slots.acquire(destination.urgency)
-        client: Client | None = None
+        connection: Connection | None = None
         job: Job | None = None
         try:
             while destination.jobs:
@@ -191,15 +148,15 @@ class Carrier:
                 if not destination.jobs:
                     break
                 job = destination.jobs.popleft()
-                client = await self._carry(hop, destination, job, client)
+                connection = await self._carry(hop, destination, job, connection)
                 if not job.done.called:
                     self._finish(job, "not sent", EnhancedStatus(4, 4, 0))
         finally:
             self._slots.release()
             if job is not None and not job.done.called:
                 self._finish(job, "internal error", EnhancedStatus(4, 3, 0))
-            if client is not None:
-                self._keep(hop, destination, client)
+            if connection is not None:
+                self._keep(hop, destination, connection)
 
     async def _pace(self, destination: _Destination) -> None:
         """Wait until a further message may go to *destination*."""
@@ -212,47 +169,47 @@ class Carrier:
 
     # ---- connections ----
 
-    def _keep(self, hop: Hop, destination: _Destination, client: Client) -> None:
+    def _keep(self, hop: Hop, destination: _Destination, connection: Connection) -> None:
         """Keep a connection for a while, for whoever comes."""
-        if client.closed or not self._queue.idle_seconds or self._worn(client):
-            self._quit(client)
+        if connection.closed or not self._queue.idle_seconds or self._worn(connection):
+            self._quit(connection)
             return
-        destination.idle.append(client)
+        destination.idle.append(connection)
 
         def end() -> None:
-            if client in destination.idle:
-                destination.idle.remove(client)
-                self._quit(client)
+            if connection in destination.idle:
+                destination.idle.remove(connection)
+                self._quit(connection)
                 if not destination.workers and not destination.idle:
                     self._destinations.pop(hop, None)
 
         self._reactor.callLater(self._queue.idle_seconds, end)
 
-    def _worn(self, client: Client) -> bool:
-        return client.transactions >= self._queue.messages_per_connection
+    def _worn(self, connection: Connection) -> bool:
+        return connection.transactions >= self._queue.messages_per_connection
 
-    def _quit(self, client: Client) -> None:
-        self._open.discard(client)
-        if not client.closed:
-            client.quit()
+    def _quit(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        connection.quit()
 
     async def _carry(self, hop: Hop, destination: _Destination, job: Job,
-                     client: Client | None) -> Client | None:
-        """Carry one job, over *client* if it is still good; the connection that it left."""
+                     connection: Connection | None) -> Connection | None:
+        """Carry one job, over *connection* if it is still good; the connection that it left."""
         if hop.command:
             await self._pipe(hop, job)
             return None
-        if client is None and destination.idle:
-            client = destination.idle.pop()
-        if client is not None:
-            if not client.closed and not self._worn(client) and self._lacking(client, job) is None:
-                again = await self._send(client, job)
-                if not again or not client.closed:
+        if connection is None and destination.idle:
+            connection = destination.idle.pop()
+        if connection is not None:
+            if not connection.closed and not self._worn(connection) and (
+                    connection.lacking(job) is None):
+                again = await self._send(connection, job)
+                if not again or not connection.closed:
                     # What this host put off it would put off again over a new connection.
                     self._finish(job)
-                    return client
+                    return connection
             else:
-                self._quit(client)
+                self._quit(connection)
         try:
             places = sorted(await self._places(hop),
                             key=lambda place: place.address == self._lossy.get(hop))
@@ -267,11 +224,10 @@ class Carrier:
             place = left[0]
             race = self._race(hop, [each.address for each in left if each.name == place.name])
             try:
-                client = await self._connect(hop, place, race, terms)
+                connection = await self._connect(hop, place, race, terms)
             except SendingFailure as failure:
                 left = _without(left, place, race)
-                # What a host did not prove says more than that another was not there.
-                failed = failed if isinstance(failed, TLSFailed) else failure
+                failed = failure if failed is None else _weightier(failed, failure)
                 _log.info("{id} not connected host={host} address={address}: {reason}",
                               id=job.message.id, host=place.name, address=place.address,
                               reason=failure.text)
@@ -279,16 +235,16 @@ class Carrier:
                 continue
             left = _without(left, place, race)
             reached = True
-            again = await self._send(client, job)
+            again = await self._send(connection, job)
             if job.in_flight:
                 # The next attempt begins with another, should there be one.
                 self._lossy[hop] = race.winner or place.address
                 if len(self._lossy) > _LOSSY:
                     del self._lossy[next(iter(self._lossy))]
             if not again:
-                return client
-            self._quit(client)
-        if failed is None and not left:
+                return connection
+            self._quit(connection)
+        if not left and (failed is None or not failed.temporary):
             # Every host was asked, and what they lack they will lack tomorrow.
             job.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
                            for each in job.results]
@@ -298,6 +254,15 @@ class Carrier:
         else:
             self._finish(job)
         return None
+
+    async def _send(self, connection: Connection, job: Job) -> bool:
+        """Send *job*; whether another host may do better.  Without, the job is done."""
+        again = await connection.send(job)
+        if connection.closed:
+            self._open.discard(connection)
+        if not again:
+            self._finish(job)
+        return again
 
     async def _places(self, hop: Hop) -> Sequence[Place]:
         if hop.exchangers:
@@ -321,7 +286,8 @@ class Carrier:
 
         return Race(addresses, endpoint, self._reactor)
 
-    async def _connect(self, hop: Hop, place: Place, race: Race, terms: Terms) -> Client:
+    async def _connect(self, hop: Hop, place: Place, race: Race, terms: Terms
+                       ) -> Connection:
         demand = await terms.demand(place)
         try:
             client: Client = await self._dial(
@@ -331,22 +297,21 @@ class Carrier:
         except TLSFailed as failure:
             raise terms.missed(_reached(place, race), demand, failure) from None
         terms.reached(_reached(place, race), demand, client)
-        self._open.add(client)
+        connection = Connection(client, self._reactor)
+        self._open.add(connection)
         if self._aborted:
-            client.close()
+            connection.close()
         try:
             # What the host offers decides what it may be given.
             await client.ready()
-        except SendingFailure:
-            self._quit(client)
-            raise
-        if hop.user:
-            try:
+            connection.inward = place.name.startswith("/")
+            connection.sealed = await terms.seals(place, client)
+            if hop.user:
                 await client.auth(hop.user, hop.password)
-            except SendingFailure:
-                self._quit(client)
-                raise
-        return client
+        except SendingFailure:
+            self._quit(connection)
+            raise
+        return connection
 
     async def _pipe(self, hop: Hop, job: Job) -> None:
         """Hand a job to a program, once for each recipient."""
@@ -373,86 +338,15 @@ class Carrier:
         else:
             self._finish(job)
 
-    # ---- one transaction ----
-
-    async def _send(self, client: Client, job: Job) -> bool:
-        """Send to those of *job* who have no result yet; whether another host may do better.
-
-        Without, the job is done.
-        """
-        message = job.message
-        left = _left(job)
-        lacking = self._lacking(client, job)
-        if lacking is not None:
-            job.results = [each for each in job.results if each.state != WAITING]
-            job.results += [Result(each, WAITING, lacking.status, lacking.text, client.host)
-                            for each in left]
-            return True
-        reports = client.extension("DSN") is not None
-        outcomes: Sequence[Outcome] = await client.send(
-            job.reverse_path,
-            [Recipient(each.address, each.notify if reports else (),
-                       _orcpt(each) if reports else "") for each in left],
-            job.content.message(job.prefix), size=job.content.size + len(job.prefix),
-            body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
-            envid=message.envid if reports else "", requiretls=message.requiretls,
-            by=self._by(client, message), priority=message.priority)
-        again = False
-        # One that was refused over a connection that had ended unnoticed is not put off by anybody.
-        job.results = [each for each in job.results if each.state != WAITING]
-        for recipient, outcome in zip(left, outcomes, strict=True):
-            state = (RELAYED if outcome.accepted else WAITING if outcome.temporary else FAILED)
-            failure = outcome.failure
-            text = _text(outcome.reply) or (failure.text if failure else "")
-            job.results.append(Result(
-                recipient, state, outcome.status, text, client.host or "", reports,
-                client.lmtp or client.extension("DELIVERBY") is not None))
-            again = again or (state == WAITING and not outcome.in_flight)
-        if client.closed:
-            self._open.discard(client)
-        # Whoever may have it already must not get it from another host as well.
-        job.in_flight = any(outcome.in_flight for outcome in outcomes)
-        if again and not job.in_flight:
-            return True
-        self._finish(job)
-        return False
+    # ---- results ----
 
     def _finish(self, job: Job, text: str = "", status: EnhancedStatus | None = None,
                 host: str = "") -> None:
         """Give out the results; *status* is that of the recipients that have none."""
-        if job.done.called:
-            return
         if self._aborted:
-            # It was ourselves who put them off.
-            job.results = [each for each in job.results if each.state != WAITING]
-            job.done.callback(job.results)
-            return
-        known = {id(each.recipient) for each in job.results}
-        for recipient in job.recipients:
-            if id(recipient) not in known:
-                said = status or EnhancedStatus(4, 4, 1)
-                job.results.append(Result(recipient, FAILED if said.class_ == 5 else WAITING, said,
-                                          text, host))
-        job.done.callback(job.results)
-
-    def _by(self, client: Client, message: QueuedMessage) -> DeliverBy | None:
-        """What is left of the time that its sender gave it (RFC 2852 §4.1).
-
-        By LMTP it is delivered, in time.
-        """
-        if message.by is None or message.deadline is None or client.lmtp:
-            return None
-        left = math.floor(message.deadline - self._reactor.seconds())
-        return replace(message.by, seconds=max(left, 1) if message.by.mode == "R" else left)
-
-    def _lacking(self, client: Client, job: Job) -> NotOffered | None:
-        """What the message has to be promised, and this host does not offer; another may."""
-        promises = Parameters(requiretls=job.message.requiretls, by=self._by(client, job.message))
-        try:
-            understood(NULL_PATH, promises, client.extensions, client.tls_active)
-        except NotOffered as failure:
-            return failure
-        return None
+            job.interrupt()
+        else:
+            job.finish(text, status, host)
 
     def _all(self, destination: _Destination, job: Job, text: str, status: EnhancedStatus,
              host: str = "") -> None:
@@ -482,33 +376,13 @@ def _delivered(job: Job) -> Iterator[bytes]:
     yield from [message] if isinstance(message, bytes) else message
 
 
-def _line_up(jobs: deque[Job], job: Job) -> None:
-    """Put *job* behind all that are as urgent as it is, or more so (RFC 6710)."""
-    place = len(jobs)
-    while place and jobs[place - 1].message.priority < job.message.priority:
-        place -= 1
-    jobs.insert(place, job)
-
-
-def _left(job: Job) -> list[QueuedRecipient]:
-    """The recipients that no host has decided about yet."""
-    decided = {id(each.recipient) for each in job.results if each.state != WAITING}
-    return [each for each in job.recipients if id(each) not in decided]
-
-
-def _orcpt(recipient: QueuedRecipient) -> str:
-    """The original recipient to pass on (RFC 3461 §5.2.1 (d))."""
-    if recipient.orcpt:
-        return recipient.orcpt
-    return f"rfc822;{recipient.original}" if recipient.original.is_ascii else ""
-
-
-def _text(reply: Any) -> str:
-    if reply is None:
-        return ""
-    status = f"{reply.status} " if reply.status else ""
-    return f"{reply.code} {status}" + " ".join(reply.lines)
+def _weightier(first: SendingFailure, later: SendingFailure) -> SendingFailure:
+    """Which of the failures of two hosts counts: only if both are for good is all lost."""
+    if first.temporary != later.temporary:
+        return first if first.temporary else later
+    # What a host did not prove says more than that another was not there.
+    return first if isinstance(first, TLSFailed) else later
 
 
 def _said(failure: SendingFailure) -> str:
-    return _text(failure.reply) or failure.text
+    return reply_text(failure.reply) or failure.text

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.header import Header
@@ -19,6 +18,8 @@ from mailsvc.trace import date
 
 #: What a report says happened (RFC 3464 §2.3.3).
 ACTIONS = ("failed", "delayed", "relayed", "delivered", "expanded")
+
+_REPLY = re.compile(r"[2-5][0-9]{2} ")
 
 #: Most octets of a header that are returned.
 HEADER_OCTETS = 65_536
@@ -167,33 +168,30 @@ class Report:
 
     def _status(self) -> bytes:
         message = self.message
-        international = not all(each.address.is_ascii and each.original.is_ascii
-                                for each in self.recipients)
+        international = not all(each.address.is_ascii for each in self.recipients)
         groups = [[
             *([f"Original-Envelope-Id: {_plain(message.envid)}"] if message.envid else []),
             f"Reporting-MTA: dns; {self.hostname}",
             f"Arrival-Date: {date(int(message.arrived))}",
-            # RFC 4865 adds the one, RFC 2852 §5 the other.
-            *([f"Future-Release-Request: until;{_utc(message.release)}"]
-              if message.release else []),
+            # RFC 4865 §5.1.2 adds the one, RFC 2852 §5 the other.
+            *([f"Future-Release-Request: {message.hold}"] if message.hold else []),
             *([f"Deliver-By-Date: {date(int(message.deadline))}"]
               if message.deadline is not None else []),
         ]]
         for each in self.recipients:
             kind = "rfc822" if each.address.is_ascii else "utf-8"
             group = []
+            # RFC 3461 §6.3 (d): else not, though another address than the final one was meant.
             if each.orcpt:
                 name, _, address = each.orcpt.partition(";")
                 group.append(f"Original-Recipient: {_plain(name)}; {_coded(address)}")
-            elif each.original != each.address:
-                original = "rfc822" if each.original.is_ascii else "utf-8"
-                group.append(f"Original-Recipient: {original}; {each.original}")
             group += [f"Final-Recipient: {kind}; {each.address}", f"Action: {self.action}",
                       f"Status: {each.status}"]
             if each.host and each.reply:
                 group.append(f"Remote-MTA: dns; {_plain(each.host)}")
             if each.reply:
-                diagnostic = "smtp" if each.host else "x-mailsvc"
+                # RFC 3461 §9.2: a code and a text.  What we found lacking of a host is no reply.
+                diagnostic = "smtp" if each.host and _REPLY.match(each.reply) else "x-mailsvc"
                 group.append(f"Diagnostic-Code: {diagnostic}; " + _plain(each.reply))
             if each.tried:
                 group.append(f"Last-Attempt-Date: {date(int(each.tried))}")
@@ -219,11 +217,6 @@ class Report:
             kind = "message/global-headers" if international else "text/rfc822-headers"
         coding = "Content-Transfer-Encoding: 8bit\r\n" if eight_bit else ""
         return f"Content-Type: {kind}\r\n{coding}\r\n".encode() + original
-
-
-def _utc(seconds: float) -> str:
-    """*seconds* since the epoch as RFC 3339 §5.6 writes them."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _words(text: str) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 import socket
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -93,8 +94,7 @@ class Exchangers:
 
     async def _find(self, domain: str) -> list[Place]:
         if domain.startswith("["):
-            address = domain[1:-1].removeprefix("IPv6:")
-            return self._allowed([Place(domain, address)], domain)
+            return self._allowed([_literal(domain)], domain)
         exchangers = await self._exchangers(domain)
         implicit = not exchangers
         if exchangers == [(0, "")]:
@@ -152,7 +152,7 @@ class Exchangers:
 
     async def _addresses(self, host: str) -> list[Place]:
         try:
-            return [Place(host, str(ipaddress.ip_address(host)))]
+            return [Place(host, _plain(host))]
         except ValueError:
             pass
         asked: list[tuple[int, Any]] = []
@@ -169,8 +169,8 @@ class Exchangers:
                 failure = problem
                 continue
             families.append([
-                socket.inet_ntop(socket.AF_INET6 if kind == dns.AAAA else socket.AF_INET,
-                                 each.payload.address)
+                _plain(socket.inet_ntop(socket.AF_INET6 if kind == dns.AAAA else socket.AF_INET,
+                                        each.payload.address))
                 for each in answers if each.type == kind])
         places = [Place(host, address) for address in chain.from_iterable(zip_longest(*families))
                   if address]
@@ -246,6 +246,26 @@ def _resolver(servers: list[str], reactor: Any) -> Any:
                         reactor=reactor)
     return ResolverChain([hosts.Resolver(), CacheResolver(reactor=reactor),
                           Resolver(resolv="/etc/resolv.conf", timeout=_PATIENCE, reactor=reactor)])
+
+
+def _literal(domain: str) -> Place:
+    """The address literal *domain* (RFC 5321 §4.1.3)."""
+    try:
+        address = _plain(re.sub(r"\A\[(IPv6:)?|\]\Z", "", domain, flags=re.IGNORECASE))
+    except ValueError:
+        raise Unroutable(f"{domain} is no address", 5, 1, 2) from None
+    return Place(f"[IPv6:{address}]" if ":" in address else f"[{address}]", address)
+
+
+def _plain(address: str) -> str:
+    """*address*; one of IPv4 that is dressed as IPv6 (RFC 4291 §2.5.5.2) without the dress.
+
+    It leads to the same place, so that it may not look like another.
+
+    :raises ValueError: it is none.
+    """
+    parsed = ipaddress.ip_address(address)
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 def _loop(domain: str) -> Unroutable:

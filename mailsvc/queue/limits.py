@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailsvc.settings import at_least, one_of, setting
+from mailsvc.settings import OneOf, at_least, setting
 
 #: The languages that reports are written in.
 LANGUAGES = ("en", "ko")
@@ -51,4 +51,4 @@ class QueueSettings:
         2, "How long a connection is kept for a further message.", unit="seconds",
         check=at_least(0))
     language: str = setting(
-        "en", "The language of reports to senders: en or ko.", check=one_of(*LANGUAGES))
+        "en", "The language of reports to senders: en or ko.", check=OneOf(*LANGUAGES))

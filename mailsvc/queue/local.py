@@ -14,7 +14,7 @@ from mailsvc import fanout
 from mailsvc.errors import EnhancedStatus, MailFailure, PermanentFailure
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter
 from mailsvc.mail import Account, Envelope, Recipient, Remote, new_id
-from mailsvc.queue.carrier import Job, Result
+from mailsvc.queue.job import Job, Result
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedRecipient
 
 

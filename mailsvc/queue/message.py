@@ -78,10 +78,11 @@ class QueuedMessage:
     :ivar route: where an operator sends it instead, as in ``relay.routes``; or empty.
     :ivar release: until when its sender wants it held (RFC 4865), in seconds since the epoch; 0 for
         not at all.
+    :ivar hold: as :attr:`mailsvc.mail.Envelope.hold`.
     :ivar released: when an operator let it go before that; 0 for not.
     :ivar by: within how much time from *arrived* it is to be delivered (RFC 2852), or None.
     :ivar priority: its place among those that are due (RFC 6710), -9 to 9.
-    :ivar tls_optional: whether its header says that it may go without TLS (RFC 8689 §5).
+    :ivar tls_optional: whether its header says that it may go without TLS (RFC 8689 §3).
     """
 
     id: str
@@ -100,6 +101,7 @@ class QueuedMessage:
     warned: bool = False
     route: str = ""
     release: float = 0.0
+    hold: str = ""
     released: float = 0.0
     by: DeliverBy | None = None
     priority: int = 0
@@ -120,6 +122,10 @@ class QueuedMessage:
     def deadline(self) -> float | None:
         """When the time that its sender gave it is over; None when it gave none."""
         return None if self.by is None else self.arrived + self.by.seconds
+
+    def in_time(self, now: float) -> bool:
+        """Whether its sender gave it a time, which is not over."""
+        return self.deadline is not None and now < self.deadline
 
     @property
     def returns_by(self) -> float | None:
@@ -153,7 +159,8 @@ def queued(envelope: Envelope, arrived: float) -> QueuedMessage:
     return QueuedMessage(
         envelope.id, arrived, envelope.reverse_path, list(recipients.values()), envelope.body,
         envelope.smtputf8, envelope.requiretls, envelope.ret, envelope.envid, envelope.account,
-        due=max(arrived, envelope.release), release=envelope.release, by=envelope.by,
+        due=max(arrived, envelope.release), release=envelope.release, hold=envelope.hold,
+        by=envelope.by,
         priority=envelope.priority)
 
 
@@ -177,6 +184,7 @@ def envelope_line(message: QueuedMessage) -> bytes:
         "body": message.body,
         "smtputf8": message.smtputf8, "requiretls": message.requiretls, "ret": message.ret,
         "envid": message.envid, "account": message.account, "release": message.release,
+        "hold": message.hold,
         "by": _by(message.by),
         "recipients": [{"address": _path(each.address), "original": _path(each.original),
                         "alias": _path(each.alias), "notify": list(each.notify),
@@ -220,7 +228,8 @@ def parse(envelope: bytes, state: bytes | None) -> QueuedMessage:
             requiretls=bool(said["requiretls"]), ret=_text(said["ret"]),
             envid=_text(said["envid"]), account=_text(said["account"]),
             # Files of older versions do not have these.
-            release=_number(said.get("release", 0)), by=_deliver_by(said.get("by")),
+            release=_number(said.get("release", 0)), hold=_text(said.get("hold", "")),
+            by=_deliver_by(said.get("by")),
             priority=int(_number(said.get("priority", 0))))
         message.due = message.began
         if state is not None:

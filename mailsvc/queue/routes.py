@@ -2,7 +2,8 @@
 
 A route is written as a URL, or shorter:
 
-* ``smtp://host:25`` (or ``host:25``, ``host``): STARTTLS where it is offered, unverified;
+* ``smtp://host:25`` (or ``host:25``, ``host``): STARTTLS where it is offered, unverified, unless
+  the host publishes more (:mod:`mailsvc.queue.security.terms`);
 * ``smtp+starttls://name:password@host:587``: STARTTLS or nothing, the certificate verified;
 * ``smtps://name:password@host:465``: TLS from the first octet, verified;
 * ``smtp+plain://host:25``: never TLS;
@@ -30,7 +31,7 @@ from urllib.parse import unquote, urlsplit
 from mailsvc.mail import NULL_PATH, Address
 from mailsvc.names import fold_domain, fold_local_part
 from mailsvc.queue.message import QueuedMessage
-from mailsvc.settings import at_least, one_of, setting
+from mailsvc.settings import OneOf, at_least, setting
 
 #: scheme -> how TLS is used, as ``mailsvc.client.TLS``, and the port.
 _SCHEMES = {"smtp": ("opportunistic", 25), "smtp+starttls": ("starttls", 587),
@@ -51,7 +52,7 @@ class Hop:
     :ivar command: the program, with its arguments, that gets the mail; there is no host then.
     :ivar user: whom to log in as, or empty; *password* likewise.
     :ivar wish: what messages ask of TLS, which have connections of their own: "require"
-        (REQUIRETLS), "ignore" (TLS-Required: No, RFC 8689 §5), or empty.
+        (REQUIRETLS), "ignore" (TLS-Required: No, RFC 8689 §3), or empty.
     """
 
     host: str
@@ -74,6 +75,12 @@ class Hop:
         login = f"{self.user}@" if self.user else ""
         return f"{protocol}{login}{self.host}" + (f":{self.port}" if self.port else "")
 
+    @property
+    def named(self) -> bool:
+        """Whether *host* is a name of the DNS, and not an address, a socket or one of here."""
+        if self.exchangers:
+            return not self.host.startswith("[")
+        return "." in self.host and "/" not in self.host and not _is_address(self.host)
 
     def words(self, values: Mapping[str, str]) -> list[str]:
         """The words of *command* with *values* in their places."""
@@ -102,7 +109,7 @@ def parse_route(text: str) -> Hop:
         raise ValueError("a scheme out of " + ", ".join(_SCHEMES))
     if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("a host, perhaps with a port: smtp://host:25")
-    host = parts.hostname
+    host = parts.hostname.removesuffix(".")
     if not _is_host(host):
         raise ValueError(f"a host name or an IP address, not {host!r}")
     tls, port = _SCHEMES[parts.scheme]
@@ -127,10 +134,15 @@ _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 
 
 def _is_host(name: str) -> bool:
+    return _is_address(name) or (
+        re.fullmatch(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*", name) is not None)
+
+
+def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return re.fullmatch(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?", name) is not None
+        return False
     return True
 
 
@@ -212,14 +224,14 @@ class RelaySettings:
         check=_addresses)
     protocols: str = setting(
         "both", "Which addresses of other hosts are used: both, ipv4 or ipv6.",
-        check=one_of("both", "ipv4", "ipv6"))
+        check=OneOf("both", "ipv4", "ipv6"))
     loopback: bool = setting(
         False, "Whether exchangers may be at loopback addresses, as in a test.  Otherwise a domain "
         "that points there is refused, for it would lead to ourselves.")
     dane: str = setting(
         "auto", "Whether TLSA records are obeyed (DANE, RFC 7672): on if the name servers validate "
         "(DNSSEC) and they and the way to them can be trusted; auto for on if all of them are at "
-        "loopback addresses; off.", check=one_of("auto", "on", "off"))
+        "loopback addresses; off.", check=OneOf("auto", "on", "off"))
     mta_sts: bool = setting(
         True, "Whether the policies are obeyed by which domains say that their exchangers have TLS "
         "and prove their names (MTA-STS, RFC 8461).")
@@ -262,7 +274,12 @@ class Routes:
             message.account, message.reverse_path, recipient.domain)
         if hop is EXCHANGERS:
             hop = Hop(fold_domain(recipient.domain) or recipient.domain, exchangers=True)
-        wish = "require" if message.requiretls else "ignore" if message.tls_optional else ""
+        wish = ""
+        if message.requiretls:
+            # RFC 8689 §4.2.1, §5: a report goes all the same.
+            wish = "require" if message.reverse_path != NULL_PATH else ""
+        elif message.tls_optional:
+            wish = "ignore"
         return replace(hop, wish=wish) if wish else hop
 
     def _find(self, account: str, sender: Address, domain: str) -> Hop:

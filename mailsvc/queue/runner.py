@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock, gatherResults, succeed
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from mailsvc import figures
 from mailsvc.errors import MailFailure
-from mailsvc.mail import Address, DeliverBy
+from mailsvc.figures import Share
+from mailsvc.mail import Address, time_of
+from mailsvc.names import DirectoryError
 from mailsvc.queue import filter
-from mailsvc.queue.carrier import Carrier, Job, Result
+from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.content import Content
 from mailsvc.queue.dsn import HEADER_OCTETS
+from mailsvc.queue.job import Job, Result
 from mailsvc.queue.local import Local
 from mailsvc.queue.message import (
     FAILED,
@@ -54,9 +58,9 @@ _LATER = 60
 #: A message, what it says, and what is to be sent before that.
 _Opened = tuple[QueuedMessage, Content, bytes]
 
-#: RFC 8689 §5, within the header.
+#: RFC 8689 §3, within the header; the value may be folded.
 _TLS_OPTIONAL = re.compile(
-    rb"\A(?:(?!\r\n).*\r\n)*?TLS-Required:[ \t]*No[ \t]*\r\n", re.IGNORECASE)
+    rb"\A(?:(?!\r\n).*\r\n)*?TLS-Required:[ \t]*(?:\r\n[ \t]+)?No[ \t]*\r\n", re.IGNORECASE)
 
 #: Signs the octets of a message from a domain: what to send before it.
 Sign = Callable[[bytes, str], bytes]
@@ -68,11 +72,13 @@ class Runner:
     :param srs: rewrites the sender of forwarded mail.
     :param sign: makes the signatures of what our users send, in a thread; or None.
     :param local: delivers what was held for mailboxes here; None where nothing is held.
+    :param share: where attempts are counted.
     """
 
     def __init__(self, spool: Spool, threads: Threads, carrier: Carrier, routes: Routes,
                  schedule: Schedule, reports: Reports, srs: SRS, clock: Any,
-                 sign: Sign | None = None, local: Local | None = None) -> None:
+                 sign: Sign | None = None, local: Local | None = None,
+                 share: Share | None = None) -> None:
         self._spool = spool
         self._threads = threads
         self._carrier = carrier
@@ -98,6 +104,19 @@ class Runner:
         self._call: IDelayedCall | None = None
         self._stopped = False
         self._idle: list[Deferred[None]] = []
+        share = share or Share()
+        self._outcomes = {outcome: share.count(figures.DELIVERIES, outcome)
+                          for (outcome,) in figures.DELIVERIES.values}
+        self._delay = share.spread(figures.DELIVERY_DELAY)
+
+    def standing(self, now: float) -> tuple[int, int, int, float]:
+        """How many messages are being sent, wait, and are held; and the age of the oldest."""
+        groups: tuple[Collection[str], ...] = self._active, self._due, self._held
+        try:
+            oldest = time_of(min(min(group) for group in groups if group))
+        except ValueError:
+            oldest = now  # there is none, or its file was named by somebody else
+        return len(self._active), len(self._due), len(self._held), max(0.0, now - oldest)
 
     def __len__(self) -> int:
         """How many messages are known."""
@@ -249,7 +268,7 @@ class Runner:
         attempt.addCallback(self._ended, id)
 
     def _failed(self, failure: Any, id: str) -> float:
-        if failure.check(MailFailure, OSError) is None:
+        if failure.check(MailFailure, OSError, DirectoryError) is None:
             _log.failure("{id} could not be worked on", failure, id=id)
         else:
             _log.error("{id} is put off: {reason}", id=id, reason=str(failure.value))
@@ -302,8 +321,7 @@ class Runner:
                 going = [self._go(hop, Job(message, recipients, path, content, prefix), saving)
                          for (hop, path), recipients in ways.items()]
                 # Nearly all messages go one way.
-                tried = [await going[0]] if saving is None else await gatherResults(
-                    [Deferred.fromCoroutine(each) for each in going])
+                tried = [await going[0]] if saving is None else await _all(going)
                 if self._stopped and sum(tried) < sum(map(len, ways.values())):
                     await self._leave(message, any(tried))
                     return None
@@ -381,7 +399,16 @@ class Runner:
         if result.state == RELAYED:
             # RFC 3461 §5.2.1: who knows DSN reports; else it is for us to say that it is gone.
             each.reported = (result.reports or not each.wants("SUCCESS")) and not (
-                message.by is not None and _by_is_told(message.by, each, result))
+                message.by is not None and not each.local and each.notify != ("NEVER",)
+                # RFC 2852 §4.1.4: a trace is told of each host, and before its time is over of one
+                # that does not mind it, by which the message is as good as gone.
+                and (message.by.trace or (not result.timely and message.in_time(now))))
+        took = result.state == RELAYED
+        outcome = "deferred" if result.state == WAITING else (
+            "delivered" if took and each.local else result.state)
+        self._outcomes[outcome].add()
+        if took:
+            self._delay.observe(max(0, round(1e9 * (now - message.arrived))))
         _log.info("{id} {state} recipient={recipient} sender={sender} host={host} "
                       "attempt={attempt}: {reply}",
                       id=message.id, state="deferred" if result.state == WAITING else result.state,
@@ -436,10 +463,14 @@ class Runner:
             each.reported = True
 
 
-def _by_is_told(by: DeliverBy, recipient: QueuedRecipient, result: Result) -> bool:
-    """Whether its sender is to be told that a message was handed on (RFC 2852 §4.1).
+async def _all(going: Sequence[Coroutine[Any, Any, int]]) -> list[int]:
+    """What each came to, when the last has: none may go on beside a further attempt.
 
-    By a host that does not mind the time it is as good as gone; and a trace is told of each host.
+    :raises Exception: what the first of those that failed raised.
     """
-    return (not recipient.local and recipient.notify != ("NEVER",)
-            and (by.trace or not result.timely))
+    ended: Any = await DeferredList([Deferred.fromCoroutine(each) for each in going],
+                                    consumeErrors=True)
+    for succeeded, result in ended:
+        if not succeeded:
+            result.raiseException()
+    return [result for _, result in ended]

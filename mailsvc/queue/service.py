@@ -19,6 +19,8 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mailsvc import figures
+from mailsvc.figures import Share
 from mailsvc.interfaces import IQueue
 from mailsvc.mail import Envelope
 from mailsvc.queue import control
@@ -54,10 +56,11 @@ class Queue(Service):
     :param make_runner: makes the part that sends, when this process may.
     :param threads: where its files are written and read; it stops them.
     :param grace_seconds: how long what is being sent may take to end when the service stops.
+    :param share: where is told what the queue holds.
     """
 
     def __init__(self, spool: Spool, threads: Threads, reactor: Any,
-                 grace_seconds: float = 5) -> None:
+                 grace_seconds: float = 5, share: Share | None = None) -> None:
         self.spool = spool
         self.threads = threads
         self._reactor = reactor
@@ -75,6 +78,9 @@ class Queue(Service):
         self._pause = _COUNT_FIRST
         #: When what waits for a domain was last asked for.
         self._hurried: dict[str, float] = {}
+        share = share or Share()
+        self._levels = [*(share.level(figures.QUEUE, state)
+                          for (state,) in figures.QUEUE.values), share.level(figures.QUEUE_AGE)]
         #: Whether this process sends when it may.
         self._willing = True
 
@@ -109,6 +115,15 @@ class Queue(Service):
             self.runner.take([id])
         else:
             self._teller.tell(id)
+
+    def look(self) -> None:
+        """Tell the figures what the queue holds, if it is this process that knows."""
+        standing: tuple[int, int, int, float] = (0, 0, 0, 0.0)
+        if self.runner is not None:
+            standing = self.runner.standing(self._reactor.seconds())
+        *counts, age = standing
+        for level, value in zip(self._levels, (*counts, round(figures.MICRO * age)), strict=True):
+            level.set(value)
 
     # ---- who sends ----
 
@@ -207,6 +222,7 @@ class Queue(Service):
     def _let_go(self, *, last: bool = False) -> Deferred[Any]:
         """Let another process send."""
         self.runner = None
+        self.look()
         ports, self._ports = self._ports, []
         closing = [maybeDeferred(port.stopListening) for port in ports]
 

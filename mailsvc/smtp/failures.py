@@ -70,7 +70,7 @@ class NotOffered(SendingFailure):
     """The message needs an extension that the server does not offer; nothing was sent.
 
     Status 5.6.3 for 8BITMIME, 5.6.7 for SMTPUTF8 (RFC 6531 §3.5), 5.7.30 for REQUIRETLS (RFC 8689
-    §5), 5.3.4 when it is larger than the server takes (RFC 1870 §6), 5.3.3 for DELIVERBY and
+    §4.2.1), 5.3.4 when it is larger than the server takes (RFC 1870 §6), 5.3.3 for DELIVERBY and
     FUTURERELEASE, 5.4.7 when the server promises too long a time (RFC 2852).
     """
 
@@ -118,8 +118,9 @@ class TLSFailed(SendingFailure):
     default = EnhancedStatus(4, 7, 5)
 
     def __init__(self, text: str, reason: str = "validation-failure",
-                 stage: Stage = Stage.TLS, *, reply: Reply | None = None) -> None:
-        super().__init__(text, stage, reply=reply)
+                 stage: Stage = Stage.TLS, status: EnhancedStatus | None = None, *,
+                 reply: Reply | None = None) -> None:
+        super().__init__(text, stage, status, reply=reply)
         self.reason = reason
 
 

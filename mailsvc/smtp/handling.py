@@ -83,7 +83,7 @@ def check(envelope: Envelope, said: Mapping[str, str | None], limits: SMTPSettin
           now: float) -> None:
     """Hold what MAIL *said* in these parameters, which *envelope* has, against each other.
 
-    ``envelope.release`` is made absolute, and 0 when that time is over.
+    ``envelope.release`` is made absolute, and 0 when that time is over; ``envelope.hold`` is set.
 
     :raises SyntaxFault: they contradict each other or a limit.
     """
@@ -91,15 +91,18 @@ def check(envelope: Envelope, said: Mapping[str, str | None], limits: SMTPSettin
         raise SyntaxFault("Only one of HOLDFOR and HOLDUNTIL, please")
     if "HOLDFOR" in said:
         envelope.release += now
+    envelope.hold = next((f"{keyword[4:].lower()};{said[keyword]}"
+                          for keyword in ("HOLDFOR", "HOLDUNTIL") if keyword in said), "")
     if envelope.release > now + limits.hold_most_seconds:
         raise SyntaxFault(f"Messages are held for {limits.hold_most_seconds} seconds at most")
     if envelope.release <= now:
         envelope.release = 0.0
     by = envelope.by
-    if by is None or by.mode == "N":
+    if by is None:
         return
-    if by.seconds < limits.deliver_by_least_seconds:
+    if by.mode == "R" and by.seconds < limits.deliver_by_least_seconds:
         raise SyntaxFault(
             f"BY with R takes {limits.deliver_by_least_seconds} seconds or more here", 555)
+    # RFC 4865 §5.2.2, whichever mode.
     if envelope.release > now + by.seconds:
-        raise SyntaxFault("By BY the message is to be returned before it is to be released")
+        raise SyntaxFault("The time of BY is over before the message is to be released")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailsvc.settings import at_least, networks, one_of, setting
+from mailsvc.settings import OneOf, at_least, networks, setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class SMTPSettings:
     allow_cleartext_auth: str = setting(
         "no",
         "Whether users may log in to submission without TLS: no, from loopback alone, or yes.",
-        check=one_of("no", "loopback", "yes"),
+        check=OneOf("no", "loopback", "yes"),
     )
     idle_commands: int = setting(
         1000,

@@ -43,7 +43,7 @@ def understood(path: Address, wanted: Parameters, offered: Mapping[str, str],
         ret=wanted.ret if dsn else "", envid=wanted.envid if dsn else "",
         auth=wanted.auth if "AUTH" in offered else None,
         by=wanted.by if "DELIVERBY" in offered else None,
-        priority=wanted.priority if "MT-PRIORITY" in offered else 0)
+        priority=wanted.priority if "MT-PRIORITY" in offered else None)
 
 
 def _check_time(wanted: Parameters, offered: Mapping[str, str]) -> None:
@@ -54,6 +54,8 @@ def _check_time(wanted: Parameters, offered: Mapping[str, str]) -> None:
     if least is None:
         raise NotOffered("the message may only go where DELIVERBY is offered", Stage.MAIL,
                          EnhancedStatus(5, 3, 3))
+    # §2: further options may follow behind a comma.
+    least = least.partition(",")[0]
     if least.isdecimal() and by.seconds < int(least[:20]):
         raise NotOffered(f"the message is to be there in {by.seconds} seconds and the server "
                          f"promises {least} at least", Stage.MAIL, EnhancedStatus(5, 4, 7))

@@ -25,7 +25,7 @@ class Parameters:
     requiretls: bool = False
     auth: Address | None = None
     by: DeliverBy | None = None
-    priority: int = 0
+    priority: int | None = None
     hold_for: int = 0
 
 

@@ -108,7 +108,7 @@ def mail(path: Address, said: Parameters) -> bytes:
         words.append("AUTH=" + xtext.encode(str(address(said.auth)) or "<>"))
     if said.by is not None:
         words.append(f"BY={_deliver_by(said.by)}")
-    if said.priority:
+    if said.priority is not None:
         if not -9 <= said.priority <= 9:
             raise BadArgument(f"priority {said.priority}: expected -9 to 9")
         words.append(f"MT-PRIORITY={said.priority:d}")

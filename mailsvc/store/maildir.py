@@ -48,7 +48,7 @@ from mailsvc.errors import (
 from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop
 from mailsvc.journal import Journal
 from mailsvc.mail import Account
-from mailsvc.settings import at_least, one_of, setting
+from mailsvc.settings import OneOf, at_least, setting
 from mailsvc.store import maildirsize
 from mailsvc.store.committer import Committer, Message
 from mailsvc.store.failures import mail_failure
@@ -82,7 +82,7 @@ class MaildirSettings:
         "journal", "When mail is acknowledged: \"journal\", once it is in a journal that many "
         "messages are flushed to disk by together; \"fsync\", once its file has been flushed; "
         "\"none\", when the kernel has it: a power loss takes the last half minute.",
-        check=one_of("journal", "fsync", "none"))
+        check=OneOf("journal", "fsync", "none"))
     backlog_octets: int = setting(
         67_108_864, "How much mail may wait for the journal before more is told to try again "
         "later.", unit="octets", check=at_least(1))
@@ -115,6 +115,17 @@ class MaildirStore:
                 root, each, self._threads, hostname, reactor, self._journal,
                 backlog=settings.backlog_octets, seconds=settings.checkpoint_seconds)
         self._listings = ListingCache(SizeCache(), settings.listing_cache_messages)
+
+    @property
+    def root(self) -> Path:
+        """The directory of all maildirs."""
+        return self._root
+
+    @property
+    def backlog(self) -> tuple[int, int]:
+        """Octets that wait for the journal, and how many of its segments are in use."""
+        committer = self._committer
+        return committer.backlog if isinstance(committer, GroupCommitter) else (0, 0)
 
     def start(self) -> None:
         """Begin to work, once what a power loss took is there again; blocks meanwhile.

@@ -90,13 +90,17 @@ class HTTPS:
         problem = HTTPFailure(f"{host} has no address but this machine's own")
         headers = Headers({"User-Agent": [f"mailsvc/{__version__}"],
                            **{name: [value] for name, value in fields.items()}})
+        end = self._reactor.seconds() + _PATIENCE
         for place in places[:4]:
+            left = end - self._reactor.seconds()
+            if left <= 0:
+                break
             agent = Agent.usingEndpointFactory(
                 self._reactor, cast(Any, _Endpoints(self._reactor, place, self._trust_root())))
             try:
                 asked = Deferred.fromCoroutine(self._exchange(
                     agent, method, url, headers, body, kind, most))
-                return await asked.addTimeout(_PATIENCE, self._reactor)
+                return await asked.addTimeout(left, self._reactor)
             except HTTPFailure as failure:
                 raise failure from None
             except Exception as error:

@@ -18,12 +18,16 @@ from mailsvc.trace import date
 #: How many different failures of one policy are told.
 _DETAILS = 500
 
+#: To how many places one report goes at most: a record could name a thousand mailboxes of others.
+_PLACES = 5
+
 #: The media type of a report (§6.5).
 KIND = "application/tlsrpt+gzip"
 
 
 def destinations(texts: Sequence[str]) -> list[str]:
-    """Where reports go by the TXT records at ``_smtp._tls.DOMAIN`` (§3): URIs with mailto or https.
+    """Where reports go by the TXT records at ``_smtp._tls.DOMAIN`` (§3): URIs with mailto or https,
+    each once and five at most.
 
     Empty if there is no record, more than one, or none of what it says is understood.
     """
@@ -32,7 +36,8 @@ def destinations(texts: Sequence[str]) -> list[str]:
         return []
     fields = [part.strip(" \t").partition("=") for part in meant[0].split(";")]
     rua = next((value.strip(" \t") for name, _, value in fields if name.strip(" \t") == "rua"), "")
-    return [uri for part in rua.split(",") if (uri := part.strip(" \t")) and _understood(uri)]
+    uris = [uri for part in rua.split(",") if (uri := part.strip(" \t")) and _understood(uri)]
+    return list(dict.fromkeys(uris))[:_PLACES]
 
 
 def _understood(uri: str) -> bool:
@@ -114,7 +119,8 @@ class TLSReport:
 
     def mail(self, to: str, now: float) -> bytes:
         """The report as a message, with CRLF (§5.3)."""
-        boundary = f"{self.id}/{self.submitter}"
+        # RFC 2046 §5.1.1: 70 characters.
+        boundary = f"{self.id}/{self.submitter}"[:70]
         attachment = base64.encodebytes(self.compressed).replace(b"\n", b"\r\n")
         header = [
             f"Date: {date(int(now))}",
@@ -125,7 +131,7 @@ class TLSReport:
             f"Message-ID: <{self.id}@{self.submitter}>",
             f"TLS-Report-Domain: {self.domain}",
             f"TLS-Report-Submitter: {self.submitter}",
-            # §5.3: what is wrong with their TLS must not keep the report of it (RFC 8689 §5).
+            # §5.3: what is wrong with their TLS must not keep the report of it (RFC 8689 §3).
             "TLS-Required: No",
             "Auto-Submitted: auto-generated",
             "MIME-Version: 1.0",

@@ -57,7 +57,11 @@ def parse_record(texts: Sequence[str]) -> str | None:
         return None
     if len(meant) > 1:
         raise Unusable(f"{len(meant)} records with v=STSv1, expected one")
-    fields = dict(_field(part) for part in meant[0].split(";")[1:] if part.strip())
+    fields: dict[str, str] = {}
+    for part in meant[0].split(";")[1:]:
+        if part.strip():
+            # §3.2: of a field that comes twice the first counts.
+            fields.setdefault(*_field(part))
     found = fields.get("id")
     if found is None:
         raise Unusable(f"{meant[0]!r}: expected an id, such as v=STSv1; id=20261127;")

@@ -1,4 +1,4 @@
-"""On which terms each exchanger of a domain is sent to: what TLS has to prove first.
+"""On which terms each host is sent to: what TLS has to prove first.
 
 In this order, the first that there is (RFC 7672 §2.1, RFC 8461 §2, RFC 7435):
 
@@ -8,7 +8,12 @@ In this order, the first that there is (RFC 7672 §2.1, RFC 8461 §2, RFC 7435):
 * what was seen before: a domain that was reached by TLS is not sent to in the clear;
 * TLS where it is offered.
 
-A message with REQUIRETLS (RFC 8689) makes the last two stricter.
+A host that the configuration names in the place of exchangers is the domain then (RFC 7672 §2.2.2,
+RFC 8461 §3.4), but for what was seen before: its route says what it has to do.  Where that is to
+prove its name, TLSA records are another way to do so, and a policy adds nothing.
+
+A message with REQUIRETLS (RFC 8689) goes to nobody who does not prove a name that is an exchanger's
+for certain.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from mailsvc.client import Client
-from mailsvc.errors import MailFailure
+from mailsvc.errors import EnhancedStatus, MailFailure
 from mailsvc.queue.exchangers import Place
 from mailsvc.queue.routes import Hop
 from mailsvc.queue.security.dane import examine
@@ -36,6 +41,13 @@ from mailsvc.store.threads import Threads
 from mailsvc.trust import Trust
 
 _log = Logger("mailsvc.queue")
+
+#: RFC 8689 §4.2.1: what a message with REQUIRETLS is returned with; and what people are told.
+_NEEDED = EnhancedStatus(5, 7, 10)
+_REQUIRED = "the message may only go where that is proven (REQUIRETLS)"
+#: What will be the same tomorrow, of the result types of RFC 8460 §4.3.
+_LASTING = ("starttls-not-supported", "certificate-host-mismatch", "certificate-expired",
+            "certificate-not-trusted", "tlsa-invalid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +88,17 @@ class Security:
     :param bindings: where DANE is obeyed; else None.
     :param reporter: sends reports of *results*; else None.
     :param authorities: a PEM file of those who may vouch for a host; empty for the system's.
+    :param port: of exchangers.
     """
 
     def __init__(self, lookup: Lookup, policies: Policies | None, levels: Levels | None,
                  bindings: Bindings | None, results: Results | None, reporter: Reporter | None,
-                 authorities: str, threads: Threads, clock: Any) -> None:
+                 authorities: str, port: int, threads: Threads, clock: Any) -> None:
         self.levels = levels
         self.bindings = bindings
         self.results = results
         self.authorities = authorities
+        self.port = port
         self._lookup = lookup
         self._policies = policies
         self._reporter = reporter
@@ -110,11 +124,11 @@ class Security:
         """The terms of *hop* now; never fails."""
         terms = Terms(self, hop)
         if terms.weighed:
-            if self._policies is not None:
+            if self._policies is not None and hop.tls == "opportunistic":
                 finding = terms.finding = await self._policies.find(hop.host)
                 if finding.reason:
                     terms.note("sts", (), Detail(finding.reason, text=finding.text))
-            terms.seen = self._seen(hop.host)
+            terms.seen = self._seen(hop.host) if hop.exchangers else None
         return terms
 
     def _seen(self, domain: str) -> Seen | None:
@@ -154,10 +168,10 @@ class Terms:
 
     @property
     def weighed(self) -> bool:
-        """Whether policies count: on the way to a domain's exchangers, and unless the message asks
-        for nothing (TLS-Required: No, RFC 8689 §5)."""
+        """Whether what the other side publishes counts: unless the message asks for nothing
+        (TLS-Required: No, RFC 8689 §4.2.2), or the route for no TLS."""
         hop = self.hop
-        return hop.exchangers and hop.wish != "ignore" and not hop.host.startswith("[")
+        return hop.named and hop.wish != "ignore" and hop.tls != "no"
 
     async def demand(self, place: Place) -> Demand:
         """What a connection to *place* has to prove.
@@ -166,35 +180,92 @@ class Terms:
         """
         authorities, hop = self._security.authorities, self.hop
         verified = Trust(authorities=authorities)
-        if hop.tls != "opportunistic":
-            return Demand(hop.tls, verified if hop.tls != "no" else None)
-        demand = Demand(hop.tls, Trust(authorities=authorities, verify=False))
+        # What the route says.
+        demand = Demand(hop.tls, None if hop.tls == "no" else verified)
+        if hop.tls == "opportunistic":
+            demand = Demand(hop.tls, Trust(authorities=authorities, verify=False))
         if self.weighed:
-            demand = await self._by_dane(place) or self._by_policy(place, demand, verified)
-        if hop.wish == "require" and (demand.trust is None or not demand.trust.verify):
-            # RFC 8689 §4.2.1: verified, or not at all.
+            bound = await self._by_dane(place, verified)
+            if bound is not None:
+                demand = bound
+            elif hop.tls == "opportunistic":
+                demand = self._by_policy(place, demand, verified)
+        # What goes to a socket stays on this machine.
+        if hop.wish == "require" and "/" not in hop.host:
+            return await self._stricter(place, demand, verified)
+        return demand
+
+    async def _stricter(self, place: Place, demand: Demand, verified: Trust) -> Demand:
+        """*demand* as REQUIRETLS has it (RFC 8689 §4.2.1): verified, or not at all."""
+        if demand.tls == "no":
+            raise TLSFailed(f"{place.name} is reached without TLS, as its route says; {_REQUIRED}",
+                            status=_NEEDED)
+        try:
+            assured = await self._assured(place)
+        except LookupFailed as problem:
+            raise TLSFailed(f"whether {place.name} is an exchanger of {self.hop.host} cannot be "
+                            f"told: {problem}; {_REQUIRED}", "dnssec-invalid") from None
+        if not assured:
+            # The policy that could say so may be there later.
+            raise TLSFailed(
+                f"neither DNSSEC nor an MTA-STS policy proves that {place.name} is an exchanger of "
+                f"{self.hop.host}; {_REQUIRED}",
+                status=None if self.finding.reason else _NEEDED)
+        if demand.trust is None or not demand.trust.verify:
             return Demand("starttls", verified, "the message (REQUIRETLS)")
         return demand
 
-    async def _by_dane(self, place: Place) -> Demand | None:
+    async def _assured(self, place: Place) -> bool:
+        """Whether *place* is the right one for certain (RFC 8689 §2): we or the domain itself named
+        it, or its policy, or MX records that the resolver vouches for.
+
+        :raises LookupFailed: nobody can tell now.
+        """
+        hop, policy, bindings = self.hop, self.finding.policy, self._security.bindings
+        if not hop.exchangers or not hop.named or place.name == hop.host:
+            return True
+        if policy is not None and policy.mode != "none" and policy.matches(place.name):
+            return True
+        return bindings is not None and await bindings.vouched(hop.host, place.name)
+
+    async def seals(self, place: Place, client: Client) -> bool:
+        """Whether REQUIRETLS may be said over the connection to *place* that *client* is."""
+        secured = client.secured
+        try:
+            return (secured is not None and secured.verified
+                    and client.extension("REQUIRETLS") is not None and await self._assured(place))
+        except LookupFailed:
+            return False
+
+    async def _by_dane(self, place: Place, verified: Trust) -> Demand | None:
         """What the TLSA records of *place* demand, if there are any."""
-        bindings = self._security.bindings
+        bindings, hop, insists = self._security.bindings, self.hop, self.hop.tls != "opportunistic"
         if bindings is None:
             return None
+        port = hop.port or self._security.port
         try:
-            binding = await bindings.find(self.hop.host, place.name)
+            binding = await (bindings.exchanger(hop.host, place.name, port) if hop.exchangers
+                             else bindings.host(place.name, port))
         except LookupFailed as problem:
-            # RFC 7672 §2.1.1: whoever can suppress an answer must not gain by it.
+            if insists:
+                return None  # The name is to be proven all the same.
+            # RFC 7672 §2.1.2: whoever can suppress an answer must not gain by it.
             failure = TLSFailed(f"whether {place.name} has TLSA records cannot be told: {problem}",
                                 "dnssec-invalid")
             self.note("tlsa", (), _detail(failure, place))
             raise failure from None
         if binding is None:
             return None
-        trust = Trust(server_name=binding.base, check=functools.partial(
-            examine, binding.records, binding.names)) if binding.records else Trust(
-            verify=False, server_name=binding.base)
-        return Demand("starttls", trust, f"the TLSA records of {binding.base}", "tlsa",
+        if binding.records:
+            trust = Trust(server_name=binding.base, check=functools.partial(
+                examine, binding.records, binding.names))
+        elif insists:
+            return None
+        else:
+            # A name and password are for nobody who proves nothing.
+            trust = verified if hop.user else Trust(verify=False, server_name=binding.base)
+        return Demand(hop.tls if insists else "starttls", trust,
+                      f"the TLSA records of {binding.base}", "tlsa",
                       tuple(map(str, binding.published)))
 
     def _by_policy(self, place: Place, offered: Demand, verified: Trust) -> Demand:
@@ -205,7 +276,8 @@ class Terms:
             if not policy.matches(place.name):
                 flaw = TLSFailed(
                     f"{place.name} is not among the exchangers that {why} names "
-                    f"({', '.join(policy.patterns[:5])})", "validation-failure")
+                    f"({', '.join(policy.patterns[:5])})", "validation-failure",
+                    status=_NEEDED if self.hop.wish == "require" else None)
             if policy.mode == "enforce":
                 if flaw is not None:
                     self.note("sts", (), _detail(flaw, place))
@@ -223,7 +295,8 @@ class Terms:
         """A connection to *place* has met *demand*."""
         if not self.weighed:
             return
-        self._security.reached(self, place, client)
+        if self.hop.exchangers:
+            self._security.reached(self, place, client)
         secured, failure = client.secured, demand.flaw
         if failure is None and secured is None:
             failure = client.tls_failure or TLSFailed(
@@ -237,10 +310,15 @@ class Terms:
         """A connection to *place* has not: the failure with its reason."""
         if self.weighed:
             self.note(demand.kind, demand.records, _detail(failure, place))
+        reply = failure.reply
+        if self.hop.wish == "require" and failure.reason in _LASTING and (
+                reply is None or reply.code >= 500):
+            # RFC 8689 §4.2.1: its sender is told at once.
+            failure = TLSFailed(failure.text, failure.reason, failure.stage, _NEEDED, reply=reply)
         if not demand.why:
             return failure
         return TLSFailed(f"{place.name}: {failure.text}; TLS is required by {demand.why}",
-                         failure.reason, failure.stage, reply=failure.reply)
+                         failure.reason, failure.stage, failure.status, reply=reply)
 
     def note(self, kind: str, records: tuple[str, ...], detail: Detail | None) -> None:
         """Count a session for the report."""

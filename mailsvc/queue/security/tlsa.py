@@ -1,7 +1,8 @@
-"""The TLSA records of an exchanger, found by a way that is secure from the domain on (RFC 7672 §2).
+"""The TLSA records of a host, found by a way that is secure from its beginning on (RFC 7672 §2).
 
-Each step has to be one that the resolver vouches for, or the records prove nothing: the domain's MX
-records, the exchanger's address, and the TLSA records themselves, or that there are none.
+Each step has to be one that the resolver vouches for, or the records prove nothing: the MX records
+of the domain that mail is for, unless the host was named by ourselves; the host's address; and the
+TLSA records, or that there are none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mailsvc.queue.security.lookup import Found, LookupFailed
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What binds an exchanger.
+    """What binds a host.
 
     :ivar base: the name that has the records; to be asked for in SNI (§8.1).
     :ivar names: whom a certificate under a trust anchor may be for (§3.2.2).
@@ -38,31 +39,48 @@ class Finds(Protocol):
 
 
 class Bindings:
-    """Finds what binds exchangers at *port*."""
+    """Finds what binds hosts."""
 
-    def __init__(self, lookup: Finds, port: int) -> None:
+    def __init__(self, lookup: Finds) -> None:
         self._lookup = lookup
-        self._port = port
 
-    async def find(self, domain: str, host: str) -> Binding | None:
-        """What binds *host* as an exchanger of *domain*; None if nothing does.
+    async def exchanger(self, domain: str, host: str, port: int) -> Binding | None:
+        """What binds *host* at *port* as an exchanger of *domain*; None if nothing does.
 
         :raises LookupFailed: nobody can tell now, or somebody lies: *host* must not be used.
         """
-        exchangers = await self._lookup.find(domain, "MX")
-        if not exchangers.secure:
+        exchangers = await self._exchangers(domain, host)
+        if exchangers is None:
+            return None
+        return await self._binding(host, port, (domain, exchangers.name))
+
+    async def host(self, host: str, port: int) -> Binding | None:
+        """What binds *host* at *port*, which our configuration names (§2.2.2); as above."""
+        return await self._binding(host, port, ())
+
+    async def vouched(self, domain: str, host: str) -> bool:
+        """Whether *host* is among MX records of *domain* that validate; raises as above."""
+        return await self._exchangers(domain, host) is not None
+
+    async def _exchangers(self, domain: str, host: str) -> Found | None:
+        """The MX records of *domain*, *host* among them; None if nobody vouches for them."""
+        found = await self._lookup.find(domain, "MX")
+        if not found.secure:
             return None
         named = {each.exchange.to_text(omit_final_dot=True).lower()
-                 for each in exchangers.records} or {domain}
+                 for each in found.records} or {domain}
         if host not in named:
             raise LookupFailed(f"{host} is no longer an exchanger of {domain}")
+        return found
+
+    async def _binding(self, host: str, port: int, names: tuple[str, ...]) -> Binding | None:
         for base in await self._bases(host):
-            found = await self._lookup.find(f"_{self._port}._tcp.{base}", "TLSA")
+            found = await self._lookup.find(f"_{port}._tcp.{base}", "TLSA")
             if found.secure and found.records:
                 published = tuple(TLSA(each.usage, each.selector, each.mtype, each.cert)
                                   for each in found.records)
                 # In this order, and each once.
-                names = tuple(dict.fromkeys((base, host, domain, exchangers.name)))
+                names = tuple(dict.fromkeys((base, host, *names)))
                 return Binding(base, names, tuple(strongest(published)), published)
         return None
 

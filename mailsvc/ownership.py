@@ -1,0 +1,44 @@
+"""Whose the files of the data directory are.
+
+The service runs as a user of its own, and its administrator calls ``mailsvc`` as root: what that
+makes in the service's directory must stay usable for the service, so it is given to the owner of
+the directory.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+
+def give_to_owner_of(folder: Path, made: Path) -> None:
+    """Give *made* to the user and group that *folder* belongs to, where we are root."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.chown(made, owner.st_uid, owner.st_gid)
+
+
+def make_folders(folder: Path) -> None:
+    """Make *folder*, with mode 0700, and those above it that are missing."""
+    for place in reversed([folder, *folder.parents]):
+        if not place.exists():
+            place.mkdir(mode=0o700, exist_ok=True)
+            give_to_owner_of(place.parent, place)
+
+
+def name_of(user: int) -> str:
+    """The name of a user, in the form that sudo takes where it has none."""
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"'#{user}'"
+
+
+def remedy_for(place: Path) -> str:
+    """What to do when *place* may not be used by us."""
+    owner = place.stat().st_uid
+    remedy = f"run as the user who owns it: sudo -u {name_of(owner)} mailsvc …"
+    if owner == 0:
+        remedy += f", or give it to the user that runs the service: chown -R USER {place}"
+    return remedy

@@ -1,0 +1,96 @@
+"""What the carrier is given, and what comes of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from twisted.internet.defer import Deferred
+
+from mailsvc.errors import EnhancedStatus
+from mailsvc.mail import Address
+from mailsvc.queue.content import Content
+from mailsvc.queue.message import FAILED, WAITING, QueuedMessage, QueuedRecipient
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one recipient in one attempt.
+
+    :ivar state: RELAYED, FAILED, or WAITING when it is to be tried again.
+    :ivar reply: what was said, for people.
+    :ivar host: who said it; empty when nobody did.
+    :ivar reports: whether the next host has taken over to report of success (DSN).
+    :ivar timely: whether it minds within how much time the message is to be delivered (DELIVERBY).
+    """
+
+    recipient: QueuedRecipient
+    state: str
+    status: EnhancedStatus
+    reply: str
+    host: str = ""
+    reports: bool = False
+    timely: bool = False
+
+
+@dataclass(slots=True)
+class Job:
+    """One message for some recipients, all by one hop.
+
+    :ivar reverse_path: the one to use, rewritten for mail that is forwarded.
+    :ivar content: the message.
+    :ivar prefix: what is sent before it: fields that were added on the way out.
+    :ivar done: fires with a result for each recipient that was tried.
+    :ivar in_flight: whether a host was sent it and has not said whether it took it.
+    """
+
+    message: QueuedMessage
+    recipients: list[QueuedRecipient]
+    reverse_path: Address
+    content: Content
+    prefix: bytes = b""
+    done: Deferred[list[Result]] = field(default_factory=Deferred)
+    results: list[Result] = field(default_factory=list)
+    in_flight: bool = False
+
+    @property
+    def left(self) -> list[QueuedRecipient]:
+        """The recipients that no host has decided about yet."""
+        decided = {id(each.recipient) for each in self.results if each.state != WAITING}
+        return [each for each in self.recipients if id(each) not in decided]
+
+    def forget_waiting(self) -> None:
+        """Drop what was said of those that are to be tried again: they are, now."""
+        self.results = [each for each in self.results if each.state != WAITING]
+
+    def finish(self, text: str = "", status: EnhancedStatus | None = None, host: str = "") -> None:
+        """Give out the results; *status* is that of the recipients that have none.
+
+        May be called again.
+        """
+        if self.done.called:
+            return
+        known = {id(each.recipient) for each in self.results}
+        for recipient in self.recipients:
+            if id(recipient) not in known:
+                said = status or EnhancedStatus(4, 4, 1)
+                self.results.append(Result(
+                    recipient, FAILED if said.class_ == 5 else WAITING, said, text, host))
+        self.done.callback(self.results)
+
+    def interrupt(self) -> None:
+        """Give out what was decided: it was ourselves who put the rest off.
+
+        May be called again.
+        """
+        if not self.done.called:
+            self.forget_waiting()
+            self.done.callback(self.results)
+
+
+def line_up(jobs: deque[Job], job: Job) -> None:
+    """Put *job* behind all that are as urgent as it is, or more so (RFC 6710)."""
+    place = len(jobs)
+    while place and jobs[place - 1].message.priority < job.message.priority:
+        place -= 1
+    jobs.insert(place, job)
