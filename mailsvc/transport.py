@@ -16,6 +16,9 @@ from typing import Any, ClassVar
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+_log = Logger()
 
 
 class TurnServer(tcp.Server):
@@ -51,7 +54,11 @@ def _send_all() -> None:
     due = TurnServer._due.copy()
     TurnServer._due.clear()
     for each in due:
-        each.send()
+        try:
+            each.send()
+        except Exception:  # as the reactor has it: a fault of one is not to be felt by the others
+            _log.failure("a connection is cut off")
+            each.abortConnection()
 
 
 def send_by_turns(port: IListeningPort) -> None:

@@ -91,6 +91,31 @@ def test_nothing_else_need_happen_after_a_turn_of_timers(connection):
 
 
 @pytest_twisted.inlineCallbacks
+def test_a_fault_of_one_connection_is_not_felt_by_others(connection):
+    transport, _, client = connection
+
+    class Broken(TurnServer):
+        aborted = False
+        connected = True
+
+        def __init__(self) -> None:
+            self.reactor = reactor  # no socket is needed to fail
+
+        def doWrite(self) -> None:
+            raise ZeroDivisionError
+
+        def abortConnection(self) -> None:
+            self.aborted = True
+
+    broken = Broken()
+    broken.startWriting()
+    transport.write(b"250 all the same\r\n")
+    yield turn()
+    assert broken.aborted
+    assert client.recv(100) == b"250 all the same\r\n"
+
+
+@pytest_twisted.inlineCallbacks
 def test_what_is_lost_meanwhile_is_not_sent_to(connection):
     transport, factory, _ = connection
     transport.write(b"250 to nobody\r\n")
