@@ -106,11 +106,23 @@ def _may(account: Account, protocol: str) -> bool:
     return {"pop3": account.receives, "submission": account.sends}.get(protocol, True)
 
 
-#: Who is checked when there is no such account: somebody whose password nothing is.
 #: How often, and how many seconds apart, a maildrop is asked for that another session has.
 _TRIES = 11
 _BETWEEN_TRIES = 0.1
+#: Who is checked when there is no such account: somebody whose password nothing is.
 _NOBODY = Credentials(Account("", ""), (StoredPassword(),))
+
+
+class _AvatarId(bytes):
+    """The name of *account*, which was read a moment ago and need not be read again."""
+
+    account: Account
+
+    @classmethod
+    def of(cls, account: Account) -> _AvatarId:
+        name = cls(account.name.encode())
+        name.account = account
+        return name
 
 
 def _usable(found: Credentials, attempt: Attempt | None, now: float) -> list[StoredPassword]:
@@ -156,7 +168,13 @@ class DirectoryChecker:
             return self._proven(found, usable, credentials.attempt)
         if IUsernamePassword.providedBy(credentials):
             shown = prepare_password(credentials.password)
-            password = await self._matching(checked.account.name, usable, shown)
+            main = next((each for each in usable if not each.label), None)
+            if self._hasher.remembers(
+                    checked.account.name, main.verifier if main else None, shown):
+                # When it was hashed was also the time to renew it.
+                password, shown = main, b""
+            else:
+                password = await self._matching(checked.account.name, usable, main, shown)
         else:
             shown = b""
             password = await _digested(credentials, usable)
@@ -165,7 +183,7 @@ class DirectoryChecker:
         self._note_use(password, attempt)
         if shown:
             self._renew(found.account, password, shown)
-        return found.account.name.encode()
+        return _AvatarId.of(found.account)
 
     def _proven(self, found: Credentials | None, usable: list[StoredPassword],
                 attempt: Attempt) -> bytes:
@@ -174,15 +192,14 @@ class DirectoryChecker:
         keyed = [each for each in usable if each.scram]
         if attempt.mechanism.startswith("SCRAM-") and len(keyed) == 1:
             self._note_use(keyed[0], attempt)
-        return found.account.name.encode()
+        return _AvatarId.of(found.account)
 
     async def _matching(self, name: str, usable: list[StoredPassword],
-                        shown: bytes) -> StoredPassword | None:
+                        main: StoredPassword | None, shown: bytes) -> StoredPassword | None:
         verifier = app_verifier(self._directory, as_app_password(shown)).encode()
         for password in usable:
             if password.label and hmac.compare_digest((password.verifier or "").encode(), verifier):
                 return password
-        main = next((each for each in usable if not each.label), None)
         right = await self._hasher.verify(name, main.verifier if main else None, shown)
         return main if right else None
 
@@ -308,10 +325,7 @@ class MailRealm:
         wanted = next((each for each in interfaces if each in (IMaildrop, ISubmitter)), None)
         if wanted is None:
             raise TypeError("a mail account has no other avatar than IMaildrop and ISubmitter")
-        # Anonymous logins have () for their avatar id.
-        name = login_name(self._directory, avatar_id or "", self._default_domain)
-        local_part, _, domain = name.rpartition("@")
-        account = self._directory.account(local_part, domain)
+        account = self._account(avatar_id)
         if account is None or not (account.receives if wanted is IMaildrop else account.sends):
             raise UnauthorizedLogin("Authentication failed")
         if wanted is ISubmitter:
@@ -326,6 +340,14 @@ class MailRealm:
                 maildrop.release()
                 raise
         return IMaildrop, maildrop, maildrop.release
+
+    def _account(self, avatar_id: str | bytes | tuple[()]) -> Account | None:
+        if isinstance(avatar_id, _AvatarId):
+            return avatar_id.account
+        # Anonymous logins have () for their avatar id.
+        name = login_name(self._directory, avatar_id or "", self._default_domain)
+        local_part, _, domain = name.rpartition("@")
+        return self._directory.account(local_part, domain)
 
     async def _maildrop(self, account: Account) -> IMaildrop:
         """The maildrop, for which a client waits a moment that comes back after a lost connection:

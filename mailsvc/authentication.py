@@ -7,6 +7,7 @@ know, it does not find out here: a name that nobody has and a wrong password are
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,9 @@ from mailsvc.figures import Share
 from mailsvc.interfaces import IDirectory, IKeyring
 from mailsvc.sasl import scram
 from mailsvc.sasl.context import AuthSettings, Context
+
+#: Of how many clients it is remembered where they are: each is asked about several times.
+_KNOWN_CLIENTS = 1024
 
 #: Which credentials a mechanism ends in.
 _NEEDS: dict[str, type[Interface]] = {
@@ -194,6 +198,7 @@ class Authenticator:
         return login_name(self._directory, name, self._default_domain)
 
 
+@functools.lru_cache(_KNOWN_CLIENTS)
 def _is_here(client: str) -> bool:
     """Whether *client* is on this machine: nothing that it says crosses a network."""
     return not client or ipaddress.ip_address(client).is_loopback

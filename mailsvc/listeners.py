@@ -28,6 +28,8 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from mailsvc.transport import send_by_turns
+
 _log = Logger("mailsvc")
 
 
@@ -160,6 +162,7 @@ class Listener:
         port = self._port = reactor.adoptStreamPort(
             bound.fileno(), bound.addressFamily, factory)
         bound.socket.close()
+        send_by_turns(port)
 
         def take_turns() -> None:
             if leads():
@@ -188,6 +191,7 @@ class Listener:
         return succeed(None) if closed is None else closed
 
     def _keep(self, port: IListeningPort) -> None:
+        send_by_turns(port)
         self._port = port
         self._entrance.lead_to(port, _BATCH)
 

@@ -33,11 +33,12 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
+from zope.interface import Interface
 
 from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm
 from mailsvc.authentication import Authenticator
 from mailsvc.brakes import Brakes
-from mailsvc.checkers.inturn import InTurn, in_turn
+from mailsvc.checkers.inturn import in_turn
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
@@ -234,7 +235,9 @@ class MailService(Front):
                 functools.partial(deferToThreadPool, reactor, reactor.getThreadPool()))
             if delay else None, default_domain=domain, clock=reactor)
         own = DirectoryChecker(directory, self._hasher, domain)
-        portal = Portal(realm, [*in_turn(self._checkers), *_own(self._checkers, own)])
+        portal = Portal(realm, in_turn(self._checkers))
+        if interfaces := _own(self._checkers, own):
+            portal.registerChecker(own, *interfaces)
         router = Router(directory, hostname, settings.routing)
         brakes = self._brakes = Brakes(settings.brakes, state, reactor)
         brakes.start()
@@ -452,14 +455,12 @@ def _passwords_elsewhere(checkers: Iterable[ICredentialsChecker]) -> bool:
     return any(not _PASSWORDS.isdisjoint(checker.credentialInterfaces) for checker in checkers)
 
 
-def _own(checkers: Iterable[ICredentialsChecker],
-         own: DirectoryChecker) -> list[ICredentialsChecker]:
+def _own(checkers: Iterable[ICredentialsChecker], own: DirectoryChecker) -> list[type[Interface]]:
     """What *own* is asked about beside *checkers*: passwords only if none of those checks any."""
     elsewhere = {interface for checker in checkers for interface in checker.credentialInterfaces}
     if _passwords_elsewhere(checkers):
         elsewhere |= _PASSWORDS
-    return [InTurn(interface, [own]) for interface in own.credentialInterfaces
-            if interface not in elsewhere]
+    return [interface for interface in own.credentialInterfaces if interface not in elsewhere]
 
 
 def _make_mail_directory(settings: Settings) -> None:
