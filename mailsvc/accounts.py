@@ -113,18 +113,6 @@ _BETWEEN_TRIES = 0.1
 _NOBODY = Credentials(Account("", ""), (StoredPassword(),))
 
 
-class _AvatarId(bytes):
-    """The name of *account*, which was read a moment ago and need not be read again."""
-
-    account: Account
-
-    @classmethod
-    def of(cls, account: Account) -> _AvatarId:
-        name = cls(account.name.encode())
-        name.account = account
-        return name
-
-
 def _usable(found: Credentials, attempt: Attempt | None, now: float) -> list[StoredPassword]:
     """The passwords of an account that are good for *attempt*."""
     protocol, client = (attempt.protocol, attempt.client) if attempt else ("", "")
@@ -183,7 +171,7 @@ class DirectoryChecker:
         self._note_use(password, attempt)
         if shown:
             self._renew(found.account, password, shown)
-        return _AvatarId.of(found.account)
+        return found.account.name.encode()
 
     def _proven(self, found: Credentials | None, usable: list[StoredPassword],
                 attempt: Attempt) -> bytes:
@@ -192,7 +180,7 @@ class DirectoryChecker:
         keyed = [each for each in usable if each.scram]
         if attempt.mechanism.startswith("SCRAM-") and len(keyed) == 1:
             self._note_use(keyed[0], attempt)
-        return _AvatarId.of(found.account)
+        return found.account.name.encode()
 
     async def _matching(self, name: str, usable: list[StoredPassword],
                         main: StoredPassword | None, shown: bytes) -> StoredPassword | None:
@@ -325,7 +313,10 @@ class MailRealm:
         wanted = next((each for each in interfaces if each in (IMaildrop, ISubmitter)), None)
         if wanted is None:
             raise TypeError("a mail account has no other avatar than IMaildrop and ISubmitter")
-        account = self._account(avatar_id)
+        # Anonymous logins have () for their avatar id.
+        name = login_name(self._directory, avatar_id or "", self._default_domain)
+        local_part, _, domain = name.rpartition("@")
+        account = self._directory.account(local_part, domain)
         if account is None or not (account.receives if wanted is IMaildrop else account.sends):
             raise UnauthorizedLogin("Authentication failed")
         if wanted is ISubmitter:
@@ -340,14 +331,6 @@ class MailRealm:
                 maildrop.release()
                 raise
         return IMaildrop, maildrop, maildrop.release
-
-    def _account(self, avatar_id: str | bytes | tuple[()]) -> Account | None:
-        if isinstance(avatar_id, _AvatarId):
-            return avatar_id.account
-        # Anonymous logins have () for their avatar id.
-        name = login_name(self._directory, avatar_id or "", self._default_domain)
-        local_part, _, domain = name.rpartition("@")
-        return self._directory.account(local_part, domain)
 
     async def _maildrop(self, account: Account) -> IMaildrop:
         """The maildrop, for which a client waits a moment that comes back after a lost connection:
