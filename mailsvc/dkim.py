@@ -194,7 +194,7 @@ class Signer:
 
     def keys_for(self, message: bytes, reverse_domain: str) -> list[Key]:
         """The active keys for *message*, whose reverse-path is of *reverse_domain*."""
-        for domain in (_author_domain(message), fold_domain(reverse_domain)):
+        for domain in dict.fromkeys((_author_domain(message), fold_domain(reverse_domain))):
             labels = domain.split(".")
             # A registry's own suffix has no keys here, so going up is harmless.
             for start in range(len(labels) - 1):
