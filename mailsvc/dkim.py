@@ -211,7 +211,7 @@ class Signer:
 
         :raises OSError: keys cannot be looked at.
         """
-        for domain in (_author_domain(message), fold_domain(reverse_domain)):
+        for domain in dict.fromkeys((_author_domain(message), fold_domain(reverse_domain))):
             labels = domain.split(".")
             # A registry's own suffix has no keys here, so going up is harmless.
             for start in range(len(labels) - 1):

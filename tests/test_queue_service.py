@@ -11,8 +11,10 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs
 
 from mailsvc.mail import Address, Envelope, Recipient, Remote
+from mailsvc.names import DirectoryError
 from mailsvc.queue.attempts import After
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.runner import Runner
@@ -265,3 +267,28 @@ def test_bounds_are_divided_among_those_that_send() -> None:
         assert 1 <= share.connections * senders <= settings.connections
         assert 1 <= share.connections_per_destination * senders <= (
             settings.connections_per_destination)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_cannot_help_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailsvc.queue.runner._ALONE", 0)
+    first, (own,) = one_of_several(tmp_path / "queue")
+    runner = first.runner
+    assert runner is not None
+    other, _ = one_of_several(tmp_path / "queue")
+
+    def broken() -> Any:
+        raise DirectoryError("state.sqlite cannot be read")
+
+    other._teller.make_attempts = broken
+    with capturedLogs() as logged:
+        await until(lambda: runner._helpers)
+        runner.take(["0A", "0B"])
+        await until(lambda: {"0A", "0B"} == own.under_way.keys())
+    assert not runner._helpers
+    assert [each["log_format"] for each in logged if "log_failure" in each] == [
+        "this process cannot help to send"]
+    for done in own.under_way.values():
+        done.callback(After(None))
+    await first.stopService()
+    await other.stopService()

@@ -101,7 +101,7 @@ class Attempts:
         self._saving: Together[QueuedMessage, None] = Together(threads, self._save_all)
         # In two parts, so that no removal waits for the disk: a kill between a message's end and
         # its removal would have it sent again.
-        self._unlinking: Together[str, None] = Together(threads, self._unlink_all)
+        self._unlinking: Together[QueuedMessage, None] = Together(threads, self._unlink_all)
         self._syncing: Together[str, None] = Together(threads, self._sync_all)
         self._under_way = 0
         self._stopped = False
@@ -203,9 +203,10 @@ class Attempts:
         self._spool.save(*messages)
         return [None] * len(messages)
 
-    def _unlink_all(self, ids: Sequence[str]) -> list[None]:
-        self._spool.unlink(*ids)
-        return [None] * len(ids)
+    def _unlink_all(self, messages: Sequence[QueuedMessage]) -> list[None]:
+        for each in messages:
+            self._spool.unlink(each.id, state=each.saved)
+        return [None] * len(messages)
 
     def _sync_all(self, ids: Sequence[str]) -> list[None]:
         self._spool.sync_removals()
@@ -310,7 +311,7 @@ class Attempts:
                 each for each in message.recipients
                 if each.state == RELAYED and each.local is local and not each.reported])
         if following is None:
-            await self._unlinking.do(message.id)
+            await self._unlinking.do(message)
             await self._syncing.do(message.id)
             _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)

@@ -82,6 +82,7 @@ class QueuedMessage:
     :ivar released: when an operator let it go before that; 0 for not.
     :ivar by: within how much time from *arrived* it is to be delivered (RFC 2852), or None.
     :ivar priority: its place among those that are due (RFC 6710), -9 to 9.
+    :ivar saved: whether its state has been, or is to be, on disk.
     :ivar tls_optional: whether its header says that it may go without TLS (RFC 8689 §3).
     """
 
@@ -106,6 +107,7 @@ class QueuedMessage:
     by: DeliverBy | None = None
     priority: int = 0
     size: int = field(default=0, compare=False)
+    saved: bool = field(default=False, compare=False)
     tls_optional: bool = field(default=False, compare=False)
 
     @property
@@ -234,6 +236,7 @@ def parse(envelope: bytes, state: bytes | None) -> QueuedMessage:
         message.due = message.began
         if state is not None:
             _take_state(message, _object(state))
+            message.saved = True
     except Unreadable:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -207,7 +207,8 @@ class Queue(Service):
         super().stopService()
         if self._look is not None and self._look.active():
             self._look.cancel()
-        sending = self._teller.leave() or self.runner
+        helping = self._teller.leave()
+        sending = self.runner if helping is None else helping
         ended = succeed(None) if sending is None else self._ended(sending, self._grace)
         ended.addBoth(lambda _: self._teller.close())
         ended.addBoth(lambda _: self.threads.stop())

@@ -221,6 +221,7 @@ class Spool:
     def save(self, *messages: QueuedMessage) -> None:
         """Step 4, of several messages at once."""
         for message in messages:
+            message.saved = True
             name = message.id.encode("ascii")
             path = self._incoming + b"/" + name + b".state"
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _FILE_MODE)
@@ -236,15 +237,18 @@ class Spool:
 
     def remove(self, *ids: str) -> None:
         """Step 5, of several messages at once.  May be called again."""
-        self.unlink(*ids)
+        for id in ids:
+            self.unlink(id)
         self.sync_removals()
 
-    def unlink(self, *ids: str) -> None:
-        """The first part of step 5: they are gone unless the power fails."""
-        for id in ids:
-            for directory in (self._message, self._state):
-                with suppress(FileNotFoundError):
-                    os.unlink(directory + b"/" + id.encode("ascii"))
+    def unlink(self, id: str, *, state: bool = True) -> None:
+        """The first part of step 5: it is gone unless the power fails.
+
+        :param state: whether there may be one.
+        """
+        for directory in (self._message, self._state) if state else (self._message,):
+            with suppress(FileNotFoundError):
+                os.unlink(directory + b"/" + id.encode("ascii"))
 
     def sync_removals(self) -> None:
         """The last part of step 5."""

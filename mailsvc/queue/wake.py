@@ -31,11 +31,14 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
 from mailsvc.queue.attempts import After, Attempts
 from mailsvc.queue.runner import Runner
+
+_log = Logger("mailsvc.queue")
 
 _READY, _NO_MORE, _STOP = b"ready to try", b"no more", b"stop"
 
@@ -125,13 +128,23 @@ class Teller:
 
     def _try(self, id: str) -> None:
         if self._attempts is None:
-            if self.make_attempts is None:
-                # It has not heard yet that this process helps no more.
-                self._tried(After(self._reactor.seconds()), id, self._transport)
-                return
-            self._attempts = self.make_attempts()
-            self._attempts.start(leading=False)
+            self._attempts = self._begun()
+        if self._attempts is None:
+            # It has not heard yet that this process helps no more.
+            self._tried(After(self._reactor.seconds()), id, self._transport)
+            return
         self._attempts.begin(id).addCallback(self._tried, id, self._transport)
+
+    def _begun(self) -> Attempts | None:
+        try:
+            attempts = self.make_attempts() if self.make_attempts is not None else None
+        except Exception:
+            _log.failure("this process cannot help to send")
+            self.leave()
+            return None
+        if attempts is not None:
+            attempts.start(leading=False)
+        return attempts
 
     def _tried(self, after: After, id: str, transport: Any) -> None:
         if transport is self._transport:
