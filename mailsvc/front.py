@@ -94,6 +94,10 @@ class Front(MultiService):
         """Give back every port."""
         return gatherResults([listener.close() for listener in self.listeners])
 
+    def hurry(self) -> None:
+        """End now whatever :meth:`stopService` still waits for."""
+        raise NotImplementedError
+
     def announce(self, problem: CannotStart | None, *, aloud: bool = True) -> None:
         """Say that the service is at work, or what keeps it from that.
 

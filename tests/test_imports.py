@@ -111,6 +111,7 @@ MAY_IMPORT = {
     "log": ["settings"],
     "config": [*PARTS, "toml", "log"],
     "front": ["config", "listeners", "systemd"],
+    "stopping": [],
     "service": SERVICE,
     "worker": ["config", "listeners", "log", "service"],
     "workers": [*SERVICE, "service", "worker"],
@@ -119,9 +120,9 @@ MAY_IMPORT = {
     "fetching": ["sasl", "pop3", "trust", "dialing"],
     "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
-    "tap": [*SERVICE, "credentials", "service", "workers"],
-    "cli": [*SERVICE, "service", "workers", "tap", "sendmail", "client", "blocking", "composing",
-            "trust", "fetching", "mailfile", "cli"],
+    "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
+    "cli": [*SERVICE, "service", "stopping", "workers", "tap", "sendmail", "client", "blocking",
+            "composing", "trust", "fetching", "mailfile", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.
