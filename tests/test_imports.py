@@ -20,8 +20,8 @@ PEOPLE = [*CONTRACTS, "names", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
-SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "config", "log", "systemd", "headcount",
-           "connections", "listeners", "front"]
+SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "mistakes", "config", "log", "systemd",
+           "headcount", "connections", "listeners", "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "settings": [],
     "wire": [],
     "toml": [],
+    "mistakes": ["toml"],
     "interfaces": [],
     "credentials": [],
     "sasl": ["credentials", "settings", "sasl"],
@@ -109,7 +110,7 @@ MAY_IMPORT = {
     "systemd": ["settings"],
     "listeners": [],
     "log": ["settings"],
-    "config": [*PARTS, "toml", "log"],
+    "config": [*PARTS, "toml", "mistakes", "log"],
     "front": ["config", "listeners", "systemd"],
     "stopping": [],
     "service": SERVICE,
@@ -126,7 +127,7 @@ MAY_IMPORT = {
 }
 
 #: Left of the servers nothing knows a reactor.
-SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
+SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "queue.limits", "queue.message", "queue.schedule", "queue.filter", "queue.dsn",
            "queue.routes", "queue.security.sts", "queue.security.levels",
