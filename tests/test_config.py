@@ -20,6 +20,7 @@ from mailsvc.cli.config import config as command
 from mailsvc.config import KEYS, ConfigurationError, Settings, load, reference
 from mailsvc.mistakes import MOST, read
 from mailsvc.toml import literal, locate
+from tests.tls_talk import MX
 
 EXAMPLE = Path(__file__).parent.parent / "etc" / "mailsvc.toml"
 
@@ -436,6 +437,38 @@ def test_check(tmp_path: Path) -> None:
     assert run("check", "--dir", tmp_path) == (0, f"--dir {tmp_path}: ok\n", "")
     assert run("check", "--config", bad)[0] == 1
     assert run("check", tmp_path / "none")[0] == 1
+
+
+def test_check_looks_at_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, chain = tmp_path / "x.toml", tmp_path / "chain.pem"
+    chain.write_bytes(MX.combined)
+    path.write_text(f"""\
+[service]
+data = "{tmp_path}"
+[tls]
+certificates = ["{chain}", "/nonexistent/a.pem:/nonexistent/a.key"]
+client_ca = "{tmp_path}/ca.pem"
+client_crl = "{chain}"
+[relay]
+authorities = "{path}"
+""")
+    status, out, err = run("check", path)
+    assert (status, out) == (1, "")
+    first, *others = err.splitlines()
+    assert first == (f"Error: {path}: tls.certificates: /nonexistent/a.pem: no such file; put it "
+                     "there, or name another place")
+    assert [line.removeprefix(f"{path}: ").split(":")[0] for line in others] == [
+        "tls.client_ca", "tls.client_crl", "relay.authorities"]
+    path.write_text(f"service.data = '{tmp_path}'\ntls.certificates = ['{chain}']\n")
+    assert run("check", path) == (0, f"{path}: ok\n", "")
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("mailsvc.certificates.open", forbidden, raising=False)
+    status, out, err = run("check", path)
+    assert (status, out) == (0, f"{path}: ok\n")
+    assert err.startswith(f"Note: tls.certificates: {chain}: permission denied for user ")
 
 
 def test_show(tmp_path: Path) -> None:
