@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from mailsvc.cli.arguments import DOMAIN
 from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import place_options, settings
+from mailsvc.cli.place import open_directory, place_options, settings
 from mailsvc.dkim import Key, Keys
 from mailsvc.names import DirectoryError
 
@@ -26,6 +27,15 @@ def _keys() -> Iterator[Keys]:
         raise click.ClickException(
             f"{error.filename or root} cannot be used: {error.strerror}; run this as the user that "
             "runs mailsvc") from error
+
+
+def _is_served(domain: str) -> bool:
+    try:
+        with open_directory() as directory:
+            return directory.domain(domain) is not None
+    except click.ClickException:
+        # Where there are accounts that cannot be looked at, nothing is known.
+        return os.path.exists(settings().accounts.database)
 
 
 def _print_records(keys: list[Key]) -> None:
@@ -72,6 +82,9 @@ def add(domain: str, algorithm: str, selector: str, bits: int, at_once: bool) ->
         if at_once:
             keys.use(domain, [key.selector for key in made])
     _print_records(made)
+    if not _is_served(domain):
+        click.echo(f"Note: {domain} is not served here, so that nobody sends as it; if it shall "
+                   f"be: mailsvc domain add {domain}", err=True)
     if not at_once:
         click.echo("Publish these records, then: mailsvc dkim use " + " ".join(
             [domain, *(key.selector for key in made)]), err=True)
