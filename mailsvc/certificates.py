@@ -72,7 +72,14 @@ T = TypeVar("T")
 
 
 class CertificateProblem(Exception):
-    """A certificate that cannot be used; the text names the file, the reason and the remedy."""
+    """A certificate that cannot be used; the text names the file, the reason and the remedy.
+
+    :ivar hidden: whether another user might be able to read the file.
+    """
+
+    def __init__(self, text: str, *, hidden: bool = False) -> None:
+        super().__init__(text)
+        self.hidden = hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +148,7 @@ class Watched(Generic[T]):
         self._marks: object = None
         self._settled = False
         self._contents: tuple[bytes, ...] | str | None = None
+        self._hidden = False
 
     def look(self) -> bool:
         """Read the files if they may have changed; return whether they hold anything else now."""
@@ -155,11 +163,11 @@ class Watched(Generic[T]):
             return False
         self._marks, self._paths = marks, paths
         self._settled = all(_is_settled(path) for path in paths)
-        before = self._contents
+        before, self._hidden = self._contents, False
         try:
             self._contents = problem or tuple(_read(path) for path in paths)
         except CertificateProblem as error:
-            self._contents = str(error)
+            self._contents, self._hidden = str(error), error.hidden
         return self._contents != before
 
     def load(self) -> T:
@@ -170,7 +178,7 @@ class Watched(Generic[T]):
         if self._contents is None:
             self.look()
         if isinstance(self._contents, str):
-            raise CertificateProblem(self._contents)
+            raise CertificateProblem(self._contents, hidden=self._hidden)
         assert self._contents is not None
         return self._parse(self._paths, self._contents)
 
@@ -235,7 +243,8 @@ def _read(path: str) -> bytes:
         with open(path, "rb") as file:
             data = file.read(MOST_OCTETS + 1)
     except OSError as error:
-        raise CertificateProblem(f"{path}: {_explain(error)}") from error
+        raise CertificateProblem(f"{path}: {_explain(error)}",
+                                 hidden=isinstance(error, PermissionError)) from error
     if len(data) > MOST_OCTETS:
         raise CertificateProblem(f"{path}: longer than {MOST_OCTETS} octets; name a PEM file")
     return data

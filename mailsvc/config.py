@@ -6,8 +6,8 @@ what ``--set`` may override, the error messages, and the commented example ``etc
 (:func:`reference`).  So every key has a default, a type, a unit and a sentence.
 
 A file is read whole before anything is refused: :class:`ConfigurationError` lists every mistake
-with file, line, key, the value found and what was expected.  Only a syntax error comes alone, with
-line and column, because nothing behind it can be understood.
+with file, line, key, the value found and what was expected.  What is no TOML at all is among them,
+with its column too (:mod:`mailsvc.mistakes`).
 
 A :class:`Settings` holds effective values: ``{data}`` in paths is filled in, and an empty host name
 has become this machine's.  Nothing here opens a socket or a database.
@@ -23,7 +23,6 @@ import os
 import re
 import socket
 import textwrap
-import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from typing import Any, Self
 
 from mailsvc.brakes import BrakeSettings
 from mailsvc.log import LogSettings
+from mailsvc.mistakes import Mistake, read
 from mailsvc.passwords import PasswordSettings
 from mailsvc.pop3.limits import POP3Settings
 from mailsvc.proxy import ProxySettings
@@ -44,7 +44,7 @@ from mailsvc.store import STORES
 from mailsvc.store.maildir import MaildirSettings
 from mailsvc.submission.limits import SubmissionSettings
 from mailsvc.tls import TLSSettings
-from mailsvc.toml import Path, assignment, literal, locate, parsed
+from mailsvc.toml import Path, assignment, literal, parsed
 
 # ---- the sections that no other module owns -----------------------------------------------------
 
@@ -313,36 +313,65 @@ def load(path: str | os.PathLike[str] | None = None, overrides: Iterable[str] = 
     try:
         with open(path, "rb") as stream:
             text = stream.read().decode("utf-8-sig")
-        content = tomllib.loads(text)
+        content, lines, mistakes = read(text)
     except OSError as error:
         raise ConfigurationError([f"{name}: cannot be read: {error.strerror}; name a file that "
                                   f"this user (uid {os.geteuid()}) may read"]) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigurationError([f"{name}:{line}: not UTF-8, which TOML has to be"]) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError([_syntax_error(name, text, str(error))]) from error
     except RecursionError as error:
         raise ConfigurationError([f"{name}: arrays or tables are nested too deep"]) from error
-    return Settings(**_Reading(name, locate(text)).sections(content, overrides))
+    return Settings(**_Reading(name, lines, mistakes).sections(content, overrides))
 
 
-def _syntax_error(name: str, text: str, message: str) -> str:
-    place = re.search(r" \(at line (\d+), column (\d+)\)\Z", message)
-    if place:
-        return f"{name}:{place[1]}:{place[2]}: {message[:place.start()]}"
-    lines = text.split("\n")
-    return f"{name}:{len(lines)}:{len(lines[-1]) + 1}: {message}"
+def _explained(mistake: Mistake) -> str:
+    """What to write instead of what is no TOML."""
+    dotted, value = ".".join(map(str, mistake.path)), mistake.value
+    name = mistake.path[-1] if mistake.path else "key"
+    key = KEYS.get(dotted)
+    if mistake.problem.startswith("Cannot"):
+        return (f"{dotted or name} stands on line {mistake.begun} already; write it once"
+                if mistake.begun else mistake.problem)
+    if mistake.begun:
+        return f"{mistake.problem}: what begins on line {mistake.begun} has no end"
+    if value is None:
+        example = literal(key.default) if key else "..."
+        return mistake.problem + (
+            f", as in {name} = {example}" if "'='" in mistake.problem else
+            "; a comment begins with #" if mistake.problem == "Invalid statement" else
+            "; strings stand in quotation marks")
+    if key is None:
+        return (f"{dotted} = {_cut(value)}: {mistake.problem}; strings stand in quotation marks, "
+                "and true and false are written so")
+    example = _written(key, value)
+    return (f"{dotted} = {_cut(value)}: expected {key.type}"
+            + (f" ({key.unit})" if key.unit else "")
+            + (f", in quotation marks: {name} = {example}" if example else ""))
+
+
+def _written(key: Key, value: str) -> str:
+    """How what was meant by *value* is written as a string or an array of strings, or ""."""
+    plain = value.strip("[]\"'“”„‘’ \t")
+    if key.kind is str:
+        return literal(plain or key.default)
+    if key.kind == list[str]:
+        words = [word.strip("\"'“”„‘’ \t") for word in plain.split(",")]
+        return literal([word for word in words if word] or key.default)
+    return ""
 
 
 class _Reading:
     """Gathers the values of one configuration, and the problems with them."""
 
-    def __init__(self, name: str, lines: Mapping[Path, int]) -> None:
+    def __init__(self, name: str, lines: Mapping[Path, int],
+                 mistakes: Iterable[Mistake] = ()) -> None:
         self._name = name
         self._lines = lines
         self._values: dict[str, Any] = {}
-        self._problems: list[tuple[int, str]] = []
+        self._problems = [
+            (mistake.line, f"{name}:{mistake.line}:{mistake.column}: {_explained(mistake)}")
+            for mistake in mistakes]
 
     def sections(self, mapping: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
         """The arguments for :class:`Settings`."""
@@ -408,7 +437,10 @@ def _line(problem: tuple[int, str]) -> int:
 
 
 def _shown(value: object) -> str:
-    text = literal(value)
+    return _cut(literal(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -169,7 +169,7 @@ class Connections:
         emptied = self.emptied()
         if not self._open:
             return emptied
-        deadline = self._clock.callLater(seconds, self._abort)
+        deadline = self._clock.callLater(seconds, self.abort)
 
         def done(_: object) -> None:
             if deadline.active():
@@ -180,7 +180,8 @@ class Connections:
             connection.finish()
         return emptied
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Cut off every connection."""
         for connection in list(self._open):
             connection.abort()
 

@@ -91,7 +91,7 @@ class Fetcher:
             except NoConnection as problem:
                 raise FetchFailure(problem.text, "connect") from None
             except Untrusted as problem:
-                raise FetchFailure(problem.text, "tls") from None
+                raise FetchFailure(problem.text, "tls", reason=problem.reason) from None
             client = cls(line, seconds=seconds, transcript=transcript)
             try:
                 client.greeting = (await client._greeted).text
@@ -149,7 +149,7 @@ class Fetcher:
         try:
             secured = await self._line.start_tls(trust)
         except Untrusted as problem:
-            failure = FetchFailure(problem.text, "tls")
+            failure = FetchFailure(problem.text, "tls", reason=problem.reason)
             self._session.end(failure)
             self._advance()
             raise failure from None

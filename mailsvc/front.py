@@ -112,6 +112,10 @@ class Front(MultiService):
         Monitor(gathering, [each for each in self.listeners if not each.for_mail],
                 Path(settings.service.data), self.reactor).setServiceParent(self)
 
+    def hurry(self) -> None:
+        """End now whatever :meth:`stopService` still waits for."""
+        raise NotImplementedError
+
     def announce(self, problem: CannotStart | None, *, aloud: bool = True) -> None:
         """Say that the service is at work, or what keeps it from that.
 

@@ -24,6 +24,7 @@ from mailsvc.credentials import IToken
 from mailsvc.listeners import KINDS, CannotStart
 from mailsvc.log import SharedLogFile
 from mailsvc.service import MailService
+from mailsvc.stopping import StopSignals
 from mailsvc.toml import literal
 from mailsvc.workers import Configuration, Supervisor, serve
 
@@ -117,6 +118,7 @@ def makeService(options: Options) -> MailService | Supervisor:
     service = serve(settings, reactor, checkers=options.get("credCheckers", ()),
                     read_again=options.read_again, log_file=file)
     service.for_good = True
+    StopSignals().serve(reactor, service.hurry)
     if file is not None:
         service.log_observer = log.observer(settings.log, cast(IO[str], file))
         # As twistd does: SIGUSR1 begins a new file, unless somebody else has a use for it.

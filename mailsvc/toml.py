@@ -1,4 +1,5 @@
-"""What :mod:`tomllib` leaves out of TOML 1.0: where a key stands, and how a value is written.
+"""What :mod:`tomllib` leaves out of TOML 1.0: where a key stands, how a value is written, and what
+more there is in a document with mistakes.
 
 :func:`locate` reads only text that tomllib has accepted, so it need not find a single mistake: it
 walks over tokens and counts lines.  Names are decoded by tomllib itself.
@@ -39,12 +40,21 @@ def locate(text: str) -> dict[Path, int]:
 
     *text* is valid TOML.  Elements of arrays have no entry, but keys in them do, by their position.
     """
-    return _Locator(text).lines
+    return Outline(text).lines
 
 
-class _Locator:
+class Outline:
+    """What keys and tables a document, which is valid TOML, has.
+
+    :ivar lines: see :func:`locate`.
+    :ivar table: the one that is open at the end.
+    :ivar last: the key or table that was named last.
+    """
+
     def __init__(self, text: str) -> None:
         self.lines: dict[Path, int] = {}
+        self.table: Path = ()
+        self.last: Path = ()
         self._tokens = self._tokenize(text)
         self._elements: dict[Path, int] = {}  # of each array of tables, so far
         self._advance()
@@ -69,14 +79,13 @@ class _Locator:
         return self._token is _END or (self._token.kind == "mark" and self._token.text in marks)
 
     def _document(self) -> None:
-        table: Path = ()
         while self._token is not _END:
             if self._at("\n"):
                 self._advance()
             elif self._at("["):
-                table = self._header()
+                self.table = self.last = self._header()
             else:
-                self._pair(table)
+                self._pair(self.table)
 
     def _header(self) -> Path:
         self._advance()
@@ -115,6 +124,7 @@ class _Locator:
         for name in self._key():
             path = (*path, name)
             self.lines.setdefault(path, line)
+        self.last = path
         self._advance()
         self._value(path)
 
@@ -126,8 +136,11 @@ class _Locator:
                 if self._at("\n", ","):
                     self._advance()
                 else:
+                    before = self._token
                     self._value((*path, index))
                     index += 1
+                    if self._token is before:
+                        self._advance()  # what is no TOML has an end, too
             self._advance()
         elif self._at("{"):
             self._advance()

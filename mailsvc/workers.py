@@ -242,12 +242,13 @@ class Supervisor(Front):
                 self._workers.append(self._fork(self._configuration))
             for worker in self._workers[1:]:
                 self._wait_for(worker)
-        except (CannotStart, OSError) as error:
+        except BaseException as error:
+            # Interrupted, too: what the workers write to may be removed next.
             self._kill_all()
             self.close_listeners()
-            if isinstance(error, CannotStart):
-                raise
-            raise CannotStart(f"mailsvc cannot start: no worker: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise CannotStart(f"mailsvc cannot start: no worker: {error.strerror}") from error
+            raise
         for worker in self._workers:
             self._watch(worker)
         self._rounds.start(_ROUND, now=False)
@@ -509,6 +510,9 @@ class Supervisor(Front):
     def stopService(self) -> Deferred[None]:
         """Stop every worker; fires when there is none left."""
         return Deferred.fromCoroutine(self._stop())
+
+    def hurry(self) -> None:
+        self._tell(signal.SIGKILL, [*self._workers, *self._successors])
 
     async def _stop(self) -> None:
         self.stopping = True

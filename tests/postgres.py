@@ -23,8 +23,8 @@ class Postgres(Daemon):
     """
 
     def __init__(self, sql: str) -> None:
+        self._programs = _programs()  # before there is a directory, which nobody would remove
         super().__init__()
-        self._programs = _programs()
         self._sql = sql
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()

@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from mailsvc.cli import main
+from mailsvc.cli.autoconfig import UNITS
+from mailsvc.config import ListenerSettings
 
 ALL = """
 smtp = ["tcp:25:backlog=1024", "tcp6:25"]
@@ -121,12 +123,40 @@ pop3s = ["tcp6:995:interface=\\\\:\\\\:1"]
     assert "nobody can deliver here" in zone
     _, said = run(tmp_path, listeners, "example.org", "--format", "thunderbird", status=1)
     assert said == ("Error: programs would find no server to fetch mail: set listeners.pop3s or "
-                    "listeners.pop3\n")
+                    "listeners.pop3; or if the service runs by mailsvc.service and mailsvc.socket, "
+                    "whose ports count instead, add --systemd\n")
     _, said = run(tmp_path, 'pop3s = ["tcp:995"]', "example.org", "--format", "thunderbird",
                   status=1)
-    assert said.endswith("send mail: set listeners.submissions or listeners.submission\n")
+    assert "send mail: set listeners.submissions or listeners.submission; or if" in said
     text, said = run(tmp_path, listeners, "example.org")
     assert said.count("Note: ") == 2 and "SRV 0 0 0 ." in text
+
+
+def test_the_ports_of_the_systemd_units(tmp_path: Path) -> None:
+    # The stock configuration, in which only ports 25 and 110 stand.
+    _, said = run(tmp_path, "", "example.org")
+    assert "mailsvc.socket, whose ports count instead, add --systemd" in said
+    zone, notes = run(tmp_path, "", "example.org", "--systemd", "--format", "srv")
+    assert notes == ""
+    assert [line for line in zone.splitlines() if not line.startswith((";", "_imap"))] == [
+        "example.org. IN MX 10 mail.example.org.",
+        "_pop3s._tcp.example.org. IN SRV 0 1 995 mail.example.org.",
+        "_pop3._tcp.example.org. IN SRV 1 1 110 mail.example.org.",
+        "_submissions._tcp.example.org. IN SRV 0 1 465 mail.example.org.",
+        "_submission._tcp.example.org. IN SRV 1 1 587 mail.example.org.",
+    ]
+    xml, _ = run(tmp_path, ALL, "example.org", "--systemd", "--format", "thunderbird")
+    assert [int(each["port"]) for each in servers(xml)] == [995, 110, 465, 587]
+
+
+def test_the_units_open_these_ports() -> None:
+    etc = Path(__file__).parent.parent / "etc"
+    opened = re.findall("(?m)^ListenStream=([0-9]+)$", (etc / "mailsvc.socket").read_text())
+    endpoints = re.findall(r"--(\w+) systemd:domain=INET6:index=(\d+)",
+                           (etc / "mailsvc.service").read_text())
+    assert len(endpoints) == len(opened)
+    assert ListenerSettings(
+        **{kind: [f"tcp:{opened[int(index)]}"] for kind, index in endpoints}) == UNITS
 
 
 def test_all_of_it_with_where_it_goes(tmp_path: Path) -> None:

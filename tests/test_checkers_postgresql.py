@@ -6,6 +6,7 @@ import base64
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import argon2
@@ -37,6 +38,16 @@ INSERT INTO login VALUES
     ('it''s %s; --', '{ARGON2}', NULL), ('twice', '{ARGON2}', NULL), ('twice', '{ARGON2}', NULL);
 CREATE ROLE person LOGIN PASSWORD 's3cret';
 """
+
+
+def test_a_server_that_is_not_installed_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.postgres._programs", lambda: pytest.skip("not installed"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(pytest.skip.Exception):
+        Postgres(SQL)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,8 @@ def test_the_version_and_what_there_is_not(fresh: CommandLine) -> None:
     from mailsvc import __version__  # noqa: PLC0415
 
     assert fresh("--version") == f"mailsvc, version {__version__}\n"
-    assert "No such command 'acount'" in fresh.misused("acount")
+    assert "No such command 'acount'. Did you mean 'account'?" in fresh.misused("acount")
+    assert "Did you mean" not in fresh.misused("xyzzy")
 
 
 # ---- the place -----------------------------------------------------------------------------------

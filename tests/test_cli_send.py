@@ -239,7 +239,10 @@ def test_fetching(service: Service, tmp_path: Path) -> None:
     # Over TLS that cannot be verified, nothing.
     refused = run("fetch", "--server", at(service, "pop3s"), "--tls", "implicit", "--user", "x",
                   "--password-file", "-", stdin="y\n", status=77)
-    assert "cannot be trusted" in refused.stderr
+    assert ("cannot be trusted: self-signed certificate; --ca FILE trusts the authority, or the "
+            "self-signed certificate, in FILE; --no-verify takes any certificate") in refused.stderr
+    refused = send(service, "--to", BOB, "--tls", "implicit", name="submissions", status=77)
+    assert "self-signed certificate; --ca FILE trusts" in refused.stderr
     # Deleted when stored.
     fetch(service, "--into", f"mbox:{tmp_path}/last", "--delete")
     assert json.loads(fetch(service, "--into", into, "--json").stdout)["messages"] == []
@@ -258,6 +261,19 @@ def test_what_cannot_be_stored_is_not_deleted(service: Service, tmp_path: Path) 
     (["--into", "nowhere:x"], 2), (["--delete"], 2), (["--json"], 2)])
 def test_fetch_misused(service: Service, arguments: list[str], status: int) -> None:
     assert "Error:" in fetch(service, *arguments, status=status).stderr
+
+
+@pytest.mark.parametrize("arguments", [["fetch", "--server", "127.0.0.1:9", "--user", "x"],
+                                       ["send", "--server", "127.0.0.1:9", "--user", "x", "--to",
+                                        BOB]])
+def test_no_terminal_to_ask_for_a_password(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from mailsvc.cli import main; main()", *arguments],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        start_new_session=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "Error: no password, and no terminal to ask for one; pipe it in and add --password-stdin")
 
 
 def test_fetch_with_a_wrong_password(service: Service) -> None:

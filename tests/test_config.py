@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from mailsvc import config
 from mailsvc.cli.config import config as command
 from mailsvc.config import KEYS, ConfigurationError, Settings, load, reference
-from mailsvc.toml import literal
+from mailsvc.mistakes import MOST, read
+from mailsvc.toml import literal, locate
+from tests.tls_talk import MX
 
 EXAMPLE = Path(__file__).parent.parent / "etc" / "mailsvc.toml"
 
@@ -210,6 +212,92 @@ def test_a_long_value_is_cut(tmp_path: Path) -> None:
     assert "xxx...: expected one of" in problem
 
 
+@pytest.mark.parametrize(("text", "said"), [
+    ("[service]\nhostname = mx.example.org\n", '2:12: service.hostname = mx.example.org: expected '
+     'a string, in quotation marks: hostname = "mx.example.org"'),
+    ('[service]\ndata = "/srv/mail\n', '2:18: service.data = "/srv/mail: expected a string, in '
+     'quotation marks: data = "/srv/mail"'),
+    ("[service]\ndata = “/srv/mail” # here\n", "2:8: service.data = “/srv/mail”: expected a string,"
+     ' in quotation marks: data = "/srv/mail"'),
+    ("[service]\nworkers 3\n",
+     "2:9: Expected '=' after a key in a key/value pair, as in workers = 0"),
+    ("workers: 3\n", "1:8: Expected '=' after a key in a key/value pair, as in workers = ..."),
+    ("[service]\nworkers = 3\nworkers = 4\n",
+     "3:12: service.workers stands on line 2 already; write it once"),
+    ("[log]\nlevel = 'info'\n[smtp]\n[log]\nlevel = 'x'\n",
+     "4:5: log stands on line 1 already; write it once"),
+    ("[smtp]\nstarttls = True\n", "2:12: smtp.starttls = True: expected true or false"),
+    ("[pop3]\nallow_cleartext_auth = yes\n", "2:24: pop3.allow_cleartext_auth = yes: expected one "
+     'of no, loopback, yes, in quotation marks: allow_cleartext_auth = "yes"'),
+    ("smtp.message_octets = 25M", "1:25: smtp.message_octets = 25M: expected an integer (octets)"),
+    ("[smtp]\nmessage_octets =\n", "2:17: smtp.message_octets = : expected an integer (octets)"),
+    ("[listeners]\nsmtp = tcp:25, tcp:26\n", "2:8: listeners.smtp = tcp:25, tcp:26: expected an "
+     'array of strings, in quotation marks: smtp = ["tcp:25", "tcp:26"]'),
+    ("[listeners]\nsmtp = [\n  tcp:25,\n]\n",
+     "3:3: Invalid value; strings stand in quotation marks"),
+    ('[listeners]\nsmtp = [\n  "tcp:25",\n[smtp]\nrecipients = 3\n',
+     "4:1: Unclosed array, inline table or text: what begins on line 2 has no end"),
+    ("[listeners]\nsmtp = [tcp:25,\n  'tcp:26']\n", "2:9: listeners.smtp = [tcp:25,: expected an "
+     'array of strings, in quotation marks: smtp = ["tcp:25"]'),
+    ("; no comment\n", "1:1: Invalid statement; a comment begins with #"),
+    ("[log]\nformat = '''text\n[smtp]\n",
+     "4:1: Expected \"'''\": what begins on line 2 has no end"),
+])
+def test_what_is_no_toml(tmp_path: Path, text: str, said: str) -> None:
+    """The usual slips: what was expected, and nothing about what follows from them."""
+    assert problems(tmp_path, text) == [said]
+
+
+def test_all_that_is_no_toml_is_listed_with_the_rest(tmp_path: Path) -> None:
+    assert problems(tmp_path, """\
+[service]
+hostname = mx.example.org
+grace_seconds = "long"
+workers 3
+
+[smtp]
+starttls = off
+recipients = 0
+[smpt]
+[log]
+level = "info
+""", "log.loud=true") == [
+        '2:12: service.hostname = mx.example.org: expected a string, in quotation marks: '
+        'hostname = "mx.example.org"',
+        '3: service.grace_seconds = "long": expected a number (seconds)',
+        "4:9: Expected '=' after a key in a key/value pair, as in workers = 0",
+        "7:12: smtp.starttls = off: expected true or false",
+        "8: smtp.recipients = 0: expected 1 or more",
+        "9: [smpt]: no such section; did you mean smtp?",
+        '11:14: log.level = "info: expected one of debug, info, warn, error, critical, in '
+        'quotation marks: level = "info"',
+        "--set: log.loud = true: no such key; `mailsvc config reference` lists them all",
+    ]
+
+
+def test_what_is_no_configuration_at_all(tmp_path: Path) -> None:
+    said = problems(tmp_path, "To whom it may concern\n" * 500)
+    assert len(said) == MOST
+    assert said[0].startswith("1:4: Expected '='")
+
+
+@given(st.lists(st.sampled_from([
+    "[smtp]", "[log]", "[[x]]", "recipients = 3", "recipients 3", "level = info", "level = 'info",
+    'text = """', "list = [", "]", "a.b = { c = 1", "}", "# a comment", "", "\t", "x = [[1], 2",
+    '"quoted" = yes', "= 3", "[", "]]", ",", "é = 1", "y = 'a\\'", "'''", "z = {}", "z.y.x = 1",
+    "\x00", "x = 1\r"]), max_size=12))
+def test_whatever_is_misread_is_read_to_its_end(lines: list[str]) -> None:
+    text = "\n".join(lines)
+    content, where, mistakes = read(text)
+    try:
+        expected = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        assert mistakes, error
+        assert all(1 <= mistake.line <= len(lines) + 1 for mistake in mistakes)
+    else:
+        assert (content, where, mistakes) == (expected, locate(text), [])
+
+
 @pytest.mark.parametrize(("text", "place"), [
     ("[smtp]\nrecipients 3\n", "2:12"),
     ("[smtp]\nrecipients = 1\nrecipients = 2\n", "3:15"),
@@ -349,6 +437,38 @@ def test_check(tmp_path: Path) -> None:
     assert run("check", "--dir", tmp_path) == (0, f"--dir {tmp_path}: ok\n", "")
     assert run("check", "--config", bad)[0] == 1
     assert run("check", tmp_path / "none")[0] == 1
+
+
+def test_check_looks_at_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, chain = tmp_path / "x.toml", tmp_path / "chain.pem"
+    chain.write_bytes(MX.combined)
+    path.write_text(f"""\
+[service]
+data = "{tmp_path}"
+[tls]
+certificates = ["{chain}", "/nonexistent/a.pem:/nonexistent/a.key"]
+client_ca = "{tmp_path}/ca.pem"
+client_crl = "{chain}"
+[relay]
+authorities = "{path}"
+""")
+    status, out, err = run("check", path)
+    assert (status, out) == (1, "")
+    first, *others = err.splitlines()
+    assert first == (f"Error: {path}: tls.certificates: /nonexistent/a.pem: no such file; put it "
+                     "there, or name another place")
+    assert [line.removeprefix(f"{path}: ").split(":")[0] for line in others] == [
+        "tls.client_ca", "tls.client_crl", "relay.authorities"]
+    path.write_text(f"service.data = '{tmp_path}'\ntls.certificates = ['{chain}']\n")
+    assert run("check", path) == (0, f"{path}: ok\n", "")
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("mailsvc.certificates.open", forbidden, raising=False)
+    status, out, err = run("check", path)
+    assert (status, out) == (0, f"{path}: ok\n")
+    assert err.startswith(f"Note: tls.certificates: {chain}: permission denied for user ")
 
 
 def test_show(tmp_path: Path) -> None:

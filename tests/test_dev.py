@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import poplib
@@ -39,17 +40,18 @@ from mailsvc.cli.dev import (
 )
 from mailsvc.directory import SqliteDirectory
 from mailsvc.mail import Address
+from mailsvc.stopping import SAME
 from tests.service import PATIENCE, Dialogue, Service, fetch, login, submit
 from tests.twistd import IPV6, Twistd
 
 MESSAGE = b"Subject: hello\r\n\r\nHello.\r\n"
 ANY_PORT = ("--smtp", "0", "--pop3", "0")
+DEV = (sys.executable, "-c", "from mailsvc.cli.dev import dev; dev()")
 
 
 def command(*arguments: object) -> Twistd:
     """``mailsvc dev`` with exactly these arguments, its log beside its output."""
-    return Twistd([sys.executable, "-c", "from mailsvc.cli.dev import dev; dev()",
-                   *map(str, arguments)])
+    return Twistd([*DEV, *map(str, arguments)])
 
 
 def refused(*arguments: object) -> tuple[int, str]:
@@ -136,29 +138,84 @@ def test_signals_end_it_well(tmp_path: Path, number: signal.Signals) -> None:
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
-    with Service(tmp_path / "data", ("alice@example.org:secret",)) as service, \
-            Dialogue(service.smtp) as smtp:
-        smtp.reply()
-        for line in (b"EHLO client.example", b"MAIL FROM:<bob@example.net>",
-                     b"RCPT TO:<alice@example.org>"):
-            assert smtp.say(line).startswith(b"250")
-        assert smtp.say(b"DATA").startswith(b"354")
-        service.process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_sent_again_is_the_same(
+    tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    # As timeout(1) does: the process, then its group.
+    for gap in 0.002, 0.02:
+        with Twistd([*DEV, *ANY_PORT, "--workers", str(workers)],
+                    variables={"TMPDIR": str(tmp_path)}) as process:
+            process.wait_for("^ready$")
+            process.process.send_signal(number)
+            time.sleep(gap)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.process.pid, number)
+            assert process.wait() == 0, gap
+        assert list(tmp_path.iterdir()) == [], gap
+        assert "Traceback" not in process.output, process.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_starts(tmp_path: Path, number: signal.Signals) -> None:
+    # It waits for the end of the list of accounts.
+    read, write = os.pipe()
+    with open(write, "wb", buffering=0) as accounts, Twistd(
+            [*DEV, *ANY_PORT, "--accounts", f"/proc/{os.getpid()}/fd/{read}"],
+            variables={"TMPDIR": str(tmp_path)}) as process:
+        accounts.write(b"alice@example.org:secret\n")
         deadline = time.monotonic() + PATIENCE
-        while "stopping" not in service.log.read_text():
+        while not (catches(process.process.pid, signal.SIGTERM) and list(tmp_path.iterdir())):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        service.process.send_signal(signal.SIGINT)
-        assert service.process.wait(PATIENCE) == -signal.SIGINT
+        process.process.send_signal(number)
+        os.killpg(process.process.pid, number)
+        assert process.wait() == 1
+    os.close(read)
+    assert process.output.splitlines()[-1] == "Aborted!"
+    assert "Traceback" not in process.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def catches(pid: int, number: int) -> bool:
+    caught = re.findall(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(),
+                        re.MULTILINE)
+    return bool(int(caught[0], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_impatient_interrupt_does_not_wait(tmp_path: Path, workers: int) -> None:
+    command = [*DEV, *ANY_PORT, "--account", "alice@example.org:secret", "--workers", str(workers)]
+    with Twistd(command, variables={"TMPDIR": str(tmp_path)}) as process:
+        (port,) = process.wait_for(r"^smtp 127\.0\.0\.1:(\d+)$")
+        process.wait_for("^ready$")
+        with Dialogue(("127.0.0.1", int(port))) as smtp:
+            smtp.reply()
+            for line in (b"EHLO client.example", b"MAIL FROM:<bob@example.net>",
+                         b"RCPT TO:<alice@example.org>"):
+                assert smtp.say(line).startswith(b"250")
+            assert smtp.say(b"DATA").startswith(b"354")
+            process.process.send_signal(signal.SIGINT)
+            process.wait_for("stopping; 1 connections")
+            began = time.monotonic()
+            while process.process.poll() is None:
+                # Those that come at once do not count.
+                assert time.monotonic() < began + PATIENCE / 3
+                process.process.send_signal(signal.SIGINT)
+                time.sleep(0.1)
+            assert process.wait() == -signal.SIGINT
+            assert time.monotonic() - began > SAME / 2
+    assert "stopping at once" in process.output
+    assert "Traceback" not in process.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_temporary_directory_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with Twistd([sys.executable, "-c", "from mailsvc.cli.dev import dev; dev()", *ANY_PORT],
-                variables={"TMPDIR": str(tmp_path)}) as process:
+    with Twistd([*DEV, *ANY_PORT], variables={"TMPDIR": str(tmp_path)}) as process:
         process.wait_for("^ready$")
         (folder,) = tmp_path.iterdir()
         assert {"mail", "accounts.sqlite"} <= {path.name for path in folder.iterdir()}

@@ -162,6 +162,11 @@ def test_long_records_are_cut_for_zone_files() -> None:
 def test_the_command(tmp_path: Path) -> None:
     run = CommandLine(tmp_path)
     out = run("dkim", "add", "example.org", "--bits", "1024")
+    assert run.notes.startswith("Note: example.org is not served here")
+    run("domain", "add", "example.net")
+    run("dkim", "add", "example.net", "--algorithm", "ed25519")
+    assert "Note:" not in run.notes
+    run("dkim", "remove", "example.net", json.loads(run("dkim", "list", "--json"))[0]["selector"])
     assert "_domainkey.example.org." in out and "k=rsa" in out and "k=ed25519" in out
     listed = json.loads(run("dkim", "list", "--json"))
     assert [(key["algorithm"], key["active"]) for key in listed] == [

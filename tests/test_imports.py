@@ -20,8 +20,8 @@ PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
-SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "config", "log", "systemd", "headcount",
-           "connections", "listeners", "figures", "gathering", "monitor", "observer", "front"]
+SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "mistakes", "config", "log", "systemd",
+           "headcount", "connections", "listeners", "figures", "gathering", "monitor", "observer", "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "settings": [],
     "wire": [],
     "toml": [],
+    "mistakes": ["toml"],
     "interfaces": [],
     "credentials": [],
     "sasl": ["credentials", "settings", "sasl"],
@@ -118,8 +119,9 @@ MAY_IMPORT = {
     "transport": [],
     "listeners": ["transport"],
     "log": ["settings"],
-    "config": [*PARTS, "toml", "log"],
+    "config": [*PARTS, "toml", "mistakes", "log"],
     "front": ["config", "gathering", "listeners", "monitor", "systemd"],
+    "stopping": [],
     "service": SERVICE,
     "worker": ["config", "listeners", "log", "service"],
     "workers": [*SERVICE, "service", "worker"],
@@ -128,13 +130,13 @@ MAY_IMPORT = {
     "fetching": ["sasl", "pop3", "trust", "dialing"],
     "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
-    "tap": [*SERVICE, "credentials", "service", "workers"],
-    "cli": [*SERVICE, "service", "workers", "tap", "sendmail", "client", "blocking", "composing",
-            "trust", "fetching", "mailfile", "cli"],
+    "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
+    "cli": [*SERVICE, "service", "stopping", "workers", "tap", "sendmail", "client", "blocking",
+            "composing", "trust", "fetching", "mailfile", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.
-SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state", "bans",
+SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
            "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mailsvc import tap
-from tests.service import Dialogue
+from tests.service import PATIENCE, Dialogue
 from tests.twistd import ACCOUNT, ANY, TWISTD, Twistd, add_account
 
 
@@ -63,6 +63,40 @@ def test_twistd_serves_a_configuration_file(configuration: Path) -> None:
         assert process.stop() in {0, -signal.SIGTERM}
         assert "stopped" in process.output.splitlines()[-1]
         assert "secret" not in process.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_sent_again_is_the_same(configuration: Path, number: signal.Signals) -> None:
+    with twistd("mailsvc", "--config", configuration) as process:
+        process.port("smtp")
+        for _ in range(5):
+            # As a terminal does: to all processes.
+            os.killpg(process.process.pid, number)
+            time.sleep(0.01)
+        assert process.wait() in {0, -number}
+    assert "Traceback" not in process.output, process.output
+    assert "Unhandled" not in process.output
+    assert "stopped" in process.output.splitlines()[-1]
+
+
+def test_an_impatient_interrupt_does_not_wait(configuration: Path) -> None:
+    with twistd("mailsvc", "--config", configuration) as process, \
+            smtplib.SMTP("127.0.0.1", process.port("smtp")) as sender:
+        sender.ehlo()
+        sender.mail("bob@example.net")
+        sender.rcpt(ACCOUNT)
+        assert sender.docmd("DATA")[0] == 354
+        process.process.send_signal(signal.SIGTERM)
+        process.wait_for("stopping; 1 connections")
+        deadline = time.monotonic() + PATIENCE / 3
+        while process.process.poll() is None:
+            assert time.monotonic() < deadline
+            process.process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        assert process.wait() in {0, -signal.SIGTERM}
+        sender.close()
+    assert "stopping at once" in process.output
+    assert "Traceback" not in process.output
 
 
 def test_twistd_logs_json_when_configured(configuration: Path) -> None:

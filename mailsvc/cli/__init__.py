@@ -6,6 +6,7 @@ command line is wrong.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 
 import click
@@ -42,6 +43,18 @@ class CommandTable(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            # Click looks for a resemblance among commands that are imported already.
+            if near := difflib.get_close_matches(args[0], COMMANDS, 1):
+                raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?",
+                                       error.ctx) from None
+            raise
 
 
 @click.command(cls=CommandTable, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,8 +1,9 @@
 """``mailsvc autoconfig``: what to publish so that mail programs find a domain's settings.
 
-From the listeners of the configuration: the XML file that Thunderbird, and others after it, fetch
-from ``autoconfig.DOMAIN`` or below ``/.well-known/``, and the records of the DNS (RFC 6186,
-RFC 8314).  TLS from the first octet comes first, as RFC 8314 §3 has it.
+From the listeners of the configuration, or, where the systemd units of ``etc/`` are used, from the
+ports that those open in the place of its listeners: the XML file that Thunderbird, and others after
+it, fetch from ``autoconfig.DOMAIN`` or below ``/.well-known/``, and the records of the DNS
+(RFC 6186, RFC 8314).  TLS from the first octet comes first, as RFC 8314 §3 has it.
 
 Nothing unencrypted is published: where TLS begins by STARTTLS or STLS, programs are told to insist
 on it.  Nor are Unix sockets, and endpoints on loopback, for nobody else can connect to them.  The
@@ -53,6 +54,11 @@ SERVICES = (
             "sending mail with TLS from the first octet"),
     Service("_submission", _OUT, "submission", False, 587, "sending mail with TLS by STARTTLS"),
 )
+
+#: Where ``etc/mailsvc.service`` listens, whatever the configuration says: on what
+#: ``etc/mailsvc.socket`` opens.
+UNITS = ListenerSettings(smtp=["tcp:25"], pop3=["tcp:110"], submissions=["tcp:465"],
+                         submission=["tcp:587"], pop3s=["tcp:995"])
 
 #: What is not served here at all; RFC 6186 §3.4 lets the records say so.
 _ABSENT = ("_imaps", "_imap")
@@ -146,24 +152,28 @@ def records(domain: str, hostname: str, reachable: dict[str, list[int]], *,
 @click.argument("domain", type=DOMAIN)
 @click.option("--format", "form", type=click.Choice(["thunderbird", "srv"]),
               help="Print only the XML file, or only the records of the DNS.")
+@click.option("--systemd", is_flag=True,
+              help="The service runs by the systemd units of etc/, whose ports count instead of "
+                   "[listeners].")
 @click.option("--hostname", type=DOMAIN,
               help="The name that mail programs connect to [service.hostname].")
 @place_options
-def autoconfig(domain: str, form: str | None, hostname: str | None) -> None:
+def autoconfig(domain: str, form: str | None, systemd: bool, hostname: str | None) -> None:
     """Print what to publish for DOMAIN, so that mail programs set themselves up.
 
     Mail programs ask the web server of the domain for an XML file, or the DNS for SRV records; both
-    are made from [listeners] of the configuration.  The certificate must be good for the name that
-    they connect to.
+    are made from [listeners] of the configuration, or with --systemd from the ports that
+    mailsvc.socket opens.  The certificate must be good for the name that they connect to.
 
     \b
     Example:
-      mailsvc autoconfig example.org
+      mailsvc autoconfig example.org --systemd
       mailsvc autoconfig example.org --format thunderbird > config-v1.1.xml
     """
     found = settings()
     host = hostname or found.service.hostname
-    reachable = ports(found.listeners)
+    listeners = UNITS if systemd else found.listeners
+    reachable = ports(listeners)
     if host == "localhost" or "." not in host:
         click.echo(f"Note: other machines do not find {host}; give --hostname, or set "
                    "service.hostname", err=True)
@@ -173,11 +183,13 @@ def autoconfig(domain: str, form: str | None, hostname: str | None) -> None:
             element = _IN if direction == "fetch mail" else _OUT
             if not any(reachable[each.label] for each in SERVICES if each.element == element):
                 message = (f"programs would find no server to {direction}: set listeners."
-                           f"{kinds.replace(' or ', ' or listeners.')}")
+                           f"{kinds.replace(' or ', ' or listeners.')}; or if the service runs by "
+                           "mailsvc.service and mailsvc.socket, whose ports count instead, add "
+                           "--systemd")
                 if form:
                     raise click.ClickException(message)
                 click.echo(f"Note: {message}", err=True)
-    smtp = any(_port(endpoint, 25) == 25 for endpoint in found.listeners.smtp)
+    smtp = any(_port(endpoint, 25) == 25 for endpoint in listeners.smtp)
     zone = "\n".join(records(domain, host, reachable, receives=smtp))
     xml = thunderbird(domain, host, reachable)
     if form is not None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mailsvc.certificates import (
+    CertificateProblem,
+    Watched,
+    authorities_in,
+    certificate_at,
+    revocations_in,
+)
 from mailsvc.cli import place
 from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import place_options, settings
@@ -26,6 +34,23 @@ def _loaded(file: str | None) -> Settings:
         raise click.ClickException(str(error)) from error
 
 
+def _unusable(loaded: Settings) -> Iterator[tuple[str, CertificateProblem]]:
+    """The files without which the service would not start, by the key that names them."""
+    tls, relay = loaded.tls, loaded.relay
+    files: list[tuple[str, Watched[Any]]] = [
+        ("tls.certificates", certificate_at(path)) for path in dict.fromkeys(tls.certificates)]
+    for key, path, kind in (("tls.client_ca", tls.client_ca, authorities_in),
+                            ("tls.client_crl", tls.client_crl, revocations_in),
+                            ("relay.authorities", relay.authorities, authorities_in)):
+        if path:
+            files.append((key, kind(path)))
+    for key, file in files:
+        try:
+            file.load()
+        except CertificateProblem as problem:
+            yield key, problem
+
+
 @click.group()
 def config() -> None:
     """Check and show the configuration."""
@@ -37,14 +62,24 @@ def config() -> None:
 def check(file: str | None) -> None:
     """List every mistake in FILE, or say that it is ok.
 
-    Exit status 1 when there is a mistake.  Without FILE it is the file of --config, or
-    /etc/mailsvc.toml if there is one.
+    Certificates and the other files that it names are looked at too; what only the user that runs
+    the service may read is noted.  Exit status 1 when there is a mistake.  Without FILE it is the
+    file of --config, or /etc/mailsvc.toml if there is one.
 
     \b
     Example:
       mailsvc config check /etc/mailsvc.toml
     """
     loaded = _loaded(file)
+    problems = []
+    for key, problem in _unusable(loaded):
+        if problem.hidden:
+            click.echo(f"Note: {key}: {problem}; or run this as the user that runs the service",
+                       err=True)
+        else:
+            problems.append(f"{file or place.name()}: {key}: {problem}")
+    if problems:
+        raise click.ClickException("\n".join(problems))
     if not Path(loaded.service.data).is_dir():
         click.echo(f"Note: there is no directory {loaded.service.data} (service.data) here; make "
                    "it before the service starts, and give it to the user that runs it", err=True)

@@ -4,8 +4,10 @@ Made for trying mailsvc out, for testing other programs against it, and for tool
 flags and the lines on standard output stay as they are.  On standard output it writes one line for
 each listener, ``smtp 127.0.0.1:2525`` with the port really bound, then ``ready``; before these, a
 line ``account NAME PASSWORD`` if it had to make up an account.  Its log goes to standard error.
-SIGTERM, SIGINT and SIGHUP stop it gracefully, with status 0; a further SIGINT ends it at once.  All
-its processes are in the process group it was started in, and end with the first of them.
+SIGTERM, SIGINT and SIGHUP stop it gracefully, with status 0, and once it stops they do nothing
+more; but a SIGINT a second later or more does not wait for sessions, and ends it as SIGINT ends
+programs.
+All its processes are in the process group it was started in, and end with the first of them.
 
 It reads no configuration file.  Its passwords are hashed with next to no cost, so that thousands of
 accounts take no time to make: what is in its directory is for tests, not for people's secrets.
@@ -16,19 +18,21 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import itertools
+import os
 import re
 import secrets
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 from click.core import ParameterSource
-from twisted.internet.defer import Deferred
 from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
 
@@ -43,6 +47,7 @@ from mailsvc.listeners import Listener
 from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, parse_address
 from mailsvc.passwords import PasswordHasher, check_password, scram_salt
+from mailsvc.stopping import StopSignals
 from mailsvc.toml import literal
 from mailsvc.workers import serve
 
@@ -251,8 +256,9 @@ def dev(
         places.update(dict.fromkeys(unasked))
     if not any(places.values()):
         raise click.UsageError("nothing to do: every listener is off")
-    given = [*accounts, *_accounts_in(accounts_file)]
-    with _data_directory(directory) as data:
+    # A terminal that is closed leaves no temporary directory behind, either.
+    with StopSignals(signal.SIGHUP) as signals, _data_directory(directory) as data:
+        given = [*accounts, *_accounts_in(accounts_file)]
         settings = _settings([
             *CHEAP_PASSWORDS,
             *FOR_TESTS,
@@ -271,8 +277,12 @@ def dev(
             click.echo(f"account {demo.address} {demo.password}")
         shown = demo or (given[0] if given else None)
         # That another service has the ports that nobody asked for is no reason to fail.
-        _run(settings, unasked,
+        _run(settings, unasked, signals,
              lambda listeners: _hints(listeners, shown) if hints else ())
+    if signals.hurried:
+        # As whoever started it expects of what was interrupted, and whatever thread is still busy.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 # ---- what the flags mean ------------------------------------------------------------------------
@@ -296,8 +306,13 @@ def _accounts_in(file: Iterable[bytes] | None) -> Iterator[NewAccount]:
 @contextlib.contextmanager
 def _data_directory(directory: Path | None) -> Iterator[Path]:
     if directory is None:
-        with tempfile.TemporaryDirectory(prefix="mailsvc-") as made:
+        made = None
+        try:
+            made = tempfile.mkdtemp(prefix="mailsvc-")
             yield Path(made)
+        finally:
+            if made is not None:
+                _remove(made)
         return
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -305,6 +320,15 @@ def _data_directory(directory: Path | None) -> Iterator[Path]:
         raise click.ClickException(f"cannot make {directory}: {error.strerror}; name a directory "
                                    "that you can write to") from error
     yield directory.absolute()
+
+
+def _remove(directory: str) -> None:
+    for _ in range(50):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not os.path.lexists(directory):
+            return
+        time.sleep(0.1)  # a thread of what was cut short still wrote there
+    click.echo(f"Note: {directory} could not be removed", err=True)
 
 
 def _settings(overrides: Iterable[str]) -> Settings:
@@ -391,7 +415,7 @@ def _demonstration(
 
 
 def _run(
-    settings: Settings, optional: Sequence[str],
+    settings: Settings, optional: Sequence[str], signals: StopSignals,
     hints: Callable[[Sequence[Listener]], Iterable[str]],
 ) -> None:
     """Serve until a signal ends it."""
@@ -413,22 +437,13 @@ def _run(
         problems.append(failure)
         reactor.stop()
 
-    def stop() -> Deferred[None]:
-        # Once is enough for whoever sends SIGTERM; a second Ctrl-C means at once.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        return service.stopService()
-
     service = serve(settings, reactor, optional=optional)
     service.ready.addCallback(announce).addErrback(give_up)
     service.broken.addErrback(give_up)
+    signals.serve(reactor, service.hurry)
     service.privilegedStartService()
     service.startService()
-    reactor.addSystemEventTrigger("before", "shutdown", stop)
-    # A terminal that is closed leaves no temporary directory behind; nohup lets the service go on.
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reactor.stop))
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
     if problems:
         problems[0].raiseException()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from mailsvc.cli.arguments import DOMAIN
 from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import place_options, settings
+from mailsvc.cli.place import open_directory, place_options, settings
 from mailsvc.dkim import Key, Keys
 from mailsvc.names import DirectoryError
 from mailsvc.ownership import remedy_for
@@ -28,6 +29,15 @@ def _keys() -> Iterator[Keys]:
         remedy = remedy_for(place) if isinstance(error, PermissionError) else "see to it first"
         raise click.ClickException(
             f"{place} cannot be used: {error.strerror}; {remedy}") from error
+
+
+def _is_served(domain: str) -> bool:
+    try:
+        with open_directory() as directory:
+            return directory.domain(domain) is not None
+    except click.ClickException:
+        # Where there are accounts that cannot be looked at, nothing is known.
+        return os.path.exists(settings().accounts.database)
 
 
 def _print_records(keys: list[Key]) -> None:
@@ -74,6 +84,9 @@ def add(domain: str, algorithm: str, selector: str, bits: int, at_once: bool) ->
         if at_once:
             keys.use(domain, [key.selector for key in made])
     _print_records(made)
+    if not _is_served(domain):
+        click.echo(f"Note: {domain} is not served here, so that nobody sends as it; if it shall "
+                   f"be: mailsvc domain add {domain}", err=True)
     if not at_once:
         click.echo("Publish these records, then: mailsvc dkim use " + " ".join(
             [domain, *(key.selector for key in made)]), err=True)

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from mailsvc.blocking import run
 from mailsvc.cli.arguments import password_options
 from mailsvc.cli.listing import json_option, print_json
-from mailsvc.cli.remote import host_and_port, read_secret
+from mailsvc.cli.remote import host_and_port, read_secret, with_remedy
 from mailsvc.fetching import Fetcher, FetchFailure
 from mailsvc.mailfile import Place, Seen, Stream, place
 from mailsvc.trust import UNVERIFIED, Trust
@@ -181,7 +181,7 @@ class _Job:
     def report(self) -> int:
         failure = self.failure
         text = "" if failure is None else (
-            failure.text if isinstance(failure, FetchFailure)
+            with_remedy(failure.text, failure.reason) if isinstance(failure, FetchFailure)
             else f"{self._options['into']}: {failure.strerror or failure}")
         if self._options["as_json"]:
             print_json({"messages": self.messages, "skipped": self.skipped,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,9 +26,36 @@ def host_and_port(text: str, port: int) -> tuple[str, int]:
     return host.strip("[]"), int(given)
 
 
+#: What can be done about a certificate, by what is wrong with it (RFC 8460 §4.3).
+_REMEDIES = {
+    "certificate-not-trusted": "--ca FILE trusts the authority, or the self-signed certificate, in "
+                               "FILE; --no-verify takes any certificate",
+    "certificate-host-mismatch": "give --server a name that it is for; --no-verify takes any "
+                                 "certificate",
+    "certificate-expired": "--no-verify takes any certificate",
+}
+
+
+def with_remedy(text: str, reason: str) -> str:
+    """*text*, which says what is wrong, and what can be done if *reason* is about a certificate."""
+    return "; ".join(filter(None, [text, _REMEDIES.get(reason)]))
+
+
+def _can_ask() -> bool:
+    # Standard input may be something else, such as the message.
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return sys.stdin.isatty()
+    return True
+
+
 def read_secret(place: str | None) -> str:
     """What ``--password-file`` holds: its first line; asked for without one."""
     if place is None:
+        if not _can_ask():
+            raise click.UsageError("no password, and no terminal to ask for one; "
+                                   "pipe it in and add --password-stdin")
         return str(click.prompt("Password", hide_input=True, err=True))
     try:
         text = sys.stdin.readline() if place == "-" else Path(place).read_text("utf-8")

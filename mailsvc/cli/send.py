@@ -12,7 +12,7 @@ import click
 from mailsvc.blocking import run
 from mailsvc.cli.arguments import password_options
 from mailsvc.cli.listing import json_option, print_json
-from mailsvc.cli.remote import host_and_port, read_secret
+from mailsvc.cli.remote import host_and_port, read_secret, with_remedy
 from mailsvc.client import (
     BadArgument,
     Client,
@@ -289,7 +289,9 @@ class _Job:
                 if each.failure is not None:
                     click.echo(f"*** {each}", err=True)
             if self.failure is not None:
-                click.echo(f"*** {self.failure.stage}: {self.failure.text}", err=True)
+                reason = self.failure.reason if isinstance(self.failure, _TLSFailed) else ""
+                click.echo(f"*** {self.failure.stage}: {with_remedy(self.failure.text, reason)}",
+                           err=True)
         return status
 
     def _print_json(self, status: int) -> None:

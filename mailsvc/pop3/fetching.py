@@ -36,10 +36,12 @@ class FetchFailure(Exception):
 
     :ivar kind: "refused", "login", "tls", "protocol", "lost", "time", "connect".
     :ivar temporary: whether it may work later.
+    :ivar reason: what is wrong with the server's certificate, in a word of RFC 8460 §4.3, or "".
     """
 
-    def __init__(self, text: str, kind: str, *, temporary: bool = True) -> None:
+    def __init__(self, text: str, kind: str, *, temporary: bool = True, reason: str = "") -> None:
         super().__init__(text)
+        self.reason = reason
         self.text = text
         self.kind = kind
         self.temporary = temporary

@@ -214,6 +214,12 @@ class Queue(Service):
         ended.addBoth(lambda _: self.threads.stop())
         return ended.addBoth(lambda _: self._let_go(last=True))
 
+    def cut_off(self) -> None:
+        """Let no connection finish any more, be it that :meth:`stopService` waits or will."""
+        self._grace = 0
+        if self.runner is not None:
+            self.runner.abort()
+
     def _ended(self, sending: Runner | Attempts, grace: float) -> Deferred[Any]:
         """Fires when *sending* has ended: what does not by itself is cut off after *grace*."""
         ended = sending.stop()
