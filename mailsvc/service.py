@@ -71,7 +71,7 @@ from mailsvc.queue.service import Queue
 from mailsvc.queue.spool import Spool
 from mailsvc.rates import Rates
 from mailsvc.routing import Router
-from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
+from mailsvc.smtp.mode import LMTP, ODMR, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.state import State
 from mailsvc.store import Store, StoreUnusable, open_store
@@ -245,9 +245,10 @@ class MailService(Front):
             factories[mode.name] = SMTPFactory(
                 store, router, settings.smtp, hostname, reactor,
                 self._tls if settings.smtp.starttls else None, mode, smtp, queue=queue)
-        factories[SUBMISSION.name] = SMTPFactory(
-            store, router, settings.smtp, hostname, reactor, self._tls, SUBMISSION, smtp,
-            authenticator, SubmissionAgent(settings.submission, router, rates, hostname), queue)
+        for mode in SUBMISSION, ODMR:
+            factories[mode.name] = SMTPFactory(
+                store, router, settings.smtp, hostname, reactor, self._tls, mode, smtp,
+                authenticator, SubmissionAgent(settings.submission, router, rates, hostname), queue)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
         for listener in self.listeners:
@@ -280,7 +281,7 @@ class MailService(Front):
             carrier = Carrier(settings.relay, settings.queue, exchangers,
                               open_security(settings, exchangers, threads, reports.post, reactor),
                               hostname, reactor)
-            return Runner(queue.spool, threads, carrier, Routes(settings.relay),
+            return Runner(queue.spool, threads, carrier, Routes(settings.relay, router.kept),
                           Schedule(settings.queue), reports, router.srs, reactor,
                           signer.sign, Local(router, store, queue))
 
@@ -324,6 +325,8 @@ class MailService(Front):
                        connections=connections, seconds=seconds)
         self.notify.stopping(f"stopping: waiting for {connections} connections")
         await self.close_listeners()
+        if self._queue is not None:
+            self._queue.let_go()
         await gatherResults([each.shut_down(seconds) for each in self._connections])
         await super().stopService()
         if self._brakes is not None:

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "smtp.server": [*CONTRACTS, *LOGINS, "authentication", "submission", "trace", "smtp",
                     "connections", "conversation", "fanout"],
     "pop3.server": [*CONTRACTS, *LOGINS, "authentication", "pop3", "connections", "conversation"],
+    "smtp.passage": ["conversation"],
     "smtp.outgoing": [*VALUES, "trust", "dialing", "smtp"],
     "smtp": [*VALUES, *LOGINS, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
@@ -98,7 +99,7 @@ MAY_IMPORT = {
     "queue.security.report": ["trace", "queue.security.results"],
     "queue.security": ["errors", "mail", "client", "smtp.failures", "store.threads", "trust",
                        "queue.exchangers", "queue.routes", "queue.security"],
-    "queue": [*CONTRACTS, "names", "trace", "srs", "fanout", "store", "client", "trust",
+    "queue": [*CONTRACTS, "names", "trace", "srs", "fanout", "store", "client", "dialing", "trust",
               "smtp.failures", "smtp.offers", "smtp.requests", "queue"],
     "passwords": [*CONTRACTS, *LOGINS, "names"],
     "logindelay": ["errors", "names", "state"],
@@ -131,8 +132,8 @@ SANS_IO = [*VALUES, "interfaces", "trace", "toml", "names", "database", "state",
            "queue.limits", "queue.message", "queue.schedule", "queue.filter", "queue.dsn",
            "queue.routes", "queue.security.sts", "queue.security.levels",
            "queue.security.dane"]
-ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "smtp.severally", "submission.agent",
-            "pop3.server", "pop3.retrieval"]
+ADAPTORS = ["smtp.server", "smtp.passage", "smtp.outgoing", "smtp.incoming", "smtp.severally",
+            "submission.agent", "pop3.server", "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 

@@ -35,6 +35,16 @@ class Connection:
         return self._client.closed is not None
 
     @property
+    def host(self) -> str:
+        """What the other host calls itself."""
+        return self._client.host
+
+    @property
+    def end(self) -> str:
+        """Why it has ended, for people; empty if it has not."""
+        return self._client.closed.text if self._client.closed is not None else ""
+
+    @property
     def transactions(self) -> int:
         """How many messages were accepted over it."""
         return self._client.transactions

@@ -9,18 +9,19 @@ is begun with it; then it is tried again, reported on, or gone (:mod:`mailsvc.qu
 from __future__ import annotations
 
 import heapq
+import math
 import re
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from mailsvc.errors import MailFailure
+from mailsvc.errors import EnhancedStatus, MailFailure
 from mailsvc.mail import Address
-from mailsvc.names import DirectoryError
+from mailsvc.names import DirectoryError, fold_domain
 from mailsvc.queue import filter
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.content import Content
@@ -64,6 +65,25 @@ _TLS_OPTIONAL = re.compile(
 Sign = Callable[[bytes, str], bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """The next host fetches mail, over a connection that it opened (ATRN).
+
+    :ivar domains: those whose mail it is.
+    :ivar carry: hands it a job, of its recipients alone; as :meth:`Carrier.carry`.
+    """
+
+    domains: Collection[str]
+    carry: Callable[[Job], Awaitable[list[Result]]]
+
+    def recipients(self, message: QueuedMessage) -> list[QueuedRecipient]:
+        """Those of *message* whose mail it may have now."""
+        if message.held or message.scheduled or message.route:
+            return []
+        return [each for each in message.waiting
+                if not each.local and fold_domain(each.address.domain) in self.domains]
+
+
 class Runner:
     """Sends what is in *spool*.
 
@@ -77,7 +97,7 @@ class Runner:
                  sign: Sign | None = None, local: Local | None = None) -> None:
         self._spool = spool
         self._threads = threads
-        self._carrier = carrier
+        self.carrier = carrier
         self._routes = routes
         self._schedule = schedule
         self._reports = reports
@@ -118,7 +138,7 @@ class Runner:
                 _log.info("the queue holds {messages} messages", messages=len(due))
             self._advance()
 
-        self._carrier.start()
+        self.carrier.start()
         return self._threads.run(self._spool.due).addCallback(begin)
 
     def take(self, ids: Collection[str]) -> None:
@@ -157,6 +177,14 @@ class Runner:
         waiting: Deferred[None] = Deferred()
         self._idle.append(waiting)
         return waiting
+
+    async def fetch(self, id: str, fetching: Fetching) -> None:
+        """Hand *id* over now, to its recipients whose mail is being fetched.
+
+        Nothing is done with one that is being worked on, is held, or is to be sent later.
+        """
+        if id not in self._active:
+            await self._begin(id, fetching)
 
     def is_active(self, id: str) -> bool:
         """Whether the message is being tried now."""
@@ -206,12 +234,12 @@ class Runner:
         self._stopped = True
         if self._call is not None and self._call.active():
             self._call.cancel()
-        self._carrier.stop()
+        self.carrier.stop()
         return self.idle()
 
     def abort(self) -> None:
         """Close every connection at once."""
-        self._carrier.abort()
+        self.carrier.abort()
 
     def _wait(self, id: str, when: float) -> None:
         self._due[id] = when
@@ -243,12 +271,12 @@ class Runner:
         """Whether *id* is still due at *when*: it may have been put off, have begun or be gone."""
         return self._due.get(id) == when and id not in self._active
 
-    def _begin(self, id: str) -> None:
-        del self._due[id]
+    def _begin(self, id: str, fetching: Fetching | None = None) -> Deferred[None]:
+        self._due.pop(id, None)
         self._active.add(id)
-        attempt = Deferred.fromCoroutine(self._attempt(id))
+        attempt = Deferred.fromCoroutine(self._attempt(id, fetching))
         attempt.addErrback(self._failed, id)
-        attempt.addCallback(self._ended, id)
+        return attempt.addCallback(self._ended, id)
 
     def _failed(self, failure: Any, id: str) -> float:
         if failure.check(MailFailure, OSError, DirectoryError) is None:
@@ -276,7 +304,7 @@ class Runner:
 
     # ---- one attempt ----
 
-    async def _attempt(self, id: str) -> float | None:
+    async def _attempt(self, id: str, fetching: Fetching | None) -> float | None:
         """Try *id*; when to look at it again."""
         try:
             message, content, prefix = await self._opening.do(id)
@@ -294,6 +322,8 @@ class Runner:
                 self._held.add(id)
                 return None
             self._held.discard(id)
+            if fetching is not None:
+                return await self._hand(message, content, prefix, fetching)
             now = self._clock.seconds()
             if message.waiting and message.due > now + 0.001:
                 return message.due
@@ -311,6 +341,22 @@ class Runner:
             return await self._settle(message, content)
         finally:
             content.close()
+
+    async def _hand(self, message: QueuedMessage, content: Content, prefix: bytes,
+                    fetching: Fetching) -> float | None:
+        """Hand to who fetches it what is theirs; when to look at *message* again.
+
+        That is no attempt by the schedule, nor does it put off one for other recipients.
+        """
+        tried = 0
+        if not self._schedule.expired(message, self._clock.seconds()):
+            # One after the other: there is one connection.
+            for (_, path), recipients in self._ways(message, fetching).items():
+                tried += self._note_all(message, await fetching.carry(
+                    Job(message, recipients, path, content, prefix)))
+        if not tried:
+            return message.due
+        return await self._settle(message, content, message.due)
 
     def _save_all(self, messages: Sequence[QueuedMessage]) -> list[None]:
         self._spool.save(*messages)
@@ -341,15 +387,19 @@ class Runner:
             content.whole(), message.reverse_path.domain) if sign else b""
         return message, content, prefix
 
-    def _ways(self, message: QueuedMessage
+    def _ways(self, message: QueuedMessage, fetching: Fetching | None = None
               ) -> dict[tuple[Hop | None, Address], list[QueuedRecipient]]:
-        """The recipients by where they go next, None for here, and with which reverse-path."""
+        """The recipients by where they go next, None for here, and with which reverse-path.
+
+        Those whose mail is fetched go where that is done, whatever their routes.
+        """
         ways: dict[tuple[Hop | None, Address], list[QueuedRecipient]] = {}
-        for each in message.waiting:
+        for each in message.waiting if fetching is None else fetching.recipients(message):
             path = message.reverse_path
             if each.alias is not None:
                 path = self._srs.forward(path, each.alias.domain)
-            hop = None if each.local else self._routes.hop(message, each.address)
+            hop = None if each.local or fetching is not None else self._routes.hop(
+                message, each.address)
             ways.setdefault((hop, path), []).append(each)
         return ways
 
@@ -365,20 +415,31 @@ class Runner:
         if hop is None:
             assert self._local is not None, "a message was held that nobody can deliver"
             results = await self._local.deliver(job)
+        elif hop.kept:
+            results = [Result(each, WAITING, EnhancedStatus(4, 4, 0),
+                              f"kept until {hop.host} fetches it (ATRN)", kept=True)
+                       for each in job.recipients]
         else:
-            results = await self._carrier.carry(hop, job)
-        now = self._clock.seconds()
-        for result in results:
-            self._note(job.message, result, now)
+            results = await self.carrier.carry(hop, job)
+        self._note_all(job.message, results)
         if saving is not None:
             # What one host took is on disk before another's time-out has come.
             await saving.run(self._saving.do, job.message)
         return len(results)
 
+    def _note_all(self, message: QueuedMessage, results: Sequence[Result]) -> int:
+        """Keep *results*; how many there are."""
+        now = self._clock.seconds()
+        for result in results:
+            self._note(message, result, now)
+        return len(results)
+
     def _note(self, message: QueuedMessage, result: Result, now: float) -> None:
         each = result.recipient
-        each.state, each.status, each.reply = result.state, str(result.status), result.reply
-        each.host, each.tried = result.host, now
+        each.tried, each.kept = now, result.kept
+        if not (result.kept and each.host):  # what the host itself said last says more
+            each.state, each.status, each.reply = result.state, str(result.status), result.reply
+            each.host = result.host
         if result.state == RELAYED:
             # RFC 3461 §5.2.1: who knows DSN reports; else it is for us to say that it is gone.
             each.reported = (result.reports or not each.wants("SUCCESS")) and not (
@@ -388,12 +449,15 @@ class Runner:
                 and (message.by.trace or (not result.timely and message.in_time(now))))
         _log.info("{id} {state} recipient={recipient} sender={sender} host={host} "
                       "attempt={attempt}: {reply}",
-                      id=message.id, state="deferred" if result.state == WAITING else result.state,
+                      id=message.id, state="kept" if result.kept else
+                      "deferred" if result.state == WAITING else result.state,
                       recipient=str(each.address), sender=str(message.reverse_path),
                       host=result.host, attempt=message.attempts, reply=result.reply)
 
-    async def _settle(self, message: QueuedMessage, content: Content) -> float | None:
-        """What follows from what the recipients' states are now; when to try again."""
+    async def _settle(self, message: QueuedMessage, content: Content,
+                      latest: float = math.inf) -> float | None:
+        """What follows from what the recipients' states are now; when to try again: at *latest*,
+        when there is something to try."""
         now = self._clock.seconds()
         following: float | None = None
         warns = self._schedule.warns(message, now)
@@ -417,9 +481,11 @@ class Runner:
             _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)
             return None
-        message.due = following
+        message.due = following = min(following, latest)
         if warns:
-            late = [each for each in message.waiting if each.wants("DELAY")]
+            # Who fetches comes when it comes, so only who asked is told.
+            late = [each for each in message.waiting if each.wants("DELAY")
+                    and (not each.kept or "DELAY" in each.notify or message.by is not None)]
             if message.by is not None:
                 late = [replace(each, status="4.4.7") for each in late]  # RFC 2852 §4.1
             await self._reports.send("delayed", message, late, content.head(HEADER_OCTETS),
