@@ -245,10 +245,11 @@ class MailService(Front):
             factories[mode.name] = SMTPFactory(
                 store, router, settings.smtp, hostname, reactor,
                 self._tls if settings.smtp.starttls else None, mode, smtp, queue=queue)
+        agent = SubmissionAgent(settings.submission, router, rates, hostname)
         for mode in SUBMISSION, ODMR:
             factories[mode.name] = SMTPFactory(
                 store, router, settings.smtp, hostname, reactor, self._tls, mode, smtp,
-                authenticator, SubmissionAgent(settings.submission, router, rates, hostname), queue)
+                authenticator, agent if mode.submission else None, queue)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
         for listener in self.listeners:

@@ -62,6 +62,8 @@ class SMTPProtocol(Conversation):
     _known: Submitter | None = None
     #: Who logged in, or None.
     _login: Submitter | None = None
+    #: The account's name, likewise; a login that has ended leaves it here.
+    _account = ""
     #: The way to the queue, once the roles may turn.
     _passage: Passage | None = None
     #: When the present message must be whole.
@@ -309,22 +311,21 @@ class SMTPProtocol(Conversation):
         self._settle(self._turn(event.domains))
 
     async def _turn(self, asked: tuple[str, ...]) -> Reply:
-        account = self._submitter.name if self._submitter is not None else ""
-        own = self.factory.router.turns(account) if account else ()
+        own = self.factory.router.turns(self._account)
         domains = asked or own
-        answer = await self._ask_for(domains, account) if own and set(domains) <= set(own) else (
-            replies.NOT_YOURS)
+        answer = (await self._ask_for(domains) if own and set(domains) <= set(own)
+                  else replies.NOT_YOURS)
         self.log.info("{connection} asked for mail domains={domains} user={user} client={client}: "
-                      "{reply}", connection=self.id, domains=list(domains), user=self._sent_by,
+                      "{reply}", connection=self.id, domains=list(domains), user=self._account,
                       client=self.client, reply=f"{answer.code} {answer.lines[0]}")
         return answer
 
-    async def _ask_for(self, domains: tuple[str, ...], account: str) -> Reply:
+    async def _ask_for(self, domains: tuple[str, ...]) -> Reply:
         if self.factory.queue is None:
             return replies.CANNOT_TURN
         passage = Passage()
         try:
-            await self.factory.queue.turn(domains, self.id, account, passage)
+            await self.factory.queue.turn(domains, self.id, self._account, passage)
         except NothingWaits:
             return replies.NO_MAIL
         except TurnInUse:
@@ -357,6 +358,7 @@ class SMTPProtocol(Conversation):
         self.session.logged_in(avatar.account.name)
 
     def _welcome(self, avatar: Any, log_out: Callable[[], object]) -> None:
+        self._account = avatar.account.name
         log_out()  # which there is no need to wait for: a submitter holds nothing
         if self.factory.agent is not None:
             self._login = self.factory.agent.logged_in(avatar.account)
