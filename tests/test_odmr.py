@@ -343,7 +343,7 @@ def test_what_was_taken_comes_again_only_if_that_was_never_heard(tmp_path: Path)
 def test_kill_9_amid_a_turn(tmp_path: Path, stage: str, whom: str) -> None:
     with providing(tmp_path / "a", workers=3) as here:
         for name in "one", "two", "three":
-            send(here, f"{name}@far.example", message=LARGE)
+            send(here, f"{name}@far.example", message=LARGE if stage == "content" else MESSAGE)
         kept(here, 3)
         with amid(here, stage, listener="submission" if stage == "EHLO" else "odmr") as customer:
             owner = owner_of(here)
