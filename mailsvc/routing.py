@@ -220,7 +220,8 @@ class Router:
 
     def turns(self, account: str) -> tuple[str, ...]:
         """The domains whose mail the account of that name may fetch (ATRN), as they are folded."""
-        return self._turned.get(_key(parse_address(account)), ())
+        local_part, _, domain = account.rpartition("@")
+        return self._turned.get(_key(Address(local_part, domain)), ())
 
     def default_domain(self) -> str:
         """The domain of names without one.

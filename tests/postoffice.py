@@ -390,8 +390,8 @@ class Line:
     def __init__(self, answers: Answers | None = None, *, host: str = "198.51.100.7",
                  hostname: str = HOSTNAME, mode: Mode = TRANSPORT, known: bool = False,
                  accounts: Iterable[Address] = (), tls: Any = None, queue: bool = False,
-                 atrn: bool = False, factory: SMTPFactory | None = None, transport: StringTransport | None = None,
-                 **settings: Any) -> None:
+                 atrn: bool = False, factory: SMTPFactory | None = None,
+                 transport: StringTransport | None = None, **settings: Any) -> None:
         self.answers = answers or Answers()
         if factory is None:
             self.clock = Clock()

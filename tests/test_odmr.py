@@ -1,4 +1,4 @@
-"""Mail that customers fetch (ATRN, RFC 2645): mailsvc dev, and customers on sockets of their own."""
+"""Mail that customers fetch (ATRN, RFC 2645): mailsvc dev, and customers on sockets."""
 
 from __future__ import annotations
 

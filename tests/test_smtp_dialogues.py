@@ -183,6 +183,15 @@ class Owner:
                 self.session.reply(answer)
         self._heard += self.session.data_to_send()
 
+    def _turn(self, domains: tuple[str, ...]) -> Reply:
+        own = self.router.turns(self.session.authenticated)
+        if not own or not set(domains) <= set(own):
+            return replies.NOT_YOURS
+        if not self.queue:
+            return replies.CANNOT_TURN
+        return {NothingWaits: replies.NO_MAIL, TurnInUse: replies.TURN_IN_USE,
+                None: replies.TURNED}[FETCHED[(domains or own)[0]]]
+
     def _answer(self, event: events.Event) -> Reply | None:
         session = self.session
         envelope = session.envelope
@@ -219,15 +228,7 @@ class Owner:
             case events.QueueRun(domain):
                 return replies.NO_QUEUE if self.router.relays(domain) else replies.NOT_QUEUED
             case events.Turn(domains):
-                own = self.router.turns(session.authenticated)
-                if not own or not set(domains) <= set(own):
-                    return replies.NOT_YOURS
-                if not self.queue:
-                    return replies.CANNOT_TURN
-                return {NothingWaits: replies.NO_MAIL, TurnInUse: replies.TURN_IN_USE,
-                        None: replies.TURNED}[FETCHED[(domains or own)[0]]]
-            case events.Turned():
-                pass
+                return self._turn(domains)
             case events.DataBegins():
                 assert envelope is not None
                 self.delivery = self.store.begin(envelope.accounts(), envelope.id, envelope.size)

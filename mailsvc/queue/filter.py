@@ -51,7 +51,7 @@ def status(message: QueuedMessage) -> str:
         return "held"
     if message.scheduled:
         return "scheduled"
-    if message.attempts and message.kept:
+    if message.kept:
         return "kept"
     return "deferred" if message.attempts else "new"
 

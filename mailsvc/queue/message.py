@@ -118,7 +118,8 @@ class QueuedMessage:
     @property
     def kept(self) -> bool:
         """Whether all that is left of it is for others to fetch."""
-        return all(each.kept for each in self.waiting)
+        waiting = self.waiting
+        return bool(waiting) and all(each.kept for each in waiting)
 
     @property
     def began(self) -> float:
