@@ -9,7 +9,6 @@ is begun with it; then it is tried again, reported on, or gone (:mod:`mailsvc.qu
 from __future__ import annotations
 
 import heapq
-import math
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -455,9 +454,11 @@ class Runner:
                       host=result.host, attempt=message.attempts, reply=result.reply)
 
     async def _settle(self, message: QueuedMessage, content: Content,
-                      latest: float = math.inf) -> float | None:
-        """What follows from what the recipients' states are now; when to try again: at *latest*,
-        when there is something to try."""
+                      due: float | None = None) -> float | None:
+        """What follows from what the recipients' states are now; when to try again.
+
+        :param due: when that is, if it was no attempt by the schedule.
+        """
         now = self._clock.seconds()
         following: float | None = None
         warns = self._schedule.warns(message, now)
@@ -481,7 +482,7 @@ class Runner:
             _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)
             return None
-        message.due = following = min(following, latest)
+        message.due = following = following if due is None else due
         if warns:
             # Who fetches comes when it comes, so only who asked is told.
             late = [each for each in message.waiting if each.wants("DELAY")
