@@ -15,9 +15,9 @@ from mailsvc.directory import SqliteDirectory
 from mailsvc.names import parse_address
 from tests.exchanger import Exchanger
 from tests.messages import CORPUS
+from tests.relay import MESSAGE, queued, until
 from tests.service import Service, below_trace, difference, fetch, submit
 from tests.test_odmr import kept, listed, providing, send
-from tests.test_relay import MESSAGE, queued, until
 
 #: What the one who kept a message put on top of it.
 RECEIVED = re.compile(rb"\AReceived: [^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*")

@@ -9,7 +9,6 @@ import os
 import signal
 import smtplib
 import socket
-import ssl
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,9 +17,18 @@ from typing import Any
 import pytest
 
 from tests.command_line import CommandLine
+from tests.relay import (
+    MESSAGE,
+    below_trace,
+    mail,
+    queued,
+    relaying,
+    statuses,
+    until,
+    unverified,
+)
 from tests.service import PATIENCE, Dialogue, Service
 from tests.test_queue_workers import owner_of
-from tests.test_relay import MESSAGE, below_trace, mail, queued, relaying, statuses, until
 from tests.test_workers import workers_of
 
 #: Who may fetch what.
@@ -62,10 +70,8 @@ class Customer(Dialogue):
         self.offers = self.ehlo()
 
     def _secure(self) -> None:
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         self.file.close()
-        self.socket = context.wrap_socket(self.socket)
+        self.socket = unverified().wrap_socket(self.socket)
         self.file = self.socket.makefile("rb")
 
     def start_tls(self) -> None:
@@ -473,4 +479,17 @@ def test_a_slow_customer_costs_no_memory(tmp_path: Path, listener: str) -> None:
             customer.send(b"250 ok\r\n")
             assert lines[-LINES:] == [b"x" * 70 + b"\r\n"] * LINES
             assert customer.line() == b"QUIT"
+        until(lambda: not queued(here), here)
+
+
+def test_what_requires_tls_is_returned_for_nobody_has_proven_a_name(tmp_path: Path) -> None:
+    with providing(tmp_path / "a") as here:
+        with smtplib.SMTP(*here.listeners["submission"], timeout=PATIENCE) as smtp:
+            smtp.starttls(context=unverified())
+            smtp.login("alice@a.example", "secret")
+            smtp.sendmail("alice@a.example", ["bob@far.example"], MESSAGE, ["REQUIRETLS"])
+        kept(here)
+        assert fetched(here) == []
+        until(lambda: mail(here), here)
+        assert statuses(mail(here)[0]) == [("bob@far.example", "failed", "5.7.30")]
         until(lambda: not queued(here), here)
