@@ -106,10 +106,10 @@ def _may(account: Account, protocol: str) -> bool:
     return {"pop3": account.receives, "submission": account.sends}.get(protocol, True)
 
 
-#: Who is checked when there is no such account: somebody whose password nothing is.
 #: How often, and how many seconds apart, a maildrop is asked for that another session has.
 _TRIES = 11
 _BETWEEN_TRIES = 0.1
+#: Who is checked when there is no such account: somebody whose password nothing is.
 _NOBODY = Credentials(Account("", ""), (StoredPassword(),))
 
 
@@ -156,7 +156,13 @@ class DirectoryChecker:
             return self._proven(found, usable, credentials.attempt)
         if IUsernamePassword.providedBy(credentials):
             shown = prepare_password(credentials.password)
-            password = await self._matching(checked.account.name, usable, shown)
+            main = next((each for each in usable if not each.label), None)
+            if self._hasher.remembers(
+                    checked.account.name, main.verifier if main else None, shown):
+                # When it was hashed was also the time to renew it.
+                password, shown = main, b""
+            else:
+                password = await self._matching(checked.account.name, usable, main, shown)
         else:
             shown = b""
             password = await _digested(credentials, usable)
@@ -177,12 +183,11 @@ class DirectoryChecker:
         return found.account.name.encode()
 
     async def _matching(self, name: str, usable: list[StoredPassword],
-                        shown: bytes) -> StoredPassword | None:
+                        main: StoredPassword | None, shown: bytes) -> StoredPassword | None:
         verifier = app_verifier(self._directory, as_app_password(shown)).encode()
         for password in usable:
             if password.label and hmac.compare_digest((password.verifier or "").encode(), verifier):
                 return password
-        main = next((each for each in usable if not each.label), None)
         right = await self._hasher.verify(name, main.verifier if main else None, shown)
         return main if right else None
 

@@ -7,7 +7,9 @@ know, it does not find out here: a name that nobody has and a wrong password are
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +20,18 @@ from twisted.cred.portal import Portal
 from twisted.logger import Logger
 from zope.interface import Interface
 
+from mailsvc import figures
 from mailsvc.accounts import login_name, same_account
 from mailsvc.brakes import Brakes, log_failed_login
 from mailsvc.credentials import Attempt, IProvenName, IToken, ProvenName, ScramKeys
-from mailsvc.errors import EnhancedStatus, PermanentFailure
+from mailsvc.errors import EnhancedStatus, MailFailure, PermanentFailure
+from mailsvc.figures import Share
 from mailsvc.interfaces import IDirectory, IKeyring
 from mailsvc.sasl import scram
 from mailsvc.sasl.context import AuthSettings, Context
+
+#: Of how many clients it is remembered where they are: each is asked about several times.
+_KNOWN_CLIENTS = 1024
 
 #: Which credentials a mechanism ends in.
 _NEEDS: dict[str, type[Interface]] = {
@@ -52,11 +59,13 @@ class Authenticator:
 
     :param keyring: where SCRAM keys are; None when passwords are kept elsewhere.
     :param brakes: None to let clients guess freely.
+    :param share: where logins are counted.
     """
 
     def __init__(self, portal: Portal, directory: IDirectory, settings: AuthSettings, *,
                  hostname: str, keyring: IKeyring | None = None,
-                 brakes: Brakes | None = None, default_domain: str = "") -> None:
+                 brakes: Brakes | None = None, default_domain: str = "",
+                 share: Share | None = None) -> None:
         self.portal = portal
         self._directory = directory
         self._settings = settings
@@ -64,6 +73,7 @@ class Authenticator:
         self._keyring = keyring
         self._brakes = brakes
         self._default_domain = default_domain
+        self._share = share or Share()
         known = portal.listCredentialsInterfaces()
         self._usable = frozenset(
             name for name, needed in _NEEDS.items() if needed in known
@@ -94,8 +104,12 @@ class Authenticator:
         :raises mailsvc.errors.MailFailure: that cannot be found out now.
         """
         assert self._keyring is not None
-        await self._wait(attempt.client, name)
-        return self._keyring.scram_keys(name, attempt)
+        try:
+            await self._wait(attempt.client, name)
+            return self._keyring.scram_keys(name, attempt)
+        except MailFailure:
+            self._count(attempt, "refused")
+            raise
 
     async def log_in(
         self, credentials: Any, interface: type[Interface], who: Who,
@@ -108,6 +122,22 @@ class Authenticator:
         :raises UnauthorizedLogin: they are wrong, or may not be used for this.
         :raises mailsvc.errors.MailFailure: that cannot be found out, or the avatar not be had.
         """
+        attempt: Attempt = credentials.attempt
+        began = time.monotonic_ns()
+        try:
+            login = await self._log_in(credentials, interface, who, authorize_as)
+        except LoginFailed:
+            raise  # it was counted as failed
+        except Exception:
+            self._count(attempt, "refused")
+            raise
+        self._share.spread(figures.LOGIN, attempt.protocol).observe(time.monotonic_ns() - began)
+        self._count(attempt, "succeeded")
+        return login
+
+    async def _log_in(
+        self, credentials: Any, interface: type[Interface], who: Who, authorize_as: bytes | None,
+    ) -> tuple[Any, Callable[[], object]]:
         name: bytes = credentials.username
         attempt: Attempt = credentials.attempt
         await self._wait(attempt.client, name)
@@ -136,16 +166,27 @@ class Authenticator:
         :raises UnauthorizedLogin: there is nobody of that name, or its role is another.
         :raises mailsvc.errors.MailFailure: that cannot be found out.
         """
-        _, avatar, log_out = await self.portal.login(ProvenName(name, attempt), None, interface)
+        try:
+            _, avatar, log_out = await self.portal.login(
+                ProvenName(name, attempt), None, interface)
+        except Exception as error:
+            self._count(attempt, "failed" if isinstance(error, LoginFailed) else "refused")
+            raise
+        self._count(attempt, "succeeded")
         return avatar, log_out
 
     def failed(self, name: bytes, attempt: Attempt, who: Who, reason: str) -> None:
         """Somebody guessed wrongly; count and log it."""
+        self._count(attempt, "failed")
         if self._brakes is not None:
             self._brakes.failed(attempt.client, self._full(name))
         log_failed_login(
             who.log, connection=who.connection, user=name.decode("utf-8", "replace"),
             client=attempt.client, protocol=attempt.protocol, reason=reason)
+
+    def _count(self, attempt: Attempt, outcome: str) -> None:
+        mechanism = "SCRAM" if attempt.mechanism.startswith("SCRAM") else attempt.mechanism
+        self._share.count(figures.LOGINS, attempt.protocol, mechanism, outcome).add()
 
     async def _wait(self, client: str, name: bytes) -> None:
         """Make whoever guesses wait; raises TemporaryFailure when it is banned."""
@@ -157,6 +198,7 @@ class Authenticator:
         return login_name(self._directory, name, self._default_domain)
 
 
+@functools.lru_cache(_KNOWN_CLIENTS)
 def _is_here(client: str) -> bool:
     """Whether *client* is on this machine: nothing that it says crosses a network."""
     return not client or ipaddress.ip_address(client).is_loopback

@@ -175,6 +175,10 @@ class BanList:
                 if ban is not None and ban.until > now:
                     yield ban
 
+    def active(self, now: float) -> int:
+        """How many bind now."""
+        return sum(ban.until > now for table in self._tables.values() for ban in table.values())
+
     def sweep(self, before: float) -> None:
         """Forget what ended *before*, and what is too much."""
         everything = [ban for table in self._tables.values() for ban in table.values()]

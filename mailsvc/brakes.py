@@ -185,6 +185,11 @@ class Brakes:
         """Write what is left and let go of the file."""
         return self._ledger.stop()
 
+    @property
+    def bans(self) -> int:
+        """How many networks are banned now."""
+        return self._ledger.bans.active(self._clock.seconds())
+
     def admit(self, client: str) -> MailFailure | None:
         """Why *client* may not connect, or log in; None when it may."""
         source = self._locate(client)

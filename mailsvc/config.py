@@ -129,6 +129,10 @@ class ListenerSettings:
         ["tcp:110:backlog=1024"], "Where POP3 listens: TLS by STLS.", check=_endpoints)
     pop3s: list[str] = setting(
         [], "The same with TLS from the first octet, as a rule tcp:995.", check=_endpoints)
+    http: list[str] = setting(
+        [], "Where figures for Prometheus are shown (/metrics), and whether the service lives "
+        "(/healthz) and is ready (/readyz), as tcp:2080:interface=127.0.0.1.  Whoever reaches it "
+        "may read them.", check=_endpoints)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,9 +41,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
+from mailsvc import figures
 from mailsvc.authentication import Authenticator, Who
 from mailsvc.connections import Connections, client_address
 from mailsvc.errors import MailFailure, TemporaryFailure
+from mailsvc.figures import Share
 from mailsvc.handshake import TLSState, describe
 from mailsvc.mail import new_id
 from mailsvc.sasl.context import Context
@@ -166,10 +168,13 @@ class Conversation(Protocol):
         )
         self.transport.registerProducer(self, True)
         refusal = None
+        factory.open.add(1)
         try:
             factory.connections.add(self, self.client)
+            factory.sessions.add()
         except MailFailure as failure:
             refusal = failure
+            factory.turned_away.add()
             self.log.warn(
                 "{connection} refused client={client}: {reason}",
                 connection=self.id, client=self.client, reason=failure.text,
@@ -205,6 +210,7 @@ class Conversation(Protocol):
         if self._held is not None:
             self._held.cancel()
         self.factory.connections.remove(self)
+        self.factory.open.add(-1)
 
     def pauseProducing(self) -> None:
         """The transport's buffer is full: the peer does not take its answers."""
@@ -513,6 +519,8 @@ class ConversationFactory(Factory):
     :param tls: the context for STARTTLS or STLS, or None not to offer it.
     :param connections: those of its protocol, when several factories share a limit.
     :param authenticator: logs clients in.
+    :param share: where is counted.
+    :param protocol: what it is called there.
     :cvar login_protocol: what a login is for, as in :class:`mailsvc.credentials.Attempt`.
     :cvar namespace: what the log lines of its connections begin with.
     """
@@ -529,8 +537,12 @@ class ConversationFactory(Factory):
         tls: IOpenSSLServerConnectionCreator | None = None,
         connections: Connections | None = None,
         authenticator: Authenticator | None = None,
+        *, share: Share, protocol: str,
     ) -> None:
         self.authenticator = authenticator
+        self.sessions = share.count(figures.SESSIONS, protocol)
+        self.turned_away = share.count(figures.TURNED_AWAY, protocol)
+        self.open = share.level(figures.CONNECTIONS, protocol)
         self.settings = settings
         self.hostname = hostname
         self.clock = clock
@@ -552,6 +564,7 @@ class ConversationFactory(Factory):
         failure = self.connections.admit(client)
         if failure is None:
             return super().buildProtocol(addr)
+        self.turned_away.add()
         self._log_refusal(client, failure)
         return Refusal(self.refuse(failure))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IServiceCollection, MultiService
@@ -16,7 +17,9 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
 from mailsvc.config import Settings
+from mailsvc.gathering import Gathering
 from mailsvc.listeners import KINDS, CannotStart, Listener
+from mailsvc.monitor import Monitor
 from mailsvc.systemd import NotifyService
 
 _log = Logger("mailsvc")
@@ -32,7 +35,7 @@ def listeners_of(settings: Settings, reactor: Any, optional: Sequence[str] = ())
         Listener(kind, description, reactor, optional=kind.name in optional)
         for kind in KINDS.values()
         for description in getattr(settings.listeners, kind.name)]
-    if not listeners:
+    if not any(listener.for_mail for listener in listeners):
         raise CannotStart("nothing to do: give an endpoint to listeners.smtp or listeners.pop3")
     return listeners
 
@@ -46,6 +49,7 @@ class Front(MultiService):
     :ivar for_good: whether this is not a throwaway service, and its files shall stay usable for the
         user that they belong to.
     :ivar log_observer: what ``twistd`` shall log to, or None to leave that to its options.
+    :ivar stopping: whether it is on its way down.
     """
 
     bound: Deferred[CannotStart | None] | None = None
@@ -56,7 +60,7 @@ class Front(MultiService):
         self.listeners = listeners
         self.notify = notify
         notify.setServiceParent(self)
-        self.for_good = False
+        self.for_good = self.stopping = False
         self.log_observer: ILogObserver | None = None
         self.ready: Deferred[list[Listener]] = Deferred()
         self.broken: Deferred[None] = Deferred()
@@ -90,9 +94,23 @@ class Front(MultiService):
         self.close_listeners()
         return CannotStart("mailsvc cannot listen:\n" + "\n".join(problems))
 
-    def close_listeners(self) -> Deferred[Any]:
-        """Give back every port."""
-        return gatherResults([listener.close() for listener in self.listeners])
+    def close_listeners(self, *, last: bool = True) -> Deferred[Any]:
+        """Give back every port.
+
+        :param last: those too that tell how the service is.
+        """
+        return gatherResults([listener.close() for listener in self.listeners
+                              if last or listener.for_mail])
+
+    def unbound(self) -> list[str]:
+        """The listeners that have no port."""
+        return [f"{each.kind.name} on {each.description}" for each in self.listeners
+                if not each.bound]
+
+    def watch(self, gathering: Gathering, settings: Settings) -> None:
+        """Let the figures of *gathering* be had; before it is started."""
+        Monitor(gathering, [each for each in self.listeners if not each.for_mail],
+                Path(settings.service.data), self.reactor).setServiceParent(self)
 
     def announce(self, problem: CannotStart | None, *, aloud: bool = True) -> None:
         """Say that the service is at work, or what keeps it from that.

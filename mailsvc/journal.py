@@ -120,6 +120,11 @@ class Journal:
     _free: list[bytes] = field(default_factory=list)
     _freeing: threading.Condition = field(default_factory=threading.Condition)
 
+    @property
+    def in_use(self) -> int:
+        """How many segments hold what is not durable without them."""
+        return self.segments - len(self._free) if self._lock >= 0 else 0
+
     def open(self, replay: Callable[[Sequence[Orphan]], object]) -> None:
         """Have orphans replayed, free them, and take a slot.
 

@@ -28,6 +28,8 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from mailsvc.transport import send_by_turns
+
 _log = Logger("mailsvc")
 
 
@@ -44,7 +46,7 @@ class Kind:
     """One kind of listener.
 
     :ivar name: as in ``[listeners]``.
-    :ivar protocol: "smtp" or "pop3".
+    :ivar protocol: "smtp", "pop3" or "http".
     :ivar tls: whether TLS begins with the first octet (RFC 8314); endpoints name no certificate.
     """
 
@@ -62,6 +64,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("odmr", "smtp"),
     Kind("pop3", "pop3"),
     Kind("pop3s", "pop3", tls=True),
+    Kind("http", "http"),
 )}
 
 
@@ -98,6 +101,11 @@ class Listener:
 
     def __str__(self) -> str:
         return f"{self.kind.name} {self.address}"
+
+    @property
+    def for_mail(self) -> bool:
+        """Whether the workers serve it; else it belongs to the process that watches them."""
+        return self.kind.protocol != "http"
 
     @property
     def bound(self) -> bool:
@@ -155,6 +163,7 @@ class Listener:
         port = self._port = reactor.adoptStreamPort(
             bound.fileno(), bound.addressFamily, factory)
         bound.socket.close()
+        send_by_turns(port)
 
         def take_turns() -> None:
             if leads():
@@ -183,6 +192,7 @@ class Listener:
         return succeed(None) if closed is None else closed
 
     def _keep(self, port: IListeningPort) -> None:
+        send_by_turns(port)
         self._port = port
         self._entrance.lead_to(port, _BATCH)
 

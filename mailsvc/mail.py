@@ -6,6 +6,7 @@ or knows a protocol's wire form beyond the address syntax of RFC 5321 §4.1.2.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -214,3 +215,12 @@ def new_id() -> str:
     Ids of one process sort by time.
     """
     return next(_next_id)
+
+
+def time_of(id: str) -> float:
+    """When an id of :func:`new_id` was made, in seconds since the epoch.
+
+    :raises ValueError: it is none.
+    """
+    return functools.reduce(
+        lambda number, digit: number << 5 | _DIGITS.index(digit), id[:11], 0) / 1e6

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import hmac
 import os
 import re
@@ -119,6 +118,8 @@ def prepare_password(password: str | bytes) -> bytes:
             return prepare_password(password.decode())
         except UnicodeDecodeError:
             return password
+    if password.isascii():
+        return password.encode()
     # RFC 8265 §4.2.2: other spaces become U+0020, then NFC.
     spaced = "".join(" " if unicodedata.category(character) == "Zs" else character
                      for character in password)
@@ -258,14 +259,17 @@ class PasswordHasher(Service):
         return keys is None or (keys.iterations, keys.salt) != (self._settings.scram_iterations,
                                                                 salt)
 
+    def remembers(self, name: str, verifier: str | None, password: bytes) -> bool:
+        """Whether *password*, prepared, was found to be that of *verifier* a moment ago."""
+        return self._is_good(self._mark(name, verifier, password))
+
     def verify(self, name: str, verifier: str | None, password: bytes) -> Deferred[bool]:
         """Whether *password*, prepared, is that of *verifier*; always false when that is None.
 
         Fails with :class:`TemporaryFailure` when too many wait.  *name* is the account's.
         """
         mark = self._mark(name, verifier, password)
-        good_until = self._successes.get(mark)
-        if good_until is not None and good_until > self._reactor.seconds():
+        if self._is_good(mark):
             return succeed(True)
 
         def remember(right: bool) -> bool:
@@ -274,7 +278,7 @@ class PasswordHasher(Service):
             return right
 
         return self._in_thread(
-            self._verify, verifier, password, known=good_until is not None).addCallback(remember)
+            self._verify, verifier, password, known=mark in self._successes).addCallback(remember)
 
     def soon(self, job: Callable[[], None]) -> Deferred[None]:
         """Run *job* in a thread, unless logins need them all now; then it is not done.
@@ -344,10 +348,13 @@ class PasswordHasher(Service):
         return True
 
     def _mark(self, name: str, verifier: str | None, password: bytes) -> bytes:
-        mark = hmac.new(self._key, digestmod=hashlib.sha256)
-        for part in (name.encode("utf-8", "surrogatepass"), (verifier or "").encode(), password):
-            mark.update(len(part).to_bytes(8, "big") + part)
-        return mark.digest()
+        parts = name.encode("utf-8", "surrogatepass"), (verifier or "").encode(), password
+        shown = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+        return hmac.digest(self._key, shown, "sha256")
+
+    def _is_good(self, mark: bytes) -> bool:
+        until = self._successes.get(mark)
+        return until is not None and until > self._reactor.seconds()
 
     def _remember(self, mark: bytes) -> None:
         if not self._settings.cache_seconds:

@@ -33,25 +33,39 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
+from zope.interface import Interface
 
 from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm
 from mailsvc.authentication import Authenticator
 from mailsvc.brakes import Brakes
-from mailsvc.checkers.inturn import InTurn, in_turn
+from mailsvc.checkers.inturn import in_turn
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
 from mailsvc.dkim import Keys, Signer
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
+from mailsvc.figures import (
+    BANS,
+    CERTIFICATE,
+    CERTIFICATES,
+    JOURNAL_BYTES,
+    JOURNAL_SEGMENTS,
+    MICRO,
+    Figures,
+    Share,
+)
 from mailsvc.front import Front, listeners_of
+from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.logindelay import LoginDelay
 from mailsvc.names import DirectoryError
+from mailsvc.observer import Observer
 from mailsvc.ownership import name_of
 from mailsvc.passwords import PasswordHasher
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.proxy import ProxiedFactory
+from mailsvc.queue.attempts import Attempts
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.exchangers import Exchangers
 from mailsvc.queue.local import Local
@@ -74,11 +88,11 @@ from mailsvc.routing import Router
 from mailsvc.smtp.mode import LMTP, ODMR, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.state import State
-from mailsvc.store import Store, StoreUnusable, open_store
+from mailsvc.store import MaildirStore, Store, StoreUnusable, open_store
 from mailsvc.store.threads import Threads
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
-from mailsvc.tls import ServerTLS, TLSUnusable
+from mailsvc.tls import ServerTLS, TLSUnusable, certificate_places
 from mailsvc.trust import Trust, Untrusted
 
 _log = Logger("mailsvc")
@@ -92,13 +106,17 @@ class Place:
     """Where a process stands among the workers.
 
     :ivar crew: what it shares with them.
+    :ivar figures: where they count.
     :ivar row: which of them it is.
     :ivar first: whether it is the one that does what is to be done once.
+    :ivar workers: how many of them serve at once.
     """
 
     crew: Crew
+    figures: Figures
     row: int
     first: bool
+    workers: int
 
 
 def build(
@@ -162,6 +180,8 @@ class MailService(Front):
         self._tls = ServerTLS(settings.tls, os.path.join(settings.service.data, "tls"),
                               settings.service.hostname, reactor)
         self._connections: list[Connections] = []
+        self._figures = Figures(1) if place is None else place.figures
+        self._share = Share(self._figures, 0 if place is None else place.row)
         self._hasher = PasswordHasher(settings.passwords, reactor)
         for part in self._hasher, self._tls:
             part.setServiceParent(self)
@@ -186,6 +206,8 @@ class MailService(Front):
         except (DirectoryError, StoreUnusable, TLSUnusable, OSError) as error:
             self.close_listeners()
             raise CannotStart(f"mailsvc cannot start: {error}") from error
+        if self._place is None:
+            self.watch(Gathering(self._figures, self), self._settings)
         super().startService()
         assert self.bound is not None
         # Not before the reactor runs, and with it the handlers of the signals that stop it.
@@ -213,7 +235,9 @@ class MailService(Front):
                 functools.partial(deferToThreadPool, reactor, reactor.getThreadPool()))
             if delay else None, default_domain=domain, clock=reactor)
         own = DirectoryChecker(directory, self._hasher, domain)
-        portal = Portal(realm, [*in_turn(self._checkers), *_own(self._checkers, own)])
+        portal = Portal(realm, in_turn(self._checkers))
+        if interfaces := _own(self._checkers, own):
+            portal.registerChecker(own, *interfaces)
         router = Router(directory, hostname, settings.routing)
         brakes = self._brakes = Brakes(settings.brakes, state, reactor)
         brakes.start()
@@ -224,7 +248,7 @@ class MailService(Front):
             directory, settings.passwords.scram_iterations, domain)
         authenticator = Authenticator(
             portal, directory, settings.auth, hostname=hostname, keyring=keyring, brakes=brakes,
-            default_domain=domain)
+            default_domain=domain, share=self._share)
         place = self._place
         # What is over a limit is told so; what has no descriptor is not, nor could mail be written.
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -240,22 +264,57 @@ class MailService(Front):
         queue = self._queue = self._open_queue(router, store)
         factories: dict[str, Any] = {"pop3": POP3Factory(
             authenticator, settings.pop3, hostname, reactor,
-            self._tls if settings.pop3.stls else None, pop3)}
+            self._tls if settings.pop3.stls else None, pop3, self._share)}
         for mode in TRANSPORT, LMTP:
             factories[mode.name] = SMTPFactory(
                 store, router, settings.smtp, hostname, reactor,
-                self._tls if settings.smtp.starttls else None, mode, smtp, queue=queue)
+                self._tls if settings.smtp.starttls else None, mode, smtp, queue=queue,
+                share=self._share)
         agent = SubmissionAgent(settings.submission, router, rates, hostname)
         for mode in SUBMISSION, ODMR:
             factories[mode.name] = SMTPFactory(
                 store, router, settings.smtp, hostname, reactor, self._tls, mode, smtp,
-                authenticator, agent if mode.submission else None, queue)
+                authenticator, agent if mode.submission else None, queue,
+                self._share)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
+        self._observe(store, brakes, queue)
         for listener in self.listeners:
+            if not listener.for_mail:
+                continue
             factory = factories[listener.kind.name]
             listener.open(ProxiedFactory(factory, settings.proxy, reactor)
                           if settings.proxy.networks else factory)
+
+    def _observe(self, store: Store, brakes: Brakes, queue: Queue) -> None:
+        share = self._share
+        bans, octets, segments = map(share.level, (BANS, JOURNAL_BYTES, JOURNAL_SEGMENTS))
+        ends = [share.level(CERTIFICATE, str(number)) for number in range(CERTIFICATES)]
+
+        def look() -> None:
+            queue.look()
+            bans.set(brakes.bans)
+            for level, end in zip(ends, self._tls.ends, strict=False):
+                level.set(round(MICRO * max(0.0, end)))
+            if isinstance(store, MaildirStore):
+                for level, value in zip((octets, segments), store.backlog, strict=True):
+                    level.set(value)
+
+        Observer(share, self.reactor, [look],
+                 store.root if isinstance(store, MaildirStore) else None,
+                 Path(self._settings.service.data)).setServiceParent(self)
+
+    # ---- for those who watch ----
+
+    def processes(self) -> list[Process]:
+        """This one."""
+        return [Process("worker-0", os.getpid(), 0, serves=not self.stopping)]
+
+    def certificates(self) -> list[str]:
+        """What the certificates are called."""
+        return certificate_names(self._settings)
+
+    # ---- further parts ----
 
     def _admit(self, client: str) -> MailFailure | None:
         """Why a client may not connect: there is no room for it, or it is banned."""
@@ -273,23 +332,26 @@ class MailService(Front):
         signer = Signer(Keys(Path(settings.service.data) / "dkim"))
         _try_keys(signer)
         queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
-                      min(5, settings.service.grace_seconds))
+                      min(5, settings.service.grace_seconds), self._share)
         listening = {place for listener in self.listeners
                      if listener.kind.name == "smtp" and (place := listener.host_and_port)}
 
-        def runner() -> Runner:
+        senders = settings.queue.senders(1 if self._place is None else self._place.workers)
+
+        def attempts() -> Attempts:
             exchangers = Exchangers(settings.relay, hostname, listening, reactor)
-            carrier = Carrier(settings.relay, settings.queue, exchangers,
+            carrier = Carrier(settings.relay, settings.queue.share(senders), exchangers,
                               open_security(settings, exchangers, threads, reports.post, reactor),
                               hostname, reactor)
-            return Runner(queue.spool, threads, carrier, Routes(settings.relay, router.kept),
-                          Schedule(settings.queue), reports, router.srs, reactor,
-                          signer.sign, Local(router, store, queue))
+            return Attempts(queue.spool, threads, carrier, Routes(settings.relay, router.kept),
+                            Schedule(settings.queue), reports, router.srs, reactor,
+                            signer.sign, Local(router, store, queue), self._share)
 
         queue.reports = reports = Reports(
             router, store, queue, hostname, settings.queue.language, reactor.seconds,
             functools.partial(threads.run, signer.sign))
-        queue.make_runner = runner
+        queue.make_runner = lambda: Runner(queue.spool, threads, attempts(), reactor, senders)
+        queue.make_attempts = attempts if senders > 1 else None
         queue.setServiceParent(self)
         return queue
 
@@ -325,7 +387,8 @@ class MailService(Front):
         _log.info("stopping; {connections} connections have {seconds:g} seconds to end",
                        connections=connections, seconds=seconds)
         self.notify.stopping(f"stopping: waiting for {connections} connections")
-        await self.close_listeners()
+        self.stopping = True
+        await self.close_listeners(last=False)
         if self._queue is not None:
             self._queue.let_go()
         await gatherResults([each.shut_down(seconds) for each in self._connections])
@@ -347,6 +410,12 @@ def _try_keys(signer: Signer) -> None:
     except (OSError, DirectoryError) as error:
         _log.error("what users send waits, since it cannot be signed: {error}; the keys have to be "
                    "readable for {user}", error=error, user=name_of(os.geteuid()))
+
+
+def certificate_names(settings: Settings) -> list[str]:
+    """What the certificates of the service that *settings* describe are called in its figures."""
+    places = certificate_places(settings.tls)
+    return [place.partition(":")[0] for place in places] or ["self-signed"]
 
 
 def _refuse_root(settings: Settings) -> None:
@@ -390,14 +459,12 @@ def _passwords_elsewhere(checkers: Iterable[ICredentialsChecker]) -> bool:
     return any(not _PASSWORDS.isdisjoint(checker.credentialInterfaces) for checker in checkers)
 
 
-def _own(checkers: Iterable[ICredentialsChecker],
-         own: DirectoryChecker) -> list[ICredentialsChecker]:
+def _own(checkers: Iterable[ICredentialsChecker], own: DirectoryChecker) -> list[type[Interface]]:
     """What *own* is asked about beside *checkers*: passwords only if none of those checks any."""
     elsewhere = {interface for checker in checkers for interface in checker.credentialInterfaces}
     if _passwords_elsewhere(checkers):
         elsewhere |= _PASSWORDS
-    return [InTurn(interface, [own]) for interface in own.credentialInterfaces
-            if interface not in elsewhere]
+    return [interface for interface in own.credentialInterfaces if interface not in elsewhere]
 
 
 def _make_mail_directory(settings: Settings) -> None:

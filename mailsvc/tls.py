@@ -126,6 +126,11 @@ class TLSSettings:
         0.5, "How often the files are looked at.", unit="seconds", check=at_least(0.05))
 
 
+def certificate_places(settings: TLSSettings) -> list[str]:
+    """Where there are certificates, each once; none if there is but our own."""
+    return list(dict.fromkeys(settings.certificates))
+
+
 class TLSUnusable(Exception):
     """TLS cannot be offered; the text has a line for each problem and says what to do."""
 
@@ -260,7 +265,7 @@ class ServerTLS(Service):
         :raises TLSUnusable: names all that is wrong with any of them.
         """
         problems = []
-        places = list(dict.fromkeys(self._settings.certificates))
+        places = certificate_places(self._settings)
         if not places:
             try:
                 places = [self_signed(self._directory, self._hostname)]
@@ -300,6 +305,11 @@ class ServerTLS(Service):
             "told to ({path}, SHA-256 {fingerprint}); get one for {hostname} and name it in "
             "tls.certificates, as in [\"/etc/letsencrypt/live/{hostname}\"]",
             path=certificate.path, fingerprint=certificate.fingerprint, hostname=self._hostname)
+
+    @property
+    def ends(self) -> list[float]:
+        """When each certificate ends, in seconds since the epoch, in the order of its place."""
+        return [self._certificates[each].not_after.timestamp() for each in self._watched]
 
     def startService(self) -> None:
         super().startService()

@@ -232,6 +232,13 @@ class DotStuffer:
         return (self._held if self._held == CRLF else self._held + CRLF) + b".\r\n"
 
 
+def dot_stuffed(text: bytes) -> bytes:
+    """A whole message as :class:`DotStuffer` makes it ready, its end included."""
+    end = b".\r\n" if text.endswith(CRLF) or not text else END_OF_DATA
+    first = b"." if text.startswith(b".") else b""
+    return b"".join((first, b"\r\n..".join(text.split(_DOT)), end))
+
+
 class LineEnds:
     """Makes every bare CR and bare LF of a text a CRLF.  It comes in blocks cut anywhere."""
 

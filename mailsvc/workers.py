@@ -31,12 +31,13 @@ that succeeded a moment ago are known only where they did.  Listeners are not ch
 
 from __future__ import annotations
 
+import bisect
 import gc
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mailsvc.config import ConfigurationError, Settings
+from mailsvc.figures import RELOADS, RESTARTS, Figures, Share
 from mailsvc.front import Front, listeners_of
+from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.log import SharedLogFile
-from mailsvc.service import MailService, Place, build
+from mailsvc.service import MailService, Place, build, certificate_names
 from mailsvc.systemd import NotifyService
 from mailsvc.worker import DRAIN, READY, Task, fork
 
@@ -182,11 +185,18 @@ class Supervisor(Front):
         self._deaths = 0
         self._calm = 0.0
         self._failed_starts = 0
-        self._stopping = False
         self._ended: Deferred[None] = Deferred()
         rows = _GENERATIONS * count(settings)
+        #: Those that are free, the first of which is taken.
         self._rows = list(range(rows))
         self._crew = Crew(rows)
+        # The last row is our own.
+        self._figures = Figures(rows + 1)
+        self._gathering = Gathering(self._figures, self)
+        share = Share(self._figures, rows)
+        self._restarts = share.count(RESTARTS)
+        self._reloads, self._failed_reloads = (
+            share.count(RELOADS, outcome) for (outcome,) in RELOADS.values)
         self._rounds = LoopingCall(self._look_after)
         self._rounds.clock = reactor
 
@@ -204,6 +214,7 @@ class Supervisor(Front):
             self._begin()
         else:
             self.bound.addCallback(self._begin_late)
+        self.watch(self._gathering, self._configuration[0])
         super().startService()
         # Not before the reactor runs, and with it the handlers of the signals that stop it.
         self.bound.addCallback(
@@ -218,7 +229,7 @@ class Supervisor(Front):
         return problem
 
     def _begin(self) -> None:
-        for listener in self.listeners:
+        for listener in self._for_mail():
             listener.pause()
         # What there is now is never collected, which would write to pages that are shared.
         gc.collect()
@@ -254,17 +265,27 @@ class Supervisor(Front):
         settings, checkers = configuration
         row = self._rows.pop(0)
         self._crew.beat(row)
-        place = Place(self._crew, row, first)
-        task = Task(settings, checkers, self.listeners, place, self.for_good, self._log_file)
+        place = Place(self._crew, self._figures, row, first, count(settings))
+        task = Task(settings, checkers, self._for_mail(), place, self.for_good, self._log_file)
         try:
             pid, control = fork(
                 task, self.reactor,
-                [worker.control for worker in (*self._workers, *self._successors)])
+                [*(worker.control for worker in (*self._workers, *self._successors)),
+                 *self._sockets()])
         except OSError:
             self._crew.clear(row)
-            self._rows.append(row)
+            bisect.insort(self._rows, row)
             raise
         return _Worker(pid, control, place, self._hear)
+
+    def _for_mail(self) -> list[Listener]:
+        return [listener for listener in self.listeners if listener.for_mail]
+
+    def _sockets(self) -> Iterator[socket.socket]:
+        """Those by which we tell how the service is."""
+        for each in {*self.reactor.getReaders(), *self.reactor.getWriters()}:
+            if isinstance(getattr(each, "socket", None), socket.socket):
+                yield each.socket
 
     def _wait_for(self, worker: _Worker) -> None:
         """Wait, without the reactor, until it serves."""
@@ -307,8 +328,10 @@ class Supervisor(Front):
             self._switch()
 
     def _reap(self, worker: _Worker) -> None:
+        spent = 0.0
         try:
-            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(worker.pid, os.WNOHANG)
+            spent = usage.ru_utime + usage.ru_stime
         except ChildProcessError:
             # Whoever started us ignores SIGCHLD, and so do we: nobody is to be waited for.
             pid, status = worker.pid, 0
@@ -317,7 +340,9 @@ class Supervisor(Front):
             self.reactor.callLater(0.01, self._reap, worker)
             return
         self._crew.clear(worker.place.row)
-        self._rows.append(worker.place.row)
+        self._figures.clear(worker.place.row)
+        self._gathering.ended(_name(worker), spent)
+        bisect.insort(self._rows, worker.place.row)
         code = os.waitstatus_to_exitcode(status)
         cause = worker.problem or (f"signal {-code}" if code < 0 else f"status {code}")
         if worker in self._successors:
@@ -327,7 +352,7 @@ class Supervisor(Front):
             self._workers.remove(worker)
             if not worker.leaving:
                 self._replace(worker, cause)
-        if self._stopping and not (self._workers or self._successors):
+        if self.stopping and not (self._workers or self._successors):
             self._ended.callback(None)
 
     def _replace(self, worker: _Worker, cause: str) -> None:
@@ -342,6 +367,7 @@ class Supervisor(Front):
         pause = min(_FIRST_PAUSE * (2**self._deaths - 1),
                     _LONGEST_PAUSE if served else _LONGEST_PAUSE_UNSERVED)
         self._deaths += 1
+        self._restarts.add()
         self._calm = now + _CALM
         _log.error("worker {pid} ended ({cause}); another takes its place{when}", pid=worker.pid,
                    cause=cause, when=f" in {pause:g} seconds" if pause else "")
@@ -397,12 +423,13 @@ class Supervisor(Front):
 
     def reload(self) -> None:
         """Read the configuration again, and let new workers serve by it, if there is no mistake."""
-        if self._stopping or self._read_again is None:
+        if self.stopping or self._read_again is None:
             return
         try:
             self._next = self._read_again()
             self._check_next()
         except (ConfigurationError, CannotStart) as error:
+            self._failed_reloads.add()
             _log.error("the configuration stays as it was, for it cannot be changed to what is "
                        "there now: {problem}", problem=str(error))
             return
@@ -444,12 +471,14 @@ class Supervisor(Front):
         self._workers += self._successors
         self._successors = []
         self._configuration = self._next
+        self._reloads.add()
         _log.info("the configuration was read again; {workers} workers serve by it",
                   workers=count(self._configuration[0]))
         self.notify.status("serving " + ", ".join(map(str, self.listeners)))
 
     def _give_up_successors(self, cause: str) -> None:
-        if not self._stopping:
+        if not self.stopping:
+            self._failed_reloads.add()
             _log.error("the configuration stays as it was: workers cannot start with what is there "
                        "now: {problem}", problem=cause)
             self.notify.status("serving " + ", ".join(map(str, self.listeners)))
@@ -460,6 +489,21 @@ class Supervisor(Front):
         self._workers += self._successors
         self._successors = []
 
+    # ---- for those who watch ----
+
+    def processes(self) -> list[Process]:
+        """The supervisor, and its workers in the order of their rows."""
+        workers = sorted((*self._workers, *self._successors), key=lambda each: each.place.row)
+        return [Process("supervisor", os.getpid(), self._figures.rows - 1, serves=False), *(
+            Process(_name(each), each.pid, each.place.row,
+                    serves=each.since is not None and not each.leaving
+                    and each not in self._successors,
+                    silence=self._crew.silence(each.place.row)) for each in workers)]
+
+    def certificates(self) -> list[str]:
+        """What the certificates of the workers are called."""
+        return certificate_names(self._configuration[0])
+
     # ---- stopping ----
 
     def stopService(self) -> Deferred[None]:
@@ -467,7 +511,7 @@ class Supervisor(Front):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        self._stopping = True
+        self.stopping = True
         for pause in self._pauses:
             if pause.active():
                 pause.cancel()
@@ -475,7 +519,7 @@ class Supervisor(Front):
             self._rounds.stop()
         workers = [*self._workers, *self._successors]
         self.notify.stopping(f"stopping: waiting for {len(workers)} workers")
-        closed = self.close_listeners()
+        closed = self.close_listeners(last=False)
         for worker in workers:
             worker.leaving = True
         self._tell(signal.SIGTERM, workers)
@@ -493,3 +537,7 @@ class Supervisor(Front):
         left = [*self._workers, *self._successors]
         _log.error("{workers} workers did not end and are killed", workers=len(left))
         self._tell(signal.SIGKILL, left)
+
+
+def _name(worker: _Worker) -> str:
+    return f"worker-{worker.place.row}"

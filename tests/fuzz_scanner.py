@@ -26,6 +26,7 @@ from mailsvc.wire import (
     LineProof,
     LineReader,
     LineTooLong,
+    dot_stuffed,
 )
 
 #: What messages are made of; pairs and patterns that matter come up often by themselves.
@@ -171,7 +172,7 @@ def check_dot_stuffer(pieces: list[bytes]) -> bytes:
     blocks = [stuffer.feed(piece) for piece in pieces]
     blocks.append(stuffer.finish())
     message, wire = b"".join(pieces), b"".join(blocks)
-    assert wire == text_for_the_wire(message)
+    assert wire == text_for_the_wire(message) == dot_stuffed(message)
     reader = DotReader()
     back = b"".join(reader.feed(block) for block in blocks)
     ended = not message or message.endswith(CRLF)

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import NULL_PATH, Address
+from mailsvc.queue.attempts import Attempts
 from mailsvc.queue.job import Job, Result
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.message import QueuedMessage, QueuedRecipient
@@ -58,7 +59,7 @@ class Carrying:
                                   "as told", "mx.example.net"))
         return succeed(results)
 
-    def start(self) -> None:
+    def start(self, *, leading: bool) -> None:
         pass
 
     def stop(self) -> None:
@@ -101,10 +102,10 @@ class World:
 
     def begin(self) -> None:
         """Start a runner, as after a restart."""
-        self.runner = Runner(
+        self.runner = Runner(self.spool, Here(), Attempts(  # type: ignore[arg-type]
             self.spool, Here(), self.carrying, Routes(self.routes),  # type: ignore[arg-type]
             Schedule(self.settings), self.told,  # type: ignore[arg-type]
-            SRS(lambda value: value.ljust(8, b".")), self.clock)
+            SRS(lambda value: value.ljust(8, b".")), self.clock), self.clock)
         self.runner.start()
 
     def put(self, *recipients: str, sender: str = "alice@example.org", **fields: Any) -> str:

@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from mailsvc.errors import TemporaryFailure
 from mailsvc.mail import NULL_PATH, Account, Address, DeliverBy, Envelope, Recipient, Remote
 from mailsvc.queue import runner
+from mailsvc.queue.attempts import Attempts
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.connection import Connection
 from mailsvc.queue.content import Content
@@ -85,10 +86,10 @@ class Office(World):
                     lambda results: [dataclasses.replace(each, timely=timely) for each in results])
 
         local = Local(FakeRouter(self.answers), self.store, None)  # type: ignore[arg-type]
-        self.runner = Runner(
+        self.runner = Runner(self.spool, Here(), Attempts(  # type: ignore[arg-type]
             self.spool, Here(), Timely(self.clock), Routes(self.routes),  # type: ignore[arg-type]
             Schedule(self.settings), self.told,  # type: ignore[arg-type]
-            SRS(lambda value: value.ljust(8, b".")), self.clock, None, local)
+            SRS(lambda value: value.ljust(8, b".")), self.clock, None, local), self.clock)
         self.runner.start()
 
     def accept(self, *recipients: Recipient, **fields: Any) -> str:

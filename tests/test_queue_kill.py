@@ -22,6 +22,9 @@ from pathlib import Path
 
 import pytest
 
+from mailsvc.mail import Address, new_id
+from mailsvc.queue.message import QueuedMessage, QueuedRecipient, envelope_line
+from mailsvc.queue.spool import Spool
 from tests.exchanger import Exchanger
 from tests.relay import MESSAGE, QUICK, queued
 from tests.service import PATIENCE, Service
@@ -30,6 +33,8 @@ from tests.test_workers import alive, workers_of
 
 ROUNDS = 6
 SENDERS = 6
+#: How many messages wait before the first round, which make the others help to send.
+BACKLOG = 1500
 #: How many connections may be amid a message when a process is killed.
 CONNECTIONS = 10
 
@@ -90,6 +95,8 @@ def rounds(directory: Path, number: int) -> Counted:
         settings = (f"relay.smarthost=127.0.0.1:{there.port}", *QUICK[:2],
                     'submission.trusted_networks=["127.0.0.0/8"]',
                     "submission.messages_per_hour=0", "submission.recipients_per_hour=0")
+        counted.acknowledged |= backlog(directory, BACKLOG)
+        counted.sent |= counted.acknowledged
         load, service = Load(counted), together(directory, 3, *settings)
         try:
             load.service = service
@@ -115,6 +122,20 @@ def rounds(directory: Path, number: int) -> Counted:
         assert seen.keys() <= counted.sent
         assert not counted.acknowledged - seen.keys(), "acknowledged, and lost"
     return counted
+
+
+def backlog(directory: Path, messages: int) -> set[str]:
+    """Put so many messages into the queue; their recipients."""
+    directory.mkdir()
+    spool = Spool(directory / "queue")
+    spool.make()
+    recipients = [Address(f"b{number}", "far.example") for number in range(messages)]
+    for each in recipients:
+        message = QueuedMessage(new_id(), time.time(), Address("alice", "a.example"),
+                                [QueuedRecipient(each, each)])
+        (spool.root / "message" / message.id).write_bytes(
+            envelope_line(message) + MESSAGE)
+    return {str(each) for each in recipients}
 
 
 def kill_one(service: Service, counted: Counted, load: Load, directory: Path,

@@ -175,3 +175,15 @@ def test_no_attempt_begins_while_one_way_of_another_is_under_way(
     # What the first took is kept with what the second did.
     assert [hop.host for hop, *_ in world.carrying.jobs] == both
     assert not world.spool.ids()
+
+
+def test_what_another_process_has_not_ended_is_looked_at_again(tmp_path: Path) -> None:
+    world = World(tmp_path, bob=[(RELAYED, "2.0.0")])
+    world.spool.claims.take("M0")
+    world.put("bob@example.net")
+    world.turn(10)
+    assert world.carrying.times == [] and world.spool.ids() == {"M0"}
+    world.spool.claims.give_back("M0")
+    world.turn(10)
+    assert len(world.carrying.times) == 1 and world.spool.ids() == set()
+    assert world.spool.claims.take("M0")

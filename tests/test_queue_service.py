@@ -13,6 +13,9 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 
 from mailsvc.mail import Address, Envelope, Recipient, Remote
+from mailsvc.queue.attempts import After
+from mailsvc.queue.limits import QueueSettings
+from mailsvc.queue.runner import Runner
 from mailsvc.queue.service import Queue
 from mailsvc.queue.spool import Spool
 from mailsvc.store.threads import Threads
@@ -42,12 +45,55 @@ class Noting:
         pass
 
 
+class Trying:
+    """Attempts that end when the test says so, by ``under_way``.
+
+    :ivar ended: how it was told to end.
+    """
+
+    def __init__(self) -> None:
+        self.under_way: dict[str, Deferred[After]] = {}
+        self.ended: list[str] = []
+
+    def __len__(self) -> int:
+        return sum(not each.called for each in self.under_way.values())
+
+    def start(self, *, leading: bool) -> None:
+        self.leading = leading
+
+    def begin(self, id: str) -> Deferred[After]:
+        done = self.under_way[id] = Deferred()
+        return done
+
+    def stop(self) -> Deferred[None]:
+        self.ended.append("stop")
+        return succeed(None)
+
+    def abort(self) -> None:
+        self.ended.append("abort")
+
+
 def a_queue(root: Path) -> tuple[Queue, Noting]:
     noting: Any = Noting()
     queue = Queue(Spool(root), Threads(reactor, 2, "queue"), reactor)  # type: ignore[arg-type]
     queue.make_runner = lambda: noting
     queue.startService()
     return queue, noting
+
+
+def one_of_several(root: Path, senders: int = 2) -> tuple[Queue, list[Any]]:
+    """A queue that sends and helps; what tries in it, one for each time that it began to."""
+    made: list[Any] = []
+    queue = Queue(Spool(root), Threads(reactor, 2, "queue"), reactor)  # type: ignore[arg-type]
+
+    def attempts() -> Any:
+        made.append(Trying())
+        return made[-1]
+
+    queue.make_runner = lambda: Runner(queue.spool, queue.threads, attempts(), reactor, senders)
+    queue.make_attempts = attempts if senders > 1 else None
+    queue.startService()
+    return queue, made
 
 
 async def put(queue: Queue, id: str) -> None:
@@ -88,3 +134,134 @@ async def test_one_sends_and_the_next_takes_over(
     await put(other, "0B")
     assert "0B" in waiting.taken
     await other.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_helps_when_there_is_much_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailsvc.queue.runner._ALONE", 2)
+    first, (own,) = one_of_several(tmp_path / "queue")
+    other, helping = one_of_several(tmp_path / "queue")
+    runner = first.runner
+    assert runner is not None and own.leading
+    await until(lambda: runner._helpers)
+    runner.take(["0A", "0B"])
+    assert set(own.under_way) == {"0A", "0B"}
+    # Whoever has less to do; this one has as much at most.
+    runner.take(["0C", "0D", "0E", "0F"])
+    await until(lambda: helping and len(helping[0].under_way) == 3)
+    assert not helping[0].leading and len(own) == 3 and len(runner) == 6
+    theirs = sorted(helping[0].under_way)
+    for id, after in zip(theirs, (After(None), After(None, held=True), After(5e9, priority=3)),
+                         strict=True):
+        helping[0].under_way[id].callback(after)
+    await until(lambda: len(runner) == 4)
+    # The last is due later, the held one nobody waits for.
+    assert runner._due == {theirs[2]: 5e9} and runner._priorities == {theirs[2]: 3}
+    assert runner._held == {theirs[1]}
+    for done in own.under_way.values():
+        done.callback(After(None))
+    assert len(runner) == 1
+    await first.stopService()
+    await other.stopService()
+    assert own.ended == ["stop"] and helping[0].ended[-1] == "abort"
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_helper_had_is_tried_again_when_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailsvc.queue.runner._ALONE", 0)
+    first, (own,) = one_of_several(tmp_path / "queue")
+    other, helping = one_of_several(tmp_path / "queue")
+    runner = first.runner
+    assert runner is not None
+    await until(lambda: runner._helpers)
+    runner.take(["0A", "0B"])
+    await until(lambda: helping and helping[0].under_way)
+    (id,) = helping[0].under_way
+    other._teller._transport.abortConnection()
+    await until(lambda: id in own.under_way)
+    # And it has stopped, lest it go twice.
+    assert helping[0].ended == ["abort"]
+    # It helps again, with what it has begun since.
+    await until(lambda: runner._helpers)
+    runner.take(["0C", "0D"])
+    await until(lambda: len(helping) == 2 and helping[1].under_way)
+    for trying in own, helping[1]:
+        for done in trying.under_way.values():
+            done.callback(After(None))
+    await until(lambda: not len(runner))
+    await first.stopService()
+    await other.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_leaves_ends_what_it_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailsvc.queue.runner._ALONE", 0)
+    first, (own,) = one_of_several(tmp_path / "queue")
+    other, helping = one_of_several(tmp_path / "queue")
+    runner = first.runner
+    assert runner is not None
+    await until(lambda: runner._helpers)
+    runner.take(["0A", "0B"])
+    await until(lambda: helping and helping[0].under_way)
+    other.hand_over()
+    await until(lambda: not runner._helpers)
+    assert helping[0].ended == ["stop"] and len(runner) == 2
+    runner.take(["0C"])
+    assert "0C" in own.under_way
+    # It still tells what came of it, and of what is new.
+    for done in helping[0].under_way.values():
+        done.callback(After(None))
+    await until(lambda: len(runner) == 2)
+    await put(other, "0D")
+    await until(lambda: "0D" in own.under_way)
+    # The one that sends ends: who helps is told.
+    third, more = one_of_several(tmp_path / "queue")
+    await until(lambda: runner._helpers)
+    runner.take(["0E", "0F", "0G", "0H", "0I"])
+    await until(lambda: more and more[0].under_way)
+    stopped = first.stopService()
+    await until(lambda: more[0].ended == ["stop"])
+    for trying in own, more[0]:
+        for done in trying.under_way.values():
+            done.called or done.callback(After(None))
+    await stopped
+    await until(lambda: third.runner is not None)
+    await third.stopService()
+    await other.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_more_than_may_send_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailsvc.queue.runner._ALONE", 0)
+    first, (own,) = one_of_several(tmp_path / "queue")
+    others = [one_of_several(tmp_path / "queue") for _ in range(2)]
+    runner = first.runner
+    assert runner is not None
+    await until(lambda: len(runner._helpers) == 2)
+    runner.take([f"0{letter}" for letter in "ABCDEF"])
+    assert len(own) == 3
+    await until(lambda: sorted(len(helping) for _, helping in others) == [0, 1])
+    for trying in own, *(each for _, helping in others for each in helping):
+        await until(lambda trying=trying: len(trying) == 3)
+        for done in trying.under_way.values():
+            done.callback(After(None))
+    for each in first, *(other for other, _ in others):
+        await each.stopService()
+
+
+def test_bounds_are_divided_among_those_that_send() -> None:
+    for processes, settings, senders in (
+            (1, QueueSettings(), 1), (2, QueueSettings(), 2), (8, QueueSettings(), 5),
+            (2, QueueSettings(connections_per_destination=3), 1),
+            (4, QueueSettings(connections=7), 3), (2, QueueSettings(messages_per_minute=6), 1)):
+        assert settings.senders(processes) == senders
+        share = settings.share(senders)
+        assert 1 <= share.connections * senders <= settings.connections
+        assert 1 <= share.connections_per_destination * senders <= (
+            settings.connections_per_destination)

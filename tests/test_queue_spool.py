@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from mailsvc.queue.message import (
     queued,
     state_line,
 )
-from mailsvc.queue.spool import Draft, Ownership, Spool
+from mailsvc.queue.spool import Claims, Draft, Ownership, Spool
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 ADDRESS = st.builds(Address, TEXT, TEXT)
@@ -268,3 +270,35 @@ def test_the_time_that_a_message_has_is_kept(by: DeliverBy | None) -> None:
         said["by"]["mode"] = "X"
         with pytest.raises(Unreadable, match="expected R or N"):
             parse(json.dumps(said).encode(), None)
+
+
+#: Claims the message that it is told of, and says whether it could, until its input ends.
+CLAIMING = """
+import sys
+from mailsvc.queue.spool import Claims
+claims = Claims(sys.argv[1].encode())
+print(claims.take(sys.argv[2]), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_message_is_claimed_by_one_process_until_it_lets_go_or_ends(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path / "claims")
+
+    @contextlib.contextmanager
+    def another(id: str) -> Any:
+        with subprocess.Popen([sys.executable, "-c", CLAIMING, path, id], text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            yield process.stdout.readline() == "True\n"
+            process.kill()
+
+    claims = Claims(path)
+    assert claims.take("0A") and not claims.take("0A") and claims.take("0B")
+    with another("0A") as could:
+        assert not could
+    claims.give_back("0A")
+    with another("0A") as could:
+        assert could
+        assert not claims.take("0A") and not claims.take("0B")
+    assert claims.take("0A")

@@ -27,6 +27,7 @@ COMMANDS = {
     "queue": "mailsvc.cli.queue",
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
+    "stats": "mailsvc.cli.stats",
 }
 
 

@@ -167,7 +167,7 @@ def _check_hostname(ctx: click.Context, option: click.Parameter, name: str | Non
 
 #: Where each kind of listener listens without its flag; None for nowhere.
 PORTS = {"smtp": 2525, "submission": 2587, "submissions": 2465, "lmtp": 2024, "odmr": None,
-         "pop3": 2110, "pop3s": 2995}
+         "pop3": 2110, "pop3s": 2995, "http": 2080}
 
 
 def _places(command: Callable[..., None]) -> Callable[..., None]:
@@ -188,6 +188,7 @@ _PLACE_HELP = {
     "odmr": "Where the mail of routing.atrn_domains is fetched (ODMR).",
     "pop3": "Where POP3 listens; port 0 for any.",
     "pop3s": "The same with TLS from the first octet.",
+    "http": "Where figures for Prometheus are shown, liveness and readiness.",
 }
 
 PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()

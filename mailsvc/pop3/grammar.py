@@ -34,7 +34,8 @@ def perhaps_mechanism(argument: bytes) -> tuple[bytes, bytes | None]:
 
 def message(argument: bytes) -> tuple[int]:
     """A message number, which may be any: whether there is such a message is not asked here."""
-    return (_decimal(_words(argument, 1, 1)[0]),)
+    # Without a space around it, nearly always.
+    return (_decimal(argument if argument.isdigit() else _words(argument, 1, 1)[0]),)
 
 
 def perhaps_message(argument: bytes) -> tuple[int | None]:
@@ -80,7 +81,7 @@ def perhaps_language(argument: bytes) -> tuple[str]:
 
 
 def _words(argument: bytes, least: int, most: int) -> list[bytes]:
-    words = [word for word in argument.split(b" ") if word]
+    words = [word for word in argument.split(b" ") if word] if argument else []
     if not least <= len(words) <= most:
         raise Malformed
     return words

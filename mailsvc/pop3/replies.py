@@ -49,4 +49,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def _status_line(indicator: str, text: str) -> bytes:
-    return f"{indicator} {_UNPRINTABLE.sub('?', text[:_TEXT_OCTETS])}\r\n".encode("ascii")
+    text = text[:_TEXT_OCTETS]
+    if not (text.isascii() and text.isprintable()):  # hardly ever
+        text = _UNPRINTABLE.sub("?", text)
+    return f"{indicator} {text}\r\n".encode("ascii")

@@ -22,6 +22,7 @@ import fcntl
 import secrets
 import sys
 import termios
+import time
 from collections.abc import Callable, Iterator
 from hashlib import md5
 from typing import Any
@@ -34,11 +35,13 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
+from mailsvc import figures
 from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections
 from mailsvc.conversation import Conversation, ConversationFactory
 from mailsvc.credentials import Attempt, Digest, Password
 from mailsvc.errors import MailFailure, SomeNotRemoved, TemporaryFailure
+from mailsvc.figures import Share
 from mailsvc.interfaces import IMaildrop
 from mailsvc.mail import new_id
 from mailsvc.pop3 import events
@@ -71,6 +74,8 @@ class POP3Protocol(Conversation):
     _listing: Iterator[bytes] | None = None
     _retrieved = 0
     _deleted = 0
+    #: When it began, by time.monotonic_ns().
+    _since = 0
     #: What the peer had still to take when it was last asked, after time was up.
     _untaken = 0
 
@@ -169,6 +174,7 @@ class POP3Protocol(Conversation):
             return
         logout, self._logout, self._maildrop = self._logout, None, None
         logout()
+        self.factory.session.observe(time.monotonic_ns() - self._since)
         self.log.info(
             "{connection} logged out user={user!r} retrieved={retrieved} deleted={deleted} "
             "client={client}: {reason}",
@@ -202,7 +208,7 @@ class POP3Protocol(Conversation):
         self.log_in(LogIn(Digest(event.user.encode(), event.digest, digest_of, attempt)))
 
     def logged_in(self, avatar: Any, log_out: Callable[[], object]) -> None:
-        self._maildrop, self._logout = avatar, log_out
+        self._maildrop, self._logout, self._since = avatar, log_out, time.monotonic_ns()
         self.session.logged_in(avatar)
         self._renew()
         self.log.info(
@@ -222,7 +228,7 @@ class POP3Protocol(Conversation):
     def _on_retrieve(self, event: events.Retrieve) -> None:
         text = self._maildrop.text(event.number) if event.lines is None else None
         if text is not None:
-            self._retrieved += 1
+            self._count_retrieved(event.number)
             self.session.message(text)
             return
         retrieval = self._retrieval = Retrieval(self)
@@ -231,7 +237,7 @@ class POP3Protocol(Conversation):
         )
         retrieval.reading = reading
         reading.addCallbacks(
-            self._message_read, self._message_failed, (retrieval, event.lines is None),
+            self._message_read, self._message_failed, (retrieval, event),
             errbackArgs=(retrieval,),
         )
         reading.addCallback(self._go_on)
@@ -244,11 +250,17 @@ class POP3Protocol(Conversation):
         if not self._advancing or self.session.owed >= GATHER:
             self._flush()
 
-    def _message_read(self, _: object, retrieval: Retrieval, whole: bool) -> None:
+    def _message_read(self, _: object, retrieval: Retrieval, event: events.Retrieve) -> None:
         if not retrieval.stopped:
             self._retrieval = None
-            self._retrieved += whole
+            if event.lines is None:
+                self._count_retrieved(event.number)
             self.session.retrieved()
+
+    def _count_retrieved(self, number: int) -> None:
+        self._retrieved += 1
+        self.factory.fetched.add()
+        self.factory.fetched_octets.add(self._maildrop.sizes[number - 1])
 
     def _message_failed(self, failure: Failure, retrieval: Retrieval) -> None:
         if not retrieval.stopped:
@@ -278,16 +290,20 @@ class POP3Protocol(Conversation):
         updating.addErrback(self._bug)
 
     def _updated(self, _: object, event: events.Update) -> None:
-        self._deleted = len(event.deleted)
+        self._count_deleted(len(event.deleted))
         self.session.updated()
         self._leave("quit")
 
     def _update_failed(self, failure: Failure, event: events.Update) -> None:
         found = self._mail_failure(failure)
         if isinstance(found, SomeNotRemoved):
-            self._deleted = len(event.deleted) - len(found.numbers)
+            self._count_deleted(len(event.deleted) - len(found.numbers))
         self.session.updated(found)
         self._leave(found.text)
+
+    def _count_deleted(self, messages: int) -> None:
+        self._deleted = messages
+        self.factory.deleted.add(messages)
 
     # ---- failures ----
 
@@ -333,6 +349,7 @@ class POP3Factory(ConversationFactory):
 
     :param authenticator: its portal answers a login for ``IMaildrop`` with a maildrop and what
         gives it back.
+    :param share: where is counted.
     """
 
     protocol = POP3Protocol  # type: ignore[assignment]
@@ -349,8 +366,15 @@ class POP3Factory(ConversationFactory):
         clock: IReactorTime,
         tls: IOpenSSLServerConnectionCreator | None = None,
         connections: Connections | None = None,
+        share: Share | None = None,
     ) -> None:
-        super().__init__(settings, hostname, clock, tls, connections, authenticator)
+        share = share or Share()
+        super().__init__(settings, hostname, clock, tls, connections, authenticator,
+                         share=share, protocol="pop3")
+        self.session = share.spread(figures.POP3_SESSION)
+        self.fetched = share.count(figures.FETCHED)
+        self.fetched_octets = share.count(figures.FETCHED_BYTES)
+        self.deleted = share.count(figures.DELETED)
 
     def refuse(self, failure: MailFailure) -> bytes:
         return from_failure(failure)

@@ -50,7 +50,7 @@ from mailsvc.pop3.replies import from_failure, negative, plural, positive
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.exchange import LINE_OCTETS, Exchange
 from mailsvc.sasl.steps import Challenge, Failed, Guessed, Kind, LogIn, Lookup, Step
-from mailsvc.wire import DotStuffer, LineReader, LineTooLong
+from mailsvc.wire import DotStuffer, LineReader, LineTooLong, dot_stuffed
 
 #: Octets owed from which ``next_event`` asks to send them.  LIST is six octets long and its answer
 #: a thousand times that, so a received chunk is not answered all at once.
@@ -234,8 +234,8 @@ class Session:
 
     def message(self, text: bytes) -> None:
         """Send the message asked for, all of it: CRLF lines, not dot-stuffed."""
-        self.message_block(text)
-        self.retrieved()
+        self._begin_message(self._answer(Retrieve))
+        self.send(dot_stuffed(text))
 
     def message_block(self, block: bytes) -> None:
         """Send a block of the message asked for: CRLF lines, not dot-stuffed, cut anywhere."""
@@ -256,11 +256,14 @@ class Session:
         if self._stuffer is None:
             # Not before: until the message's first octets are there, the answer may be -ERR.
             self._stuffer = DotStuffer()
-            if question.lines is None:
-                self.ok(plural(self.maildrop.size(question.number), "octet"))
-            else:
-                self.ok("Top of message follows")
+            self._begin_message(question)
         return self._stuffer
+
+    def _begin_message(self, question: Retrieve) -> None:
+        if question.lines is None:
+            self.ok(plural(self.maildrop.size(question.number), "octet"))
+        else:
+            self.ok("Top of message follows")
 
     def retrieve_failed(self, failure: MailFailure) -> None:
         """The message cannot be handed over, or not to its end."""

@@ -134,9 +134,9 @@ class Carrier:
             self._finish(job)
         return await job.done
 
-    def start(self) -> None:
-        """Begin with what is done beside carrying."""
-        self._security.start()
+    def start(self, *, leading: bool) -> None:
+        """Begin with what is done beside carrying; that of all processes together if *leading*."""
+        self._security.start(leading=leading)
 
     def stop(self) -> None:
         """Begin with no further job."""

@@ -61,6 +61,8 @@ class Connection:
     def lacking(self, job: Job) -> NotOffered | None:
         """What the message has to be promised, and this host does not offer; another may."""
         client = self._client
+        if not job.message.requiretls and job.message.by is None:
+            return None  # nearly always
         # RFC 8689 §4.2.1, §5: a report need not be.
         sealed = job.message.requiretls and not self.inward and job.reverse_path != NULL_PATH
         promises = Parameters(requiretls=sealed, by=self._by(job.message))

@@ -8,12 +8,13 @@ from typing import BinaryIO
 
 #: Messages up to this size are kept in memory while they are worked on; larger ones are read as
 #: they are sent.
-_SMALL = 256 * 1024
+SMALL = 256 * 1024
 _BLOCK = 64 * 1024
 
 
 class Content:
-    """A message in the file *stream*, which stands where it begins and belongs to this now.
+    """A message in *stream*, which stands where it begins and belongs to this now; a file, if the
+    message is more than ``SMALL``.
 
     Any number may read at once, each from its own place.
 
@@ -23,9 +24,10 @@ class Content:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream: BinaryIO | None = stream
         self._start = stream.tell()
-        self.size = os.fstat(stream.fileno()).st_size - self._start
+        self.size = stream.seek(0, os.SEEK_END) - self._start
         self._small: bytes | None = None
-        if self.size <= _SMALL:
+        if self.size <= SMALL:
+            stream.seek(self._start)
             self._small = stream.read()
             self.close()
 

@@ -106,7 +106,7 @@ def request(root: Path, action: str, words: list[str], route: str, now: float
     while True:
         if ownership.acquire():
             try:
-                return _directly(Spool(root), action, words, route, now), []
+                return _directly(Spool(root), action, words, route, now)
             finally:
                 ownership.release()
         try:
@@ -118,20 +118,27 @@ def request(root: Path, action: str, words: list[str], route: str, now: float
             time.sleep(0.05)
 
 
-def _directly(spool: Spool, action: str, words: list[str], route: str, now: float) -> list[str]:
-    meant, changed = filter.parse(words), []
+def _directly(spool: Spool, action: str, words: list[str], route: str, now: float
+              ) -> tuple[list[str], list[str]]:
+    meant = filter.parse(words)
+    changed: list[str] = []
+    busy: list[str] = []
     for id in sorted(spool.ids()):
+        claimed = spool.claims.take(id)
         try:
             message = spool.load(id)
+            if meant(message, now):
+                (changed if claimed else busy).append(id)
+                if claimed and filter.act(message, action, route, now):
+                    spool.save(message)
+                elif claimed:
+                    spool.remove(id)
         except (FileNotFoundError, Unreadable):
             continue
-        if meant(message, now):
-            if filter.act(message, action, route, now):
-                spool.save(message)
-            else:
-                spool.remove(id)
-            changed.append(id)
-    return changed
+        finally:
+            if claimed:
+                spool.claims.give_back(id)
+    return changed, busy
 
 
 def _asked(root: Path, action: str, words: list[str], route: str) -> tuple[list[str], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mailsvc.settings import OneOf, at_least, setting
 
@@ -38,17 +38,34 @@ class QueueSettings:
         14_400, "After how long its sender is told that a message is delayed; 0 for never.",
         unit="seconds", check=at_least(0))
     connections: int = setting(
-        100, "How many connections to other hosts are open at once.", check=at_least(1))
-    connections_per_destination: int = setting(
-        10, "How many of them lead to one destination: a domain or a smarthost.",
+        100, "How many connections to other hosts are open at once, divided among the workers "
+        "that send.",
         check=at_least(1))
+    connections_per_destination: int = setting(
+        10, "How many of them lead to one destination, a domain or a smarthost; divided likewise, "
+        "so that fewer than 4 leave the sending to one worker.", check=at_least(1))
     messages_per_connection: int = setting(
         100, "How many messages are sent over one connection.", check=at_least(1))
     messages_per_minute: int = setting(
-        0, "How many messages are sent to one destination in a minute; 0 for no limit.",
+        0, "How many messages are sent to one destination in a minute, all by one worker; 0 for no "
+        "limit.",
         check=at_least(0))
     idle_seconds: float = setting(
         2, "How long a connection is kept for a further message.", unit="seconds",
         check=at_least(0))
     language: str = setting(
         "en", "The language of reports to senders: en or ko.", check=OneOf(*LANGUAGES))
+
+    def senders(self, processes: int) -> int:
+        """How many of so many *processes* may send, between whom the bounds can be divided.
+
+        Each has two connections to a destination at least, and a rate cannot be divided.
+        """
+        if self.messages_per_minute:
+            return 1
+        return max(1, min(processes, self.connections // 2, self.connections_per_destination // 2))
+
+    def share(self, senders: int) -> QueueSettings:
+        """What each of so many *senders* has to keep to."""
+        return replace(self, connections=self.connections // senders,
+                       connections_per_destination=self.connections_per_destination // senders)

@@ -1,9 +1,9 @@
 """The queue of one process: takes messages in, and sends if no other process does.
 
 Any number of processes may share the directory.  The one that holds its lock sends; the others
-tell it of new messages over a connection (:mod:`mailsvc.queue.wake`), and when that breaks, because
-it has ended, in whatever way, they try for the lock, and one of them goes on.  Nothing depends on
-that: the lock is tried for every few seconds too, and the directory looked into.
+tell it of new messages and help it over a connection (:mod:`mailsvc.queue.wake`), and when that
+breaks, because it has ended, in whatever way, they try for the lock, and one of them goes on.
+Nothing depends on that: the lock is tried for every few seconds too, and the directory looked into.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mailsvc import figures
+from mailsvc.figures import Share
 from mailsvc.interfaces import IQueue
 from mailsvc.mail import Envelope
 from mailsvc.queue import control, turns
+from mailsvc.queue.attempts import Attempts
 from mailsvc.queue.control import ControlFactory
 from mailsvc.queue.message import queued
 from mailsvc.queue.reports import Reports
@@ -53,13 +56,16 @@ _SMALL_OCTETS = 131_072
 class Queue(Service):
     """The queue in *spool*.
 
-    :param make_runner: makes the part that sends, when this process may.
+    :ivar make_runner: makes the part that sends, when this process may.
+    :ivar make_attempts: makes what tries messages for another process that sends; None where this
+        one does not help.
     :param threads: where its files are written and read; it stops them.
     :param grace_seconds: how long what is being sent may take to end when the service stops.
+    :param share: where is told what the queue holds.
     """
 
     def __init__(self, spool: Spool, threads: Threads, reactor: Any,
-                 grace_seconds: float = 5) -> None:
+                 grace_seconds: float = 5, share: Share | None = None) -> None:
         self.spool = spool
         self.threads = threads
         self._reactor = reactor
@@ -67,6 +73,7 @@ class Queue(Service):
         self._writer = _Writer(spool, threads)
         self._ownership = Ownership(spool.root)
         self.make_runner: Callable[[], Runner] | None = None
+        self.make_attempts: Callable[[], Attempts] | None = None
         self.runner: Runner | None = None
         self.reports: Reports | None = None
         self._ports: list[Any] = []
@@ -78,6 +85,9 @@ class Queue(Service):
         self._pause = _COUNT_FIRST
         #: When what waits for a domain was last asked for.
         self._hurried: dict[str, float] = {}
+        share = share or Share()
+        self._levels = [*(share.level(figures.QUEUE, state)
+                          for (state,) in figures.QUEUE.values), share.level(figures.QUEUE_AGE)]
         #: Whether this process sends when it may.
         self._willing = True
 
@@ -128,6 +138,15 @@ class Queue(Service):
         else:
             self._teller.tell(id)
 
+    def look(self) -> None:
+        """Tell the figures what the queue holds, if it is this process that knows."""
+        standing: tuple[int, int, int, float] = (0, 0, 0, 0.0)
+        if self.runner is not None:
+            standing = self.runner.standing(self._reactor.seconds())
+        *counts, age = standing
+        for level, value in zip(self._levels, (*counts, round(figures.MICRO * age)), strict=True):
+            level.set(value)
+
     # ---- who sends ----
 
     def startService(self) -> None:
@@ -138,6 +157,7 @@ class Queue(Service):
         self.spool.make()
         self.threads.start()
         self._directory = os.open(self.spool.root, os.O_RDONLY | os.O_DIRECTORY)
+        self._teller.make_attempts = self.make_attempts
         super().startService()
         self._try()
 
@@ -181,7 +201,7 @@ class Queue(Service):
             with suppress(FileNotFoundError):
                 os.unlink(path)
         self._turns = Turns(runner, self.spool, self.threads, self._reactor)
-        self._wake = WakeFactory(lambda id: runner.take([id]), self._count)
+        self._wake = WakeFactory(runner, self._count, self._reactor)
         self._ports = [
             self._reactor.listenUNIX(wake, self._wake, mode=0o600),
             self._reactor.listenUNIX(control, ControlFactory(runner), mode=0o600),
@@ -194,28 +214,31 @@ class Queue(Service):
     def hand_over(self) -> None:
         """Take messages, but send no more: leave that to another process."""
         self._willing = False
-        runner = self.runner
-        if runner is not None:
-            self._ended(runner, _HAND_OVER).addBoth(lambda _: self._let_go()).addBoth(
+        helping = self._teller.leave()
+        if self.runner is not None:
+            self._ended(self.runner, _HAND_OVER).addBoth(lambda _: self._let_go()).addBoth(
                 lambda _: self._lost())
+        elif helping is not None:
+            self._ended(helping, _HAND_OVER)
 
     def stopService(self) -> Deferred[Any]:
         """End; fires when what was under way is on disk, and the lock is another's to take."""
         super().stopService()
         if self._look is not None and self._look.active():
             self._look.cancel()
-        self._teller.close()
-        ended = succeed(None) if self.runner is None else self._ended(self.runner, self._grace)
+        sending = self._teller.leave() or self.runner
+        ended = succeed(None) if sending is None else self._ended(sending, self._grace)
+        ended.addBoth(lambda _: self._teller.close())
         ended.addBoth(lambda _: self.threads.stop())
         return ended.addBoth(lambda _: self._let_go(last=True))
 
-    def _ended(self, runner: Runner, grace: float) -> Deferred[Any]:
-        """Fires when *runner* has ended: what does not by itself is cut off after *grace*."""
+    def _ended(self, sending: Runner | Attempts, grace: float) -> Deferred[Any]:
+        """Fires when *sending* has ended: what does not by itself is cut off after *grace*."""
         self.let_go()
-        ended = runner.stop()
+        ended = sending.stop()
         # Its state is on disk, should even that not help.
         ended.addTimeout(grace + 1, self._reactor)
-        cut = self._reactor.callLater(grace, runner.abort)
+        cut = self._reactor.callLater(grace, sending.abort)
 
         def over(result: object) -> object:
             if cut.active():
@@ -227,6 +250,7 @@ class Queue(Service):
     def _let_go(self, *, last: bool = False) -> Deferred[Any]:
         """Let another process send."""
         self.runner = self._turns = None
+        self.look()
         ports, self._ports = self._ports, []
         closing = [maybeDeferred(port.stopListening) for port in ports]
 

@@ -22,15 +22,19 @@ So a message is never lost.  A recipient gets it twice only if we ended between 
 and step 4.  ``state/ID`` has the time of the next attempt for its time of modification, so that a
 start need not read a hundred thousand files.
 
-**Processes.**  Any may add messages.  All the rest is for the one that holds the lock
-(:class:`Ownership`), an flock(2), which the kernel takes back however that process ends.
+**Processes.**  Any may add messages.  Which message is worked on, and by which of them, is for the
+one to say that holds the lock (:class:`Ownership`), an flock(2), which the kernel takes back
+however that process ends.  Whoever works on a message has claimed it (:class:`Claims`).
 
 Everything here blocks, and is for threads.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
+import io
 import os
 import time
 from collections.abc import Collection, Iterator
@@ -41,6 +45,7 @@ from typing import BinaryIO
 
 from twisted.logger import Logger
 
+from mailsvc.queue.content import SMALL
 from mailsvc.queue.message import (
     HEAD_OCTETS,
     QueuedMessage,
@@ -98,6 +103,7 @@ class Spool:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._root = os.fsencode(root)
+        self.claims = Claims(self._root + b"/claims")
         self._incoming, self._message, self._state, self._unreadable = (
             self._root + name for name in (b"/incoming", b"/message", b"/state", b"/unreadable"))
 
@@ -190,7 +196,7 @@ class Spool:
         :raises Unreadable: its files are spoilt.
         """
         with self.open(id) as (message, stream):
-            message.size = os.fstat(stream.fileno()).st_size - stream.tell()
+            message.size = -stream.tell() + stream.seek(0, os.SEEK_END)
             return message
 
     def open(self, id: str) -> _Opened:
@@ -198,7 +204,7 @@ class Spool:
 
         Use it with ``with``, or close the file yourself; raises as :meth:`load`.
         """
-        stream = open(self._path(id), "rb")  # noqa: SIM115 - it is handed over
+        stream = _opened(self._path(id))
         try:
             line = stream.readline(_MOST_ENVELOPE)
             return _Opened(parse(line, self._read_state(id)), stream)
@@ -230,10 +236,18 @@ class Spool:
 
     def remove(self, *ids: str) -> None:
         """Step 5, of several messages at once.  May be called again."""
+        self.unlink(*ids)
+        self.sync_removals()
+
+    def unlink(self, *ids: str) -> None:
+        """The first part of step 5: they are gone unless the power fails."""
         for id in ids:
             for directory in (self._message, self._state):
                 with suppress(FileNotFoundError):
                     os.unlink(directory + b"/" + id.encode("ascii"))
+
+    def sync_removals(self) -> None:
+        """The last part of step 5."""
         sync_directory(self._message)
 
     def set_aside(self, id: str) -> Path:
@@ -270,9 +284,11 @@ class Spool:
 
     def _read_state(self, id: str) -> bytes | None:
         try:
-            return Path(os.fsdecode(self._state), id).read_bytes()
+            fd = os.open(self._state + b"/" + id.encode("ascii"), os.O_RDONLY)
         except FileNotFoundError:
             return None
+        with open(fd, "rb") as file:
+            return file.read()
 
 
 class _Opened(tuple[QueuedMessage, BinaryIO]):
@@ -289,7 +305,7 @@ class _Opened(tuple[QueuedMessage, BinaryIO]):
 
 
 class Ownership:
-    """The lock that makes one process the one that sends.
+    """The lock that makes one process the one that has the queue.
 
     The kernel gives it back when the process ends, in whatever way.
     """
@@ -317,8 +333,62 @@ class Ownership:
             os.close(fd)
 
 
+class Claims:
+    """Which messages are being worked on, that no two processes do so with the same one.
+
+    Each stands for one octet of the file *path*, which is empty: whoever works on the message has
+    that octet locked (fcntl(2)).  The kernel unlocks it when that process ends, in whatever way.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+        self._fd = -1
+        self._taken: set[str] = set()
+
+    def take(self, id: str) -> bool:
+        """Claim the message *id*; whether nobody has."""
+        if id in self._taken:
+            return False
+        if self._fd < 0:
+            # Never closed: with any descriptor of a file all locks on it go.
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _octet_of(id))
+        except (BlockingIOError, PermissionError):
+            return False
+        self._taken.add(id)
+        return True
+
+    def give_back(self, id: str) -> None:
+        """Let others have it."""
+        self._taken.discard(id)
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _octet_of(id))
+
+
+def _octet_of(id: str) -> int:
+    # Should two messages have the same, one waits for the other.
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) >> 2
+
+
 def _is_id(name: str) -> bool:
     return name.isascii() and name.isalnum()
+
+
+def _opened(path: bytes) -> BinaryIO:
+    """The file *path*: a small one has been read, in as few system calls as can be."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size
+        if size > SMALL:
+            return open(fd, "rb")
+        data = os.read(fd, size)
+        if len(data) < size:
+            raise OSError(errno.EIO, "the file could not be read whole", os.fsdecode(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return io.BytesIO(data)
 
 
 def _write(fd: int, data: bytes) -> None:

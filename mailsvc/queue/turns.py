@@ -31,10 +31,11 @@ from twisted.python.failure import Failure
 
 from mailsvc.dialing import Line
 from mailsvc.errors import MailFailure, NothingWaits, TemporaryFailure, TurnInUse
+from mailsvc.queue.attempts import Fetching
 from mailsvc.queue.connection import Connection
 from mailsvc.queue.job import Job, Result
 from mailsvc.queue.message import FAILED, RELAYED, WAITING
-from mailsvc.queue.runner import Fetching, Runner
+from mailsvc.queue.runner import Runner
 from mailsvc.queue.spool import Spool
 from mailsvc.smtp.failures import SendingFailure
 from mailsvc.store.threads import Threads
@@ -168,11 +169,11 @@ class Turns(Factory):
 
     async def meet(self, line: Line) -> Connection:
         """As :meth:`Carrier.take_over`."""
-        return await self._runner.carrier.take_over(line)
+        return await self._runner.attempts.carrier.take_over(line)
 
     async def hand(self, connection: Connection, job: Job) -> list[Result]:
         """As :meth:`Carrier.hand`."""
-        return await self._runner.carrier.hand(connection, job)
+        return await self._runner.attempts.carrier.hand(connection, job)
 
 
 class _Turn:

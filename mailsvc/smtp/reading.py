@@ -13,6 +13,7 @@ The enhanced status code (RFC 2034) is taken out of the text where its class agr
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ from mailsvc.smtp.replies import Reply
 LINE_OCTETS = 4_096
 LINES = 200
 REPLY_OCTETS = 65_536
+#: Up to which length a line is remembered with the reply that it makes.
+_USUAL = 128
 
 _LINE = re.compile(rb"(?P<code>[2-5][0-9][0-9])(?P<more>[ -]|\Z)(?P<text>.*)", re.DOTALL)
 _STATUS = re.compile(r"(?P<class>[245])\.(?P<subject>0|[1-9][0-9]{0,2})"
@@ -76,6 +79,8 @@ class ReplyReader:
             self._lines.append(match)
             if match["more"] != b"-":
                 lines, self._lines, self._octets = self._lines, [], 0
+                if len(lines) == 1 and len(line) <= _USUAL:
+                    return _one_line(line)
                 return _reply(lines)
             self._octets += len(line) + 2
             if len(self._lines) >= LINES or self._octets > REPLY_OCTETS:
@@ -100,6 +105,14 @@ class ReplyReader:
             return None
         self._position = end + 1
         return line[:-1]
+
+
+@functools.lru_cache(256)
+def _one_line(line: bytes) -> Reply:
+    """A server says few different things, again and again."""
+    match = _LINE.fullmatch(line)
+    assert match is not None
+    return _reply([match])
 
 
 def _reply(lines: list[re.Match[bytes]]) -> Reply:

@@ -236,9 +236,10 @@ class SendingSession:
         if writing.needs_smtputf8(path) and not utf8:
             raise NotOffered(f"{path} is not ASCII, and MAIL did not say SMTPUTF8", Stage.RCPT,
                              EnhancedStatus(5, 6, 7))
-        line = writing.rcpt(path, smtputf8=utf8)
-        if (notify or orcpt) and "DSN" in self.extensions:
+        if "DSN" in self.extensions:
             line = writing.rcpt(path, smtputf8=utf8, notify=notify, orcpt=orcpt)
+        else:
+            line = writing.rcpt(path, smtputf8=utf8)
         return self._put(Command(Stage.RCPT, line, transaction=self._transaction, act=_on_rcpt))
 
     def data(self) -> Command:

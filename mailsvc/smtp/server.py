@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from mailsvc.connections import Connections, peer_uid
 from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
 from mailsvc.credentials import Attempt
 from mailsvc.errors import MailFailure, NothingWaits, RelayDenied, TurnInUse
+from mailsvc.figures import Share
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter, ISubmitter
 from mailsvc.mail import Account, Address, Envelope, Recipient, Remote
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
@@ -38,11 +40,12 @@ from mailsvc.smtp.commands import READY, START
 from mailsvc.smtp.handling import date_time
 from mailsvc.smtp.incoming import Filter, Incoming
 from mailsvc.smtp.limits import SMTPSettings
-from mailsvc.smtp.mode import TRANSPORT, Mode
+from mailsvc.smtp.mode import SUBMISSION, TRANSPORT, Mode
 from mailsvc.smtp.passage import Passage
 from mailsvc.smtp.replies import Reply, from_failure
 from mailsvc.smtp.session import Session
 from mailsvc.smtp.severally import Severally
+from mailsvc.smtp.tally import Tally
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.submission.senders import Submitter
 from mailsvc.trace import trace_header
@@ -227,6 +230,7 @@ class SMTPProtocol(Conversation):
                 agent.admit_sender(submitter, event.envelope)
         except MailFailure as failure:
             answer = from_failure(failure, rcpt=True)
+            self.factory.tally.refused_sender()
             self.log.info(
                 "{id} refused sender={sender} user={user} client={client} "
                 "connection={connection}: {reply}",
@@ -275,6 +279,7 @@ class SMTPProtocol(Conversation):
                     await room
         except MailFailure as failure:
             answer = from_failure(failure, rcpt=True)
+            self.factory.tally.refused(answer)
             self.log.info(
                 "{id} refused recipient={recipient} sender={sender} client={client} "
                 "connection={connection}: {reply}",
@@ -389,6 +394,7 @@ class SMTPProtocol(Conversation):
                 envelope, Severally(begin, envelope) if factory.mode.lmtp else begin(envelope),
                 filters)
         except MailFailure as failure:
+            factory.tally.dropped()
             self.log.info("{id} dropped " + _DROPPED, **_about(envelope), **self._who(),
                           reason=failure.text)
             return from_failure(failure)
@@ -445,15 +451,19 @@ class SMTPProtocol(Conversation):
         except MailFailure as failure:
             self._drop(failure.text)
             return from_failure(failure)
+        tally, began = self.factory.tally, time.monotonic_ns()
         try:
             outcomes = await incoming.commit()
+            tally.commit.observe(time.monotonic_ns() - began)
         except MailFailure as failure:
+            tally.not_stored()
             self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
             return from_failure(failure)
         finally:
             self._incoming = None
         if outcomes is not None and any(outcomes):
             return self._answer_each(envelope, outcomes, said)
+        tally.accepted(size, len(envelope.recipients))
         if incoming.header and self.factory.queue is not None:
             self.factory.queue.delivered(envelope, incoming.header)
         by = " user={user}" if self._sent_by else ""
@@ -471,6 +481,11 @@ class SMTPProtocol(Conversation):
                      said: dict[str, Any]) -> list[Reply]:
         """Of a message that not every recipient has: what each is told (RFC 2033 §4.2)."""
         answers = []
+        taken = outcomes.count(None)
+        if taken:
+            self.factory.tally.accepted(said["size"], taken)
+        else:
+            self.factory.tally.not_stored()
         for recipient, failure in zip(envelope.recipients, outcomes, strict=True):
             said["recipients"] = [str(recipient.forward_path)]
             if failure is None:
@@ -490,6 +505,7 @@ class SMTPProtocol(Conversation):
         incoming, self._incoming = self._incoming, None
         if incoming is not None:
             incoming.abort()
+            self.factory.tally.dropped()
             self.log.info("{id} dropped " + _DROPPED, reason=reason, **_about(incoming.envelope),
                           **self._who())
 
@@ -564,6 +580,7 @@ class SMTPFactory(ConversationFactory):
     :param mode: what its listeners are for.
     :param agent: holds submissions to what they may be.
     :param queue: where mail for other hosts goes; without one there is none.
+    :param share: where is counted.
     """
 
     protocol = SMTPProtocol  # type: ignore[assignment]
@@ -584,8 +601,13 @@ class SMTPFactory(ConversationFactory):
         authenticator: Authenticator | None = None,
         agent: SubmissionAgent | None = None,
         queue: IQueue | None = None,
+        share: Share | None = None,
     ) -> None:
-        super().__init__(settings, hostname, clock, tls, connections, authenticator)
+        share = share or Share()
+        super().__init__(settings, hostname, clock, tls, connections, authenticator,
+                         share=share, protocol=mode.name)
+        # Where mail is fetched none is taken, and so nothing counted.
+        self.tally = Tally(share, SUBMISSION.name if mode.odmr else mode.name)
         self.mode = mode
         self.agent = agent
         self.queue = queue

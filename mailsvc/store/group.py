@@ -119,6 +119,11 @@ class GroupCommitter:
             target=self._checkpoints, name="checkpoint", daemon=True)
         self._open = False
 
+    @property
+    def backlog(self) -> tuple[int, int]:
+        """Octets that wait for the journal, and how many of its segments are in use."""
+        return self._backlog, self._journal.in_use
+
     def start(self) -> None:
         """Replay what is left of processes that are gone, and begin to work.
 

@@ -116,6 +116,17 @@ class MaildirStore:
                 backlog=settings.backlog_octets, seconds=settings.checkpoint_seconds)
         self._listings = ListingCache(SizeCache(), settings.listing_cache_messages)
 
+    @property
+    def root(self) -> Path:
+        """The directory of all maildirs."""
+        return self._root
+
+    @property
+    def backlog(self) -> tuple[int, int]:
+        """Octets that wait for the journal, and how many of its segments are in use."""
+        committer = self._committer
+        return committer.backlog if isinstance(committer, GroupCommitter) else (0, 0)
+
     def start(self) -> None:
         """Begin to work, once what a power loss took is there again; blocks meanwhile.
 

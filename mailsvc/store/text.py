@@ -61,6 +61,8 @@ class CanonicalText:
 
 def canonical(text: bytes) -> bytes:
     """The whole *text* as :class:`CanonicalText` gives it out."""
+    if text.endswith(b"\r\n") and text.count(b"\n") == text.count(b"\r\n"):
+        return text
     lines = CanonicalText()
     return lines.feed(text) + lines.end()
 

@@ -105,8 +105,15 @@ class Security:
         self._threads = threads
         self._clock = clock
 
-    def start(self) -> None:
-        """Begin with what is done beside sending."""
+    def start(self, *, leading: bool) -> None:
+        """Begin with what is done beside sending.
+
+        :param leading: whether what one process does for all is done here.
+        """
+        if not leading:
+            if self.results is not None:
+                self.results.start()
+            return
         if self._policies is not None:
             self._policies.start()
         if self._reporter is not None:
