@@ -141,6 +141,25 @@ class Client:
 
         return Deferred.fromCoroutine(try_both())
 
+    @classmethod
+    def over(cls, line: Line, *, hello: str, timeouts: Timeouts | None = None,
+             clock: Any) -> Deferred[Client]:
+        """Read the greeting of who has become the server of *line*, a connection that is there.
+
+        :param clock: the reactor, or a Clock; the rest as for :meth:`dial`.
+        :raises SendingFailure: (in the Deferred) as :meth:`dial`; the connection is over.
+        """
+        async def greeted() -> Client:
+            client = cls(line, hello=writing.hello(hello), timeouts=timeouts, clock=clock)
+            try:
+                await client._out.greeted
+            except BaseException:
+                client.close()
+                raise
+            return client
+
+        return Deferred.fromCoroutine(greeted())
+
     # ---- what is known ----
 
     @property

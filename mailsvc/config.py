@@ -122,6 +122,9 @@ class ListenerSettings:
     lmtp: list[str] = setting(
         [], "Where a mail server beside this one delivers (LMTP), as a rule tcp:24 on loopback or "
         "unix:/run/mailsvc/lmtp.  Whoever reaches it is trusted.", check=_endpoints)
+    odmr: list[str] = setting(
+        [], "Where hosts log in and fetch the mail of routing.atrn_domains (ODMR), as a rule "
+        "tcp:366: TLS by STARTTLS.", check=_endpoints)
     pop3: list[str] = setting(
         ["tcp:110:backlog=1024"], "Where POP3 listens: TLS by STLS.", check=_endpoints)
     pop3s: list[str] = setting(

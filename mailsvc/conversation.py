@@ -19,6 +19,7 @@ its last command still gets all that it asked for: the end of input is not the e
 
 from __future__ import annotations
 
+import typing
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
@@ -65,6 +66,16 @@ _TELL_AGAIN = 60.0
 _REFUSED = 1000
 
 
+class Heir(typing.Protocol):
+    """Who has a connection after its conversation."""
+
+    def received(self, data: bytes) -> None:
+        """Octets came from the peer."""
+
+    def lost(self) -> None:
+        """The connection is gone, or the peer has closed its side.  May be called again."""
+
+
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class Conversation(Protocol):
     """One connection.  A subclass knows what the events of its session mean.
@@ -102,6 +113,8 @@ class Conversation(Protocol):
     _stalled = False
     #: What goes on with a connection that is held back; while there is one, it is.
     _held: IDelayedCall | None = None
+    #: Who has the connection now, the conversation being over; or None.
+    _heir: Heir | None = None
     #: Whether errors and commands are looked at: not those of exempt networks.
     _braked = False
     #: How many errors and commands of the session were looked at.
@@ -170,12 +183,17 @@ class Conversation(Protocol):
         self._advance()
 
     def dataReceived(self, data: bytes) -> None:
+        if self._heir is not None:
+            self._heir.received(data)
+            return
         self.session.receive(data)
         self._advance()
 
     def readConnectionLost(self) -> None:
         """The peer has closed its side; what it asked for before is still answered."""
         self._input_ended = True
+        if self._heir is not None:
+            self._heir.lost()
         if self._closing:
             self.transport.loseConnection()
         self._advance()
@@ -185,6 +203,8 @@ class Conversation(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._connected = False
+        if self._heir is not None:
+            self._heir.lost()
         if self._timer.active():
             self._timer.cancel()
         if self._held is not None:
@@ -214,7 +234,7 @@ class Conversation(Protocol):
 
     def _advance(self) -> None:
         """Handle events until input, an answer, the peer or something else must be waited for."""
-        if self._advancing or not self._connected:
+        if self._advancing or not self._connected or self._heir is not None:
             return
         if self._held is not None:
             self._pace()
@@ -227,6 +247,8 @@ class Conversation(Protocol):
                 event = self.session.next_event()
                 if event is not None:
                     self.handlers[type(event)](self, event)
+                if self._heir is not None:
+                    return
                 if self._braked and not self.at_work and self._brake():
                     continue
                 if event is None:
@@ -416,6 +438,27 @@ class Conversation(Protocol):
 
     # ---- the end ----
 
+    def bequeath(self, heir: Heir) -> None:
+        """End the conversation: its handler's last act.  The connection is *heir*'s from now on.
+
+        *heir* may register a producer with the transport, and calls :meth:`close` in the end.
+        Nothing of the time and of the brakes binds it; the count of connections does.
+        """
+        self._flush()
+        self._heir = heir
+        self._wait_until(FOREVER)
+        self.transport.unregisterProducer()
+        if self._input_ended:
+            heir.lost()
+        elif not self._reading:
+            self._reading = True
+            self.transport.resumeProducing()
+
+    def close(self) -> None:
+        """For the heir: close the connection when all that was written is taken, or soon."""
+        if self._connected and not self._closing:
+            self._hang_up(True)
+
     def _hang_up(self, asked: bool) -> None:
         """Close when all that was said is taken, or when it takes too long.
 
@@ -449,7 +492,7 @@ class Conversation(Protocol):
 
     def abort(self) -> None:
         """End now, with a word if one can be said."""
-        if self._closing or self.at_work or not self.writable:
+        if self._heir is not None or self._closing or self.at_work or not self.writable:
             self._cut_off("service stopped")
         else:
             self._last = True

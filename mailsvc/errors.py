@@ -67,6 +67,18 @@ class MaildropInUse(TemporaryFailure):
     default = EnhancedStatus(4, 2, 1)
 
 
+class NothingWaits(TemporaryFailure):
+    """No mail waits for the domains that were asked for (ATRN: 453, RFC 2645 §7)."""
+
+    default = EnhancedStatus(4, 0, 0)
+
+
+class TurnInUse(TemporaryFailure):
+    """Another connection fetches the mail of these domains (ATRN: 450, RFC 2645 §7)."""
+
+    default = EnhancedStatus(4, 7, 0)
+
+
 class LoginTooSoon(TemporaryFailure):
     """The account logged in less than LOGIN-DELAY seconds ago (RFC 2449 §6.5)."""
 

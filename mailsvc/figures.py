@@ -28,7 +28,7 @@ from itertools import product
 
 #: The protocols that messages come in by, and all.
 ACCEPTING = ("smtp", "submission", "lmtp")
-PROTOCOLS = (*ACCEPTING, "pop3")
+PROTOCOLS = (*ACCEPTING, "odmr", "pop3")
 
 OTHER = "other"
 #: How somebody logs in; SCRAM in all its forms is one.

@@ -97,6 +97,18 @@ class IQueue(Interface):
     def hurry(domain):
         """Try what waits for *domain* now, and not when it is due; returns at once."""
 
+    def turn(domains, connection, account, protocol):
+        """Send what waits for *domains* over a connection whose client has become the server.
+
+        :param connection: its id, for the log; *account* likewise is whose it is.
+        :param protocol: a Twisted protocol, to be connected to what sends.  What it gets is for the
+            other end, and what it writes has come from there; each end of the connection is the
+            other's.
+        :returns: a Deferred that fires with None when *protocol* is connected, or fails
+            with :class:`mailsvc.errors.NothingWaits`, :class:`mailsvc.errors.TurnInUse`, or
+            :class:`mailsvc.errors.TemporaryFailure` when nobody sends now.
+        """
+
     def delivered(envelope, header):
         """Tell the sender that a message is in the maildirs here, where it asked for that (DSN).
 
@@ -245,6 +257,14 @@ class IRouter(Interface):
 
     def relays(domain):
         """Whether mail for *domain*, which is not served here, is taken from anybody."""
+
+    fetched = Attribute("Whether some account may fetch mail by ATRN.")
+
+    def runs(domain):
+        """Whether anybody may ask for mail for *domain* to be sent on (ETRN)."""
+
+    def turns(account):
+        """The domains, a tuple, whose mail the account of that name may fetch (ATRN)."""
 
     def verify(name):
         """What VRFY may say of *name*: the :class:`mailsvc.mail.Address` it means, or raises."""

@@ -61,6 +61,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("submission", "smtp"),
     Kind("submissions", "smtp", tls=True),
     Kind("lmtp", "smtp"),
+    Kind("odmr", "smtp"),
     Kind("pop3", "pop3"),
     Kind("pop3s", "pop3", tls=True),
     Kind("http", "http"),

@@ -19,9 +19,10 @@ An account that only sends gets no mail: what leads to it alone is refused with 
 §3.3, mailbox disabled), which tells a sender that the address is right and no typing error.
 
 A domain that is not ours is relayed to for those who may send through us, for everybody when it is
-one of ``relay_domains``, and by our own aliases, whoever sends: their remote targets are
-:class:`~mailsvc.mail.Remote`.  An address of SRS (:mod:`mailsvc.srs`) at a domain of ours leads
-back to the sender whose mail we forwarded.  Everybody else's mail to other hosts is refused.
+one of ``relay_domains`` or ``atrn_domains``, and by our own aliases, whoever sends: their remote
+targets are :class:`~mailsvc.mail.Remote`.  An address of SRS (:mod:`mailsvc.srs`) at a domain of
+ours leads back to the sender whose mail we forwarded.  Everybody else's mail to other hosts is
+refused.
 
 ``<postmaster>`` without a domain, and postmaster and abuse at an address literal of this host (RFC
 5321 §4.1.3, setting ``literals``), are those of the default domain; no other mailbox has a literal
@@ -97,6 +98,17 @@ def _domains(values: list[str]) -> str | None:
     return None
 
 
+def _turns(table: dict[str, str]) -> str | None:
+    for name, domains in table.items():
+        try:
+            parse_address(name)
+        except DirectoryError:
+            return f"an account, such as carol@example.org, for each key, not {name!r}"
+        if not domains.split() or _domains(domains.split()):
+            return f"for {name!r}: domains, with spaces between"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class RoutingSettings:
     """``[routing]``."""
@@ -117,6 +129,11 @@ class RoutingSettings:
     relay_domains: list[str] = setting(
         [], "Domains of other hosts whose mail is taken from anybody and sent on, because this "
         "host is an exchanger of theirs (MX) behind their own.", check=_domains)
+    atrn_domains: dict[str, str] = setting(
+        {}, "Which accounts may fetch the mail of which other domains over a connection that they "
+        "open (ATRN, RFC 2645): an account, and its domains with spaces between.  Mail for these "
+        "is taken from anybody, and kept until it is fetched; what is for one of relay_domains as "
+        "well is also sent on.", check=_turns)
     alias_depth: int = setting(
         20, "How many aliases may lead one to the next.", check=at_least(1))
     alias_accounts: int = setting(
@@ -138,6 +155,13 @@ class Router:
         self._postmaster = parse_address(settings.postmaster) if settings.postmaster else None
         self._literals = {ipaddress.ip_address(literal) for literal in settings.literals}
         self._relayed = {check_domain(domain) for domain in settings.relay_domains}
+        self._turned = {_key(parse_address(name)): tuple(map(check_domain, domains.split()))
+                        for name, domains in settings.atrn_domains.items()}
+        fetched = {domain for domains in self._turned.values() for domain in domains}
+        #: Whether some account may fetch mail.
+        self.fetched = bool(fetched)
+        #: The domains whose mail goes nowhere until it is fetched.
+        self.kept = frozenset(fetched - self._relayed)
         #: How senders are rewritten whose mail is forwarded, and found again.
         self.srs = SRS(lambda value: directory.keyed("srs", value))
 
@@ -187,7 +211,17 @@ class Router:
 
     def relays(self, domain: str) -> bool:
         """Whether mail for *domain*, which is not ours, is taken from anybody."""
+        domain = fold_domain(domain)
+        return domain in self._relayed or domain in self.kept
+
+    def runs(self, domain: str) -> bool:
+        """Whether mail for *domain* is sent on by its exchangers, and may be asked for (ETRN)."""
         return fold_domain(domain) in self._relayed
+
+    def turns(self, account: str) -> tuple[str, ...]:
+        """The domains whose mail the account of that name may fetch (ATRN), as they are folded."""
+        local_part, _, domain = account.rpartition("@")
+        return self._turned.get(_key(Address(local_part, domain)), ())
 
     def default_domain(self) -> str:
         """The domain of names without one.

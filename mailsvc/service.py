@@ -85,7 +85,7 @@ from mailsvc.queue.service import Queue
 from mailsvc.queue.spool import Spool
 from mailsvc.rates import Rates
 from mailsvc.routing import Router
-from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
+from mailsvc.smtp.mode import LMTP, ODMR, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.state import State
 from mailsvc.store import MaildirStore, Store, StoreUnusable, open_store
@@ -270,10 +270,12 @@ class MailService(Front):
                 store, router, settings.smtp, hostname, reactor,
                 self._tls if settings.smtp.starttls else None, mode, smtp, queue=queue,
                 share=self._share)
-        factories[SUBMISSION.name] = SMTPFactory(
-            store, router, settings.smtp, hostname, reactor, self._tls, SUBMISSION, smtp,
-            authenticator, SubmissionAgent(settings.submission, router, rates, hostname), queue,
-            self._share)
+        agent = SubmissionAgent(settings.submission, router, rates, hostname)
+        for mode in SUBMISSION, ODMR:
+            factories[mode.name] = SMTPFactory(
+                store, router, settings.smtp, hostname, reactor, self._tls, mode, smtp,
+                authenticator, agent if mode.submission else None, queue,
+                self._share)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
         self._observe(store, brakes, queue)
@@ -341,7 +343,7 @@ class MailService(Front):
             carrier = Carrier(settings.relay, settings.queue.share(senders), exchangers,
                               open_security(settings, exchangers, threads, reports.post, reactor),
                               hostname, reactor)
-            return Attempts(queue.spool, threads, carrier, Routes(settings.relay),
+            return Attempts(queue.spool, threads, carrier, Routes(settings.relay, router.kept),
                             Schedule(settings.queue), reports, router.srs, reactor,
                             signer.sign, Local(router, store, queue), self._share)
 
@@ -393,6 +395,8 @@ class MailService(Front):
         self.notify.stopping(f"stopping: waiting for {connections} connections")
         self.stopping = True
         await self.close_listeners(last=False)
+        if self._queue is not None:
+            self._queue.let_go()
         await gatherResults([each.shut_down(seconds) for each in self._connections])
         await super().stopService()
         if self._brakes is not None:

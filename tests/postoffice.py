@@ -7,7 +7,7 @@ Each answer that router and store give can be held back until the test releases 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
@@ -24,11 +24,14 @@ from mailsvc.errors import (
     EnhancedStatus,
     MailboxFull,
     MailboxMoved,
+    MailFailure,
+    NothingWaits,
     PermanentFailure,
     RelayDenied,
     RoutingLoop,
     StorageFull,
     TemporaryFailure,
+    TurnInUse,
     UnknownMailbox,
 )
 from mailsvc.interfaces import IDelivery, IMailboxStore, IRouter, ISubmitter
@@ -72,7 +75,32 @@ CAST: dict[str, tuple[Account, ...] | Exception] = {
 
 
 #: Who may submit, and by which password.
-PASSWORDS = {"alice@example.org": "tanstaaf"}
+PASSWORDS = {"alice@example.org": "tanstaaf", "bob@example.org": "hunter2"}
+
+#: The domains whose mail alice may fetch, and what becomes of it.
+FETCHED: dict[str, type[MailFailure] | None] = {
+    "far.example": None, "empty.example": NothingWaits, "busy.example": TurnInUse}
+
+
+class FakeQueue:
+    """Has mail for far.example.  Its answers are of the kind "turn".
+
+    :ivar turned: the transports of who fetches mail.
+    """
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self.turned: list[StringTransport] = []
+
+    def turn(self, domains: Sequence[str], connection: str, account: str, protocol: Any) -> Any:
+        """As ``IQueue.turn``; it depends on the first of *domains*."""
+        def connect(_: object) -> None:
+            self.turned.append(StringTransport())
+            protocol.makeConnection(self.turned[-1])
+
+        refusal = FETCHED[domains[0]]
+        return maybeDeferred(self._answers.give, "turn", refusal and refusal("no")).addCallback(
+            connect)
 
 
 @implementer(ISubmitter)
@@ -151,7 +179,8 @@ class FakeRouter:
     Its answers are of the kinds "route", "verify" and "expand".
     """
 
-    def __init__(self, answers: Answers, accounts: Iterable[Address] = ()) -> None:
+    def __init__(self, answers: Answers, accounts: Iterable[Address] = (),
+                 atrn: bool = False) -> None:
         self._answers = answers
         self._places: dict[tuple[str, str], tuple[Account, ...] | Exception] = {
             (local_part, "example.org"): place for local_part, place in CAST.items()}
@@ -159,6 +188,8 @@ class FakeRouter:
             account = Account(address.local_part, address.domain)
             self._places[address.local_part.lower(), address.domain] = (account,)
         self._domains = {domain for _, domain in self._places}
+        #: Whether alice@example.org may fetch mail.
+        self.fetched = atrn
 
     def _place(self, path: Address) -> tuple[Account, ...] | Exception:
         domain = path.domain
@@ -180,6 +211,14 @@ class FakeRouter:
     def relays(self, domain: str) -> bool:
         """As ``Router.relays``."""
         return domain == "backup.example"
+
+    def runs(self, domain: str) -> bool:
+        """As ``IRouter.runs``."""
+        return domain == "backup.example"
+
+    def turns(self, account: str) -> tuple[str, ...]:
+        """As ``IRouter.turns``."""
+        return tuple(FETCHED) if self.fetched and account == "alice@example.org" else ()
 
     def verify(self, name: Address) -> Any:
         """As ``IRouter.verify``."""
@@ -351,14 +390,14 @@ class Line:
     def __init__(self, answers: Answers | None = None, *, host: str = "198.51.100.7",
                  hostname: str = HOSTNAME, mode: Mode = TRANSPORT, known: bool = False,
                  accounts: Iterable[Address] = (), tls: Any = None, queue: bool = False,
-                 factory: SMTPFactory | None = None, transport: StringTransport | None = None,
-                 **settings: Any) -> None:
+                 atrn: bool = False, factory: SMTPFactory | None = None,
+                 transport: StringTransport | None = None, **settings: Any) -> None:
         self.answers = answers or Answers()
         if factory is None:
             self.clock = Clock()
             self.clock.rightNow = NOW
             self.rates = Unlimited()
-            router: Any = FakeRouter(self.answers, accounts)
+            router: Any = FakeRouter(self.answers, accounts, atrn)
             agent = SubmissionAgent(
                 SubmissionSettings(trusted_networks=[f"{host}/24"]), router,
                 self.rates,  # type: ignore[arg-type]
@@ -366,9 +405,10 @@ class Line:
             factory = SMTPFactory(FakeStore(self.answers), router,
                                   SMTPSettings(**{"error_delay_seconds": 0, **settings}),
                                   hostname, self.clock, tls, mode,
-                                  authenticator=authenticator() if mode.submission else None,
+                                  authenticator=authenticator() if mode.logs_in else None,
                                   agent=agent,
-                                  queue=object() if queue else None)  # type: ignore[arg-type]
+                                  queue=FakeQueue(self.answers)  # type: ignore[arg-type]
+                                  if queue else None)
         self.factory = factory
         self.clock = factory.clock  # type: ignore[assignment]
         self.store: FakeStore = factory.store  # type: ignore[assignment]

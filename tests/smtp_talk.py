@@ -20,6 +20,7 @@ from mailsvc.smtp.events import (
     QueueRun,
     RcptTo,
     TLSBegins,
+    Turn,
     Verify,
 )
 from mailsvc.smtp.limits import SMTPSettings
@@ -36,8 +37,8 @@ BUSY = reply(450, "4.2.1", "Busy")
 NO = reply(550, "5.7.1", "No")
 GOING_DOWN = reply(421, "4.3.2", "Going down")
 
-QUESTIONS = (Connected, Hello, Proxied, MailFrom, RcptTo, Verify, Expand, QueueRun, DataBegins,
-             MessageEnds)
+QUESTIONS = (Connected, Hello, Proxied, MailFrom, RcptTo, Verify, Expand, QueueRun, Turn,
+             DataBegins, MessageEnds)
 
 
 class Talk:
@@ -47,9 +48,9 @@ class Talk:
     """
 
     def __init__(self, *, mode: Mode = TRANSPORT, tls_available: bool = False,
-                 tls_active: bool = False, **limits: Any) -> None:
+                 tls_active: bool = False, turns: bool = False, **limits: Any) -> None:
         self.session = Session(HOSTNAME, SMTPSettings(**limits), mode,
-                               tls_available=tls_available, tls_active=tls_active)
+                               tls_available=tls_available, tls_active=tls_active, turns=turns)
         self.answers: dict[type, Reply | list[Reply]] = {}
         self.events: list[Event] = []
         self.run()

@@ -622,8 +622,8 @@ def test_wrong_certificates(identity: dict[str, Path], files: tuple[str | None, 
 def test_the_help_names_every_flag() -> None:
     text = CliRunner().invoke(dev, ["--help"]).stdout
     for flag in ("--dir", "--domain", "--hostname", "--account", "--accounts", "--alias", "--smtp",
-                 "--submission", "--submissions", "--lmtp", "--pop3", "--pop3s", "--tls-cert",
-                 "--tls-key", "--workers", "--set", "--hints"):
+                 "--submission", "--submissions", "--lmtp", "--odmr", "--pop3", "--pop3s",
+                 "--tls-cert", "--tls-key", "--workers", "--set", "--hints"):
         assert re.search(rf"(?m)^  {flag}\b", text)
 
 

@@ -21,7 +21,8 @@ PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
 SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "mistakes", "config", "log", "systemd",
-           "headcount", "connections", "listeners", "figures", "gathering", "monitor", "observer", "front"]
+           "headcount", "connections", "listeners", "figures", "gathering", "monitor", "observer",
+           "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -40,6 +41,7 @@ MAY_IMPORT = {
                     "connections", "conversation", "fanout"],
     "pop3.server": [*CONTRACTS, *LOGINS, "figures", "authentication", "pop3", "connections",
                     "conversation"],
+    "smtp.passage": ["conversation"],
     "smtp.outgoing": [*VALUES, "trust", "dialing", "smtp"],
     "smtp": [*VALUES, *LOGINS, "trace", "smtp"],
     "pop3.retrieval": ["pop3"],
@@ -106,7 +108,8 @@ MAY_IMPORT = {
     "queue.security.report": ["trace", "queue.security.results"],
     "queue.security": ["errors", "mail", "client", "smtp.failures", "store.threads", "trust",
                        "queue.exchangers", "queue.routes", "queue.security"],
-    "queue": [*CONTRACTS, "figures", "names", "trace", "srs", "fanout", "store", "client", "trust",
+    "queue": [*CONTRACTS, "figures", "names", "trace", "srs", "fanout", "store", "client",
+              "dialing", "trust",
               "smtp.failures", "smtp.offers", "smtp.requests", "queue"],
     "passwords": [*CONTRACTS, *LOGINS, "names"],
     "logindelay": ["errors", "names", "state"],
@@ -141,8 +144,8 @@ SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "databas
            "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
            "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
            "queue.security.dane"]
-ADAPTORS = ["smtp.server", "smtp.outgoing", "smtp.incoming", "smtp.severally", "submission.agent",
-            "pop3.server", "pop3.retrieval"]
+ADAPTORS = ["smtp.server", "smtp.passage", "smtp.outgoing", "smtp.incoming", "smtp.severally",
+            "submission.agent", "pop3.server", "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 

@@ -11,7 +11,14 @@ import pytest
 
 from mailsvc.mail import NULL_PATH, Address
 from mailsvc.queue.filter import STATUSES, FilterError, act, parse
-from mailsvc.queue.message import RELAYED, QueuedMessage, QueuedRecipient
+from mailsvc.queue.message import (
+    RELAYED,
+    QueuedMessage,
+    QueuedRecipient,
+    envelope_line,
+    state_line,
+)
+from mailsvc.queue.message import parse as parse_message
 from mailsvc.queue.spool import Draft, Spool
 from tests.command_line import CommandLine
 
@@ -41,6 +48,21 @@ def test_filters(words: str, ids: str) -> None:
     test = parse([words])
     found = [each.id for each in (message("A", "bob@example.net"), b, c) if test(each, NOW)]
     assert " ".join(found) == ids
+
+
+def test_what_is_for_others_to_fetch_is_kept() -> None:
+    kept = message("E", "bob@far.example", "eve@branch.example", attempts=1)
+    kept.recipients[0].kept = True
+    assert [word for word in STATUSES if parse([f"status:{word}"])(kept, NOW)] == ["deferred"]
+    kept.recipients[1].state = RELAYED
+    assert [word for word in STATUSES if parse([f"status:{word}"])(kept, NOW)] == ["kept"]
+    again = parse_message(envelope_line(kept), state_line(kept))
+    assert [each.kept for each in again.recipients] == [True, False]
+    # As a former version has written it.
+    former = state_line(kept).replace(b',"kept":true', b"").replace(b',"kept":false', b"")
+    assert not any(each.kept for each in parse_message(envelope_line(kept), former).recipients)
+    assert act(kept, "hold", "", NOW)
+    assert [word for word in STATUSES if parse([f"status:{word}"])(kept, NOW)] == ["held"]
 
 
 def test_what_waits_for_its_release_is_scheduled_until_an_operator_lets_it_go() -> None:

@@ -184,6 +184,10 @@ def test_the_most_particular_route_counts() -> None:
 
 def test_without_routes_it_is_the_exchangers() -> None:
     message = QueuedMessage("ID", 0, NULL_PATH, [])
+    keeping = Routes(RelaySettings(smarthost="all.example", routes={"far.example": "x.example"}),
+                     {"far.example"})
+    assert keeping.hop(message, Address("x", "FAR.example")) == Hop("far.example", kept=True)
+    assert keeping.hop(message, Address("x", "sub.far.example")).host == "all.example"
     assert Routes(RelaySettings()).hop(message, Address("x", "bücher.example")) == Hop(
         "xn--bcher-kva.example", exchangers=True)
     assert Routes(RelaySettings()).hop(message, Address("x", "[192.0.2.1]")).host == "[192.0.2.1]"

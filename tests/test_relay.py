@@ -142,6 +142,22 @@ def test_success_here_is_told_where_it_was_asked_for(tmp_path: Path) -> None:
         assert len(mail(here)) == 2
 
 
+@pytest.mark.parametrize("chunking", [False, True])
+def test_eight_bits_that_nobody_declared(tmp_path: Path, chunking: bool) -> None:
+    with Service(tmp_path / "b", ("bob@far.example:secret",)) as chunks, Exchanger(
+            "127.0.0.1", 0, "") as plain, relaying(
+            tmp_path / "a", 'routing.relay_domains=["far.example"]',
+            f"relay.smarthost=127.0.0.1:{chunks.smtp[1] if chunking else plain.port}") as here:
+        for length in 1, 200_000:
+            text = b"Subject: x\r\n\r\n" + b"\xc3\xa4\r\n" * length
+            with smtplib.SMTP(*here.smtp, timeout=PATIENCE) as smtp:
+                smtp.sendmail("x@sender.example", ["bob@far.example"], text)
+            until(lambda: not queued(here), here)
+            got, = (fetch(chunks, "bob@far.example") if chunking
+                    else [plain.messages.pop()[2]])
+            assert below_trace(got) == text
+
+
 def test_the_queue_of_a_service_that_runs(tmp_path: Path) -> None:
     from mailsvc.cli import main  # noqa: PLC0415
 

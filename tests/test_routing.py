@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from mailsvc.config import KEYS
 from mailsvc.directory import Alias, Domain, SqliteDirectory
 from mailsvc.errors import (
     MailboxMoved,
@@ -562,3 +563,38 @@ def test_an_account_that_only_sends_gets_no_mail(tmp_path: Path) -> None:
         directory.set_role(at("printer@example.org"), "receive")
         assert [each.local_part for each in router.route(at("all@example.org"))] == [
             "printer", "bob"]
+
+
+# ---- mail that is fetched ----
+
+
+def test_who_may_fetch_which_domains(tmp_path: Path) -> None:
+    with SqliteDirectory(str(tmp_path / "accounts.sqlite"), create=True) as directory:
+        directory.add_domain("d.example")
+        router = Router(directory, "", RoutingSettings(
+            relay_domains=["both.example"], atrn_domains={
+                "Carol@D.example": "Far.example  bücher.example both.example",
+                "dave@d.example": "far.example"}))
+        assert router.turns("carol@d.example") == (
+            "far.example", "xn--bcher-kva.example", "both.example")
+        assert router.turns("dave@d.example") == ("far.example",)
+        assert router.turns("eve@d.example") == router.turns("") == ()
+        assert router.fetched and not Router(directory, "").fetched
+        # Taken from anybody; sent on only where an exchanger is known.
+        assert router.kept == {"far.example", "xn--bcher-kva.example"}
+        for domain, runs in (("FAR.example", False), ("both.example", True)):
+            to = Address("x", domain)
+            assert router.route(to) == (Remote(to),)
+            assert router.relays(domain) and router.runs(domain) is runs
+        with pytest.raises(RelayDenied):
+            router.route(Address("x", "sub.far.example"))
+
+
+@pytest.mark.parametrize(("value", "said"), [
+    ({"carol": "far.example"}, "an account, such as carol@example.org, for each key, not 'carol'"),
+    ({"carol@d.example": ""}, "for 'carol@d.example': domains, with spaces between"),
+    ({"carol@d.example": "far.example, b.example"},
+     "for 'carol@d.example': domains, with spaces between"),
+    ({"carol@d.example": "192.0.2.1"}, "for 'carol@d.example': domains, with spaces between")])
+def test_a_table_of_who_fetches_that_means_nothing(value: dict[str, str], said: str) -> None:
+    assert KEYS["routing.atrn_domains"].expected(value) == said

@@ -18,14 +18,14 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from mailsvc.credentials import Password
-from mailsvc.errors import MailFailure, StorageFull
+from mailsvc.errors import MailFailure, NothingWaits, StorageFull, TurnInUse
 from mailsvc.mail import Address, Recipient
 from mailsvc.sasl.context import AuthSettings, Context
 from mailsvc.sasl.steps import LogIn
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.grammar import mailbox
 from mailsvc.smtp.limits import SMTPSettings
-from mailsvc.smtp.mode import LMTP, SUBMISSION, TRANSPORT
+from mailsvc.smtp.mode import LMTP, ODMR, SUBMISSION, TRANSPORT
 from mailsvc.smtp.replies import LOCAL_ERROR, Reply, accepted, from_failure, verified
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.smtp.session import Session
@@ -42,6 +42,7 @@ from tests.dialogue import (
     scripts,
 )
 from tests.postoffice import (
+    FETCHED,
     HOSTNAME,
     NOW,
     PASSWORDS,
@@ -66,7 +67,8 @@ class World:
 
     ``= hostname NAME``, ``= accounts ADDRESS…`` (besides the cast of example.org), ``= tls yes``,
     ``= mode NAME``, ``= known yes`` (may submit without a login), ``= spoilt KIND…`` (answers that
-    fail with "disk full"), ``= queue yes`` (mail may wait), and any of the [smtp] section.
+    fail with "disk full"), ``= queue yes`` (mail may wait), ``= atrn yes`` (alice may fetch mail),
+    and any of the [smtp] section.
     """
 
     def __init__(self, script: Script) -> None:
@@ -75,7 +77,7 @@ class World:
         self.accounts: list[Address] = []
         self.tls = False
         self.known = False
-        self.queue = False
+        self.queue = self.atrn = False
         self.mode = TRANSPORT
         self.settings: dict[str, Any] = {}
         known = {field.name: type(field.default) for field in fields(SMTPSettings)}
@@ -90,10 +92,13 @@ class World:
                 self.settings["xclient_networks"] = [CLIENT]
             elif name == "known":
                 self.known = value == "yes"
+            elif name == "atrn":
+                self.atrn = value == "yes"
             elif name == "queue":
                 self.queue = value == "yes"
             elif name == "mode":
-                self.mode = {mode.name: mode for mode in (TRANSPORT, SUBMISSION, LMTP)}[value]
+                self.mode = {mode.name: mode for mode in (
+                    TRANSPORT, SUBMISSION, LMTP, ODMR)}[value]
             elif name == "spoilt":
                 full = StorageFull("The disk is full; try again later")
                 self.answers.spoilt.update(dict.fromkeys(value.split(), full))
@@ -142,11 +147,13 @@ class Owner:
             cleartext_allowed=world.settings.get("allow_cleartext_auth") == "yes")
         self.session = Session(world.hostname, SMTPSettings(**world.settings), world.mode,
                                known=world.known, trusted="xclient_networks" in world.settings,
-                               sasl=self.context if world.mode.submission else None,
+                               sasl=self.context if world.mode.logs_in else None,
                                tls_available=world.tls,
+                               turns=world.mode.odmr or (world.mode.submission and world.atrn),
                                clock=(lambda: NOW) if world.queue else None)
         self.store = FakeStore(world.answers)
-        self.router = FakeRouter(world.answers, world.accounts)
+        self.router = FakeRouter(world.answers, world.accounts, world.atrn)
+        self.queue = world.queue
         self.delivery: FakeDelivery | None = None
         self.closed = False
         self._heard = b""
@@ -175,6 +182,15 @@ class Owner:
             if answer is not None:
                 self.session.reply(answer)
         self._heard += self.session.data_to_send()
+
+    def _turn(self, domains: tuple[str, ...]) -> Reply:
+        own = self.router.turns(self.session.authenticated)
+        if not own or not set(domains) <= set(own):
+            return replies.NOT_YOURS
+        if not self.queue:
+            return replies.CANNOT_TURN
+        return {NothingWaits: replies.NO_MAIL, TurnInUse: replies.TURN_IN_USE,
+                None: replies.TURNED}[FETCHED[(domains or own)[0]]]
 
     def _answer(self, event: events.Event) -> Reply | None:
         session = self.session
@@ -211,6 +227,8 @@ class Owner:
                 return verified(mailbox, self.router.expand(mailbox))
             case events.QueueRun(domain):
                 return replies.NO_QUEUE if self.router.relays(domain) else replies.NOT_QUEUED
+            case events.Turn(domains):
+                return self._turn(domains)
             case events.DataBegins():
                 assert envelope is not None
                 self.delivery = self.store.begin(envelope.accounts(), envelope.id, envelope.size)
@@ -243,9 +261,9 @@ class Owner:
 
 
 #: The replies of RFC 5321 §4.2.3, but for 455, which nothing here calls for; of RFC 4954 §6,
-#: and of RFC 1985 §6.
+#: of RFC 1985 §6 and of RFC 2645 §7.
 CODES = {211, 214, 220, 221, 250, 251, 252, 354, 421, 450, 451, 452, 500, 501, 502, 503, 504, 550,
-         551, 552, 553, 554, 555, 235, 334, 530, 535, 538, 458, 459}
+         551, 552, 553, 554, 555, 235, 334, 530, 535, 538, 453, 458, 459}
 
 
 def test_every_reply_of_the_rfc_is_in_some_dialogue() -> None:
@@ -281,7 +299,7 @@ def line(script: Script) -> Line:
     world = World(script)
     return Line(world.answers, mode=world.mode, known=world.known, hostname=world.hostname,
                 accounts=world.accounts, tls=object() if world.tls else None,
-                queue=world.queue, **world.settings)
+                queue=world.queue, atrn=world.atrn, **world.settings)
 
 
 class LateLine(Line):
@@ -294,10 +312,11 @@ class LateLine(Line):
 
 def late_line(script: Script) -> LateLine:
     world = World(script)
-    world.answers.late = {"route", "room", "verify", "expand", "write", "commit"}
+    world.answers.late = {"route", "room", "verify", "expand", "write", "commit", "turn"}
     return LateLine(world.answers, mode=world.mode, known=world.known,
                     hostname=world.hostname, accounts=world.accounts,
-                    tls=object() if world.tls else None, queue=world.queue, **world.settings)
+                    tls=object() if world.tls else None, queue=world.queue, atrn=world.atrn,
+                    **world.settings)
 
 
 @every_script

@@ -557,3 +557,31 @@ def test_long_input_is_refused_in_a_bounded_number_of_steps(form: str, inside: s
             continue
         # A long value of a parameter, or nothing but spaces: there is nothing wrong with those.
         assert parse is grammar.reverse_path
+
+
+# ---- ATRN ----
+
+
+@pytest.mark.parametrize(("argument", "found"), [
+    ("", ()), ("example.org", ("example.org",)),
+    ("EXAMPLE.org,a.example", ("example.org", "a.example")),
+    ("a.example , b.example,a.example", ("a.example", "b.example")),
+    ("bücher.example", ("xn--bcher-kva.example",))])
+def test_the_domains_of_atrn(argument: str, found: tuple[str, ...]) -> None:
+    assert grammar.domains(argument.encode()) == found
+
+
+@pytest.mark.parametrize("argument", [
+    ",", "a.example,", ",a.example", "a.example b.example", "a.example,,b.example", "[192.0.2.1]",
+    "a..example", "@a.example", "a.example.", "-a.example", "a" * 64 + ".example"])
+def test_what_are_no_domains_of_atrn(argument: str) -> None:
+    assert str(fault(grammar.domains, argument)) == "Syntax: ATRN [domain,domain]"
+
+
+@given(st.binary(max_size=100))
+def test_any_octets_behind_atrn_are_domains_or_a_fault(argument: bytes) -> None:
+    try:
+        found = grammar.domains(argument)
+    except SyntaxFault:
+        return
+    assert all(name.isascii() and name for name in found) and len(set(found)) == len(found)

@@ -31,6 +31,8 @@ from mailsvc.smtp.events import (
     QueueRun,
     RcptTo,
     TLSBegins,
+    Turn,
+    Turned,
     Verify,
 )
 from mailsvc.smtp.limits import SMTPSettings
@@ -188,6 +190,38 @@ def test_nothing_is_looked_at_after_the_end() -> None:
     assert talk.say(b"NOOP\r\n") == b""
     assert talk.session.buffered == 0
     assert talk.session.next_event() is None
+
+
+def turning(phase: str = READY) -> Talk:
+    """A Talk with who has logged in to fetch mail."""
+    talk = talk_in(phase, turns=True)
+    talk.session.authenticated = "alice@example.org"
+    return talk
+
+
+@pytest.mark.parametrize("phase", WAYS)
+def test_order_of_atrn(phase: str) -> None:
+    talk = turning(phase)
+    said = talk.say(b"ATRN example.org,a.example\r\n220 hello\r\n")
+    if phase is READY:
+        assert said == ACCEPTED.wire
+        assert talk.events == [Turn(("example.org", "a.example")), Turned(b"220 hello\r\n")]
+        assert talk.session.phase is CLOSED
+        assert talk.say(b"NOOP\r\n") == b"" and talk.session.next_event() is None
+    else:
+        assert codes(said)[0] == 503
+        assert not talk.of(Turn) and talk.session.phase is phase
+
+
+@pytest.mark.parametrize("answer", [BUSY, replies.NO_MAIL, NO, GOING_DOWN])
+def test_a_turn_that_is_refused(answer: Reply) -> None:
+    talk = turning()
+    talk.answers[Turn] = answer
+    assert talk.say(b"ATRN\r\n") == last(answer)
+    assert talk.events[0] == Turn(()) and not talk.of(Turned)
+    assert talk.session.phase is (CLOSED if answer is GOING_DOWN else READY)
+    # Nobody is to be dismissed because there is no mail, time and again.
+    assert talk.session.errors == 0
 
 
 # ---- which commands bring no mail along ----------------------------------------------------------

@@ -170,16 +170,17 @@ def _check_hostname(ctx: click.Context, option: click.Parameter, name: str | Non
     return name
 
 
-#: Where each kind of listener listens without its flag.
-PORTS = {"smtp": 2525, "submission": 2587, "submissions": 2465, "lmtp": 2024, "pop3": 2110,
-         "pop3s": 2995, "http": 2080}
+#: Where each kind of listener listens without its flag; None for nowhere.
+PORTS = {"smtp": 2525, "submission": 2587, "submissions": 2465, "lmtp": 2024, "odmr": None,
+         "pop3": 2110, "pop3s": 2995, "http": 2080}
 
 
 def _places(command: Callable[..., None]) -> Callable[..., None]:
     """Give *command* an option for each kind of listener."""
     for kind, port in reversed(PORTS.items()):
         command = click.option(
-            f"--{kind}", type=PLACE, default=f"127.0.0.1:{port}", show_default=True,
+            f"--{kind}", type=PLACE, default=f"127.0.0.1:{port}" if port else "off",
+            show_default=True,
             metavar="[ADDRESS:]PORT|unix:/PATH|off", help=_PLACE_HELP[kind])(command)
     return command
 
@@ -189,6 +190,7 @@ _PLACE_HELP = {
     "submission": "Where users log in and send, with STARTTLS.",
     "submissions": "The same with TLS from the first octet.",
     "lmtp": "Where LMTP listens.",
+    "odmr": "Where the mail of routing.atrn_domains is fetched (ODMR).",
     "pop3": "Where POP3 listens; port 0 for any.",
     "pop3s": "The same with TLS from the first octet.",
     "http": "Where figures for Prometheus are shown, liveness and readiness.",
@@ -235,8 +237,8 @@ def dev(
     Passwords are hashed too quickly to be safe, POP3 takes them without TLS, and 127.0.0.1 may
     guess them: use it for tests.
 
-    Without any flag for a listener, all of them listen.  With one, SMTP and POP3 do unless they are
-    off, and of the others those that have a flag.
+    Without any flag for a listener, all but ODMR listen.  With one, SMTP and POP3 do unless they
+    are off, and of the others those that have a flag.
 
     \b
     Example:

@@ -95,11 +95,11 @@ def _described(message: QueuedMessage) -> dict[str, Any]:
 
 @queue.command(name="list", help="""List the messages in the queue, the oldest first.
 """ + _FILTER + """
-    The keys in JSON are id, status (new, deferred, held, or scheduled: until its sender wants it to
-    be sent), arrived, size, from, account, attempts, next, release (until when its sender wants it
-    held), deliver_by (by when its sender wants it delivered), priority (-9 to 9), route, and
-    recipients, each with address, original, state (waiting, relayed or failed), status, reply, host
-    and tried.
+    The keys in JSON are id, status (new, deferred, held, scheduled: until its sender wants it to be
+    sent, or kept: until the next host fetches it by ATRN), arrived, size, from, account, attempts,
+    next, release (until when its sender wants it held), deliver_by (by when its sender wants it
+    delivered), priority (-9 to 9), route, and recipients, each with address, original, state
+    (waiting, relayed or failed), status, reply, host and tried.
 
     \b
     Example:
@@ -166,8 +166,8 @@ def show(id: str, text: bool, as_json: bool) -> None:
 
 @queue.command(help="""Count the messages in the queue, and to which domains they go.
 """ + _FILTER + """
-    The keys in JSON are messages, new, deferred, held, scheduled, octets, oldest (seconds) and
-    domains, the number of waiting recipients for each.
+    The keys in JSON are messages, new, deferred, held, scheduled, kept, octets, oldest (seconds)
+    and domains, the number of waiting recipients for each.
 
     \b
     Example:

@@ -10,7 +10,7 @@ on, or is gone (:mod:`mailsvc.queue.schedule`, :mod:`mailsvc.queue.reports`,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +18,10 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
 from twisted.logger import Logger
 
 from mailsvc import figures
-from mailsvc.errors import MailFailure
+from mailsvc.errors import EnhancedStatus, MailFailure
 from mailsvc.figures import Share
 from mailsvc.mail import Address
-from mailsvc.names import DirectoryError
+from mailsvc.names import DirectoryError, fold_domain
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.content import Content
 from mailsvc.queue.dsn import HEADER_OCTETS
@@ -74,6 +74,25 @@ class After:
     priority: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """The next host fetches mail, over a connection that it opened (ATRN).
+
+    :ivar domains: those whose mail it is.
+    :ivar carry: hands it a job, of its recipients alone; as :meth:`Carrier.carry`.
+    """
+
+    domains: Collection[str]
+    carry: Callable[[Job], Awaitable[list[Result]]]
+
+    def recipients(self, message: QueuedMessage) -> list[QueuedRecipient]:
+        """Those of *message* whose mail it may have now."""
+        if message.held or message.scheduled or message.route:
+            return []
+        return [each for each in message.waiting
+                if not each.local and fold_domain(each.address.domain) in self.domains]
+
+
 class Attempts:
     """The attempts that this process makes.
 
@@ -89,7 +108,7 @@ class Attempts:
                  share: Share | None = None) -> None:
         self._spool = spool
         self._threads = threads
-        self._carrier = carrier
+        self.carrier = carrier
         self._routes = routes
         self._schedule = schedule
         self._reports = reports
@@ -117,19 +136,19 @@ class Attempts:
 
     def start(self, *, leading: bool) -> None:
         """Begin with what is done beside them; that of all processes together if *leading*."""
-        self._carrier.start(leading=leading)
+        self.carrier.start(leading=leading)
 
-    def begin(self, id: str) -> Deferred[After]:
-        """Try the message *id*.  The Deferred does not fail."""
+    def begin(self, id: str, fetching: Fetching | None = None) -> Deferred[After]:
+        """Try the message *id*, or only hand it to who fetches.  The Deferred does not fail."""
         self._under_way += 1
-        attempt = Deferred.fromCoroutine(self._claimed(id))
+        attempt = Deferred.fromCoroutine(self._claimed(id, fetching))
         attempt.addErrback(self._failed, id)
         return attempt.addCallback(self._ended)
 
     def stop(self) -> Deferred[None]:
         """Begin nothing more; fires when what was under way has come to its end."""
         self._stopped = True
-        self._carrier.stop()
+        self.carrier.stop()
         if not self._under_way:
             return succeed(None)
         waiting: Deferred[None] = Deferred()
@@ -139,16 +158,16 @@ class Attempts:
     def abort(self) -> None:
         """Close every connection at once."""
         self._stopped = True
-        self._carrier.abort()
+        self.carrier.abort()
 
-    async def _claimed(self, id: str) -> After:
+    async def _claimed(self, id: str, fetching: Fetching | None) -> After:
         if self._stopped:
             return After(self._clock.seconds())
         if not self._spool.claims.take(id):
             # It had it from the process that sent before this one.
             return After(self._clock.seconds() + _CLAIMED)
         try:
-            return await self._attempt(id)
+            return await self._attempt(id, fetching)
         finally:
             self._spool.claims.give_back(id)
 
@@ -168,7 +187,7 @@ class Attempts:
                     each.callback(None)
         return after
 
-    async def _attempt(self, id: str) -> After:
+    async def _attempt(self, id: str, fetching: Fetching | None) -> After:
         try:
             message, content, prefix = await self._opening.do(id)
         except FileNotFoundError:
@@ -181,6 +200,9 @@ class Attempts:
         try:
             if message.held:
                 return After(None, held=True, priority=message.priority)
+            if fetching is not None:
+                return After(await self._hand(message, content, prefix, fetching),
+                             priority=message.priority)
             now = self._clock.seconds()
             if message.waiting and message.due > now + 0.001:
                 return After(message.due, priority=message.priority)
@@ -198,6 +220,22 @@ class Attempts:
             return After(await self._settle(message, content), priority=message.priority)
         finally:
             content.close()
+
+    async def _hand(self, message: QueuedMessage, content: Content, prefix: bytes,
+                    fetching: Fetching) -> float | None:
+        """Hand to who fetches it what is theirs; when to look at *message* again.
+
+        That is no attempt by the schedule, nor does it put off one for other recipients.
+        """
+        tried = 0
+        if not self._schedule.expired(message, self._clock.seconds()):
+            # One after the other: there is one connection.
+            for (_, path), recipients in self._ways(message, fetching).items():
+                tried += self._note_all(message, await fetching.carry(
+                    Job(message, recipients, path, content, prefix)))
+        if not tried:
+            return message.due
+        return await self._settle(message, content, message.due)
 
     def _save_all(self, messages: Sequence[QueuedMessage]) -> list[None]:
         self._spool.save(*messages)
@@ -233,15 +271,19 @@ class Attempts:
             content.whole(), message.reverse_path.domain) if sign else b""
         return message, content, prefix
 
-    def _ways(self, message: QueuedMessage
+    def _ways(self, message: QueuedMessage, fetching: Fetching | None = None
               ) -> dict[tuple[Hop | None, Address], list[QueuedRecipient]]:
-        """The recipients by where they go next, None for here, and with which reverse-path."""
+        """The recipients by where they go next, None for here, and with which reverse-path.
+
+        Those whose mail is fetched go where that is done, whatever their routes.
+        """
         ways: dict[tuple[Hop | None, Address], list[QueuedRecipient]] = {}
-        for each in message.waiting:
+        for each in message.waiting if fetching is None else fetching.recipients(message):
             path = message.reverse_path
             if each.alias is not None:
                 path = self._srs.forward(path, each.alias.domain)
-            hop = None if each.local else self._routes.hop(message, each.address)
+            hop = None if each.local or fetching is not None else self._routes.hop(
+                message, each.address)
             ways.setdefault((hop, path), []).append(each)
         return ways
 
@@ -257,20 +299,31 @@ class Attempts:
         if hop is None:
             assert self._local is not None, "a message was held that nobody can deliver"
             results = await self._local.deliver(job)
+        elif hop.kept:
+            results = [Result(each, WAITING, EnhancedStatus(4, 4, 0),
+                              f"kept until {hop.host} fetches it (ATRN)", kept=True)
+                       for each in job.recipients]
         else:
-            results = await self._carrier.carry(hop, job)
-        now = self._clock.seconds()
-        for result in results:
-            self._note(job.message, result, now)
+            results = await self.carrier.carry(hop, job)
+        self._note_all(job.message, results)
         if saving is not None:
             # What one host took is on disk before another's time-out has come.
             await saving.run(self._saving.do, job.message)
         return len(results)
 
+    def _note_all(self, message: QueuedMessage, results: Sequence[Result]) -> int:
+        """Keep *results*; how many there are."""
+        now = self._clock.seconds()
+        for result in results:
+            self._note(message, result, now)
+        return len(results)
+
     def _note(self, message: QueuedMessage, result: Result, now: float) -> None:
         each = result.recipient
-        each.state, each.status, each.reply = result.state, str(result.status), result.reply
-        each.host, each.tried = result.host, now
+        each.tried, each.kept = now, result.kept
+        if not (result.kept and each.host):  # what the host itself said last says more
+            each.state, each.status, each.reply = result.state, str(result.status), result.reply
+            each.host = result.host
         if result.state == RELAYED:
             # RFC 3461 §5.2.1: who knows DSN reports; else it is for us to say that it is gone.
             each.reported = (result.reports or not each.wants("SUCCESS")) and not (
@@ -279,19 +332,24 @@ class Attempts:
                 # that does not mind it, by which the message is as good as gone.
                 and (message.by.trace or (not result.timely and message.in_time(now))))
         took = result.state == RELAYED
-        outcome = "deferred" if result.state == WAITING else (
+        outcome = "kept" if result.kept else "deferred" if result.state == WAITING else (
             "delivered" if took and each.local else result.state)
-        self._outcomes[outcome].add()
+        if not result.kept:  # which is no attempt
+            self._outcomes[outcome].add()
         if took:
             self._delay.observe(max(0, round(1e9 * (now - message.arrived))))
         _log.info("{id} {state} recipient={recipient} sender={sender} host={host} "
                       "attempt={attempt}: {reply}",
-                      id=message.id, state="deferred" if result.state == WAITING else result.state,
+                      id=message.id, state=result.state if took else outcome,
                       recipient=str(each.address), sender=str(message.reverse_path),
                       host=result.host, attempt=message.attempts, reply=result.reply)
 
-    async def _settle(self, message: QueuedMessage, content: Content) -> float | None:
-        """What follows from what the recipients' states are now; when to try again."""
+    async def _settle(self, message: QueuedMessage, content: Content,
+                      due: float | None = None) -> float | None:
+        """What follows from what the recipients' states are now; when to try again.
+
+        :param due: when that is, if it was no attempt by the schedule.
+        """
         now = self._clock.seconds()
         following: float | None = None
         warns = self._schedule.warns(message, now)
@@ -316,9 +374,11 @@ class Attempts:
             _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)
             return None
-        message.due = following
+        message.due = following = following if due is None else due
         if warns:
-            late = [each for each in message.waiting if each.wants("DELAY")]
+            # Who fetches comes when it comes, so only who asked is told.
+            late = [each for each in message.waiting if each.wants("DELAY")
+                    and (not each.kept or "DELAY" in each.notify or message.by is not None)]
             if message.by is not None:
                 late = [replace(each, status="4.4.7") for each in late]  # RFC 2852 §4.1
             await self._reports.send("delayed", message, late, content.head(HEADER_OCTETS),

@@ -25,6 +25,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mailsvc.client import Client, Timeouts
+from mailsvc.dialing import Line
 from mailsvc.errors import EnhancedStatus
 from mailsvc.queue import pipe
 from mailsvc.queue.connection import Connection, reply_text
@@ -104,6 +105,34 @@ class Carrier:
             working.addErrback(self._bug, destination)
             working.addBoth(self._ended, hop, destination)
         return job.done
+
+    async def take_over(self, line: Line) -> Connection:
+        """Speak to the next host, which has become the server of *line* (ATRN).
+
+        :raises SendingFailure: it is none; the connection is over.
+        """
+        client = await Client.over(line, hello=self._hello, timeouts=self._timeouts,
+                                   clock=self._reactor)
+        connection = Connection(client, self._reactor)
+        self._open.add(connection)
+        if self._aborted:
+            connection.close()
+        try:
+            await client.ready()
+        except SendingFailure:
+            self._quit(connection)
+            raise
+        return connection
+
+    async def hand(self, connection: Connection, job: Job) -> list[Result]:
+        """Hand *job* over *connection*, of :meth:`take_over`; as :meth:`carry`."""
+        if self._stopped:
+            return []
+        if await self._send(connection, job):
+            # There is no other host to ask.
+            job.give_up()
+            self._finish(job)
+        return await job.done
 
     def start(self, *, leading: bool) -> None:
         """Begin with what is done beside carrying; that of all processes together if *leading*."""
@@ -246,8 +275,7 @@ class Carrier:
             self._quit(connection)
         if not left and (failed is None or not failed.temporary):
             # Every host was asked, and what they lack they will lack tomorrow.
-            job.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
-                           for each in job.results]
+            job.give_up()
         if failed is not None and not reached:
             self._all(destination, job, _said(failed), failed.status,
                       places[-1].name if failed.reply else "")

@@ -35,6 +35,16 @@ class Connection:
         return self._client.closed is not None
 
     @property
+    def host(self) -> str:
+        """What the other host calls itself."""
+        return self._client.host
+
+    @property
+    def end(self) -> str:
+        """Why it has ended, for people; empty if it has not."""
+        return self._client.closed.text if self._client.closed is not None else ""
+
+    @property
     def transactions(self) -> int:
         """How many messages were accepted over it."""
         return self._client.transactions
@@ -77,7 +87,9 @@ class Connection:
             [Recipient(each.address, self._notify(each, message) if reports else (),
                        _orcpt(each) if reports else "") for each in left],
             job.content.message(job.prefix), size=job.content.size + len(job.prefix),
-            body=message.body, smtputf8=message.smtputf8, ret=message.ret if reports else "",
+            # Of 7BIT nobody can be sure: it is said by saying nothing, also by those who err.
+            body="" if message.body == "7BIT" else message.body,
+            smtputf8=message.smtputf8, ret=message.ret if reports else "",
             envid=message.envid if reports else "", requiretls=message.requiretls and self.sealed,
             by=self._by(message),
             # RFC 6710 §4.2: whatever it is.

@@ -8,8 +8,9 @@ at all means every message.
 ``to:bob@``            … of that local-part; ``to:bob@example.org`` of both
 ``from:…``             the sender, likewise; ``from:<>`` for reports
 ``account:alice@…``    who submitted it, likewise
-``status:deferred``    ``new`` (never tried), ``deferred`` (to be tried again), ``held``, or
-                       ``scheduled`` (its sender wants it to be sent later)
+``status:deferred``    ``new`` (never tried), ``deferred`` (to be tried again), ``held``,
+                       ``scheduled`` (its sender wants it to be sent later), or ``kept`` (for the
+                       next host to fetch it)
 ``age>4h``             since it came: s, m, h, d, w; also ``<``, ``>=``, ``<=``
 ``size>1M``            octets: K, M, G
 ``attempts>=3``        how often it was tried
@@ -37,7 +38,7 @@ _OCTETS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 #: Where a message stands.
-STATUSES = ("new", "deferred", "held", "scheduled")
+STATUSES = ("new", "deferred", "held", "scheduled", "kept")
 
 
 class FilterError(ValueError):
@@ -50,6 +51,8 @@ def status(message: QueuedMessage) -> str:
         return "held"
     if message.scheduled:
         return "scheduled"
+    if message.kept:
+        return "kept"
     return "deferred" if message.attempts else "new"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from twisted.internet.defer import Deferred
 
@@ -22,6 +22,7 @@ class Result:
     :ivar host: who said it; empty when nobody did.
     :ivar reports: whether the next host has taken over to report of success (DSN).
     :ivar timely: whether it minds within how much time the message is to be delivered (DELIVERBY).
+    :ivar kept: whether nothing was tried, because it is for the next host to fetch it.
     """
 
     recipient: QueuedRecipient
@@ -31,6 +32,7 @@ class Result:
     host: str = ""
     reports: bool = False
     timely: bool = False
+    kept: bool = False
 
 
 @dataclass(slots=True)
@@ -58,6 +60,11 @@ class Job:
         """The recipients that no host has decided about yet."""
         decided = {id(each.recipient) for each in self.results if each.state != WAITING}
         return [each for each in self.recipients if id(each) not in decided]
+
+    def give_up(self) -> None:
+        """Every host was asked: what they lack they will lack tomorrow."""
+        self.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
+                        for each in self.results]
 
     def forget_waiting(self) -> None:
         """Drop what was said of those that are to be tried again: they are, now."""

@@ -44,6 +44,7 @@ class QueuedRecipient:
     :ivar tried: when it was last tried, in seconds since the epoch; 0 for never.
     :ivar reported: whether all that its sender wants to know of its end has been told.
     :ivar local: whether it is a mailbox here.
+    :ivar kept: whether it is for the next host to fetch (ATRN).
     """
 
     address: Address
@@ -58,6 +59,7 @@ class QueuedRecipient:
     tried: float = 0.0
     reported: bool = False
     local: bool = False
+    kept: bool = False
 
     def wants(self, report: str) -> bool:
         """Whether its sender wants a report of "SUCCESS", "FAILURE" or "DELAY" (RFC 3461 §4.1)."""
@@ -114,6 +116,12 @@ class QueuedMessage:
     def scheduled(self) -> bool:
         """Whether it waits for its release."""
         return 0 < self.release <= self.due and not (self.released or self.attempts)
+
+    @property
+    def kept(self) -> bool:
+        """Whether all that is left of it is for others to fetch."""
+        waiting = self.waiting
+        return bool(waiting) and all(each.kept for each in waiting)
 
     @property
     def began(self) -> float:
@@ -211,7 +219,8 @@ def state_line(message: QueuedMessage) -> bytes:
         "version": VERSION, "attempts": message.attempts, "due": message.due, "held": message.held,
         "released": message.released, "warned": message.warned, "route": message.route,
         "recipients": [{"state": each.state, "status": each.status, "reply": each.reply,
-                        "host": each.host, "tried": each.tried, "reported": each.reported}
+                        "host": each.host, "tried": each.tried, "reported": each.reported,
+                        "kept": each.kept}
                        for each in message.recipients]})
 
 
@@ -257,6 +266,7 @@ def _take_state(message: QueuedMessage, said: dict[str, Any]) -> None:
         recipient.state, recipient.status = each["state"], _text(each["status"])
         recipient.reply, recipient.host = _text(each["reply"]), _text(each["host"])
         recipient.tried, recipient.reported = _number(each["tried"]), bool(each["reported"])
+        recipient.kept = bool(each.get("kept", False))
 
 
 def _object(line: bytes) -> dict[str, Any]:

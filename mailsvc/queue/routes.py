@@ -24,7 +24,7 @@ import functools
 import ipaddress
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
@@ -51,6 +51,7 @@ class Hop:
     :ivar tls: as ``mailsvc.client.TLS``.
     :ivar command: the program, with its arguments, that gets the mail; there is no host then.
     :ivar user: whom to log in as, or empty; *password* likewise.
+    :ivar kept: whether mail for the domain *host* goes nowhere until it is fetched (ATRN).
     :ivar wish: what messages ask of TLS, which have connections of their own: "require"
         (REQUIRETLS), "ignore" (TLS-Required: No, RFC 8689 §3), or empty.
     """
@@ -64,10 +65,11 @@ class Hop:
     lmtp: bool = False
     command: tuple[str, ...] = ()
     wish: str = ""
+    kept: bool = False
 
     def __str__(self) -> str:
         """For people, without the password."""
-        if self.exchangers:
+        if self.exchangers or self.kept:
             return self.host
         if self.command:
             return f"pipe:{self.command[0]}"
@@ -258,9 +260,13 @@ class RelaySettings:
 
 
 class Routes:
-    """The routes of [relay]."""
+    """The routes of [relay].
 
-    def __init__(self, settings: RelaySettings) -> None:
+    :param kept: the domains whose mail is kept until it is fetched, whatever [relay] says.
+    """
+
+    def __init__(self, settings: RelaySettings, kept: Collection[str] = ()) -> None:
+        self._kept = kept
         self._table = {_folded(key): parse_route(value)
                        for key, value in settings.routes.items()}
         if settings.smarthost:
@@ -270,6 +276,8 @@ class Routes:
 
     def hop(self, message: QueuedMessage, recipient: Address) -> Hop:
         """Where *message* goes next for *recipient*."""
+        if self._kept and not message.route and fold_domain(recipient.domain) in self._kept:
+            return Hop(fold_domain(recipient.domain), kept=True)
         hop = parse_route(message.route) if message.route else self._remembered(
             message.account, message.reverse_path, recipient.domain)
         if hop is EXCHANGERS:

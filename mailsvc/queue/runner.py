@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from mailsvc.mail import time_of
 from mailsvc.queue import filter
-from mailsvc.queue.attempts import After, Attempts
+from mailsvc.queue.attempts import After, Attempts, Fetching
 from mailsvc.queue.message import Unreadable
 from mailsvc.queue.spool import Spool
 from mailsvc.store.threads import Threads
@@ -57,7 +57,7 @@ class Runner:
                  senders: int = 1) -> None:
         self._spool = spool
         self._threads = threads
-        self._attempts = attempts
+        self.attempts = attempts
         self._clock = clock
         self._most_helpers = senders - 1
         self._helpers: list[Helper] = []
@@ -100,7 +100,7 @@ class Runner:
                 _log.info("the queue holds {messages} messages", messages=len(due))
             self._advance()
 
-        self._attempts.start(leading=True)
+        self.attempts.start(leading=True)
         return self._threads.run(self._spool.due).addCallback(begin)
 
     def take(self, ids: Collection[str]) -> None:
@@ -139,6 +139,16 @@ class Runner:
         waiting: Deferred[None] = Deferred()
         self._idle.append(waiting)
         return waiting
+
+    async def fetch(self, id: str, fetching: Fetching) -> None:
+        """Hand *id* over now, to its recipients whose mail is being fetched.
+
+        Nothing is done with one that is being worked on, is held, or is to be sent later.
+        """
+        if id not in self._active:
+            self._due.pop(id, None)
+            self._active.add(id)
+            self._ended(await self.attempts.begin(id, fetching), id)
 
     def is_active(self, id: str) -> bool:
         """Whether the message is being tried now."""
@@ -193,13 +203,13 @@ class Runner:
         self._stopped = True
         if self._call is not None and self._call.active():
             self._call.cancel()
-        for each in (self._attempts, *self._helpers):
+        for each in (self.attempts, *self._helpers):
             each.stop()
         return self.idle()
 
     def abort(self) -> None:
         """Close every connection at once."""
-        for each in (self._attempts, *self._helpers):
+        for each in (self.attempts, *self._helpers):
             each.abort()
 
     def helped_by(self, helper: Helper) -> None:
@@ -255,7 +265,7 @@ class Runner:
     def _begin(self, id: str) -> None:
         del self._due[id]
         self._active.add(id)
-        who: Helper = self._attempts
+        who: Helper = self.attempts
         if len(who) >= _ALONE:
             who = min(who, *self._helping(), key=len) if self._helping() else who
         who.begin(id).addCallback(self._ended, id)

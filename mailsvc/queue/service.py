@@ -16,6 +16,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -23,13 +24,14 @@ from mailsvc import figures
 from mailsvc.figures import Share
 from mailsvc.interfaces import IQueue
 from mailsvc.mail import Envelope
-from mailsvc.queue import control
+from mailsvc.queue import control, turns
 from mailsvc.queue.attempts import Attempts
 from mailsvc.queue.control import ControlFactory
 from mailsvc.queue.message import queued
 from mailsvc.queue.reports import Reports
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.spool import Draft, Ownership, Spool
+from mailsvc.queue.turns import Turns
 from mailsvc.queue.wake import Teller, WakeFactory
 from mailsvc.store.maildir import MaildirDelivery
 from mailsvc.store.threads import Threads
@@ -79,6 +81,7 @@ class Queue(Service):
         self._look: IDelayedCall | None = None
         self._teller = Teller(reactor, self._lost)
         self._wake: WakeFactory | None = None
+        self._turns: Turns | None = None
         self._pause = _COUNT_FIRST
         #: When what waits for a domain was last asked for.
         self._hurried: dict[str, float] = {}
@@ -113,6 +116,21 @@ class Queue(Service):
             control.request, self.spool.root, "retry", [f"to:@{domain}"], "", now).addErrback(
                 lambda failure: _log.error("what waits for {domain} cannot be sent now: {reason}",
                                            domain=domain, reason=failure.getErrorMessage()))
+
+    def turn(self, domains: Collection[str], connection: str, account: str,
+             protocol: Protocol) -> Deferred[None]:
+        """As ``IQueue.turn``."""
+        return turns.ask(self._reactor, self._socket("turn"), domains, connection, account,
+                         protocol)
+
+    def let_go(self) -> None:
+        """The service is stopping: who fetches mail gets no further message."""
+        if self._turns is not None:
+            self._turns.stop()
+
+    def _socket(self, name: str) -> str:
+        # By way of a descriptor: the path of a Unix socket has at most 107 octets.
+        return f"/proc/self/fd/{self._directory}/{name}"
 
     def _arrived(self, id: str) -> None:
         if self.runner is not None:
@@ -155,8 +173,7 @@ class Queue(Service):
             self._own()
             pause = self._pause = _COUNT_FIRST
         elif not self._teller.connected:
-            # By way of a descriptor: the path of a Unix socket has at most 107 octets.
-            self._teller.connect(f"/proc/self/fd/{self._directory}/wake")
+            self._teller.connect(self._socket("wake"))
         self._look = self._reactor.callLater(pause, self._try)
 
     def _lost(self) -> None:
@@ -179,14 +196,16 @@ class Queue(Service):
         runner = self.runner = self.make_runner()
         self._teller.close()
         self._teller.forget()  # it is in the directory
-        wake, control = (f"/proc/self/fd/{self._directory}/{name}" for name in ("wake", "control"))
-        for path in wake, control:
+        wake, control, turn = map(self._socket, ("wake", "control", "turn"))
+        for path in wake, control, turn:
             with suppress(FileNotFoundError):
                 os.unlink(path)
+        self._turns = Turns(runner, self.spool, self.threads, self._reactor)
         self._wake = WakeFactory(runner, self._count, self._reactor)
         self._ports = [
             self._reactor.listenUNIX(wake, self._wake, mode=0o600),
-            self._reactor.listenUNIX(control, ControlFactory(runner), mode=0o600)]
+            self._reactor.listenUNIX(control, ControlFactory(runner), mode=0o600),
+            self._reactor.listenUNIX(turn, self._turns, mode=0o600)]
         self.threads.run(self.spool.sweep).addErrback(
             lambda failure: _log.failure("cannot sweep the queue", failure))
         runner.start().addErrback(
@@ -222,6 +241,7 @@ class Queue(Service):
 
     def _ended(self, sending: Runner | Attempts, grace: float) -> Deferred[Any]:
         """Fires when *sending* has ended: what does not by itself is cut off after *grace*."""
+        self.let_go()
         ended = sending.stop()
         # Its state is on disk, should even that not help.
         ended.addTimeout(grace + 1, self._reactor)
@@ -236,7 +256,7 @@ class Queue(Service):
 
     def _let_go(self, *, last: bool = False) -> Deferred[Any]:
         """Let another process send."""
-        self.runner = None
+        self.runner = self._turns = None
         self.look()
         ports, self._ports = self._ports, []
         closing = [maybeDeferred(port.stopListening) for port in ports]

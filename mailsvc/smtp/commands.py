@@ -25,6 +25,7 @@ from mailsvc.smtp.events import (
     QueueRun,
     RcptTo,
     TLSBegins,
+    Turn,
     Verify,
 )
 from mailsvc.smtp.grammar import SyntaxFault
@@ -58,6 +59,7 @@ class Command:
     :ivar usage: what HELP says of it; empty for a command that is not implemented.
     :ivar fault: the enhanced status of a syntax error in its address.
     :ivar idle: whether it counts as a command that brings no mail along.
+    :ivar odmr: whether it is for On-Demand Mail Relay, which takes no mail (RFC 2645 §5).
     :ivar known: whether it is recognized in a mode.
     """
 
@@ -67,6 +69,7 @@ class Command:
     usage: str = ""
     fault: str = "5.1.3"
     idle: bool = False
+    odmr: bool = False
     known: Callable[[Mode], bool] = lambda mode: True
 
 
@@ -102,8 +105,7 @@ def _ehlo(session: Session, argument: bytes) -> None:
 def _mail(session: Session, argument: bytes) -> None:
     parsed = grammar.reverse_path(argument)
     if session.mode.submission and not (session.authenticated or session.known):
-        can_log_in = session.sasl is not None and session.sasl().private
-        session.refuse(replies.LOG_IN_FIRST if can_log_in else replies.TLS_FIRST)
+        session.refuse(_login_wanted(session, replies.LOG_IN_FIRST))
         return
     if session.exhausted:
         session.close(replies.TOO_MANY_MESSAGES)
@@ -129,6 +131,12 @@ def _mail(session: Session, argument: bytes) -> None:
         session.ask(MailFrom(envelope))
 
 
+def _login_wanted(session: Session, private: Reply) -> Reply:
+    """The 530 that tells what is to be done first; *private* where one may log in."""
+    can_log_in = session.sasl is not None and session.sasl().private
+    return private if can_log_in else replies.TLS_FIRST
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """A parameter of MAIL: the Envelope attribute it sets, the parser of its value, and when."""
@@ -140,7 +148,7 @@ class Parameter:
 
 def _queues(session: Session) -> bool:
     """Whether what decides when mail is sent on can be obeyed: LMTP ends in maildirs."""
-    return session.clock is not None and not session.mode.lmtp
+    return session.clock is not None and not (session.mode.lmtp or session.mode.odmr)
 
 
 def _holds(session: Session) -> bool:
@@ -262,7 +270,8 @@ def _help(session: Session, argument: bytes) -> None:
     command = COMMANDS.get(topic)
     if not topic:
         verbs = sorted(row.verb for row in COMMANDS.values()
-                       if row.usage and row.known(session.mode))
+                       if row.usage and row.known(session.mode)
+                       and (row.odmr or not session.mode.odmr))
         session.say(reply(214, "2.0.0", "Commands: " + " ".join(verbs), "HELP verb says more"))
     elif topic == b"STATUS":
         size = session.limits.message_octets or "any number of"
@@ -325,14 +334,28 @@ def _runs_queue(session: Session) -> bool:
     return session.limits.etrn and session.mode is TRANSPORT
 
 
+def _atrn(session: Session, argument: bytes) -> None:
+    if not session.turns:
+        session.refuse(replies.NOT_IMPLEMENTED)
+    elif not session.authenticated:
+        # RFC 2645 §5.2.1: it is for the login alone to say whose mail this is.
+        session.refuse(_login_wanted(session, replies.LOG_IN_TO_TURN))
+    elif session.phase is not READY:
+        session.refuse(out_of_order("MAIL", session))
+    else:
+        session.ask(Turn(grammar.domains(argument)))
+
+
 def _not_implemented(session: Session, argument: bytes) -> None:
     session.refuse(replies.NOT_IMPLEMENTED)
 
 
 _ROWS = (
     # RFC 2033 §4.1: LHLO in the place of both.
-    Command("HELO", _helo, _ANY, "HELO your.host.name", idle=True, known=lambda m: not m.lmtp),
-    Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True, known=lambda m: not m.lmtp),
+    Command("HELO", _helo, _ANY, "HELO your.host.name", idle=True, odmr=True,
+            known=lambda m: not m.lmtp),
+    Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True, odmr=True,
+            known=lambda m: not m.lmtp),
     Command("LHLO", _ehlo, _ANY, "LHLO your.host.name", idle=True, known=lambda m: m.lmtp),
     Command("MAIL", _mail, frozenset({READY}),
             "MAIL FROM:<address> [SIZE=octets] [BODY=8BITMIME] [SMTPUTF8] [RET=FULL|HDRS] "
@@ -342,19 +365,19 @@ _ROWS = (
     Command("DATA", _data, frozenset({RCPT}), "DATA, then the message, then CRLF.CRLF"),
     # BDAT looks at the phase itself: its octets must be swallowed in any.
     Command("BDAT", _bdat, _ANY, "BDAT octets [LAST], then the octets"),
-    Command("RSET", _rset, _ANY, "RSET forgets the transaction", idle=True),
-    Command("NOOP", _noop, _ANY, "NOOP does nothing", idle=True),
-    Command("QUIT", _quit, _ANY, "QUIT ends the session"),
+    Command("RSET", _rset, _ANY, "RSET forgets the transaction", idle=True, odmr=True),
+    Command("NOOP", _noop, _ANY, "NOOP does nothing", idle=True, odmr=True),
+    Command("QUIT", _quit, _ANY, "QUIT ends the session", odmr=True),
     # RFC 5321 §4.1.4: NOOP, HELP, EXPN, VRFY and RSET at any time, without an introduction too.
-    Command("HELP", _help, _ANY, "HELP [verb | STATUS]", idle=True),
+    Command("HELP", _help, _ANY, "HELP [verb | STATUS]", idle=True, odmr=True),
     Command("VRFY", _vrfy, _ANY, "VRFY user@domain", idle=True),
     Command("EXPN", _expn, _ANY, "EXPN list@domain", idle=True),
     # These depend on the listener and the client; EHLO tells.
-    Command("AUTH", _auth, _ANY, idle=True),
-    Command("STARTTLS", _starttls, _ANY - {CHUNKS}, idle=True),
-    Command("XCLIENT", _xclient, _ANY, idle=True),
-    Command("TURN", _not_implemented, _ANY, idle=True),
-    Command("ATRN", _not_implemented, _ANY, idle=True),
+    Command("AUTH", _auth, _ANY, idle=True, odmr=True),
+    Command("STARTTLS", _starttls, _ANY - {CHUNKS}, idle=True, odmr=True),
+    Command("XCLIENT", _xclient, _ANY, idle=True, odmr=True),
+    Command("TURN", _not_implemented, _ANY, idle=True, odmr=True),
+    Command("ATRN", _atrn, _ANY, idle=True, odmr=True),
     Command("ETRN", _etrn, _ANY, idle=True),
     Command("XEXCH50", _not_implemented, _ANY, idle=True),
 )
@@ -370,17 +393,22 @@ def _limits(session: Session) -> str:
     return f"LIMITS{most} RCPTMAX={limits.recipients}"
 
 
+def _takes_mail(offer: Callable[[Session], str]) -> Callable[[Session], str]:
+    """*offer*, but where no mail is taken."""
+    return lambda session: "" if session.mode.odmr else offer(session)
+
+
 #: The lines of the reply to EHLO, after the first; an empty one is not offered.
 EXTENSIONS: tuple[Callable[[Session], str], ...] = (
     lambda session: "PIPELINING",
     # RFC 1870 §4: 0 says that no fixed limit is in force.
-    lambda session: f"SIZE {session.limits.message_octets}",
-    lambda session: "8BITMIME",
-    lambda session: "SMTPUTF8",
-    lambda session: "CHUNKING",
+    _takes_mail(lambda session: f"SIZE {session.limits.message_octets}"),
+    _takes_mail(lambda session: "8BITMIME"),
+    _takes_mail(lambda session: "SMTPUTF8"),
+    _takes_mail(lambda session: "CHUNKING"),
     lambda session: "ENHANCEDSTATUSCODES",
-    lambda session: "DSN",
-    _limits,
+    _takes_mail(lambda session: "DSN"),
+    _takes_mail(_limits),
     lambda session: handling.future_release(session.limits, session.clock()) if (
         session.clock is not None and _holds(session)) else "",
     lambda session: handling.delivery_by(session.limits) if _queues(session) else "",
@@ -390,10 +418,11 @@ EXTENSIONS: tuple[Callable[[Session], str], ...] = (
     lambda session: "AUTH " + " ".join(mechanisms) if (
         mechanisms := offered(session.sasl()) if session.sasl else ()) else "",
     lambda session: "STARTTLS" if session.tls_available and not session.tls_active else "",
-    lambda session: "REQUIRETLS" if session.tls_active else "",
+    _takes_mail(lambda session: "REQUIRETLS" if session.tls_active else ""),
     lambda session: "XCLIENT " + " ".join(xclient.ATTRIBUTES) if session.trusted else "",
     lambda session: "ETRN" if _runs_queue(session) else "",
-    lambda session: "VRFY" if session.limits.disclose_mailboxes else "",
-    lambda session: "EXPN" if session.limits.disclose_mailboxes else "",
+    lambda session: "ATRN" if session.turns else "",
+    _takes_mail(lambda session: "VRFY" if session.limits.disclose_mailboxes else ""),
+    _takes_mail(lambda session: "EXPN" if session.limits.disclose_mailboxes else ""),
     lambda session: "HELP",
 )

@@ -81,6 +81,26 @@ class QueueRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """Question: ATRN, of who has logged in: may the roles turn, to send what waits for *domains*?
+
+    None are all those that the login has.  A positive reply makes Turned follow.
+    """
+
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """The 250 is in ``data_to_send``: send it.  The session is over, and the connection goes on.
+
+    :ivar data: what has come behind ATRN.
+    """
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class DataBegins:
     """Question: DATA, or the first BDAT: may the message come?  Answer 354 or a refusal."""
 
@@ -133,6 +153,8 @@ Event = (
     | Verify
     | Expand
     | QueueRun
+    | Turn
+    | Turned
     | DataBegins
     | MessageBlock
     | MessageEnds

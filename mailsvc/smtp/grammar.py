@@ -105,6 +105,21 @@ def hello(argument: bytes) -> str:
     return domain if domain.isascii() else idna.encode(domain).decode()
 
 
+def domains(argument: bytes) -> tuple[str, ...]:
+    """The domains that ATRN was given, each once, in A-labels (RFC 2645 §5.2.1); there may be none.
+
+    Leniency: spaces around the commas.
+    """
+    found = []
+    for word in text(argument).split(",") if argument else ():
+        try:
+            name = _domain(word.strip(" "))
+        except SyntaxFault:
+            raise SyntaxFault("Syntax: ATRN [domain,domain]") from None
+        found.append(name if name.isascii() else idna.encode(name).decode())
+    return tuple(dict.fromkeys(found))
+
+
 def reverse_path(argument: bytes) -> PathArgument:
     """The argument of MAIL: ``FROM:<path> parameters`` (RFC 5321 §4.1.1.2)."""
     path, parameters = _path_argument(argument, "FROM", "MAIL FROM:<address>")

@@ -30,7 +30,7 @@ from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections, peer_uid
 from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
 from mailsvc.credentials import Attempt
-from mailsvc.errors import MailFailure, RelayDenied
+from mailsvc.errors import MailFailure, NothingWaits, RelayDenied, TurnInUse
 from mailsvc.figures import Share
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter, ISubmitter
 from mailsvc.mail import Account, Address, Envelope, Recipient, Remote
@@ -40,7 +40,8 @@ from mailsvc.smtp.commands import READY, START
 from mailsvc.smtp.handling import date_time
 from mailsvc.smtp.incoming import Filter, Incoming
 from mailsvc.smtp.limits import SMTPSettings
-from mailsvc.smtp.mode import TRANSPORT, Mode
+from mailsvc.smtp.mode import SUBMISSION, TRANSPORT, Mode
+from mailsvc.smtp.passage import Passage
 from mailsvc.smtp.replies import Reply, from_failure
 from mailsvc.smtp.session import Session
 from mailsvc.smtp.severally import Severally
@@ -64,6 +65,10 @@ class SMTPProtocol(Conversation):
     _known: Submitter | None = None
     #: Who logged in, or None.
     _login: Submitter | None = None
+    #: The account's name, likewise; a login that has ended leaves it here.
+    _account = ""
+    #: The way to the queue, once the roles may turn.
+    _passage: Passage | None = None
     #: When the present message must be whole.
     _message_deadline = FOREVER
 
@@ -76,11 +81,12 @@ class SMTPProtocol(Conversation):
             factory.hostname,
             factory.settings,
             factory.mode,
-            sasl=self.sasl_context if factory.authenticator and factory.mode.submission else None,
+            sasl=self.sasl_context if factory.authenticator and factory.mode.logs_in else None,
             known=self._known is not None,
             trusted=factory.trusts(self.client),
             tls_available=factory.tls is not None,
             tls_active=tls_active,
+            turns=factory.mode.odmr or (factory.mode.submission and factory.router.fetched),
             clock=factory.clock.seconds if factory.queue is not None else None,
         )
 
@@ -91,6 +97,8 @@ class SMTPProtocol(Conversation):
         # A commit under way goes on: the peer may have sent all it had (RFC 1047 allows a copy).
         if not self.session.waiting:
             self._drop("connection lost")
+        if self._passage is not None:
+            self._passage.lost()
         super().connectionLost(reason)
 
     def say_goodbye(self, now: bool) -> None:
@@ -292,7 +300,7 @@ class SMTPProtocol(Conversation):
 
     def _on_queue_run(self, event: events.QueueRun) -> None:
         queue, router = self.factory.queue, self.factory.router
-        if not router.relays(event.domain):
+        if not router.runs(event.domain):
             answer = replies.NOT_QUEUED
         elif queue is None:
             answer = replies.NO_QUEUE
@@ -303,6 +311,42 @@ class SMTPProtocol(Conversation):
                       connection=self.id, domain=event.domain, client=self.client,
                       reply=f"{answer.code} {answer.lines[0]}")
         self.session.reply(answer)
+
+    def _on_turn(self, event: events.Turn) -> None:
+        self._settle(self._turn(event.domains))
+
+    async def _turn(self, asked: tuple[str, ...]) -> Reply:
+        own = self.factory.router.turns(self._account)
+        domains = asked or own
+        answer = (await self._ask_for(domains) if own and set(domains) <= set(own)
+                  else replies.NOT_YOURS)
+        self.log.info("{connection} asked for mail domains={domains} user={user} client={client}: "
+                      "{reply}", connection=self.id, domains=list(domains), user=self._account,
+                      client=self.client, reply=f"{answer.code} {answer.lines[0]}")
+        return answer
+
+    async def _ask_for(self, domains: tuple[str, ...]) -> Reply:
+        if self.factory.queue is None:
+            return replies.CANNOT_TURN
+        passage = Passage()
+        try:
+            await self.factory.queue.turn(domains, self.id, self._account, passage)
+        except NothingWaits:
+            return replies.NO_MAIL
+        except TurnInUse:
+            return replies.TURN_IN_USE
+        except MailFailure as failure:
+            self.log.error("{connection} cannot be sent its mail: {reason}", connection=self.id,
+                           reason=failure.text)
+            return replies.CANNOT_TURN
+        self._passage = passage
+        if not self._connected:
+            passage.lost()
+        return replies.TURNED
+
+    def _on_turned(self, event: events.Turned) -> None:
+        assert self._passage is not None
+        self._passage.join(self, event.data)
 
     async def _look_up(self, mailbox: Address, *, expand: bool) -> Reply:
         router = self.factory.router
@@ -319,6 +363,7 @@ class SMTPProtocol(Conversation):
         self.session.logged_in(avatar.account.name)
 
     def _welcome(self, avatar: Any, log_out: Callable[[], object]) -> None:
+        self._account = avatar.account.name
         log_out()  # which there is no need to wait for: a submitter holds nothing
         if self.factory.agent is not None:
             self._login = self.factory.agent.logged_in(avatar.account)
@@ -513,6 +558,8 @@ SMTPProtocol.handlers = {
     events.Verify: SMTPProtocol._on_verify,
     events.Expand: SMTPProtocol._on_expand,
     events.QueueRun: SMTPProtocol._on_queue_run,
+    events.Turn: SMTPProtocol._on_turn,
+    events.Turned: SMTPProtocol._on_turned,
     events.DataBegins: SMTPProtocol._on_data_begins,
     events.MessageBlock: SMTPProtocol._on_message_block,
     events.MessageEnds: SMTPProtocol._on_message_ends,
@@ -559,7 +606,8 @@ class SMTPFactory(ConversationFactory):
         share = share or Share()
         super().__init__(settings, hostname, clock, tls, connections, authenticator,
                          share=share, protocol=mode.name)
-        self.tally = Tally(share, mode.name)
+        # Where mail is fetched none is taken, and so nothing counted.
+        self.tally = Tally(share, SUBMISSION.name if mode.odmr else mode.name)
         self.mode = mode
         self.agent = agent
         self.queue = queue

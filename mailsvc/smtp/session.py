@@ -11,8 +11,9 @@ answer is.  A positive reply makes the transition that the command asks for, a n
 Extensions: PIPELINING (2920), SIZE (1870), 8BITMIME (6152), SMTPUTF8 (6531), CHUNKING (3030),
 ENHANCEDSTATUSCODES (2034), LIMITS (9422), STARTTLS (3207) where the listener has a certificate;
 DELIVERBY (2852), MT-PRIORITY (6710) and FUTURERELEASE (4865) where there is a queue.
-AUTH (4954) on the listeners for submission, by the mechanisms of :mod:`mailsvc.sasl`.
-ETRN (1985) where it is configured.  TURN, ATRN and XEXCH50 are recognized and answered 502.
+AUTH (4954) on the listeners for submission and ODMR, by the mechanisms of :mod:`mailsvc.sasl`.
+ETRN (1985) and ATRN (2645) where they are configured.  TURN and XEXCH50 are recognized and answered
+502.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ from mailsvc.smtp.events import (
     MessageEnds,
     Proxied,
     RcptTo,
+    Turn,
+    Turned,
 )
 from mailsvc.smtp.grammar import AddressFault, SyntaxFault
 from mailsvc.smtp.intake import Intake
@@ -79,6 +82,7 @@ class Session:
     :param trusted: whether the client may say for whom it speaks (XCLIENT, AUTH= of MAIL).
     :param tls_available: whether STARTTLS may be offered.
     :param tls_active: whether TLS runs from the first octet.
+    :param turns: whether ATRN is offered.
     :param clock: the time, in seconds since the epoch; None where mail does not wait in a queue.
     """
 
@@ -86,7 +90,7 @@ class Session:
         "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening", "_output",
         "_pending", "_question", "authenticated", "clock", "commands", "envelope", "errors",
         "extended", "hello", "hostname", "intake", "known", "limits", "mode", "phase",
-        "refused_recipient", "sasl", "tls_active", "tls_available", "trusted",
+        "refused_recipient", "sasl", "tls_active", "tls_available", "trusted", "turns",
     )  # fmt: skip
 
     def __init__(
@@ -100,6 +104,7 @@ class Session:
         trusted: bool = False,
         tls_available: bool = False,
         tls_active: bool = False,
+        turns: bool = False,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.clock: Callable[[], float] | None = clock
@@ -111,6 +116,7 @@ class Session:
         self.trusted: bool = trusted
         self.tls_available: bool = tls_available
         self.tls_active: bool = tls_active
+        self.turns: bool = turns
         self.phase = GREETING
         #: What the client called itself; empty before HELO or EHLO.
         self.hello = ""
@@ -388,6 +394,10 @@ class Session:
             if self._idle > self.limits.idle_commands:
                 self.close(replies.TOO_MANY_COMMANDS)
                 return True
+        if self.mode.odmr and not command.odmr:
+            # RFC 2645 §5.4: 502.
+            self.refuse(replies.NOT_IMPLEMENTED)
+            return True
         if self.phase not in command.legal:
             self.refuse(out_of_order(command.verb, self))
             return True
@@ -540,6 +550,13 @@ class Session:
         else:
             self.refuse(answer)
 
+    def _turned(self, question: Turn, answer: Reply) -> None:
+        # A negative one is no error of the client's: to have no mail is everyday business.
+        self.say(answer)
+        if answer.positive:
+            self.phase = CLOSED
+            self._pending.append(Turned(self._input.take()))
+
     def _data_begins(self, question: DataBegins, answer: Reply) -> None:
         if self.intake is not None:
             # BDAT: the octets come unasked; 354 has no place, and a refusal waits for their end.
@@ -584,6 +601,7 @@ _TRANSITIONS: dict[type, Callable[[Session, Any, Reply], None]] = {
     Proxied: Session._proxied,
     MailFrom: Session._sender,
     RcptTo: Session._recipient,
+    Turn: Session._turned,
     DataBegins: Session._data_begins,
     MessageEnds: Session._message_ends,
 }

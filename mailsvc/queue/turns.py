@@ -1,0 +1,267 @@
+"""Hosts that fetch their mail over a connection that they opened (ATRN, RFC 2645).
+
+The process that has the connection, and has let its client log in, asks the one that sends, over
+a connection to the Unix socket ``queue/turn``: one line, ``{"domains": […], "connection": id,
+"account": name}``.  The answer is one line too: ``{}``, or ``{"refused": "nothing"}`` (no mail
+waits) or ``"in-use"`` (another connection fetches it).  After ``{}`` the octets of the customer,
+who has become a server, pass over the same connection, and the end of either is the other's.  So
+one process sends all there is, TLS is no matter to it, and nothing is left over if it dies.
+
+Messages go out one by one, the most urgent first and of equals the oldest; what comes meanwhile
+goes with them.  What a customer does not take it may fetch another time: all is as with other next
+hosts, only that nobody else is asked.  Of two that want mail of one domain at a time the second is
+refused: the first may have taken what it has not yet said that it has.
+
+The socket belongs to the service's user, and nobody else may connect.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+
+from mailsvc.dialing import Line
+from mailsvc.errors import MailFailure, NothingWaits, TemporaryFailure, TurnInUse
+from mailsvc.queue.attempts import Fetching
+from mailsvc.queue.connection import Connection
+from mailsvc.queue.job import Job, Result
+from mailsvc.queue.message import FAILED, RELAYED, WAITING
+from mailsvc.queue.runner import Runner
+from mailsvc.queue.spool import Spool
+from mailsvc.smtp.failures import SendingFailure
+from mailsvc.store.threads import Threads
+
+_log = Logger("mailsvc.queue")
+
+#: How long the answer is waited for, seconds: the whole queue is looked through for it.  RFC 2645
+#: §5.2.1 has customers wait for ten minutes.
+_PATIENCE = 300.0
+#: Whatever an account may fetch fits into a request.
+_MOST_OCTETS = 1 << 20
+
+_REFUSALS: dict[str, type[MailFailure]] = {"nothing": NothingWaits, "in-use": TurnInUse}
+
+
+# ---- for the process that has the customer ----
+
+
+def ask(reactor: Any, path: str, domains: Collection[str], connection: str, account: str,
+        protocol: Protocol) -> Deferred[None]:
+    """As ``IQueue.turn``, of the process that listens at *path*."""
+    request = {"domains": list(domains), "connection": connection, "account": account}
+    asking = _Asking(json.dumps(request).encode("ascii") + b"\n", protocol)
+    connecting = UNIXClientEndpoint(reactor, path, timeout=5).connect(
+        Factory.forProtocol(lambda: asking))
+
+    def unreached(failure: Failure) -> None:
+        raise TemporaryFailure(f"nobody sends now: {failure.getErrorMessage()}")
+
+    def too_late(_: object, seconds: float) -> None:
+        asking.give_up()
+        raise TemporaryFailure(f"who sends did not answer within {seconds:g} seconds")
+
+    connecting.addCallbacks(lambda _: asking.answered, unreached)
+    return connecting.addTimeout(_PATIENCE, reactor, too_late)
+
+
+class _Asking(Protocol):
+    """Asks; then *protocol* has the connection."""
+
+    transport: Any
+
+    def __init__(self, request: bytes, protocol: Protocol) -> None:
+        self.answered: Deferred[None] = Deferred()
+        self._request = request
+        self._protocol = protocol
+        self._data = b""
+
+    def connectionMade(self) -> None:
+        self.transport.write(self._request)
+
+    def give_up(self) -> None:
+        """The answer comes too late."""
+        if self.transport is not None:
+            self.transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._data += data
+        line, end, rest = self._data.partition(b"\n")
+        if not end or self.answered.called:
+            return
+        refused = json.loads(line).get("refused")
+        if refused is not None:
+            self.transport.loseConnection()
+            kind = _REFUSALS.get(refused, TemporaryFailure)
+            self.answered.errback(kind(f"who sends refused: {refused}"))
+            return
+        self.transport.protocol = self._protocol
+        self._protocol.makeConnection(self.transport)
+        if rest:
+            self._protocol.dataReceived(rest)
+        self.answered.callback(None)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self.answered.called:
+            self.answered.errback(TemporaryFailure("who sends has ended"))
+
+
+# ---- for the process that sends ----
+
+
+class Turns(Factory):
+    """Hears the others, and serves the customers that they have."""
+
+    noisy = False
+
+    def __init__(self, runner: Runner, spool: Spool, threads: Threads, reactor: Any) -> None:
+        self.reactor = reactor
+        self._runner = runner
+        self._spool = spool
+        self._threads = threads
+        #: The domains whose mail is being fetched.
+        self._fetched: set[str] = set()
+        self._stopped = False
+
+    def buildProtocol(self, addr: Any) -> _Turning:
+        return _Turning(self)
+
+    def stop(self) -> None:
+        """Begin with no further message: each customer is let go after the present one."""
+        self._stopped = True
+
+    async def serve(self, domains: Collection[str], connection: str, account: str,
+                    turning: _Turning) -> None:
+        """Send what waits for *domains*, if anything does, over the connection of *turning*."""
+        if self._stopped:
+            turning.refuse("stopping")
+        elif not self._fetched.isdisjoint(domains):
+            turning.refuse("in-use")
+        else:
+            self._fetched.update(domains)
+            try:
+                await _Turn(self, frozenset(domains), connection, account).run(turning)
+            finally:
+                self._fetched.difference_update(domains)
+
+    async def waiting(self, fetching: Fetching) -> list[str]:
+        """The messages that there are to fetch, in the order in which they go."""
+        def find() -> list[str]:
+            found = [(-message.priority, message.id) for message in self._spool.messages()
+                     if fetching.recipients(message)]
+            return [id for _, id in sorted(found)]
+
+        return await self._threads.run(find)
+
+    async def fetch(self, id: str, fetching: Fetching) -> bool:
+        """Hand over one message, if it still may be; whether to go on with another."""
+        if not self._stopped:
+            await self._runner.fetch(id, fetching)
+        return not self._stopped
+
+    async def meet(self, line: Line) -> Connection:
+        """As :meth:`Carrier.take_over`."""
+        return await self._runner.attempts.carrier.take_over(line)
+
+    async def hand(self, connection: Connection, job: Job) -> list[Result]:
+        """As :meth:`Carrier.hand`."""
+        return await self._runner.attempts.carrier.hand(connection, job)
+
+
+class _Turn:
+    """One customer's."""
+
+    def __init__(self, turns: Turns, domains: Collection[str], connection: str,
+                 account: str) -> None:
+        self._turns = turns
+        self._about = {"domains": sorted(domains), "connection": connection, "user": account}
+        self._fetching = Fetching(domains, self._carry)
+        self._host: Connection | None = None
+        self._states: Counter[str] = Counter()
+
+    async def run(self, turning: _Turning) -> None:
+        """Look what there is, and send it."""
+        ids = await self._turns.waiting(self._fetching)
+        if not turning.connected:
+            return
+        if not ids:
+            turning.refuse("nothing")
+            return
+        try:
+            host = self._host = await self._turns.meet(turning.accept())
+        except SendingFailure as failure:
+            self._tell(failure.text)
+            return
+        await self._send_all(host, ids)
+        self._tell(host.end or "done")
+        host.quit()
+
+    async def _send_all(self, host: Connection, ids: Sequence[str]) -> None:
+        """Send *ids* and what comes meanwhile, each once, for as long as the customer is there."""
+        tried: set[str] = set()
+        while ids:
+            tried.update(ids)
+            for id in ids:
+                if host.closed or not await self._turns.fetch(id, self._fetching):
+                    return
+            ids = [id for id in await self._turns.waiting(self._fetching) if id not in tried]
+
+    async def _carry(self, job: Job) -> list[Result]:
+        assert self._host is not None
+        results = await self._turns.hand(self._host, job)
+        self._states.update(each.state for each in results)
+        return results
+
+    def _tell(self, reason: str) -> None:
+        states = self._states
+        host = self._host.host if self._host is not None else ""
+        _log.info("{connection} fetched its mail domains={domains} user={user} host={host} "
+                  "relayed={relayed} failed={failed} deferred={deferred}: {reason}",
+                  host=host, relayed=states[RELAYED], failed=states[FAILED],
+                  deferred=states[WAITING], reason=reason, **self._about)
+
+
+class _Turning(LineOnlyReceiver):
+    """A connection from a process that has a customer."""
+
+    delimiter = b"\n"
+    MAX_LENGTH = _MOST_OCTETS
+    transport: Any
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self.connected = 0
+
+    def lineReceived(self, line: bytes) -> None:
+        asked = json.loads(line)
+        serving = Deferred.fromCoroutine(self._turns.serve(
+            asked["domains"], asked["connection"], asked["account"], self))
+        serving.addErrback(self._bug)
+
+    def refuse(self, why: str) -> None:
+        """Say no."""
+        self.sendLine(json.dumps({"refused": why}).encode("ascii"))
+        self.transport.loseConnection()
+
+    def accept(self) -> Line:
+        """Say yes; the line to the customer, which has this connection from now on."""
+        self.sendLine(b"{}")
+        line = Line("the customer", self._turns.reactor)
+        self.transport.protocol = line
+        line.makeConnection(self.transport)
+        return line
+
+    def _bug(self, failure: Failure) -> None:
+        _log.failure("mail could not be fetched", failure)
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.connected = 0
