@@ -12,6 +12,7 @@ that has more to read.
 
 from __future__ import annotations
 
+import os
 from typing import Any, ClassVar
 
 from twisted.internet import tcp
@@ -59,6 +60,11 @@ def _send_all() -> None:
         except Exception:  # as the reactor has it: a fault of one is not to be felt by the others
             _log.failure("a connection is cut off")
             each.abortConnection()
+
+
+# A worker is forked amid a turn of its supervisor, whose connections are not the worker's: with any
+# of them left here, no end of a turn would be asked for, and nothing sent, ever.
+os.register_at_fork(after_in_child=TurnServer._due.clear)
 
 
 def send_by_turns(port: IListeningPort) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -157,3 +159,16 @@ def test_a_lost_connection_is_reported_by_the_reactor_not_from_inside_write(conn
     assert not factory.lost.called
     yield factory.lost
     transport.write(b"ignored")
+
+
+def test_a_forked_process_sends_what_is_its_own() -> None:
+    """A supervisor that answers in the turn in which it forks a worker."""
+    left: Any = object()
+    TurnServer._due.append(left)
+    try:
+        if (pid := os.fork()) == 0:
+            os._exit(len(TurnServer._due))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert TurnServer._due == [left]
+    finally:
+        TurnServer._due.remove(left)
