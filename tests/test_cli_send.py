@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import email
+import inspect
 import json
 import mailbox
+import pydoc
 import subprocess
 import sys
 from collections.abc import Iterator
 from email.policy import default
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from mailsvc import blocking, client
 from tests.service import Service
 
 BOB, SECRET = "bob@example.org", "s3cret"
@@ -172,6 +175,9 @@ with dial({host!r}, {port}) as client:
     client.mail("a@example.com")
     client.rcpt({BOB!r})
     assert client.data(b"Subject: steps\\r\\n\\r\\nx").code == 250
+    assert client.secured is None and client.closed is None
+    client.pipeline = False
+    assert client._client.pipeline is False
 try:
     send_mail({host!r}, "a@example.com", ["nobody@example.org"], b"x", port={port})
 except Exception as error:
@@ -182,6 +188,30 @@ except Exception as error:
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith("NotSent nobody@example.org: 550 5.1.1")
     assert newest(service)["subject"] == "steps"
+
+
+def test_what_help_shows_of_blocking_code() -> None:
+    for ours, theirs, result in ((blocking.send_mail, client.send_mail, "tuple[Outcome, ...]"),
+                                 (blocking.dial, client.Client.dial, "Client"),
+                                 (blocking.Client.auth, client.Client.auth, "Reply")):
+        mine, other = inspect.signature(ours), inspect.signature(theirs)
+        assert list(mine.parameters.values()) == list(other.parameters.values())
+        assert mine.return_annotation == result
+        text = pydoc.plain(pydoc.render_doc(ours))
+        assert "in module mailsvc.blocking" in text
+        assert (inspect.getdoc(theirs) or "").split("\n")[0] in text
+        assert "Deferred" not in text
+    assert "dial" in blocking.dial.__qualname__
+
+
+def test_blocking_code_has_all_that_there_is() -> None:
+    there = {name for name in vars(client.Client) if not name.startswith("_")} - {"dial"}
+    assert there <= set(dir(blocking.Client(cast(Any, None))))
+    for name, each in vars(client.Client).items():
+        if name in there and not isinstance(each, property):
+            assert list(inspect.signature(getattr(blocking.Client, name)).parameters) == list(
+                inspect.signature(each).parameters), name
+    assert not hasattr(blocking.Client(cast(Any, None)), "no_such_method")
 
 
 def test_a_certificate_for_another(service: Service) -> None:
