@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import resource
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,9 @@ class Front(MultiService):
         Monitor(gathering, [each for each in self.listeners if not each.for_mail],
                 Path(settings.service.data), self.reactor).setServiceParent(self)
 
+    @abstractmethod
     def hurry(self) -> None:
         """End now whatever :meth:`stopService` still waits for."""
-        raise NotImplementedError
 
     def announce(self, problem: CannotStart | None, *, aloud: bool = True) -> None:
         """Say that the service is at work, or what keeps it from that.

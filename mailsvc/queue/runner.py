@@ -140,15 +140,19 @@ class Runner:
         self._idle.append(waiting)
         return waiting
 
-    async def fetch(self, id: str, fetching: Fetching) -> None:
+    async def fetch(self, id: str, fetching: Fetching) -> bool:
         """Hand *id* over now, to its recipients whose mail is being fetched.
 
-        Nothing is done with one that is being worked on, is held, or is to be sent later.
+        Nothing is done with one that is held, or is to be sent later.
+
+        :returns: False, and nothing is done, when it is being worked on.
         """
-        if id not in self._active:
-            self._due.pop(id, None)
-            self._active.add(id)
-            self._ended(await self.attempts.begin(id, fetching), id)
+        if id in self._active:
+            return False
+        self._due.pop(id, None)
+        self._active.add(id)
+        self._ended(await self.attempts.begin(id, fetching), id)
+        return True
 
     def is_active(self, id: str) -> bool:
         """Whether the message is being tried now."""

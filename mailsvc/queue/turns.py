@@ -25,6 +25,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
@@ -45,6 +46,8 @@ _log = Logger("mailsvc.queue")
 #: How long the answer is waited for, seconds: the whole queue is looked through for it.  RFC 2645
 #: §5.2.1 has customers wait for ten minutes.
 _PATIENCE = 300.0
+#: How long messages are waited for that are being worked on, seconds: one time after the other.
+_PAUSES = (0.1, 0.3, 0.9)
 #: Whatever an account may fetch fits into a request.
 _MOST_OCTETS = 1 << 20
 
@@ -161,11 +164,14 @@ class Turns(Factory):
 
         return await self._threads.run(find)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether no further message is to be begun with."""
+        return self._stopped
+
     async def fetch(self, id: str, fetching: Fetching) -> bool:
-        """Hand over one message, if it still may be; whether to go on with another."""
-        if not self._stopped:
-            await self._runner.fetch(id, fetching)
-        return not self._stopped
+        """As :meth:`Runner.fetch`."""
+        return await self._runner.fetch(id, fetching)
 
     async def meet(self, line: Line) -> Connection:
         """As :meth:`Carrier.take_over`."""
@@ -205,14 +211,25 @@ class _Turn:
         host.quit()
 
     async def _send_all(self, host: Connection, ids: Sequence[str]) -> None:
-        """Send *ids* and what comes meanwhile, each once, for as long as the customer is there."""
+        """Send *ids* and what comes meanwhile, each once, for as long as the customer is there.
+
+        One whose attempt is about to end, as when its state is being synced, is waited for; but not
+        for long: its other recipients may take what time they like.
+        """
         tried: set[str] = set()
+        pauses = iter(_PAUSES)
         while ids:
-            tried.update(ids)
+            busy: set[str] = set()
             for id in ids:
-                if host.closed or not await self._turns.fetch(id, self._fetching):
+                if host.closed or self._turns.stopped:
                     return
+                (tried if await self._turns.fetch(id, self._fetching) else busy).add(id)
             ids = [id for id in await self._turns.waiting(self._fetching) if id not in tried]
+            if ids and busy.issuperset(ids):
+                pause = next(pauses, None)
+                if pause is None:
+                    return
+                await deferLater(self._turns.reactor, pause)
 
     async def _carry(self, job: Job) -> list[Result]:
         assert self._host is not None
