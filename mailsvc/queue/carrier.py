@@ -113,10 +113,7 @@ class Carrier:
         """
         client = await Client.over(line, hello=self._hello, timeouts=self._timeouts,
                                    clock=self._reactor)
-        connection = Connection(client, self._reactor)
-        self._open.add(connection)
-        if self._aborted:
-            connection.close()
+        connection = self._opened(client)
         try:
             await client.ready()
         except SendingFailure:
@@ -292,6 +289,14 @@ class Carrier:
             self._finish(job)
         return again
 
+    def _opened(self, client: Client) -> Connection:
+        """The connection of *client*, which is closed with the others."""
+        connection = Connection(client, self._reactor)
+        self._open.add(connection)
+        if self._aborted:
+            connection.close()
+        return connection
+
     async def _places(self, hop: Hop) -> Sequence[Place]:
         if hop.exchangers:
             return await self._exchangers.find(hop.host)
@@ -325,10 +330,7 @@ class Carrier:
         except TLSFailed as failure:
             raise terms.missed(_reached(place, race), demand, failure) from None
         terms.reached(_reached(place, race), demand, client)
-        connection = Connection(client, self._reactor)
-        self._open.add(connection)
-        if self._aborted:
-            connection.close()
+        connection = self._opened(client)
         try:
             # What the host offers decides what it may be given.
             await client.ready()
