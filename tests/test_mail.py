@@ -185,6 +185,8 @@ def test_the_status_of_each_failure() -> None:
         "StorageFull": "4.3.1",
         "MailboxFull": "4.2.2",
         "MaildropInUse": "4.2.1",
+        "NothingWaits": "4.0.0",
+        "TurnInUse": "4.7.0",
         "LoginTooSoon": "4.7.0",
         "MessageVanished": "5.2.0",
         "SomeNotRemoved": "4.2.0",
