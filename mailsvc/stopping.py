@@ -65,6 +65,8 @@ class StopSignals:
         :param hurry: called, in the reactor, to cut short what its end waits for.
         """
         self._starting = True
+        # Not first when the reactor runs: workers may serve before it does.
+        self._take()
         # Twisted's own handlers, which these replace, are there only then.
         reactor.callWhenRunning(self._serve, reactor, hurry)
         # It may have been stopped by something else.
