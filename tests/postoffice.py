@@ -35,7 +35,7 @@ from mailsvc.errors import (
     UnknownMailbox,
 )
 from mailsvc.interfaces import IDelivery, IMailboxStore, IRouter, ISubmitter
-from mailsvc.mail import Account, Address
+from mailsvc.mail import Account, Address, Envelope
 from mailsvc.sasl.context import AuthSettings
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode
@@ -86,11 +86,17 @@ class FakeQueue:
     """Has mail for far.example.  Its answers are of the kind "turn".
 
     :ivar turned: the transports of who fetches mail.
+    :ivar reported: the ids and headers of the deliveries that it was to report.
     """
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
         self.turned: list[StringTransport] = []
+        self.reported: list[tuple[str, bytes]] = []
+
+    def delivered(self, envelope: Envelope, header: bytes) -> None:
+        """As ``IQueue.delivered``."""
+        self.reported.append((envelope.id, header))
 
     def turn(self, domains: Sequence[str], connection: str, account: str, protocol: Any) -> Any:
         """As ``IQueue.turn``; it depends on the first of *domains*."""

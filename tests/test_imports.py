@@ -37,8 +37,9 @@ MAY_IMPORT = {
     "sasl": ["credentials", "settings", "sasl"],
     "trace": ["mail"],
     "smtp.tally": ["figures", "smtp.replies"],
+    "smtp.reception": [*CONTRACTS, "figures", "submission", "smtp", "fanout"],
     "smtp.server": [*CONTRACTS, *LOGINS, "figures", "authentication", "submission", "trace", "smtp",
-                    "connections", "conversation", "fanout"],
+                    "connections", "conversation"],
     "pop3.server": [*CONTRACTS, *LOGINS, "figures", "authentication", "pop3", "connections",
                     "conversation"],
     "smtp.passage": ["conversation"],
@@ -145,7 +146,7 @@ SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "databas
            "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
            "queue.security.dane"]
 ADAPTORS = ["smtp.server", "smtp.passage", "smtp.outgoing", "smtp.incoming", "smtp.severally",
-            "submission.agent", "pop3.server", "pop3.retrieval"]
+            "smtp.reception", "submission.agent", "pop3.server", "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 

@@ -22,7 +22,7 @@ from mailsvc.errors import (
     UnknownMailbox,
 )
 from mailsvc.log import LogSettings, json_line, text_line
-from mailsvc.mail import Address, Envelope, Remote
+from mailsvc.mail import Address, Remote
 from mailsvc.smtp.mode import SUBMISSION
 from tests.postoffice import Line, Unlimited, Wire
 
@@ -445,35 +445,23 @@ def test_a_late_answer_to_a_lost_connection_is_no_line() -> None:
 # ---- the queue, and submission -------------------------------------------------------------------
 
 
-class Queue:
-    """Takes what is forwarded; remembers of which deliveries it was to report."""
-
-    def __init__(self) -> None:
-        self.reported: list[tuple[str, bytes]] = []
-
-    def delivered(self, envelope: Envelope, header: bytes) -> None:
-        self.reported.append((envelope.id, header))
-
-
 @pytest.mark.parametrize("notify", ["SUCCESS", "FAILURE,SUCCESS", "FAILURE", "NEVER", None])
 def test_success_is_reported_where_it_was_asked_for(notify: str | None) -> None:
-    one = line()
-    one.factory.queue = queue = Queue()  # type: ignore[assignment]
+    one = line(queue=True)
     one.say(EHLO + SENDER + RECIPIENT.rstrip()
             + (f" NOTIFY={notify}".encode() if notify else b"") + b"\r\n" + MESSAGE)
     assert one.codes()[1:] == TAKEN
     sent = one.store.mail[0]
-    assert queue.reported == (
+    assert one.factory.queue.reported == (
         [(sent.id, b"Subject: x\r\n\r\ntext\r\n")] if notify and "SUCCESS" in notify else [])
 
 
 def test_success_is_reported_only_of_what_was_stored() -> None:
-    one = line()
-    one.factory.queue = queue = Queue()  # type: ignore[assignment]
+    one = line(queue=True)
     one.answers.spoilt["commit"] = StorageFull("The disk is full")
     one.say(EHLO + SENDER + RECIPIENT.rstrip() + b" NOTIFY=SUCCESS\r\n" + MESSAGE)
     assert one.codes()[-1] == "452 4.3.1"
-    assert queue.reported == []
+    assert one.factory.queue.reported == []
 
 
 def test_an_alias_that_leads_elsewhere_needs_a_queue() -> None:

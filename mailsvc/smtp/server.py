@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.cred.error import LoginFailed
@@ -25,27 +24,24 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IReacto
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
-from mailsvc import fanout
 from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections, peer_uid
 from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
 from mailsvc.credentials import Attempt
-from mailsvc.errors import MailFailure, NothingWaits, RelayDenied, TurnInUse
+from mailsvc.errors import MailFailure, NothingWaits, TurnInUse
 from mailsvc.figures import Share
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter, ISubmitter
-from mailsvc.mail import Account, Address, Envelope, Recipient, Remote
+from mailsvc.mail import Address, Envelope
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.commands import READY, START
-from mailsvc.smtp.handling import date_time
-from mailsvc.smtp.incoming import Filter, Incoming
+from mailsvc.smtp.incoming import Incoming
 from mailsvc.smtp.limits import SMTPSettings
-from mailsvc.smtp.mode import SUBMISSION, TRANSPORT, Mode
+from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.passage import Passage
+from mailsvc.smtp.reception import Origin, Reception
 from mailsvc.smtp.replies import Reply, from_failure
 from mailsvc.smtp.session import Session
-from mailsvc.smtp.severally import Severally
-from mailsvc.smtp.tally import Tally
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.submission.senders import Submitter
 from mailsvc.trace import trace_header
@@ -219,78 +215,20 @@ class SMTPProtocol(Conversation):
         return self._login if self.session.authenticated else self._known
 
     @property
-    def _sent_by(self) -> str:
-        """Who that is, for the log."""
-        return self._submitter.name if self._submitter else self.session.authenticated
+    def _origin(self) -> Origin:
+        """Where the present transaction comes from."""
+        submitter = self._submitter
+        return Origin(self.id, self.client, self.session.hello, submitter,
+                      submitter.name if submitter else self.session.authenticated)
 
     def _on_mail_from(self, event: events.MailFrom) -> None:
-        agent, submitter = self.factory.agent, self._submitter
-        try:
-            if agent is not None and submitter is not None:
-                agent.admit_sender(submitter, event.envelope)
-        except MailFailure as failure:
-            answer = from_failure(failure, rcpt=True)
-            self.factory.tally.refused_sender()
-            self.log.info(
-                "{id} refused sender={sender} user={user} client={client} "
-                "connection={connection}: {reply}",
-                id=event.envelope.id, sender=str(event.envelope.reverse_path),
-                user=self._sent_by, client=self.client, connection=self.id,
-                reply=f"{answer.code} {answer.status} {answer.lines[0]}",
-            )
-            self.session.reply(answer)
-        else:
-            self.session.reply(
-                replies.SHUTTING_DOWN if self._last else self._priority(event.envelope))
-
-    def _priority(self, envelope: Envelope) -> Reply:
-        """Hold its priority to what the sender may have; the reply to MAIL that tells."""
-        agent, submitter = self.factory.agent, self._submitter
-        most = (self.factory.settings.priority_most if agent is None or submitter is None
-                else agent.priority_most(submitter))
-        if envelope.priority <= most:
-            return replies.SENDER_OK
-        envelope.priority = most
-        return replies.priority_changed(most)
+        answer = self.factory.reception.admit_sender(self._origin, event.envelope)
+        self.session.reply(replies.SHUTTING_DOWN if self._last and answer.positive else answer)
 
     def _on_rcpt_to(self, event: events.RcptTo) -> None:
         envelope = self.session.envelope
         assert envelope is not None
-        self._settle(self._route(envelope, event))
-
-    async def _route(self, envelope: Envelope, event: events.RcptTo) -> Reply:
-        agent, submitter = self.factory.agent, self._submitter
-        forward_path = event.forward_path
-        try:
-            if agent is not None and submitter is not None:
-                agent.admit_recipient(submitter, envelope)
-            # Who submits may send to whatever host; everybody else only to what is served here.
-            found = self.factory.router.route(
-                forward_path, relay=submitter is not None and self.factory.queue is not None)
-            if isinstance(found, defer.Deferred):
-                found = await found
-            accounts = tuple(each for each in found if isinstance(each, Account))
-            remotes = tuple(each for each in found if isinstance(each, Remote))
-            if remotes and self.factory.queue is None:
-                raise RelayDenied("Relaying denied: mail to other hosts is not sent from here")
-            for account in accounts:
-                room = self.factory.store.room(account, envelope.size)
-                if room is not None:
-                    await room
-        except MailFailure as failure:
-            answer = from_failure(failure, rcpt=True)
-            self.factory.tally.refused(answer)
-            self.log.info(
-                "{id} refused recipient={recipient} sender={sender} client={client} "
-                "connection={connection}: {reply}",
-                id=envelope.id, recipient=str(forward_path),
-                sender=str(envelope.reverse_path), client=self.client, connection=self.id,
-                reply=f"{answer.code} {answer.status} {answer.lines[0]}",
-            )
-            return answer
-        envelope.recipients.append(
-            Recipient(forward_path, accounts, remotes, event.notify, event.orcpt))
-        return replies.RECIPIENT_OK
+        self._settle(self.factory.reception.admit_recipient(self._origin, envelope, event))
 
     def _on_verify(self, event: events.Verify) -> None:
         self._settle(self._look_up(event.mailbox, expand=False))
@@ -378,25 +316,11 @@ class SMTPProtocol(Conversation):
         self._settle(self._begin(envelope))
 
     async def _begin(self, envelope: Envelope) -> Reply:
-        factory, seconds = self.factory, int(self.factory.clock.seconds())
-        submitter = self._submitter
-        filters: Sequence[Filter] = ()
+        factory, submitter = self.factory, self._submitter
+        seconds = int(factory.clock.seconds())
         try:
-            if factory.agent is not None and submitter is not None:
-                await factory.agent.count(submitter, envelope)
-                filters = factory.agent.filters(submitter, envelope, seconds)
-            envelope.account = submitter.name if submitter is not None else ""
-
-            def begin(envelope: Envelope) -> Any:
-                return fanout.begin(factory.store, factory.queue, envelope)
-
-            incoming = Incoming(
-                envelope, Severally(begin, envelope) if factory.mode.lmtp else begin(envelope),
-                filters)
+            incoming = await factory.reception.begin(self._origin, envelope, seconds)
         except MailFailure as failure:
-            factory.tally.dropped()
-            self.log.info("{id} dropped " + _DROPPED, **_about(envelope), **self._who(),
-                          reason=failure.text)
             return from_failure(failure)
         if not self._connected or self.session.envelope is not envelope:
             incoming.abort()
@@ -439,63 +363,9 @@ class SMTPProtocol(Conversation):
             pause.addCallback(self._go_on)
 
     def _on_message_ends(self, event: events.MessageEnds) -> None:
-        assert self._incoming is not None
-        self._settle(self._commit(self._incoming, event.size))
-
-    async def _commit(self, incoming: Incoming, size: int) -> Reply | list[Reply]:
-        envelope = incoming.envelope
-        said = {"size": size, "hello": self.session.hello, "user": self._sent_by,
-                **_about(envelope), **self._who()}
-        try:
-            await incoming.finish()
-        except MailFailure as failure:
-            self._drop(failure.text)
-            return from_failure(failure)
-        tally, began = self.factory.tally, time.monotonic_ns()
-        try:
-            outcomes = await incoming.commit()
-            tally.commit.observe(time.monotonic_ns() - began)
-        except MailFailure as failure:
-            tally.not_stored()
-            self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
-            return from_failure(failure)
-        finally:
-            self._incoming = None
-        if outcomes is not None and any(outcomes):
-            return self._answer_each(envelope, outcomes, said)
-        tally.accepted(size, len(envelope.recipients))
-        if incoming.header and self.factory.queue is not None:
-            self.factory.queue.delivered(envelope, incoming.header)
-        by = " user={user}" if self._sent_by else ""
-        remotes = [remote.name for remote in envelope.remotes()]
-        queued = " queued={queued}" if remotes else ""
-        if envelope.release:
-            queued += " held_until={held_until}"
-            said["held_until"] = date_time(envelope.release)
-        self.log.info("{id} accepted " + _ABOUT + by + " accounts={accounts}" + queued,
-                      accounts=[account.name for account in envelope.accounts()], queued=remotes,
-                      **said)
-        return replies.accepted(envelope.id)
-
-    def _answer_each(self, envelope: Envelope, outcomes: list[MailFailure | None],
-                     said: dict[str, Any]) -> list[Reply]:
-        """Of a message that not every recipient has: what each is told (RFC 2033 §4.2)."""
-        answers = []
-        taken = outcomes.count(None)
-        if taken:
-            self.factory.tally.accepted(said["size"], taken)
-        else:
-            self.factory.tally.not_stored()
-        for recipient, failure in zip(envelope.recipients, outcomes, strict=True):
-            said["recipients"] = [str(recipient.forward_path)]
-            if failure is None:
-                self.log.info("{id} accepted " + _ABOUT + " accounts={accounts}",
-                              accounts=[account.name for account in recipient.accounts], **said)
-                answers.append(replies.accepted(envelope.id))
-            else:
-                self.log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
-                answers.append(from_failure(failure))
-        return answers
+        incoming, self._incoming = self._incoming, None
+        assert incoming is not None
+        self._settle(self.factory.reception.commit(self._origin, incoming, event.size))
 
     def _on_aborted(self, event: events.Aborted) -> None:
         self._drop(event.reason)
@@ -504,13 +374,7 @@ class SMTPProtocol(Conversation):
         """Forget the message that had begun, if any."""
         incoming, self._incoming = self._incoming, None
         if incoming is not None:
-            incoming.abort()
-            self.factory.tally.dropped()
-            self.log.info("{id} dropped " + _DROPPED, reason=reason, **_about(incoming.envelope),
-                          **self._who())
-
-    def _who(self) -> dict[str, str]:
-        return {"client": self.client, "connection": self.id}
+            self.factory.reception.drop(self._origin, incoming, reason)
 
     def _on_closed(self, event: events.Closed) -> None:
         self._hang_up(event.asked)
@@ -536,18 +400,6 @@ def _continued(work: Coroutine[Any, Any, Reply | list[Reply]], waiting: Any) -> 
         except StopIteration as answered:
             return answered.value
 
-
-def _about(envelope: Envelope) -> dict[str, object]:
-    return {"id": envelope.id, "sender": str(envelope.reverse_path),
-            "recipients": [str(each.forward_path) for each in envelope.recipients]}
-
-
-_DROPPED = ("sender={sender} recipients={recipients} client={client} connection={connection}: "
-            "{reason}")
-_ABOUT = (
-    "sender={sender} recipients={recipients} size={size} client={client} hello={hello} "
-    "connection={connection}"
-)
 
 SMTPProtocol.handlers = {
     events.Connected: SMTPProtocol._on_connected,
@@ -606,8 +458,8 @@ class SMTPFactory(ConversationFactory):
         share = share or Share()
         super().__init__(settings, hostname, clock, tls, connections, authenticator,
                          share=share, protocol=mode.name)
-        # Where mail is fetched none is taken, and so nothing counted.
-        self.tally = Tally(share, SUBMISSION.name if mode.odmr else mode.name)
+        self.reception = Reception(
+            store, router, settings, mode, agent, queue, share, self.log)
         self.mode = mode
         self.agent = agent
         self.queue = queue
