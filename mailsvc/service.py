@@ -21,6 +21,7 @@ import functools
 import os
 import resource
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ from mailsvc.smtp.server import SMTPFactory
 from mailsvc.state import State
 from mailsvc.store import MaildirStore, Store, StoreUnusable, open_store
 from mailsvc.store.threads import Threads
+from mailsvc.store.tree import sync_directory
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable, certificate_places
@@ -482,9 +484,10 @@ def _make_mail_directory(settings: Settings) -> None:
     data = settings.service.data
     if scheme == "maildir" and os.path.dirname(os.path.abspath(place)) == data:
         try:
-            os.mkdir(place, 0o700)
-        except FileExistsError:
-            pass
+            with suppress(FileExistsError):
+                os.mkdir(place, 0o700)
+            # Whoever made it may not have got as far as this, and all mail would go with it.
+            sync_directory(os.fsencode(data))
         except FileNotFoundError:
             raise CannotStart(
                 f"mailsvc cannot start: there is no directory {data} (service.data); make it for "

@@ -28,13 +28,15 @@ class Service:
     :param accounts: ``name@domain:password`` lines.
     :param options: further arguments of ``mailsvc dev``.
     :param descriptors: the limit on open files it starts with; the machine's hard limit without.
+    :param prefix: a command that ends by executing the one behind it, to start it by.
     :ivar smtp: where the SMTP listener is bound, ``(host, port)``.
     :ivar pop3: where the POP3 listener is.
     :ivar listeners: where each listener is, by its name.
     """
 
     def __init__(self, directory: Path, accounts: tuple[str, ...] = (),
-                 options: tuple[str, ...] = (), descriptors: int | None = None) -> None:
+                 options: tuple[str, ...] = (), descriptors: int | None = None,
+                 prefix: tuple[str, ...] = ()) -> None:
         self.directory = directory
         self.log = directory.parent / (directory.name + ".log")
         self.passwords = dict(account.split(":", 1) for account in accounts)
@@ -49,7 +51,8 @@ class Service:
         # `ulimit` through a shell that replaces itself keeps fork() free of Python code.
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command, *options],
+                ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *prefix,
+                 *command, *options],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
                 start_new_session=True, env=environment)
         try:

@@ -23,7 +23,8 @@ from mailsvc.mail import new_id
 from mailsvc.store import checkpoint
 from mailsvc.store.recovery import Recovery
 from mailsvc.store.tree import MailTree
-from tests.lying_disk import LyingDisk, Op
+from tests.disk_log import Op
+from tests.lying_disk import LyingDisk
 from tests.stores import ALICE, BOB, files, home, maildir_store, pause
 
 ACCOUNTS = {"alice": ALICE, "bob": BOB}
@@ -210,7 +211,7 @@ async def test_the_power_fails_during_recovery(
         for boot in (b"a second boot   ", b"a third boot    "):
             with monkeypatch.context() as patch:
                 again = LyingDisk(patch, scratch, syncfs=True)
-                again.adopt()
+                again.adopt(scratch)
                 start = len(again.log)
                 recover(scratch, boot)
             crashed(again, chance.randrange(start, len(again.log) + 1), scratch, chance, keep)

@@ -48,6 +48,7 @@ from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, parse_address
 from mailsvc.passwords import PasswordHasher, check_password, scram_salt
 from mailsvc.stopping import StopSignals
+from mailsvc.store.tree import sync_directory
 from mailsvc.toml import literal
 from mailsvc.workers import serve
 
@@ -318,6 +319,7 @@ def _data_directory(directory: Path | None) -> Iterator[Path]:
         return
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_directory(os.fsencode(directory.absolute().parent))
     except OSError as error:
         raise click.ClickException(f"cannot make {directory}: {error.strerror}; name a directory "
                                    "that you can write to") from error
