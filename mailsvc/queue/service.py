@@ -33,7 +33,7 @@ from mailsvc.queue.runner import Runner
 from mailsvc.queue.spool import Draft, Ownership, Spool
 from mailsvc.queue.turns import Turns
 from mailsvc.queue.wake import Teller, WakeFactory
-from mailsvc.store.maildir import MaildirDelivery
+from mailsvc.store.delivery import Buffers, Delivery
 from mailsvc.store.threads import Threads
 
 _log = Logger("mailsvc.queue")
@@ -49,7 +49,8 @@ _HURRY_EVERY = 60.0
 #: How long what is being sent may take to end when another generation of processes takes over.
 _HAND_OVER = 30.0
 
-_SMALL_OCTETS = 131_072
+#: How much of one message, and of all, is kept in memory on its way in, octets.
+_SMALL_OCTETS, _MEMORY_OCTETS = 131_072, 67_108_864
 
 
 @implementer(IQueue)
@@ -71,6 +72,7 @@ class Queue(Service):
         self._reactor = reactor
         self._grace = grace_seconds
         self._writer = _Writer(spool, threads)
+        self._buffers = Buffers(_SMALL_OCTETS, _MEMORY_OCTETS)
         self._ownership = Ownership(spool.root)
         self.make_runner: Callable[[], Runner] | None = None
         self.make_attempts: Callable[[], Attempts] | None = None
@@ -96,7 +98,7 @@ class Queue(Service):
     def begin(self, envelope: Envelope) -> QueueDelivery:
         """As ``IQueue.begin``."""
         draft = Draft(queued(envelope, self._reactor.seconds()))
-        return QueueDelivery(draft, self._writer, _SMALL_OCTETS, self._arrived)
+        return QueueDelivery(draft, self._writer, self._buffers, self._arrived)
 
     def delivered(self, envelope: Envelope, header: bytes) -> Deferred[None]:
         """As ``IQueue.delivered``."""
@@ -292,16 +294,16 @@ class _Writer:
         return self._threads.run(self._spool.discard, draft)
 
 
-class QueueDelivery(MaildirDelivery):
+class QueueDelivery(Delivery):
     """One message on its way into the queue.
 
     Its first block is our trace header.  Of that Return-Path is left out: it is for the host that
     delivers in the end (RFC 5321 §4.4).
     """
 
-    def __init__(self, draft: Draft, writer: _Writer, most: int,
+    def __init__(self, draft: Draft, writer: _Writer, buffers: Buffers,
                  arrived: Callable[[str], None]) -> None:
-        super().__init__(draft, writer, most)
+        super().__init__(draft, writer, buffers)
         self._first = True
         self._arrived = arrived
 

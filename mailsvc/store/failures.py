@@ -9,6 +9,7 @@ import errno
 import os
 
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mailsvc.errors import MailFailure, StorageFull, TemporaryFailure
 
@@ -29,3 +30,10 @@ def mail_failure(error: OSError, occasion: str, **about: object) -> MailFailure:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull("The mail storage is full; try again later.")
     return TemporaryFailure("The mail storage is not working at the moment; try again later.")
+
+
+def explain(failure: Failure, occasion: str, **about: object) -> Failure:
+    """An errback: an OSError becomes the failure to report; any other is passed on."""
+    if isinstance(failure.value, OSError):
+        raise mail_failure(failure.value, occasion, **about)
+    return failure

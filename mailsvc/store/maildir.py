@@ -17,7 +17,8 @@ link are as good as the server makes them.
 
 All blocking work is done in a pool of threads, except opening a file to be read and reading what
 the kernel has in its cache.  Memory for a message on its way is bounded: what is larger than
-``small_message_octets`` goes to its file in tmp/ as it arrives.
+``small_message_octets`` goes to its file in tmp/ as it arrives, and so does every one when
+``memory_octets`` are in use (:mod:`mailsvc.store.delivery`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IConsumer, IReactorFromThreads
@@ -45,13 +45,14 @@ from mailsvc.errors import (
     SomeNotRemoved,
     TemporaryFailure,
 )
-from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop
+from mailsvc.interfaces import IMailboxStore, IMaildrop
 from mailsvc.journal import Journal
 from mailsvc.mail import Account
 from mailsvc.settings import OneOf, at_least, setting
 from mailsvc.store import maildirsize
 from mailsvc.store.committer import Committer, Message
-from mailsvc.store.failures import mail_failure
+from mailsvc.store.delivery import Buffers, Delivery
+from mailsvc.store.failures import explain
 from mailsvc.store.group import GroupCommitter
 from mailsvc.store.listing import Listing, ListingCache, SizeCache
 from mailsvc.store.recovery import Recovery
@@ -71,6 +72,9 @@ class MaildirSettings:
     small_message_octets: int = setting(
         131_072, "Messages up to this size are kept in memory until they are complete; larger ones "
         "go to their file as they arrive.", unit="octets", check=at_least(1))
+    memory_octets: int = setting(
+        134_217_728, "How much of such messages a process keeps in memory at once; past it, each "
+        "goes to its file whatever its size.", unit="octets", check=at_least(0))
     threads: int = setting(
         16, "How many threads write and read maildirs; so many flushes to disk are under way at "
         "once.", check=at_least(1))
@@ -103,6 +107,7 @@ class MaildirStore:
         self, root: Path, settings: MaildirSettings, hostname: str, reactor: IReactorFromThreads
     ) -> None:
         self._root = root
+        self._buffers = Buffers(settings.small_message_octets, settings.memory_octets)
         self._settings = settings
         self._tree = MailTree(root, sync=settings.durability != "none")
         self._threads = Threads(reactor, settings.threads, "maildir")
@@ -144,7 +149,7 @@ class MaildirStore:
         """End; fires when all that was begun has been done."""
         return self._committer.stop().addCallback(lambda _: self._threads.stop())
 
-    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> MaildirDelivery:
+    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> Delivery:
         """As ``IMailboxStore.begin``.
 
         :raises PermanentFailure: when the name of an account cannot be that of a directory.
@@ -152,8 +157,7 @@ class MaildirStore:
         if not (id.isascii() and id.isalnum()):
             raise ValueError(f"not a message id: {id!r}")
         homes = tuple(self._tree.home(account) for account in accounts)
-        return MaildirDelivery(
-            Message(id, homes), self._committer, self._settings.small_message_octets)
+        return Delivery(Message(id, homes), self._committer, self._buffers)
 
     def room(self, account: Account, octets: int) -> Deferred[None] | None:
         """As ``IMailboxStore.room``; raises as :meth:`begin` does."""
@@ -167,7 +171,7 @@ class MaildirStore:
                 raise MailboxFull("The mailbox is full; try again later.")
 
         checked = self._threads.run(maildirsize.has_room, home, quota, octets)
-        checked.addErrback(_explain, "check a quota", account=account.name)
+        checked.addErrback(explain, "check a quota", account=account.name)
         return checked.addCallback(answer)
 
     def open_maildrop(self, account: Account) -> Deferred[Maildrop]:
@@ -185,7 +189,7 @@ class MaildirStore:
             return succeed(unchanged)
         opened = self._threads.run(
             self._tree.within, home, self._open, home, unwanted=Maildrop.release)
-        return opened.addErrback(_explain, "open a maildrop", account=account.name)
+        return opened.addErrback(explain, "open a maildrop", account=account.name)
 
     def _open_unchanged(self, home: bytes) -> Maildrop | None:
         lock = _locked(home)
@@ -218,100 +222,6 @@ class MaildirStore:
             return 0
 
         return swept.addErrback(stopped)
-
-
-@implementer(IDelivery)
-class MaildirDelivery:
-    """One message on its way; at most twice *most* octets of it are in memory.
-
-    :param message: what gathers its blocks, and *committer* what writes them to disk: here, or
-        those of the queue.
-    """
-
-    def __init__(self, message: Any, committer: Any, most: int) -> None:
-        self._message = message
-        self._committer = committer
-        self._most = most
-        self._unwritten = 0
-        self._spooling = False  # a thread is writing
-        self._room: Deferred[None] | None = None  # what write() told the sender to wait for
-        self._failure: BaseException | None = None
-        self._over = False  # commit or abort was called
-        self._when_spooled: Callable[[], object] | None = None
-
-    def write(self, block: bytes) -> Deferred[None] | None:
-        """As ``IDelivery.write``."""
-        if self._over or self._failure is not None:
-            return None
-        self._message.add(block)
-        self._unwritten += len(block)
-        if self._unwritten <= self._most:
-            return None
-        if not self._spooling:
-            self._spool()
-            return None
-        if self._room is None:
-            self._room = Deferred()
-        return self._room
-
-    def commit(self) -> Deferred[None]:
-        """As ``IDelivery.commit``."""
-        if self._over:
-            raise RuntimeError("this delivery is over")
-        self._over = True
-        # Without a canceller: nobody can tell how far a commit has come.
-        outcome: Deferred[None] = Deferred()
-
-        def commit() -> None:
-            if self._failure is not None:
-                outcome.errback(self._failure)
-                return
-            committed = self._committer.commit(self._message)
-            committed.addErrback(_explain, "deliver a message", id=self._message.id)
-            committed.addCallbacks(outcome.callback, outcome.errback)
-
-        self._once_spooled(commit)
-        return outcome
-
-    def abort(self) -> None:
-        """As ``IDelivery.abort``."""
-        if not self._over:
-            self._over = True
-            self._message.blocks.clear()
-            # What a stopping store leaves in tmp/ is swept.
-            self._once_spooled(
-                lambda: self._committer.discard(self._message).addErrback(lambda _: None))
-
-    def _once_spooled(self, act: Callable[[], object]) -> None:
-        if self._spooling:
-            self._when_spooled = act
-        else:
-            act()
-
-    def _spool(self) -> None:
-        self._spooling = True
-        self._unwritten = 0
-        spooled = self._committer.spool(self._message)
-        spooled.addErrback(_explain, "write a message", id=self._message.id)
-        spooled.addErrback(self._failed)
-        spooled.addCallback(self._spooled)
-
-    def _failed(self, failure: Failure) -> None:
-        self._failure = failure.value
-        self._message.blocks.clear()
-
-    def _spooled(self, _: None) -> None:
-        self._spooling = False
-        room, self._room = self._room, None
-        if self._when_spooled is not None:
-            self._when_spooled()
-        elif room is not None and self._failure is None:
-            self._spool()
-        if room is not None:
-            if self._failure is None:
-                room.callback(None)
-            else:
-                room.errback(self._failure)
 
 
 @implementer(IMaildrop)
@@ -371,7 +281,7 @@ class Maildrop:
     def _not_sent(self, failure: Failure, number: int) -> Failure:
         if failure.check(FileNotFoundError):
             raise MessageVanished("The message is gone: another program removed it.")
-        return _explain(failure, "read a message", maildir=self._home, number=number)
+        return explain(failure, "read a message", maildir=self._home, number=number)
 
     def _send(self, fd: int, number: int, consumer: IConsumer,
               lines: int | None) -> Deferred[None]:
@@ -461,10 +371,3 @@ def _locked(home: bytes) -> int:
 
 def _some_not_removed(numbers: tuple[int, ...]) -> SomeNotRemoved:
     return SomeNotRemoved("Some deleted messages were not removed.", numbers)
-
-
-def _explain(failure: Failure, occasion: str, **about: object) -> Failure:
-    """An errback: an OSError becomes the failure to report; any other is passed on."""
-    if isinstance(failure.value, OSError):
-        raise mail_failure(failure.value, occasion, **about)
-    return failure

@@ -1,0 +1,154 @@
+"""A message on its way to disk: into maildirs, or into the queue.
+
+Small ones are kept in memory until they are complete, and are written with others; larger ones go
+to their file as they arrive.  So do all while too much is in memory: what thousands of slow clients
+have sent of their messages must not add up to more than the process may have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mailsvc.interfaces import IDelivery
+from mailsvc.store.failures import explain
+
+#: What is not worth a file yet, however much is in memory, in octets.
+_LEAST = 4096
+
+
+@dataclass(slots=True)
+class Buffers:
+    """What is in memory of all the messages on their way.
+
+    :ivar each: how many octets may be of one message.
+    :ivar most: how many may be of all, before more goes to files.
+    :ivar octets: how many are.
+    """
+
+    each: int
+    most: int
+    octets: int = 0
+
+    def hold(self, unwritten: int) -> bool:
+        """Whether a message of which so much is in memory may stay there."""
+        return unwritten <= (self.each if self.octets <= self.most else min(self.each, _LEAST))
+
+
+@implementer(IDelivery)
+class Delivery:
+    """One message; at most twice *buffers.each* octets of it are in memory.
+
+    :param message: what gathers its blocks, and *committer* what writes them to disk: the store's,
+        or the queue's.
+    """
+
+    def __init__(self, message: Any, committer: Any, buffers: Buffers) -> None:
+        self._message = message
+        self._committer = committer
+        self._buffers = buffers
+        self._unwritten = 0
+        self._held = 0  # of *buffers*: what is unwritten, and what is being written
+        self._spooling = False  # a thread is writing
+        self._room: Deferred[None] | None = None  # what write() told the sender to wait for
+        self._failure: BaseException | None = None
+        self._over = False  # commit or abort was called
+        self._when_spooled: Callable[[], object] | None = None
+
+    def write(self, block: bytes) -> Deferred[None] | None:
+        """As ``IDelivery.write``."""
+        if self._over or self._failure is not None:
+            return None
+        self._message.add(block)
+        octets = len(block)
+        self._unwritten += octets
+        self._held += octets
+        self._buffers.octets += octets
+        if self._buffers.hold(self._unwritten):
+            return None
+        if not self._spooling:
+            self._spool()
+            return None
+        if self._room is None:
+            self._room = Deferred()
+        return self._room
+
+    def commit(self) -> Deferred[None]:
+        """As ``IDelivery.commit``."""
+        if self._over:
+            raise RuntimeError("this delivery is over")
+        self._over = True
+        # Without a canceller: nobody can tell how far a commit has come.
+        outcome: Deferred[None] = Deferred()
+
+        def commit() -> None:
+            if self._failure is not None:
+                outcome.errback(self._failure)
+                return
+            self._unwritten = 0
+            committed = self._committer.commit(self._message)
+            committed.addBoth(self._let_go)
+            committed.addErrback(explain, "deliver a message", id=self._message.id)
+            committed.addCallbacks(outcome.callback, outcome.errback)
+
+        self._once_spooled(commit)
+        return outcome
+
+    def abort(self) -> None:
+        """As ``IDelivery.abort``."""
+        if not self._over:
+            self._over = True
+            self._forget()
+            # What a stopping store leaves in tmp/ is swept.
+            self._once_spooled(
+                lambda: self._committer.discard(self._message).addErrback(lambda _: None))
+
+    def _once_spooled(self, act: Callable[[], object]) -> None:
+        if self._spooling:
+            self._when_spooled = act
+        else:
+            act()
+
+    def _spool(self) -> None:
+        self._spooling = True
+        self._unwritten = 0
+        spooled = self._committer.spool(self._message)
+        spooled.addErrback(explain, "write a message", id=self._message.id)
+        spooled.addErrback(self._failed)
+        spooled.addCallback(self._spooled)
+
+    def _failed(self, failure: Failure) -> None:
+        self._failure = failure.value
+        self._forget()
+
+    def _spooled(self, _: None) -> None:
+        self._spooling = False
+        self._let_go(None)
+        room, self._room = self._room, None
+        if self._when_spooled is not None:
+            self._when_spooled()
+        elif room is not None and self._failure is None:
+            self._spool()
+        if room is not None:
+            if self._failure is None:
+                room.callback(None)
+            else:
+                room.errback(self._failure)
+
+    def _forget(self) -> None:
+        """Drop what is unwritten."""
+        self._message.blocks.clear()
+        self._buffers.octets -= self._unwritten
+        self._held -= self._unwritten
+        self._unwritten = 0
+
+    def _let_go(self, result: Any) -> Any:
+        """What was being written is in memory no more; pass *result* on."""
+        self._buffers.octets -= self._held - self._unwritten
+        self._held = self._unwritten
+        return result
