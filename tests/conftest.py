@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import hypothesis
@@ -43,6 +44,13 @@ def program() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collected() -> Iterator[None]:
+    """Let each module leave nothing behind: Python would let gigabytes gather before it looks."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
