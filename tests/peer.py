@@ -13,7 +13,7 @@ from twisted.internet.protocol import Factory, Protocol
 
 from mailsvc.client import Client, Timeouts
 
-QUICK = Timeouts(**dict.fromkeys(Timeouts.__dataclass_fields__, 0.4))
+QUICK = Timeouts(**dict.fromkeys(Timeouts.__dataclass_fields__, 1.0))
 
 #: What a line of the client's is answered: octets, None to hang up, or "" for silence.
 Answer = Callable[["Peer", bytes], bytes | None]

@@ -18,7 +18,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from mailsvc import journal
 from mailsvc.errors import StorageFull, TemporaryFailure
-from mailsvc.mail import new_id
+from mailsvc.mail import Account, new_id
 from mailsvc.store import group
 from mailsvc.store.maildir import MaildirStore
 from tests.stores import ALICE, BOB, contents, deliver, files, home, maildir_store, pause
@@ -364,6 +364,39 @@ async def test_a_checkpoint_frees_the_segment(tmp_path: Path) -> None:
         await pause(0.05)
     assert segment.read_bytes()[: journal.BLOCK] == bytes(journal.BLOCK)
     await store.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_processes_that_delete_do_not_wait_for_each_other_for_ever(
+    make: Callable[..., MaildirStore], logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each keeps a segment for the other's sake, and has another behind it that the other keeps."""
+    for name, seconds in ("_PATIENCE", 0.5), ("_AGAIN", 0.02):
+        monkeypatch.setattr(f"mailsvc.store.group.{name}", seconds)
+    real = group.checkpoint
+
+    def slow(homes: Collection[bytes], paths: Collection[bytes]) -> None:
+        time.sleep(0.04)
+        real(homes, paths)
+
+    monkeypatch.setattr("mailsvc.store.group.checkpoint", slow)
+    stores = [make(checkpoint_seconds=0.1) for _ in range(2)]
+    for store in stores:
+        store.start()
+
+    async def use(store: MaildirStore, account: Account) -> None:
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            await deliver(store, MESSAGE, account)
+            maildrop = await store.open_maildrop(account)
+            await maildrop.update([1])
+            maildrop.release()
+
+    await gatherResults([Deferred.fromCoroutine(use(store, account))
+                         for store, account in zip(stores, (ALICE, BOB), strict=True)])
+    assert not [line for line in logged if line.startswith("every segment")]
+    await pause(0.5)
+    assert [store.backlog[1] for store in stores] == [0, 0]
 
 
 @pytest.mark.parametrize("durability", ["journal", "fsync", "none"])

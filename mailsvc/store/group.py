@@ -12,9 +12,10 @@ What a power loss takes from maildirs comes back from the journal (:mod:`mailsvc
 what kill -9 interrupts needs no replay, because the kernel has all that was acknowledged.
 
 In the background a *checkpoint* makes durable what a full segment of the journal speaks of, or one
-that is ``checkpoint_seconds`` old, and frees the segment; in order.  One that tells of removals is
-settled instead until the segments that other processes had in use by then are settled or free: a
-delivery may stand in them, and must not be replayed without its removal.
+that is ``checkpoint_seconds`` old, and frees the segment; in order.  One that tells of removals
+waits until the segments that other processes had in use by then are settled or free: a delivery may
+stand in them, and must not be replayed without its removal.  A segment that waits, be it behind
+another, is *settled*: what it delivers is durable, and nobody needs to wait for it.
 
 Messages that went to a file as they arrived are synced one by one, as ``durability = "fsync"`` does
 it; so are all while the journal fails or every segment waits: slower, and no less durable.
@@ -87,6 +88,7 @@ class _Covered:
     paths: list[bytes] = field(default_factory=list)
     removes: bool = False
     synced: bool = False
+    settled: bool = False
     others: set[tuple[bytes, bytes]] = field(default_factory=set)
 
 
@@ -357,29 +359,35 @@ class GroupCommitter:
                 going = covered is not None
                 if covered is not None:
                     pending.append(covered)
-            # In order: a removal may be one of what an earlier segment delivers.  At the end, what
-            # cannot be freed is left to whoever starts next.
-            while pending and self._checkpoint(pending[0]):
-                del pending[0]
+            try:
+                self._advance(pending)
+            except OSError as error:
+                self.log.error("cannot make durable what the journal holds: {error} ({path}); it "
+                               "will be tried again", error=error.strerror,
+                               path=os.fsdecode(error.filename or b""))
 
-    def _checkpoint(self, covered: _Covered) -> bool:
-        """Whether the segment is free now."""
-        try:
-            if not covered.synced:
-                checkpoint(covered.homes, covered.paths)
-                covered.synced = True
-                if covered.removes:
-                    covered.others = self._journal.others()
-                    if covered.others:
-                        self._journal.settle(covered.segment)
-            if covered.others:
-                covered.others &= self._journal.others()
-                if covered.others:
-                    return False
-            self._journal.free(covered.segment)
-        except OSError as error:
-            self.log.error("cannot make durable what the journal holds: {error} ({path}); it will "
-                           "be tried again", error=error.strerror,
-                           path=os.fsdecode(error.filename or b""))
-            return False
-        return True
+    def _advance(self, pending: list[_Covered]) -> None:
+        """Do for the segments *pending* what can be done now, and forget those that are free.
+
+        At the end, what cannot be freed is left to whoever starts next.
+        """
+        for each in pending:
+            if not each.synced:
+                checkpoint(each.homes, each.paths)
+                if each.removes:
+                    each.others = self._journal.others()
+                each.synced = True
+        # In order: a removal may be one of what an earlier segment delivers.
+        while pending:
+            first = pending[0]
+            if first.others:
+                first.others &= self._journal.others()
+            if first.others:
+                break
+            self._journal.free(first.segment)
+            del pending[0]
+        # Whatever its own turn waits for: two processes may wait for each other's segments.
+        for each in pending:
+            if not each.settled:
+                self._journal.settle(each.segment)
+                each.settled = True
