@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 # The stamps depend on setup.cfg and pyproject.toml: an edit there installs anew, none installs twice.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
 
-.PHONY: run test check lint types docs packaging news coverage bench nodemailer kerberos clean
+.PHONY: run test check lint types docs packaging news coverage bench peers nodemailer kerberos clean
 
 run: $(VENV)/.installed
 	@exec $(BIN)/mailsvc dev --dir run --hints $(RUN)
@@ -54,6 +54,11 @@ coverage: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.bench
+
+# Exim, OpenSMTPD and aiosmtpd, unpacked where neither the benchmark nor tests/test_relay_peers.py
+# disturb what is installed.
+peers: $(VENV)/.installed-test
+	$(BIN)/python -m tests.bench.fetch
 
 # The Node.js mail client that tests/test_interop_smtp.py drives.
 nodemailer: $(VENV)/.nodemailer

@@ -122,8 +122,8 @@ class Conversation(Protocol):
     _tls: TLSState | None = None
     #: Who logs in, or has.
     _user = ""
-    #: When patience ends.
-    _deadline = FOREVER
+    #: When patience ends, and when the clock is looked at next.
+    _deadline = _alarm = FOREVER
 
     # ---- for the subclass to say ----
 
@@ -144,8 +144,11 @@ class Conversation(Protocol):
         """How long, in seconds, a client that is done may take to swallow what it asked for."""
         return LINGER
 
-    def keep_time(self, said: bool) -> None:
-        """A turn is over, in which something was *said* or not: move the deadline."""
+    def keep_time(self, said: bool, at_work: bool) -> None:
+        """A turn is over, in which something was *said* or not: move the deadline.
+
+        :param at_work: as the attribute of that name.
+        """
 
     def time_is_up(self, now: float) -> None:
         """The deadline has passed: end the connection, or set another."""
@@ -163,9 +166,7 @@ class Conversation(Protocol):
             set_no_delay(True)
         self._braked = not factory.connections.exempts(self.client)
         self.session = self.open_session(ISSLTransport.providedBy(self.transport))
-        self._timer = factory.clock.callLater(
-            max(0.0, self._deadline - factory.clock.seconds()), self._look_at_the_clock
-        )
+        self._start_timer()
         self.transport.registerProducer(self, True)
         refusal = None
         factory.open.add(1)
@@ -215,7 +216,7 @@ class Conversation(Protocol):
     def pauseProducing(self) -> None:
         """The transport's buffer is full: the peer does not take its answers."""
         self.writable = False
-        self._pace()
+        self._pace(self.at_work)
 
     def resumeProducing(self) -> None:
         """The transport's buffer has room again."""
@@ -237,19 +238,23 @@ class Conversation(Protocol):
         if self._advancing or not self._connected or self._heir is not None:
             return
         if self._held is not None:
-            self._pace()
+            self._pace(at_work=True)
             return
+        # This runs for each command of everybody: attributes rather than properties of ours.
+        session, handlers = self.session, self.handlers
         self._advancing = True
         try:
             while self.writable and not self.at_work:
                 if self._last:
                     self.say_goodbye(now=False)
-                event = self.session.next_event()
+                event = session.next_event()
                 if event is not None:
-                    self.handlers[type(event)](self, event)
+                    handlers[type(event)](self, event)
                 if self._heir is not None:
                     return
-                if self._braked and not self.at_work and self._brake():
+                if (self._braked and (session.commands != self._commands
+                                      or session.errors != self._errors)
+                        and not self.at_work and self._brake()):
                     continue
                 if event is None:
                     break
@@ -258,11 +263,12 @@ class Conversation(Protocol):
         said = self._held is None and self._flush()
         if self._closing:
             return
-        if self._input_ended and not self.at_work and self.writable:
+        at_work = self.at_work
+        if self._input_ended and not at_work and self.writable:
             self._hang_up(True)
             return
-        self._pace()
-        self.keep_time(said)
+        self._pace(at_work)
+        self.keep_time(said, at_work)
 
     def _go_on(self, _: object) -> None:
         """A callback: what was waited for is there."""
@@ -276,9 +282,9 @@ class Conversation(Protocol):
             self.transport.write(data)
         return bool(data)
 
-    def _pace(self) -> None:
+    def _pace(self, at_work: bool) -> None:
         """Read from the transport just when more input can be used."""
-        held_up = self.at_work or not self.writable
+        held_up = at_work or not self.writable
         # Not before input waits: TLS cannot write in its handshake, and has to read to get through.
         reading = not (held_up and self.session.buffered)
         if reading != self._reading and self._connected and not self._input_ended:
@@ -294,7 +300,7 @@ class Conversation(Protocol):
         self.transport.startTLS(self.factory.tls)
         self.session.tls_started()
         # What was flushed here is nothing to the end of the turn.
-        self.keep_time(said)
+        self.keep_time(said, at_work=False)
 
     # ---- brakes ----
 
@@ -419,7 +425,7 @@ class Conversation(Protocol):
         it fires.
         """
         self._deadline = deadline
-        if self._timer.active() and self._timer.getTime() > deadline:
+        if deadline < self._alarm and self._timer.active():
             # Not reset(), which looks for it among the timers of all connections.
             self._timer.cancel()
             self._start_timer()
@@ -433,7 +439,9 @@ class Conversation(Protocol):
 
     def _start_timer(self) -> None:
         clock = self.factory.clock
-        wait = min(max(0.0, self._deadline - clock.seconds()), _LOOK)
+        now = clock.seconds()
+        wait = min(max(0.0, self._deadline - now), _LOOK)
+        self._alarm = now + wait
         self._timer = clock.callLater(wait, self._look_at_the_clock)
 
     # ---- the end ----

@@ -192,6 +192,7 @@ class Envelope:
 
 #: Crockford's base 32: no I, L, O, U, so that an id can be read aloud.
 _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [high + low for high in _DIGITS for low in _DIGITS]
 
 
 def _base32(number: int, width: int) -> str:
@@ -199,11 +200,18 @@ def _base32(number: int, width: int) -> str:
 
 
 def _ids() -> Iterator[str]:
-    last = 0
+    last = second = pid = 0
+    head = tail = ""
     while True:
         last = max(last + 1, time.time_ns() // 1000)
         # 55 bits of microseconds reach the year 3111; Linux pids have at most 22 bits.
-        yield _base32(last, 11) + _base32(os.getpid(), 5)
+        if last >> 20 != second:
+            second = last >> 20
+            head = _base32(second, 7)
+        if os.getpid() != pid:
+            pid = os.getpid()
+            tail = _base32(pid, 5)
+        yield head + _PAIRS[last >> 10 & 1023] + _PAIRS[last & 1023] + tail
 
 
 _next_id = _ids()

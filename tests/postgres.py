@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -58,9 +59,12 @@ class Postgres(Daemon):
                  "unix_socket_directories=", "-c", "fsync=off", "-c", "log_statement=all"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, **_AS_USER)
         wait_for(("127.0.0.1", self.port))
-        # It accepts connections before it accepts them as a database.
-        subprocess.run([str(self._programs / "pg_isready"), "-q", "-d", self.conninfo, "-t", "20"],
-                       check=True, timeout=PATIENCE)
+        # It accepts connections before it accepts them as a database, and says so meanwhile.
+        deadline = time.monotonic() + PATIENCE
+        while subprocess.run([str(self._programs / "pg_isready"), "-q", "-d", self.conninfo],
+                             check=False, timeout=PATIENCE).returncode:
+            assert time.monotonic() < deadline, (self.directory / "log").read_text()[-2000:]
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """End it, and with it all connections."""

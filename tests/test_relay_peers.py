@@ -1,7 +1,7 @@
 """Other mail servers as the next host: what they deliver is what was submitted.
 
-They are those of the benchmark.  Exim and OpenSMTPD cannot be installed beside Postfix; ``python -m
-tests.bench --fetch`` unpacks them, and without that these tests are left out.
+They are those of the benchmark.  Exim and OpenSMTPD cannot be installed beside Postfix; ``make
+peers`` unpacks them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.bench.exim import Exim
+from tests.bench.fetch import UNPACKED
 from tests.bench.opensmtpd import OpenSmtpd
 from tests.bench.peers import DOMAIN, Peer, Server, Site
 from tests.bench.postfix import Postfix
+from tests.conftest import absent
 from tests.relay import PATIENCE, mail, queued, relaying, submit, until
 
-UNPACKED = Path(os.environ.get("BENCH_PEERS", "~/.cache/mailsvc-bench")).expanduser()
+PLACE = Path(os.environ.get("BENCH_PEERS", UNPACKED)).expanduser()
 HEADER = (b"Date: Thu, 26 Nov 2026 10:00:00 +0000\r\nFrom: <alice@a.example>\r\n"
           b"Message-ID: <%d@a.example>\r\n\r\n")
 #: Dots, an empty body, a long line, no last line end, and enough to come in several chunks.
@@ -31,14 +33,14 @@ BODIES = (b".\r\n..two\r\n.a dot\r\n\r\nlast\r\n", b"", b"x" * 900 + b"\r\n", b"
 
 @pytest.fixture(params=[Postfix, Exim, OpenSmtpd], ids=lambda kind: kind.name)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    if why := request.param(unpacked=UNPACKED).missing():
-        pytest.skip(f"{request.param.name}: {why}")
+    if why := request.param(unpacked=PLACE).missing():
+        absent(f"{request.param.name}: {why}; see `make peers`")
     # Daemons of other users go through it, and start their programs from there.
     with tempfile.TemporaryDirectory(prefix="mailsvc-test-") as name:
         place = Path(name)
         place.chmod(0o755)
-        if (UNPACKED / "usr").is_dir():
-            shutil.copytree(UNPACKED / "usr", place / "unpacked" / "usr", symlinks=True)
+        if (PLACE / "usr").is_dir():
+            shutil.copytree(PLACE / "usr", place / "unpacked" / "usr", symlinks=True)
         (place / "site").mkdir()
         peer: Peer = request.param(unpacked=place / "unpacked")
         running = peer.start(Site(place / "site", ("bob", "carol")))

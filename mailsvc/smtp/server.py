@@ -55,7 +55,9 @@ class SMTPProtocol(Conversation):
     avatar = ISubmitter
     #: Why this connection is one too many, or None.
     _refusal: MailFailure | None = None
-    #: The message on its way to the store, from DataBegins to the end of MessageEnds.
+    #: Where the last transaction came from.
+    _origin: Origin
+    #: The message on its way to the store, from DataBegins to MessageEnds.
     _incoming: Incoming | None = None
     #: Who may submit without a login, or None.
     _known: Submitter | None = None
@@ -106,13 +108,13 @@ class SMTPProtocol(Conversation):
         if self.session.intake is None:
             self.session.close(_refused(failure))
 
-    def keep_time(self, said: bool) -> None:
+    def keep_time(self, said: bool, at_work: bool) -> None:
         settings, now = self.factory.settings, self.factory.clock.seconds()
         if self.session.intake is None:
             self._message_deadline = FOREVER
         elif self._message_deadline == FOREVER:
             self._message_deadline = now + settings.message_seconds
-        if self.at_work:
+        if at_work:
             self._wait_until(FOREVER)
         elif self.session.receiving:
             self._wait_until(min(now + settings.data_seconds, self._message_deadline))
@@ -214,14 +216,10 @@ class SMTPProtocol(Conversation):
         # STARTTLS and XCLIENT end a login, and the session tells.
         return self._login if self.session.authenticated else self._known
 
-    @property
-    def _origin(self) -> Origin:
-        """Where the present transaction comes from."""
-        submitter = self._submitter
-        return Origin(self.id, self.client, self.session.hello, submitter,
-                      submitter.name if submitter else self.session.authenticated)
-
     def _on_mail_from(self, event: events.MailFrom) -> None:
+        submitter = self._submitter
+        self._origin = Origin(self.id, self.client, self.session.hello, submitter,
+                              submitter.name if submitter else self.session.authenticated)
         answer = self.factory.reception.admit_sender(self._origin, event.envelope)
         self.session.reply(replies.SHUTTING_DOWN if self._last and answer.positive else answer)
 
@@ -316,7 +314,7 @@ class SMTPProtocol(Conversation):
         self._settle(self._begin(envelope))
 
     async def _begin(self, envelope: Envelope) -> Reply:
-        factory, submitter = self.factory, self._submitter
+        factory, submitter = self.factory, self._origin.submitter
         seconds = int(factory.clock.seconds())
         try:
             incoming = await factory.reception.begin(self._origin, envelope, seconds)

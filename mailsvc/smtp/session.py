@@ -230,16 +230,18 @@ class Session:
         question, self._question = self._question, None
         if question is None:
             raise RuntimeError("no question is open")
+        transition = _TRANSITIONS.get(type(question))
+        transition = _TRANSITIONS.get(type(question))
         if isinstance(answer, list):
             self._message_answered(answer)
         elif answer.code == 421:
             self.close(answer)
+        elif transition is not None:
+            transition(self, question, answer)
         elif isinstance(question, Lookup | LogIn | Guessed):
             # Neither right nor wrong: it could not be found out.
             self._exchange = None
             self.refuse(answer)
-        elif type(question) in _TRANSITIONS:
-            _TRANSITIONS[type(question)](self, question, answer)
         elif answer.positive:
             self.say(answer)
         else:

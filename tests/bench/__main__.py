@@ -20,7 +20,7 @@ from tests.bench import run as bench
 from tests.bench.disk import Disk
 from tests.bench.dovecot import Dovecot
 from tests.bench.exim import Exim
-from tests.bench.fetch import fetch
+from tests.bench.fetch import UNPACKED
 from tests.bench.machine import this_machine
 from tests.bench.opensmtpd import OpenSmtpd
 from tests.bench.peers import Aiosmtpd, Mailsvc, Peer
@@ -54,17 +54,15 @@ def all_peers(unpacked: Path, command: str, options: str) -> list[Peer]:
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=Path("/var/tmp"),
               help="Where maildirs and queues are made, on the file system to be measured.")
 @click.option("--unpacked", type=click.Path(file_okay=False, path_type=Path),
-              default=Path("~/.cache/mailsvc-bench"), envvar="BENCH_PEERS", show_envvar=True,
-              help="Servers unpacked rather than installed.")
-@click.option("--fetch", "fetching", is_flag=True,
-              help="First download Exim, OpenSMTPD and aiosmtpd into that directory.")
+              default=UNPACKED, envvar="BENCH_PEERS", show_envvar=True,
+              help="Servers unpacked rather than installed, by `make peers`.")
 @click.option("--mailsvc", "command", envvar="MAILSVC", show_envvar=True, default="",
               help="The command to measure.  [default: this checkout's]")
 @click.option("--mailsvc-options", "options", default="", help="Further options of `mailsvc dev`.")
 @click.option("--keep", is_flag=True, help="Leave maildirs, queues and logs where they are.")
 @click.pass_context
 def main(context: click.Context, quick: bool, rounds: int | None, seconds: float | None,
-         peers: str | None, out: Path, work: Path, unpacked: Path, fetching: bool, command: str,
+         peers: str | None, out: Path, work: Path, unpacked: Path, command: str,
          options: str, keep: bool) -> None:
     """Measure mailsvc beside Postfix, Dovecot, OpenSMTPD, Exim and aiosmtpd.
 
@@ -72,9 +70,6 @@ def main(context: click.Context, quick: bool, rounds: int | None, seconds: float
     them need root to start.  docs/performance.rst says what is measured and how to read it.
     """
     unpacked = unpacked.expanduser().absolute()
-    if fetching:
-        for problem in fetch(unpacked):
-            click.echo(problem, err=True)
     known = all_peers(unpacked, command, options)
     chosen = known if peers is None else _choose(known, peers)
     scale = QUICK if quick else Scale()

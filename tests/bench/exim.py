@@ -9,6 +9,7 @@ view of the file system, where its configuration is the one it trusts.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ class Exim(Peer):
     def start(self, site: Site) -> Server:
         owner = mail_owner()
         site.make_maildirs(owner)
-        program = self.find(_PROGRAM)
+        # It executes itself, as its user, who may not reach where it was unpacked.
+        program = Path(shutil.copy2(self.find(_PROGRAM), site.directory / "exim4"))
         port = free_port()
         site.write("etc/exim4/exim4.conf", _CONFIGURATION.format(
             site=site.directory, domain=DOMAIN, owner=owner, port=port, program=program,

@@ -4,13 +4,19 @@ Debian's mail transport agents conflict as packages.  Exim and OpenSMTPD are dow
 ``apt-get download`` and unpacked, not installed; aiosmtpd is installed by pip into a directory of
 its own.  Postfix and Dovecot are taken as the system has them: ``apt-get install postfix
 dovecot-pop3d dovecot-lmtpd``.
+
+``make peers`` runs this module.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+#: Where they are, unless BENCH_PEERS says otherwise.
+UNPACKED = Path("~/.cache/mailsvc-bench")
 
 _PACKAGES = ("exim4-base", "exim4-daemon-light", "opensmtpd")
 
@@ -31,3 +37,8 @@ def fetch(unpacked: Path) -> list[str]:
         if done.returncode:
             problems.append(f"dpkg could not unpack {archive.name}")
     return problems
+
+
+if __name__ == "__main__":
+    told = fetch(Path(os.environ.get("BENCH_PEERS", UNPACKED)).expanduser().absolute())
+    sys.exit("\n".join(told) or 0)

@@ -1,0 +1,52 @@
+"""What a message costs in processor instructions, so that nobody makes it dearer unseen.
+
+A change that does so on purpose, or makes it cheaper, moves the figure here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.instructions import count, yardstick
+from tests.maildrops import FakeMaildrop, message
+from tests.pop3 import Client
+from tests.postoffice import Line
+
+__all__ = ["pop3", "smtp", "yardstick"]
+
+#: In units of the yardstick.
+EXPECTED = {"smtp": 31.7, "pop3": 4.21}
+#: By how much it may be off: another interpreter weighs things otherwise.
+TOLERANCE = 0.15
+
+TEXT = message(4096)
+
+
+def smtp(times: int) -> None:
+    """Messages of 4 KiB to one recipient, without network and disk; each command by itself."""
+    client = Line()
+    client.say(b"EHLO client.example\r\n")
+    for _ in range(times):
+        for each in (b"MAIL FROM:<a@example.net>\r\n", b"RCPT TO:<alice@example.org>\r\n",
+                     b"DATA\r\n", TEXT + b".\r\n"):
+            client.say(each)
+    assert len(client.store.mail) == times
+
+
+def pop3(times: int) -> None:
+    """Messages of 4 KiB fetched one by one, without network and disk."""
+    maildrop = FakeMaildrop([TEXT])
+    maildrop.way = "at hand"
+    client = Client(maildrop).log_in()
+    for _ in range(times):
+        client.say(b"RETR 1\r\n")
+
+
+@pytest.mark.slow
+def test_instructions_for_a_message(program: Callable[[str], str]) -> None:
+    counted = count(program("valgrind"), "tests.test_instructions",
+                    ["yardstick", "smtp", "pop3"], 50, 150)
+    relative = {work: counted[work] / counted["yardstick"] for work in EXPECTED}
+    assert relative == pytest.approx(EXPECTED, rel=TOLERANCE), relative
