@@ -164,8 +164,8 @@ class Settings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     relay: RelaySettings = field(default_factory=RelaySettings)
     log: LogSettings = field(default_factory=LogSettings)
-    #: The keys that were given and not left to their defaults, dotted.
-    given: frozenset[str] = field(default=frozenset(), compare=False)
+    #: The keys that were given and not left to their defaults, dotted, and where: "FILE:LINE".
+    given: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         service, accounts = self.service, self.accounts
@@ -372,6 +372,7 @@ class _Reading:
         self._name = name
         self._lines = lines
         self._values: dict[str, Any] = {}
+        self._given: dict[str, str] = {}
         self._problems = [
             (mistake.line, f"{name}:{mistake.line}:{mistake.column}: {_explained(mistake)}")
             for mistake in mistakes]
@@ -393,7 +394,7 @@ class _Reading:
             own = {key.name: self._values[dotted] for dotted, key in KEYS.items()
                    if key.section == section and dotted in self._values}
             made[section] = cls(**own)
-        return {**made, "given": frozenset(self._values)}
+        return {**made, "given": self._given}
 
     def _override(self, text: str) -> None:
         try:
@@ -417,6 +418,7 @@ class _Reading:
             expected = KEYS[name].expected(value)
             if expected is None:
                 self._values[name] = value
+                self._given[name] = self._where(line)
             else:
                 self._problem(line, f"{name} = {_shown(value)}: expected {expected}")
         elif name in _SECTIONS:
@@ -427,8 +429,10 @@ class _Reading:
             self._problem(line, f"{name} = {_shown(value)}: no such key; {_meant(name)}")
 
     def _problem(self, line: int, text: str) -> None:
-        where = ("--set" if line == _OVERRIDE else f"{self._name}:{line}" if line else self._name)
-        self._problems.append((line, f"{where}: {text}"))
+        self._problems.append((line, f"{self._where(line)}: {text}"))
+
+    def _where(self, line: int) -> str:
+        return "--set" if line == _OVERRIDE else f"{self._name}:{line}" if line else self._name
 
 
 #: The line that overrides stand on: behind any file.
@@ -445,6 +449,16 @@ def _shown(value: object) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def key_named(name: str) -> Key:
+    """The key that is called *name*, dotted.
+
+    :raises ConfigurationError: there is none; the text says which one may be meant.
+    """
+    if name in KEYS:
+        return KEYS[name]
+    raise ConfigurationError([f"{name}: no such key; {_meant(name)}"])
 
 
 def _meant(name: str) -> str:
@@ -467,6 +481,7 @@ _HEADING = """\
 #
 #   mailsvc config check FILE    lists every mistake in a file
 #   mailsvc config show FILE     shows the values in effect
+#   mailsvc config why KEY FILE  says which line makes one so, and what it means
 #
 # `mailsvc config reference` prints this text.
 """

@@ -56,7 +56,7 @@ def test_the_example_is_the_reference() -> None:
 
 
 def test_the_example_sets_nothing() -> None:
-    assert load(EXAMPLE).given == frozenset()
+    assert not load(EXAMPLE).given
     assert load(EXAMPLE) == Settings()
 
 
@@ -65,7 +65,7 @@ def test_the_example_uncommented_is_the_defaults(tmp_path: Path) -> None:
     path.write_text(re.sub(r"(?m)^#(?=\w+ = )", "", reference()))
     loaded = load(path)
     assert loaded == Settings()
-    assert loaded.given == frozenset(KEYS)
+    assert set(loaded.given) == set(KEYS)
 
 
 def test_settings_are_frozen() -> None:
@@ -493,10 +493,34 @@ def test_show_as_json(tmp_path: Path) -> None:
     sections = json.loads(out)
     assert {f"{section}.{key}" for section, keys in sections.items() for key in keys} == set(KEYS)
     assert sections["smtp"]["recipients"] == {
-        "value": 5, "given": True, "default": 1000, "unit": ""}
+        "value": 5, "given": True, "where": f"{path}:1", "default": 1000, "unit": ""}
     assert sections["accounts"]["database"] == {
-        "value": "/var/lib/mailsvc/accounts.sqlite", "given": False,
+        "value": "/var/lib/mailsvc/accounts.sqlite", "given": False, "where": None,
         "default": "{data}/accounts.sqlite", "unit": ""}
+
+
+def test_why(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("[smtp]\n# many\nmessage_octets = 5_000\n")
+    status, out, _ = run("why", "smtp.message_octets", path)
+    lines = out.splitlines()
+    assert (status, lines[0]) == (0, "smtp.message_octets = 5000  # octets")
+    assert lines[1].startswith(f"  from {path}:3; the default is ")
+    assert " ".join(line.strip() for line in lines[2:]) == KEYS["smtp.message_octets"].sentence
+    status, out, _ = run("why", "service.workers", path)
+    assert (status, out.splitlines()[1]) == (0, f"  the default; {path} does not set it")
+    assert run("why", "smtp.mesage_octets", path)[::2] == (
+        1, "Error: smtp.mesage_octets: no such key; did you mean smtp.message_octets?\n")
+    path.write_text("x = 1\n")
+    assert run("why", "service.workers", path)[0] == 1
+
+
+def test_why_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("smtp.recipients = 5\n")
+    assert json.loads(run("why", "--json", "smtp.recipients", path)[1]) == {
+        "key": "smtp.recipients", "value": 5, "where": f"{path}:1", "default": 1000, "unit": "",
+        "meaning": KEYS["smtp.recipients"].sentence, "expected": "an integer"}
 
 
 def test_reference_is_printed() -> None:

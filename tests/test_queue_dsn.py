@@ -9,6 +9,7 @@ from email.message import EmailMessage
 from typing import Any
 
 import pytest
+from flufl.bounce import all_failures
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +95,21 @@ def test_what_programs_are_told() -> None:
     assert groups[4]["Original-Recipient"] == "rfc822; Bob+x@example.com"
     assert "<carol@example.net> (<team@example.org>)\n" in text.replace("\r\n", "\n")
     assert "    mx.example.net: 550 5.1.1 No such user" in text
+
+
+@pytest.mark.parametrize("language", TEXTS)
+@pytest.mark.parametrize(("action", "failures"), [
+    ("failed", (set(), {b"bob@example.net", b"carol@example.net"})),
+    ("delayed", ({b"bob@example.net", b"carol@example.net"}, set())),
+    ("relayed", (set(), set())), ("delivered", (set(), set()))])
+def test_a_mailing_list_reads_them(
+        action: str, failures: tuple[set[bytes], set[bytes]], language: str) -> None:
+    """By flufl.bounce, which is Mailman's."""
+    status = {"failed": "5.1.1", "delayed": "4.4.1"}.get(action, "2.0.0")
+    written = report(
+        action, failed(BOB, status=status), failed(Address("carol", "example.net"), status=status),
+        language=language).write("ID", ORIGINAL)
+    assert all_failures(email.message_from_bytes(written)) == failures
 
 
 @pytest.mark.parametrize(("action", "ret", "kind"), [

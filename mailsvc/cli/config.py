@@ -18,7 +18,7 @@ from mailsvc.certificates import (
 from mailsvc.cli import place
 from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import place_options, settings
-from mailsvc.config import ConfigurationError, Settings, load, reference
+from mailsvc.config import ConfigurationError, Settings, key_named, load, reference
 from mailsvc.toml import literal
 
 file_argument = click.argument("file", metavar="[FILE]", required=False, default=None,
@@ -97,6 +97,7 @@ def show(file: str | None, as_json: bool) -> None:
     With --json it is an object of sections, which are objects of keys; a key has
       value    what is in effect, {data} and the host name filled in
       given    whether FILE sets it
+      where    where it does: FILE:LINE, or null
       default  what it would be otherwise, as in `mailsvc config reference`
       unit     octets, seconds, ... or ""
 
@@ -109,8 +110,8 @@ def show(file: str | None, as_json: bool) -> None:
         sections: dict[str, dict[str, Any]] = {}
         for key, value in loaded.entries():
             sections.setdefault(key.section, {})[key.name] = {
-                "value": value, "given": str(key) in loaded.given, "default": key.default,
-                "unit": key.unit}
+                "value": value, "given": str(key) in loaded.given,
+                "where": loaded.given.get(str(key)), "default": key.default, "unit": key.unit}
         print_json(sections)
         return
     section = ""
@@ -120,6 +121,38 @@ def show(file: str | None, as_json: bool) -> None:
             section = key.section
         mark = "" if str(key) in loaded.given else "  # default"
         click.echo(f"{key.name} = {literal(value)}{mark}")
+
+
+@config.command()
+@click.argument("key")
+@file_argument
+@json_option
+@place_options
+def why(key: str, file: str | None, as_json: bool) -> None:
+    """Say what KEY, such as smtp.message_octets, is, and which line of FILE makes it so.
+
+    \b
+    Example:
+      mailsvc config why smtp.message_octets
+    """
+    loaded = _loaded(file)
+    try:
+        found = key_named(key)
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+    value = next(value for each, value in loaded.entries() if each == found)
+    where = loaded.given.get(key)
+    if as_json:
+        print_json({"key": key, "value": value, "where": where, "default": found.default,
+                    "unit": found.unit, "meaning": found.sentence, "expected": found.type})
+        return
+    unit = f"  # {found.unit}" if found.unit else ""
+    click.echo(f"{key} = {literal(value)}{unit}")
+    if where is None:
+        click.echo(f"  the default; {file or place.name()} does not set it")
+    else:
+        click.echo(f"  from {where}; the default is {literal(found.default)}")
+    click.echo(click.wrap_text(found.sentence, 79, "  ", "  "))
 
 
 @config.command("reference")
