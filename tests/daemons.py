@@ -146,15 +146,17 @@ postlog unix-dgram n - n - 1 postlogd
 class Dovecot(Daemon):
     """Dovecot over the maildirs ``mail/<domain>/<local-part>`` in its directory, password "secret".
 
+    :param more: what else its configuration says, as it stands there.
     :ivar pop3: where it serves POP3.
     :ivar lmtp: where it takes mail by LMTP.
     """
 
     password = "secret"
 
-    def __init__(self, program: Callable[[str], str], **settings: str) -> None:
+    def __init__(self, program: Callable[[str], str], more: str = "", **settings: str) -> None:
         self._dovecot = program("dovecot")
         self._doveadm = program("doveadm")
+        self._more = more
         self._settings = settings
 
     def __enter__(self) -> Dovecot:
@@ -177,7 +179,8 @@ class Dovecot(Daemon):
             _DOVECOT_CONFIGURATION.format(directory=self.directory, user=OWNER, group=_GROUP,
                                           password=self.password, pop3=self.pop3[1],
                                           lmtp=self.lmtp[1])
-            + "".join(f"{name} = {value}\n" for name, value in self._settings.items()))
+            + "".join(f"{name} = {value}\n" for name, value in self._settings.items())
+            + self._more)
         self._master = subprocess.Popen([self._dovecot, "-F", "-c", str(self.configuration)],
                                         stdin=subprocess.DEVNULL, start_new_session=True)
         self._stack.callback(self._stop)
@@ -275,9 +278,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(address: tuple[str, int]) -> None:
+def wait_for(address: tuple[str, int], patience: float = PATIENCE) -> None:
     """Return once something accepts connections there."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         try:
             socket.create_connection(address, 1).close()

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import pytest_twisted
 
+from mailsvc.client import Client
 from tests.bench.exim import Exim
 from tests.bench.fetch import UNPACKED
 from tests.bench.opensmtpd import OpenSmtpd
@@ -58,6 +60,29 @@ def test_what_the_next_host_delivers(tmp_path: Path, server: Server) -> None:
             submit(here, [f"bob@{DOMAIN}", f"carol@{DOMAIN}"], HEADER % number + body)
         until(lambda: not queued(here), here)
         assert mail(here) == []
+    _check(server)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_what_the_client_sends(server: Server, pipeline: bool) -> None:
+    """By itself, in chunks where the server takes them."""
+    assert server.smtp is not None
+    client = await Client.dial(*server.smtp, hello="client.example")
+    await client.hello()
+    client.pipeline = pipeline
+    for number, body in enumerate(BODIES):
+        outcomes = await client.send(
+            "alice@a.example", [f"bob@{DOMAIN}", f"carol@{DOMAIN}"], HEADER % number + body,
+            chunk="CHUNKING" in client.extensions)
+        assert all(each.accepted for each in outcomes), outcomes
+    await client.quit()
+    _check(server)
+
+
+def _check(server: Server) -> None:
+    """Both have got all bodies."""
     for name in "bob", "carol":
         new, deadline = server.maildir(name) / "new", time.monotonic() + PATIENCE
         while len(list(new.iterdir())) < len(BODIES):
