@@ -28,6 +28,7 @@ from mailsvc.smtp.events import (
     Hello,
     MailFrom,
     MessageEnds,
+    Proxied,
     QueueRun,
     RcptTo,
     TLSBegins,
@@ -36,7 +37,7 @@ from mailsvc.smtp.events import (
     Verify,
 )
 from mailsvc.smtp.limits import SMTPSettings
-from mailsvc.smtp.mode import LMTP, TRANSPORT, Mode
+from mailsvc.smtp.mode import LMTP, ODMR, TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, reply
 from mailsvc.smtp.session import Session
 from tests.smtp_talk import (
@@ -222,6 +223,26 @@ def test_a_turn_that_is_refused(answer: Reply) -> None:
     assert talk.session.phase is (CLOSED if answer is GOING_DOWN else READY)
     # Nobody is to be dismissed because there is no mail, time and again.
     assert talk.session.errors == 0
+
+
+@pytest.mark.parametrize("line", [b"ATRN example.org", b"ETRN example.org",
+                                  b"XCLIENT ADDR=192.0.2.7"])
+@pytest.mark.parametrize(("phase", "answer"), [
+    (MAIL, replies.NESTED_MAIL), (RCPT, replies.NESTED_MAIL), (CHUNKS, replies.MID_CHUNKS)])
+def test_what_is_not_for_the_midst_of_a_transaction(
+        line: bytes, phase: str, answer: Reply) -> None:
+    talk = talk_in(phase, turns=True, etrn=True)
+    talk.session.trusted, talk.session.authenticated = True, "alice@example.org"
+    assert talk.say(line + b"\r\n") == answer.wire
+    assert talk.session.phase is phase
+
+
+def test_a_proxy_may_speak_for_who_fetches_mail() -> None:
+    """On the listener for ODMR too."""
+    talk = Talk(mode=ODMR)
+    talk.session.trusted = True
+    talk.answers[Proxied] = talk.session.greeting
+    assert talk.say(b"XCLIENT ADDR=192.0.2.7\r\n") == talk.session.greeting.wire
 
 
 # ---- which commands bring no mail along ----------------------------------------------------------
