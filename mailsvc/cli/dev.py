@@ -319,7 +319,8 @@ def _data_directory(directory: Path | None) -> Iterator[Path]:
         return
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sync_directory(os.fsencode(directory.absolute().parent))
+        with contextlib.suppress(PermissionError):  # who may make it there need not see the rest
+            sync_directory(os.fsencode(directory.absolute().parent))
     except OSError as error:
         raise click.ClickException(f"cannot make {directory}: {error.strerror}; name a directory "
                                    "that you can write to") from error
