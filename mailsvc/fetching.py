@@ -62,6 +62,7 @@ class Fetcher:
         self._greeted: Deferred[Answer] = Deferred()
         self._open[self._session.opening] = self._greeted
         line.attach(self)
+        line.set_deadline(seconds)  # for the greeting
         self._advance()
 
     @classmethod

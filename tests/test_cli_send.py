@@ -67,6 +67,17 @@ def test_the_dialogue_is_shown(service: Service) -> None:
     assert message["subject"] == "Grüße" and message.get_content() == "Hallo, Jörg\r\n"
 
 
+def test_a_port_that_does_not_greet(service: Service) -> None:
+    """It waits for TLS."""
+    hint = "; if this port speaks TLS from the first octet, add --tls implicit\n"
+    said = send(service, "--to", BOB, "--body", "x", "--timeout", "0.5", name="submissions",
+                status=75).stderr
+    assert said.startswith("*** greeting: ") and said.endswith(hint)
+    said = run("fetch", "--server", at(service, "pop3s"), "--user", BOB, "--timeout", "0.5",
+               "--password-stdin", "--into", "-", stdin=SECRET, status=75).stderr
+    assert said.startswith("*** ") and said.endswith(hint)
+
+
 def test_when_and_how_urgently(service: Service) -> None:
     options = ("--to", BOB, "--by", "60;nt", "--priority", "-3")
     shown = send(service, *options).stdout

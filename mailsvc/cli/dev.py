@@ -474,10 +474,13 @@ def _hints(listeners: Sequence[Listener], account: NewAccount | None) -> Iterato
                    "for line in p.retr(n + 1)[1]]; p.quit()")
         quoted = shlex.quote(program) if set('"$`\\!') & set(program) else f'"{program}"'
         yield f"fetch:  python3 -c {quoted}"
-    yield "mail program: " + "; ".join([
-        *([f"incoming POP3 at {where['pop3']}, user {name}, password {password}"]
-          if "pop3" in where else []),
-        *([f"outgoing SMTP at {where['smtp']}, no login"] if "smtp" in where else []),
-        "no encryption",
-        *([f"or to anybody at {where['submission']}, with STARTTLS and this login"]
-          if "submission" in where else [])])
+    ways = []
+    if "pop3" in where:
+        ways.append(f"incoming POP3 at {where['pop3']}, no encryption, user {name}, password "
+                    f"{password}")
+    if "submission" in where:
+        ways.append(f"outgoing SMTP at {where['submission']}, STARTTLS, the same login")
+    if "smtp" in where:
+        ways.append(f"outgoing to the accounts here alone: SMTP at {where['smtp']}, no encryption, "
+                    "no login")
+    yield "mail program: " + "; ".join(ways)

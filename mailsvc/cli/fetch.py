@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from mailsvc.blocking import run
 from mailsvc.cli.arguments import password_options
 from mailsvc.cli.listing import json_option, print_json
-from mailsvc.cli.remote import host_and_port, read_secret, with_remedy
+from mailsvc.cli.remote import host_and_port, read_secret, with_remedy, without_greeting
 from mailsvc.fetching import Fetcher, FetchFailure
 from mailsvc.mailfile import Place, Seen, Stream, place
 from mailsvc.trust import UNVERIFIED, Trust
@@ -95,6 +95,7 @@ class _Job:
         self.messages: list[dict[str, Any]] = []
         self.skipped = 0
         self.failure: FetchFailure | OSError | None = None
+        self._greeted = False
 
     async def do(self) -> None:
         options = self._options
@@ -103,6 +104,7 @@ class _Job:
             client = await Fetcher.dial(
                 self._host, self._port, tls=self._tls, trust=trust, seconds=options["timeout"],
                 transcript=self._heard if options["verbose"] else None)
+            self._greeted = True
             try:
                 token = options["auth"].upper() in ("XOAUTH2", "OAUTHBEARER")
                 await client.log_in(
@@ -183,6 +185,9 @@ class _Job:
         text = "" if failure is None else (
             with_remedy(failure.text, failure.reason) if isinstance(failure, FetchFailure)
             else f"{self._options['into']}: {failure.strerror or failure}")
+        if (isinstance(failure, FetchFailure) and failure.kind in ("lost", "time")
+                and not self._greeted):
+            text = without_greeting(text, self._tls)
         if self._options["as_json"]:
             print_json({"messages": self.messages, "skipped": self.skipped,
                         "error": text or None})

@@ -41,6 +41,13 @@ def with_remedy(text: str, reason: str) -> str:
     return "; ".join(filter(None, [text, _REMEDIES.get(reason)]))
 
 
+def without_greeting(text: str, tls: str) -> str:
+    """*text*, which says that no greeting came, and why that may be; *tls* as ``--tls`` has it."""
+    if tls == "implicit":
+        return text
+    return f"{text}; if this port speaks TLS from the first octet, add --tls implicit"
+
+
 def _can_ask() -> bool:
     # Standard input may be something else, such as the message.
     try:

@@ -12,7 +12,7 @@ import click
 from mailsvc.blocking import run
 from mailsvc.cli.arguments import password_options
 from mailsvc.cli.listing import json_option, print_json
-from mailsvc.cli.remote import host_and_port, read_secret, with_remedy
+from mailsvc.cli.remote import host_and_port, read_secret, with_remedy, without_greeting
 from mailsvc.client import (
     BadArgument,
     Client,
@@ -27,7 +27,15 @@ from mailsvc.client import (
 from mailsvc.composing import Attachment, BadPart, compose
 from mailsvc.mail import DeliverBy
 from mailsvc.sendmail import SOCKET
-from mailsvc.smtp.failures import BadMessage, BadReply, CannotConnect, CannotLogIn, LoginRefused
+from mailsvc.smtp.failures import (
+    BadMessage,
+    BadReply,
+    CannotConnect,
+    CannotLogIn,
+    Disconnected,
+    LoginRefused,
+    TimedOut,
+)
 from mailsvc.smtp.failures import TLSFailed as _TLSFailed
 from mailsvc.smtp.grammar import SyntaxFault
 from mailsvc.smtp.handling import deliver_by
@@ -290,8 +298,11 @@ class _Job:
                     click.echo(f"*** {each}", err=True)
             if self.failure is not None:
                 reason = self.failure.reason if isinstance(self.failure, _TLSFailed) else ""
-                click.echo(f"*** {self.failure.stage}: {with_remedy(self.failure.text, reason)}",
-                           err=True)
+                text = with_remedy(self.failure.text, reason)
+                if (self.failure.stage is Stage.GREETING
+                        and isinstance(self.failure, Disconnected | TimedOut)):
+                    text = without_greeting(text, self._tls)
+                click.echo(f"*** {self.failure.stage}: {text}", err=True)
         return status
 
     def _print_json(self, status: int) -> None:
