@@ -523,3 +523,22 @@ def test_what_a_filter_refuses_at_the_end_is_not_stored() -> None:
     assert [delivery.outcome for delivery in one.store.deliveries] == ["aborted"]
     assert "dropped" in texts(events)[0]
     one.hang_up()
+
+
+def test_a_bug_in_a_filter_at_the_end_stores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def feed(self, block: bytes) -> bytes:
+            return block
+
+        def finish(self) -> bytes:
+            raise RuntimeError("a bug")
+
+    one, rates = submitting()
+    monkeypatch.setattr(one.factory.agent, "filters", lambda *_: [Broken()])
+    rates.counts[0].callback(None)
+    with capturedLogs() as events:
+        one.say(b"From: alice@example.org\r\n\r\nhi\r\n.\r\n")
+    assert one.codes() == ["354", "451 4.3.0"]
+    assert [delivery.outcome for delivery in one.store.deliveries] == ["aborted"]
+    assert "internal error" in texts(events)[0]
+    one.hang_up()
