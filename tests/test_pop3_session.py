@@ -342,6 +342,27 @@ def test_what_comes_behind_stls_is_dropped(behind: bytes) -> None:
         "-ERR Unknown command", "-ERR Unknown command", "-ERR USER first"]
 
 
+def test_no_split_lets_anything_through_the_handshake() -> None:
+    """However what is said before it arrives."""
+    said = b"CAPA\r\nSTLS\r\nUSER mallory\r\nPASS x\r\nDELE 1\r\nQUIT\r\n"
+    for first in range(len(said) + 1):
+        for second in (first, min(len(said), first + 1), len(said)):
+            subject, happened = session(tls_available=True), []
+            for part in (said[:first], said[first:second], said[second:]):
+                subject.receive(part)
+                # The question of TLS waits for its answer, and nothing is asked for meanwhile.
+                if not happened and (event := subject.next_event()) is not None:
+                    happened.append(event)
+            assert happened == [events.StartTLS()]
+            subject.data_to_send()
+            subject.tls_started()
+            assert subject.buffered == 0 and subject.next_event() is None
+            assert subject.data_to_send() == b""
+            subject.receive(b"PASS x\r\n")
+            assert subject.next_event() is None
+            assert subject.data_to_send() == b"-ERR USER first\r\n"
+
+
 def test_stls_without_a_certificate() -> None:
     subject = session()
     assert ask(subject, "STLS") == "-ERR STLS is not offered\r\n"

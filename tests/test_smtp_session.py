@@ -11,13 +11,16 @@ from mailsvc.smtp.commands import CHUNKS, CLOSED, GREETING, MAIL, RCPT, READY, S
 from mailsvc.smtp.events import (
     Aborted,
     Closed,
+    Connected,
     DataBegins,
     Expand,
+    Hello,
     MailFrom,
     MessageBlock,
     MessageEnds,
     Proxied,
     RcptTo,
+    TLSBegins,
     Verify,
 )
 from mailsvc.smtp.limits import SMTPSettings
@@ -448,6 +451,26 @@ def test_what_is_sent_behind_starttls_is_dropped(behind: bytes) -> None:
     assert b"STARTTLS" not in said and b"250 HELP" in said
     assert session.transmission_type == "ESMTPS"
     assert talk.say(b"STARTTLS\r\n") == replies.TLS_ACTIVE.wire
+
+
+def test_no_split_lets_anything_through_the_handshake() -> None:
+    """However what is said before it arrives."""
+    said = (b"EHLO a.example\r\nSTARTTLS\r\nEHLO evil.example\r\nMAIL FROM:<e@evil.example>\r\n"
+            b"RCPT TO:<alice@example.org>\r\nDATA\r\nevil\r\n.\r\n")
+    for first in range(len(said) + 1):
+        for second in (first, min(len(said), first + 1), len(said)):
+            talk = Talk(tls_available=True)
+            for part in (said[:first], said[first:second], said[second:]):
+                talk.session.receive(part)
+                # The question of TLS waits for its answer, and nothing is asked for meanwhile.
+                if not talk.of(TLSBegins):
+                    talk.run()
+            assert [type(event) for event in talk.events] == [Connected, Hello, TLSBegins]
+            talk.session.tls_started()
+            assert (talk.session.buffered, talk.session.hello) == (0, "")
+            talk.events.clear()
+            assert talk.say(SENDER) == replies.HELLO_FIRST.wire
+            assert talk.events == []
 
 
 def test_a_long_line_cut_off_by_starttls_leaves_nothing() -> None:
