@@ -542,3 +542,13 @@ def test_a_bug_in_a_filter_at_the_end_stores_nothing(monkeypatch: pytest.MonkeyP
     assert [delivery.outcome for delivery in one.store.deliveries] == ["aborted"]
     assert "internal error" in texts(events)[0]
     one.hang_up()
+
+
+@pytest.mark.parametrize(("asked", "answer"), [(b"0", "250 2.1.0"), (b"9", "250 2.3.6")])
+def test_a_priority_is_held_to_what_the_sender_may_have(asked: bytes, answer: str) -> None:
+    one = Line(queue=True)
+    one.say(EHLO + b"MAIL FROM:<a@example.net> MT-PRIORITY=" + asked + b"\r\n")
+    assert one.codes() == ["220", "250", answer]
+    assert one.protocol.session.envelope is not None
+    assert one.protocol.session.envelope.priority == 0
+    one.hang_up()
