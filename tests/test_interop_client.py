@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest_twisted
-from aiosmtpd.smtp import SMTP
 
 from mailsvc.client import Client
 from mailsvc.fetching import Fetcher
+from tests.aiosmtpd_server import listening
 from tests.daemons import Dovecot, Postfix
 
 MESSAGE = b"Subject: interop\r\n\r\n.a\r\n..\r\nlast\r\n"
@@ -85,29 +83,10 @@ class Handler:
 
 @pytest_twisted.ensureDeferred
 async def test_aiosmtpd() -> None:
-    handler, ready = Handler(), threading.Event()
-    loop = asyncio.new_event_loop()
-    ports: list[int] = []
-
-    async def serve() -> None:
-        server = await loop.create_server(
-            lambda: SMTP(handler, loop=loop, enable_SMTPUTF8=True), "127.0.0.1", 0)
-        ports.append(server.sockets[0].getsockname()[1])
-        ready.set()
-
-    def run() -> None:
-        loop.run_until_complete(serve())
-        loop.run_forever()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        client = await Client.dial("127.0.0.1", ports[0], hello="client.example")
+    handler = Handler()
+    with listening(handler, enable_SMTPUTF8=True) as port:
+        client = await Client.dial("127.0.0.1", port, hello="client.example")
         outcomes = await client.send("ä@example.net", ["ö@example.org", "b@example.org"], MESSAGE)
         assert [each.accepted for each in outcomes] == [True, True]
         await client.quit()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
     assert handler.messages == [(["ö@example.org", "b@example.org"], MESSAGE)]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +10,12 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
+from aiosmtpd.smtp import AuthResult, LoginPassword
 
 from mailsvc.client import Client
 from mailsvc.smtp.failures import CannotLogIn, LoginRefused
 from mailsvc.trust import Trust
+from tests.aiosmtpd_server import listening
 from tests.authority import Authority, pem
 from tests.daemons import Dovecot, free_port, own, wait_for
 from tests.exchanger import Exchanger
@@ -118,30 +117,12 @@ def known(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -
 @contextmanager
 def aiosmtpd(authority: Path) -> Iterator[tuple[int, Handler]]:
     """It listens, and wants TLS and a login."""
-    handler, ready, ports = Handler(), threading.Event(), []
+    handler = Handler()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority / "fullchain.pem", authority / "privkey.pem")
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        server = await loop.create_server(
-            lambda: SMTP(handler, loop=loop, tls_context=context, require_starttls=True,
-                         auth_required=True, authenticator=known), "127.0.0.1", 0)
-        ports.append(server.sockets[0].getsockname()[1])
-        ready.set()
-
-    def run() -> None:
-        loop.run_until_complete(serve())
-        loop.run_forever()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield ports[0], handler
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+    with listening(handler, tls_context=context, require_starttls=True, auth_required=True,
+                   authenticator=known) as port:
+        yield port, handler
 
 
 @pytest.mark.parametrize("mechanism", ["", "PLAIN", "LOGIN"])
