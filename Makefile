@@ -8,12 +8,15 @@
 #   make clean      remove .venv and everything built; ./run, with its mail, stays
 #
 # make PYTHON=python3.12 … picks an interpreter, make RUN="--smtp 2026" … adds options to
-# `mailsvc dev`, make TEST="tests/test_wire.py -x" … narrows the tests.
+# `mailsvc dev`, make TEST="tests/test_wire.py -x" … narrows the tests, make JOBS=1 … runs one at a
+# time.
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?=
 TEST ?=
+# How many tests run at once: with files named one, so that a debugger can be used.
+JOBS ?= $(if $(findstring tests/,$(TEST)),0,auto)
 
 BIN := $(VENV)/bin
 # The stamps depend on setup.cfg and pyproject.toml: an edit there installs anew, none installs twice.
@@ -25,7 +28,8 @@ run: $(VENV)/.installed
 	@exec $(BIN)/mailsvc dev --dir run --hints $(RUN)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(TEST)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	    $(TEST)
 
 # `make -k check` goes on to the next after one that fails.
 check: lint types docs packaging news

@@ -193,7 +193,8 @@ def test_bad_arguments(values: dict[str, Any], expected: str) -> None:
     assert expected in str(refused.value)
 
 
-@pytest.mark.parametrize("verifier", [ARGON2, BCRYPT, SCRAM, verifiers._USUAL])
+@pytest.mark.parametrize("verifier", [ARGON2, BCRYPT, SCRAM, verifiers._USUAL],
+                         ids=["argon2", "bcrypt", "scram", "usual"])
 def test_a_decoy_is_as_much_work(verifier: str) -> None:
     other = decoy(verifier)
     assert len(other) == len(verifier) or verifier == verifiers._USUAL

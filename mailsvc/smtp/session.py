@@ -231,7 +231,6 @@ class Session:
         if question is None:
             raise RuntimeError("no question is open")
         transition = _TRANSITIONS.get(type(question))
-        transition = _TRANSITIONS.get(type(question))
         if isinstance(answer, list):
             self._message_answered(answer)
         elif answer.code == 421:
