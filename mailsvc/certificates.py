@@ -27,7 +27,6 @@ and the remedy.  Whether somebody out there trusts a certificate is not looked a
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import errno
 import ipaddress
@@ -35,10 +34,10 @@ import os
 import pwd
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cryptography import x509
@@ -51,6 +50,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from mailsvc.ownership import make_folder, write_private
 
 #: The most octets that are read of one file.
 MOST_OCTETS = 1 << 20
@@ -186,6 +187,12 @@ class Watched(Generic[T]):
 def certificate_at(place: str) -> Watched[Certificate]:
     """The certificate at *place*, which has one of the three forms."""
     return Watched(place, _files_at, _parse_certificate)
+
+
+def certificate_until(place: str, own: str) -> Watched[Certificate]:
+    """The certificate in the file *place*, or in *own* as long as there is no such file."""
+    return Watched(place, lambda place: (place if os.path.exists(place) else own,),
+                   _parse_certificate)
 
 
 def authorities_in(path: str) -> Watched[tuple[x509.Certificate, ...]]:
@@ -371,7 +378,8 @@ def self_signed(directory: str, hostname: str) -> str:
         if ends > OWN_RENEWAL and _alternative(hostname) in _alternatives(there.chain[0]):
             return path
     try:
-        _write_own(path, _own_pem(hostname))
+        make_folder(Path(directory))
+        write_private(Path(path), _own_pem(hostname))
     except OSError as error:
         raise CertificateProblem(
             f"{path}: a self-signed certificate cannot be made there ({error.strerror}); "
@@ -414,25 +422,3 @@ def _own_pem(hostname: str) -> bytes:
         .sign(key, hashes.SHA256()))
     return (certificate.public_bytes(Encoding.PEM)
             + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-
-
-def _write_own(path: str, pem: bytes) -> None:
-    directory = os.path.dirname(path)
-    owner = os.stat(os.path.dirname(directory))
-    is_root = os.geteuid() == 0
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(directory, 0o700)
-        if is_root:
-            os.chown(directory, owner.st_uid, owner.st_gid, follow_symlinks=False)
-    descriptor, temporary = tempfile.mkstemp(prefix=".self-signed-", dir=directory)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            if is_root:
-                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

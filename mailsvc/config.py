@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from mailsvc.acme.limits import ACMESettings
 from mailsvc.brakes import BrakeSettings
 from mailsvc.log import LogSettings
 from mailsvc.mistakes import Mistake, read
@@ -133,6 +134,9 @@ class ListenerSettings:
         [], "Where figures for Prometheus are shown (/metrics), and whether the service lives "
         "(/healthz) and is ready (/readyz), as tcp:2080:interface=127.0.0.1.  Whoever reaches it "
         "may read them.", check=_endpoints)
+    acme: list[str] = setting(
+        [], "Where the authority of acme.names looks whether they lead here, as tcp:80; it has to "
+        "be reached on port 80.", check=_endpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,7 @@ class Settings:
     service: ServiceSettings = ServiceSettings()
     listeners: ListenerSettings = field(default_factory=ListenerSettings)
     tls: TLSSettings = field(default_factory=TLSSettings)
+    acme: ACMESettings = field(default_factory=ACMESettings)
     smtp: SMTPSettings = field(default_factory=SMTPSettings)
     submission: SubmissionSettings = field(default_factory=SubmissionSettings)
     pop3: POP3Settings = field(default_factory=POP3Settings)

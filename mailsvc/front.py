@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
+from mailsvc.acme.files import Files
 from mailsvc.config import Settings
 from mailsvc.gathering import Gathering
 from mailsvc.listeners import KINDS, CannotStart, Listener
@@ -101,7 +102,7 @@ class Front(MultiService):
         :param last: those too that tell how the service is.
         """
         return gatherResults([listener.close() for listener in self.listeners
-                              if last or listener.for_mail])
+                              if last or listener.kind.name != "http"])
 
     def unbound(self) -> list[str]:
         """The listeners that have no port."""
@@ -109,9 +110,19 @@ class Front(MultiService):
                 if not each.bound]
 
     def watch(self, gathering: Gathering, settings: Settings) -> None:
-        """Let the figures of *gathering* be had; before it is started."""
-        Monitor(gathering, [each for each in self.listeners if not each.for_mail],
-                Path(settings.service.data), self.reactor).setServiceParent(self)
+        """Serve what is not for mail: the figures of *gathering*, and whoever gives certificates.
+
+        Before it is started.
+        """
+        data = Path(settings.service.data)
+        of_kind = {name: [each for each in self.listeners if each.kind.name == name]
+                   for name in ("http", "acme")}
+        Monitor(gathering, of_kind["http"], data, self.reactor).setServiceParent(self)
+        if of_kind["acme"]:
+            from mailsvc.acme.page import challenges  # noqa: PLC0415 - it takes a while, and memory
+
+            for each in of_kind["acme"]:
+                each.open(challenges(Files(data), self.reactor))
 
     @abstractmethod
     def hurry(self) -> None:

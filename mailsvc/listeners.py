@@ -65,6 +65,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("pop3", "pop3"),
     Kind("pop3s", "pop3", tls=True),
     Kind("http", "http"),
+    Kind("acme", "http"),
 )}
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -19,12 +21,43 @@ def give_to_owner_of(folder: Path, made: Path) -> None:
         os.chown(made, owner.st_uid, owner.st_gid)
 
 
+def make_folder(folder: Path) -> None:
+    """Make *folder*, with mode 0700, if need be, in one that must be there."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        give_to_owner_of(folder.parent, folder)
+
+
 def make_folders(folder: Path) -> None:
     """Make *folder*, with mode 0700, and those above it that are missing."""
     for place in reversed([folder, *folder.parents]):
         if not place.exists():
-            place.mkdir(mode=0o700, exist_ok=True)
-            give_to_owner_of(place.parent, place)
+            make_folder(place)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Make or replace the file *path*, durably, with mode 0600; it appears whole or not at all.
+
+    It belongs to the owner of its directory, where we are root.
+    """
+    owner = path.parent.stat()
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            if os.geteuid() == 0:
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def name_of(user: int) -> str:

@@ -3,8 +3,7 @@
 ``/metrics`` is in the text format of Prometheus, or in OpenMetrics if the client prefers that.
 ``/healthz`` is 200 while the process that watches the others is alive, ``/readyz`` 200 when the
 service can be given work, else 503 with the reason; ``/`` names these.  There is nothing in them
-that names users or their addresses.  Nothing is to be had by other methods than GET and HEAD, and
-what else a client sends is thrown away as it comes.
+that names users or their addresses.
 
 They are made in the reactor's thread, in some milliseconds.  The library's own resource for Twisted
 would make them in a thread, and the supervisor, which forks, must not have any.
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from io import BytesIO
 from typing import Any
 
 from prometheus_client.core import (
@@ -26,19 +24,15 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
-from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
-from twisted.protocols.policies import WrappingFactory
 from twisted.web.resource import Resource
-from twisted.web.server import Request, Site
+from twisted.web.server import Request
 
 from mailsvc.figures import Spreading
 from mailsvc.gathering import PREFIX, Family, Gathering
+from mailsvc.web import Page, serving
 
 _log = Logger("mailsvc")
-
-#: How long, in seconds, a client may be silent, and how many there may be.
-_PATIENCE, _CLIENTS = 30, 50
 
 _INDEX = b"""<!DOCTYPE html>
 <title>mailsvc</title>
@@ -57,52 +51,10 @@ def site(gathering: Gathering, reactor: Any) -> Any:
     root.putChild(b"metrics", _Metrics(gathering))
     root.putChild(b"healthz", _Health())
     root.putChild(b"readyz", _Readiness(gathering))
-    return _Few(_Site(root, requestFactory=_Request, timeout=_PATIENCE, reactor=reactor))
+    return serving(root, reactor)
 
 
-class _Request(Request):
-    def gotLength(self, length: int | None) -> None:
-        # Twisted would keep a body in memory, or in a file, to its end.
-        self.content = BytesIO()
-
-    def handleContentChunk(self, data: bytes) -> None:
-        pass
-
-
-class _Site(Site):
-    def log(self, request: Any) -> None:
-        """Nothing: a line for each request would hide those that matter."""
-
-
-class _Few(WrappingFactory):
-    """Takes a connection while there are few."""
-
-    noisy = False
-
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        return super().buildProtocol(addr) if len(self.protocols) < _CLIENTS else None
-
-
-class _Page(Resource):
-    """Answers GET and HEAD."""
-
-    def render(self, request: Request) -> bytes | int:
-        if request.method not in (b"GET", b"HEAD"):
-            # Twisted would tell those that it does not know that nobody does (501).
-            request.setHeader(b"allow", b"GET, HEAD")
-            return self.answer(request, b"only GET and HEAD\n", status=405)
-        rendered: bytes | int = super().render(request)
-        return rendered
-
-    def answer(self, request: Request, content: bytes, kind: str = "text/plain; charset=utf-8",
-               status: int = 200) -> bytes:
-        request.setResponseCode(status)
-        request.setHeader(b"content-type", kind.encode("ascii"))
-        request.setHeader(b"cache-control", b"no-store")
-        return content
-
-
-class _Index(_Page):
+class _Index(Page):
     def getChild(self, path: bytes, request: Request) -> Resource:
         return self if path == b"" and request.postpath == [] else super().getChild(path, request)
 
@@ -110,12 +62,12 @@ class _Index(_Page):
         return self.answer(request, _INDEX, "text/html; charset=utf-8")
 
 
-class _Health(_Page):
+class _Health(Page):
     def render_GET(self, request: Request) -> bytes:
         return self.answer(request, b"ok\n")
 
 
-class _Readiness(_Page):
+class _Readiness(Page):
     def __init__(self, gathering: Gathering) -> None:
         super().__init__()
         self._gathering = gathering
@@ -125,7 +77,7 @@ class _Readiness(_Page):
         return self.answer(request, f"{reason or 'ok'}\n".encode(), status=503 if reason else 200)
 
 
-class _Metrics(_Page):
+class _Metrics(Page):
     def __init__(self, gathering: Gathering) -> None:
         super().__init__()
         self._registry = CollectorRegistry(auto_describe=False)

@@ -37,6 +37,8 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import Interface
 
 from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm
+from mailsvc.acme.files import Files
+from mailsvc.acme.renewal import Renewal
 from mailsvc.authentication import Authenticator
 from mailsvc.brakes import Brakes
 from mailsvc.checkers.inturn import in_turn
@@ -179,8 +181,10 @@ class MailService(Front):
         self._settings = settings
         self._checkers = checkers
         self._place = place
+        files = Files(Path(settings.service.data))
         self._tls = ServerTLS(settings.tls, os.path.join(settings.service.data, "tls"),
-                              settings.service.hostname, reactor)
+                              settings.service.hostname, reactor,
+                              str(files.certificate) if settings.acme.names else "")
         self._connections: list[Connections] = []
         self._figures = Figures(1) if place is None else place.figures
         self._share = Share(self._figures, 0 if place is None else place.row)
@@ -188,6 +192,8 @@ class MailService(Front):
         for part in self._hasher, self._tls:
             part.setServiceParent(self)
         if place is None or place.first:
+            if settings.acme.names:
+                Renewal(settings.acme, files, reactor).setServiceParent(self)
             sweep = TimerService(3600 * settings.service.sweep_every_hours, self._sweep)
             sweep.clock = reactor
             sweep.setServiceParent(self)
@@ -219,6 +225,7 @@ class MailService(Front):
     def _open(self) -> None:
         settings, reactor = self._settings, self.reactor
         _refuse_unreadable(self._checkers)
+        _refuse_unanswered(settings)
         _refuse_unusable(settings.relay.authorities)
         hostname, domain = settings.service.hostname, settings.routing.default_domain
         _make_mail_directory(settings)
@@ -423,7 +430,8 @@ def _try_keys(signer: Signer) -> None:
 def certificate_names(settings: Settings) -> list[str]:
     """What the certificates of the service that *settings* describe are called in its figures."""
     places = certificate_places(settings.tls)
-    return [place.partition(":")[0] for place in places] or ["self-signed"]
+    return [place.partition(":")[0] for place in places] or [
+        "acme" if settings.acme.names else "self-signed"]
 
 
 def _refuse_root(settings: Settings) -> None:
@@ -448,6 +456,20 @@ def _refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
             raise CannotStart(f"mailsvc cannot start: --auth: {path} cannot be read by user "
                               f"{os.geteuid()}; name a file that the user who runs the service may "
                               "read")
+
+
+def _refuse_unanswered(settings: Settings) -> None:
+    """Do not serve when no certificate will ever come."""
+    if not settings.acme.names:
+        return
+    if not settings.acme.agreed:
+        raise CannotStart(
+            f"mailsvc cannot start: acme.names is set, and acme.agreed is not: read the terms of "
+            f"service of {settings.acme.directory} and set it to true, or take acme.names out")
+    if not settings.listeners.acme:
+        raise CannotStart(
+            "mailsvc cannot start: acme.names is set, and the authority would find nobody to "
+            'answer: give listeners.acme an endpoint, as ["tcp:80"], or take acme.names out')
 
 
 def _refuse_unusable(authorities: str) -> None:

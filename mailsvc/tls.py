@@ -62,6 +62,7 @@ from mailsvc.certificates import (
     Watched,
     authorities_in,
     certificate_at,
+    certificate_until,
     revocations_in,
     self_signed,
 )
@@ -235,13 +236,17 @@ class ServerTLS(Service):
     :param directory: where a self-signed certificate is kept when none is set; its parent is there.
     :param hostname: what a self-signed certificate is for.
     :param reactor: the reactor, or a Clock.
+    :param issued: the file of a certificate that somebody gets for us; while it is not there, a
+        self-signed one stands in for it.
 
     :meth:`load` comes first, as the user that the service goes on to run as: who may read the files
     then may read them when they are renewed.  While the service runs, the files are watched.
     """
 
-    def __init__(self, settings: TLSSettings, directory: str, hostname: str, reactor: Any) -> None:
+    def __init__(self, settings: TLSSettings, directory: str, hostname: str, reactor: Any,
+                 issued: str = "") -> None:
         self._settings = settings
+        self._issued = issued
         self._directory = os.path.abspath(directory)
         self._hostname = hostname
         self._clock = reactor
@@ -265,13 +270,16 @@ class ServerTLS(Service):
         :raises TLSUnusable: names all that is wrong with any of them.
         """
         problems = []
-        places = certificate_places(self._settings)
-        if not places:
+        self._watched = [certificate_at(place) for place in certificate_places(self._settings)]
+        if not self._watched:
             try:
-                places = [self_signed(self._directory, self._hostname)]
+                own = self_signed(self._directory, self._hostname)
             except CertificateProblem as problem:
                 problems.append(f"tls.certificates: {problem}")
-        self._watched = [certificate_at(place) for place in places]
+            else:
+                self._watched = [certificate_until(self._issued, own)]
+        elif self._issued:
+            problems.append("tls.certificates: acme.names is set as well; take one of them out")
         for watched in self._watched:
             try:
                 self._certificates[watched] = self._usable(watched)
@@ -300,10 +308,19 @@ class ServerTLS(Service):
         self._next_day = self._clock.seconds() + DAY
 
     def _name_own(self, certificate: Certificate) -> None:
+        if certificate.path == self._issued:
+            _log.info("certificate {certificate}", certificate=str(certificate))
+            return
+        if self._issued:
+            _log.info("until there is a certificate, clients get a self-signed one ({path}, "
+                      "SHA-256 {fingerprint})", path=certificate.path,
+                      fingerprint=certificate.fingerprint)
+            return
         _log.warn(
             "no certificate is set: clients get a self-signed one, which they do not trust unless "
-            "told to ({path}, SHA-256 {fingerprint}); get one for {hostname} and name it in "
-            "tls.certificates, as in [\"/etc/letsencrypt/live/{hostname}\"]",
+            "told to ({path}, SHA-256 {fingerprint}); have mailsvc get one for {hostname} "
+            "(acme.names), or get it and name it in tls.certificates, as in "
+            "[\"/etc/letsencrypt/live/{hostname}\"]",
             path=certificate.path, fingerprint=certificate.fingerprint, hostname=self._hostname)
 
     @property

@@ -47,7 +47,7 @@ def test_every_key_is_explained() -> None:
 
 def test_every_section_is_there() -> None:
     assert list(dict.fromkeys(key.section for key in KEYS.values())) == [
-        "service", "listeners", "tls", "smtp", "submission", "pop3", "maildir", "accounts",
+        "service", "listeners", "tls", "acme", "smtp", "submission", "pop3", "maildir", "accounts",
         "passwords", "auth", "brakes", "proxy", "routing", "queue", "relay", "log"]
 
 

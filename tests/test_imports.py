@@ -19,7 +19,7 @@ CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
-         "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
+         "certificates", "tls", "acme", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
 SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "mistakes", "config", "log", "systemd",
            "headcount", "connections", "listeners", "figures", "gathering", "monitor", "observer",
            "front"]
@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "figures": [],
     "gathering": ["figures"],
     "monitor": ["figures", "gathering", "listeners", "pages"],
-    "pages": ["figures", "gathering"],
+    "pages": ["figures", "gathering", "web"],
+    "web": [],
     "observer": ["figures", "gathering"],
     "headcount": ["pace"],
     "connections": [*VALUES, "pace", "headcount"],
@@ -73,7 +74,11 @@ MAY_IMPORT = {
     "submission": [*PEOPLE, "trace", "routing", "submission"],
     "rates": [*VALUES, "names", "state", "submission.limits"],
     "authentication": [*PEOPLE, *LOGINS, "figures", "brakes", "accounts"],
-    "certificates": [],
+    "certificates": ["ownership"],
+    "acme.limits": ["settings"],
+    "acme.files": ["ownership"],
+    "acme.page": ["acme.files", "web"],
+    "acme": ["certificates", "acme"],
     "handshake": [],
     "tls": ["settings", "certificates", "handshake"],
     "trust": ["handshake"],
@@ -124,7 +129,7 @@ MAY_IMPORT = {
     "listeners": ["transport"],
     "log": ["settings"],
     "config": [*PARTS, "toml", "mistakes", "log"],
-    "front": ["config", "gathering", "listeners", "monitor", "systemd"],
+    "front": ["acme.files", "acme.page", "config", "gathering", "listeners", "monitor", "systemd"],
     "stopping": [],
     "service": SERVICE,
     "worker": ["config", "listeners", "log", "service"],

@@ -17,6 +17,7 @@ from mailsvc.cli.place import place_options
 #: command -> the module that defines it, under its own name.
 COMMANDS = {
     "account": "mailsvc.cli.accounts",
+    "acme": "mailsvc.cli.acme",
     "alias": "mailsvc.cli.aliases",
     "autoconfig": "mailsvc.cli.autoconfig",
     "ban": "mailsvc.cli.bans",

@@ -1,0 +1,59 @@
+"""Pebble, a real ACME authority for tests (Debian's ``pebble``), on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from tests.authority import Authority, pem
+from tests.daemons import free_port, wait_for
+
+
+class Pebble:
+    """A running authority; a context manager.
+
+    :param http: the port that it looks for answers on.
+    :param nameserver: whom it asks where names lead to.
+    :ivar url: of its directory.
+    :ivar root: the file with the certificate that vouches for its own web server.
+    """
+
+    def __init__(self, program: Callable[[str], str], folder: Path, http: int,
+                 nameserver: str) -> None:
+        port = free_port()
+        authority = Authority()
+        authority.issue("localhost").write(folder)
+        self.root = folder / "root.pem"
+        self.root.write_bytes(pem(authority.root))
+        self.url = f"https://localhost:{port}/dir"
+        self._address = ("127.0.0.1", port)
+        configuration = folder / "pebble.json"
+        configuration.write_text(json.dumps({"pebble": {
+            "listenAddress": f"127.0.0.1:{port}", "managementListenAddress": "",
+            "certificate": str(folder / "fullchain.pem"), "privateKey": str(folder / "privkey.pem"),
+            "httpPort": http, "tlsPort": 1, "ocspResponderURL": "",
+            "externalAccountBindingRequired": False}}))
+        self._command = [program("pebble"), "-config", str(configuration), "-dnsserver", nameserver]
+        self._log = folder / "pebble.log"
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def __enter__(self) -> Pebble:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=subprocess.STDOUT,
+                # It would dawdle, and refuse more good nonces, to try clients out.
+                env={**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "3"})
+        wait_for(self._address)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait(10)
