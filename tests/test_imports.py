@@ -124,6 +124,8 @@ MAY_IMPORT = {
     "listeners": ["transport"],
     "log": ["settings"],
     "config": [*PARTS, "toml", "mistakes", "log"],
+    "reach": ["config"],
+    "zone": ["dkim", "reach"],
     "front": ["config", "gathering", "listeners", "monitor", "systemd"],
     "stopping": [],
     "service": SERVICE,
@@ -136,7 +138,7 @@ MAY_IMPORT = {
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
     "cli": [*SERVICE, "service", "stopping", "workers", "tap", "sendmail", "client", "blocking",
-            "composing", "trust", "fetching", "mailfile", "cli"],
+            "composing", "trust", "fetching", "mailfile", "reach", "zone", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.
