@@ -23,6 +23,7 @@ COMMANDS = {
     "config": "mailsvc.cli.config",
     "dev": "mailsvc.cli.dev",
     "dkim": "mailsvc.cli.dkim",
+    "doctor": "mailsvc.cli.doctor",
     "domain": "mailsvc.cli.domains",
     "fetch": "mailsvc.cli.fetch",
     "queue": "mailsvc.cli.queue",
