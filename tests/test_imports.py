@@ -132,6 +132,7 @@ MAY_IMPORT = {
     "doctor.outgoing": ["config", "client", "queue", "smtp", "trust", "doctor"],
     "doctor": ["queue", "reach", "zone", "doctor"],
     "reach": ["config"],
+    "installation": [*PEOPLE, "passwords", "certificates", "config", "dkim"],
     "zone": ["dkim", "reach"],
     "front": ["config", "gathering", "listeners", "monitor", "systemd"],
     "stopping": [],
@@ -145,7 +146,8 @@ MAY_IMPORT = {
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
     "cli": [*SERVICE, "service", "stopping", "workers", "tap", "sendmail", "client", "blocking",
-            "composing", "trust", "fetching", "mailfile", "reach", "zone", "doctor", "cli"],
+            "composing", "trust", "fetching", "mailfile", "reach", "zone", "installation",
+            "doctor", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

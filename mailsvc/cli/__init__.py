@@ -27,6 +27,7 @@ COMMANDS = {
     "domain": "mailsvc.cli.domains",
     "fetch": "mailsvc.cli.fetch",
     "queue": "mailsvc.cli.queue",
+    "quickstart": "mailsvc.cli.quickstart",
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
     "stats": "mailsvc.cli.stats",
