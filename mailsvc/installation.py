@@ -210,12 +210,11 @@ def units(folder: Path, texts: Mapping[str, str]) -> list[Piece]:
     return pieces
 
 
-def unit_texts(config: Path, data: Path, owner: str, programs: Path) -> dict[str, str]:
-    """The units of ``etc/`` for these places, by their names.
+def check_unit_places(config: Path, data: Path, programs: Path) -> None:
+    """Refuse places that a unit could not use.
 
-    :param owner: the user that the service runs as.
     :param programs: the directory that has ``twistd``.
-    :raises Impossible: the unit could not use them.
+    :raises Impossible: one of them is such.
     """
     for place in config, data, programs:
         if not _PLAIN.fullmatch(str(place)):
@@ -227,7 +226,16 @@ def unit_texts(config: Path, data: Path, owner: str, programs: Path) -> dict[str
     if hidden:
         raise Impossible(f"the service could not reach {hidden[0]}, since its unit hides home "
                          "directories from it: install mailsvc into /opt/mailsvc, as README.rst "
-                         "says, and keep its files out of homes")
+                         "says, and keep its files out of homes; or leave the units out: "
+                         "--units none")
+
+
+def unit_texts(config: Path, data: Path, owner: str, programs: Path) -> dict[str, str]:
+    """The units of ``etc/`` for these places, by their names; raises as check_unit_places does.
+
+    :param owner: the user that the service runs as.
+    """
+    check_unit_places(config, data, programs)
     group = grp.getgrgid(pwd.getpwnam(owner).pw_gid).gr_name
     found = {name: (resources.files("mailsvc") / "etc" / name).read_text() for name in UNITS}
     changes = [

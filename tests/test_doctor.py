@@ -8,13 +8,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from cryptography import x509
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred
 
@@ -56,7 +57,8 @@ RIGHT = {
 def facts_of(find: Callable[[Published], Coroutine[Any, Any, list[Fact]]],
              records: dict[str, list[str]], zone: Zone = ZONE, *, trusted: bool | None = None,
              policy: bytes | Exception = POLICY,
-             addresses: tuple[str, ...] = ("127.0.0.1",)) -> Deferred[list[Fact]]:
+             addresses: tuple[str, ...] = ("127.0.0.1",),
+             chains: Sequence[Sequence[x509.Certificate]] = ()) -> Deferred[list[Fact]]:
     """What one check finds where the DNS says *records*."""
     async def get(url: str, kind: str, most: int) -> bytes:
         assert url == "https://mta-sts.example.org/.well-known/mta-sts.txt"
@@ -68,7 +70,7 @@ def facts_of(find: Callable[[Published], Coroutine[Any, Any, list[Fact]]],
         with NameServer(records) as names:
             lookup = Lookup([names.address], trusted, reactor)
             try:
-                return await find(Published(zone, addresses, lookup, get, 5, reactor))
+                return await find(Published(zone, addresses, chains, lookup, get, 5, reactor))
             finally:
                 await Deferred.fromCoroutine(_stopped(lookup))
 
@@ -202,17 +204,23 @@ async def test_a_resolver_that_is_not_trusted_proves_nothing() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_dane() -> None:
-    leaf = Authority().issue("mx.example.org").certificate
-    zone = replace(ZONE, certificates=(leaf,))
-    (record,) = [each.value for each in zone.of_transport() if each.kind == "TLSA"]
+    authority = Authority()
+    issued, other = (authority.issue("mx.example.org") for _ in range(2))
+    zone = replace(ZONE, certificates=(issued.certificate, issued.between))
+    record, authoritys = [each.value for each in zone.of_transport() if each.kind == "TLSA"]
+    authoritys = "2" + authoritys.removeprefix("3")
+    chain, second = (issued.certificate, issued.between), (other.certificate, other.between)
     name = "_25._tcp.mx.example.org"
-    for published, secure, expected, text in (
-            (record, ["SECURE"], Verdict.OK, "fits"),
-            (f"3 1 1 {'ab' * 32}", ["SECURE"], Verdict.FAIL, "cannot deliver here"),
-            (record, [], Verdict.NOTE, "nobody obeys")):
+    for published, secure, chains, expected, text in (
+            (record, ["SECURE"], [chain], Verdict.OK, "fits"),
+            (authoritys, ["SECURE"], [chain, second], Verdict.OK, "fits"),
+            (record, ["SECURE"], [chain, second], Verdict.FAIL, "cannot deliver here"),
+            (f"3 1 1 {'ab' * 32}", ["SECURE"], [chain], Verdict.FAIL, "cannot deliver here"),
+            (f"1 1 1 {'ab' * 32}", ["SECURE"], [chain], Verdict.FAIL, "can be used"),
+            (record, [], [chain], Verdict.NOTE, "nobody obeys")):
         facts = await facts_of(Published.signed_host,
-                               {**RIGHT, name: [f"TLSA {published}", *secure]}, zone)
-        assert facts[1].what == "DANE" and facts[1].verdict is expected
+                               {**RIGHT, name: [f"TLSA {published}", *secure]}, chains=chains)
+        assert facts[1].what == "DANE" and facts[1].verdict is expected, facts
         assert text in facts[1].detail
     facts = await facts_of(Published.signed_host, {**RIGHT, name: [f"TLSA {record}", "SECURE"]})
     assert facts[1].verdict is Verdict.NOTE
@@ -271,9 +279,31 @@ def test_checks_run_side_by_side_each_bounded_and_are_told_in_order() -> None:
     assert "ValueError: oh" in facts[3].detail
 
 
+def test_no_more_checks_run_at_once_than_may() -> None:
+    clock = task.Clock()
+    waiting: list[Deferred[list[Fact]]] = []
+
+    async def find() -> list[Fact]:
+        waiting.append(Deferred())
+        return await waiting[-1]
+
+    done = Deferred.fromCoroutine(
+        examine([Check(str(n), find) for n in range(5)], 5, clock, lambda _: None, at_once=2))
+    assert len(waiting) == 2
+    clock.advance(4)
+    waiting[0].callback([])
+    assert len(waiting) == 3
+    clock.advance(4)  # the second has had its time, the third has not
+    assert len(waiting) == 4 and not waiting[2].called
+    for each in waiting[2:]:
+        each.callback([])
+    waiting[-1].callback([])
+    assert [each.what for each in getattr(done, "result", [])] == ["1"]
+
+
 def test_a_fact_is_one_line_whatever_a_peer_said() -> None:
     text = str(warn("a", "x\ny\x1b[31m\r\n\x9bz\u202e", "do\nthis"))
-    assert text == "warn  " + "a".ljust(24) + "  x y?[31m ?z? — do this"
+    assert text == "warn  " + "a".ljust(30) + "  x y?[31m ?z? — do this"
 
 
 @pytest_twisted.ensureDeferred

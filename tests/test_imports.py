@@ -129,6 +129,8 @@ MAY_IMPORT = {
     "doctor.host": ["config", "directory", "errors", "monitor", "names", "ownership", "doctor"],
     "doctor.listening": ["config", "client", "dialing", "fetching", "pop3.fetching", "smtp",
                          "trust", "doctor"],
+    "doctor.probes": ["doctor.facts"],
+    "doctor.examination": ["dialing", "trust", "doctor"],
     "doctor.outgoing": ["config", "client", "queue", "smtp", "trust", "doctor"],
     "doctor": ["queue", "reach", "zone", "doctor"],
     "reach": ["config"],

@@ -259,7 +259,7 @@ def test_everything_belongs_to_the_user_of_the_service(tmp_path: Path) -> None:
     output = quickstart(ALICE, "--dir", data, "--user", "nobody", "--offline", *CHEAP)
     nobody = pwd.getpwnam("nobody").pw_uid
     assert [path for path in (data, *data.rglob("*")) if path.lstat().st_uid != nobody] == []
-    assert f"ok    data directory            {data} belongs to nobody" in output
+    assert f"{data} belongs to nobody\n" in output
     assert "--uid nobody --gid nogroup mailsvc" in output or "--gid nobody mailsvc" in output
     other = refused(ALICE, "--dir", data, "--user", "daemon")
     assert "belongs to user id" in other and "chown -R daemon" in other

@@ -7,27 +7,33 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import click
+from cryptography import x509
 
 from mailsvc.blocking import run
+from mailsvc.certificates import CertificateProblem
 from mailsvc.cli import place
-from mailsvc.cli.arguments import DOMAIN
+from mailsvc.cli.arguments import DOMAIN, MAILBOX, password_options
 from mailsvc.cli.config import unusable
 from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import open_directory, place_options
-from mailsvc.cli.records import IP_ADDRESS, zone_of
+from mailsvc.cli.records import IP_ADDRESS, chains, zone_of
+from mailsvc.cli.remote import host_and_port, read_secret
 from mailsvc.config import ListenerSettings, Settings
-from mailsvc.doctor import host
+from mailsvc.doctor import examination, host
+from mailsvc.doctor.examination import Server
 from mailsvc.doctor.facts import Check, Fact, Verdict, examine, fail, in_thread, note, ok
-from mailsvc.doctor.listening import Listening
+from mailsvc.doctor.listening import Listening, place_of
 from mailsvc.doctor.outgoing import Outgoing
+from mailsvc.doctor.probes import ENDS, PROBES
 from mailsvc.doctor.published import Published
 from mailsvc.listeners import KINDS
+from mailsvc.mail import Address
 from mailsvc.queue.exchangers import Exchangers
 from mailsvc.queue.security.https import HTTPS
 from mailsvc.queue.security.lookup import Lookup
@@ -35,6 +41,45 @@ from mailsvc.reach import is_public, own_addresses
 
 #: How many domains are looked at when none is named.
 _DOMAINS = 20
+
+
+#: How many dialogues of --deep are held at once: servers have limits.
+_EXAMINED_AT_ONCE = 4
+
+_PORTS = {"smtp": 25, "submission": 587, "submissions": 465, "pop3": 110, "pop3s": 995}
+
+#: The kinds of listeners that --deep examines.
+EXAMINED = sorted({kind for probe in PROBES for kind in probe.kinds})
+
+
+class _ServerType(click.ParamType):
+    name = "KIND=HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Server:
+        if isinstance(value, Server):
+            return value
+        kind, equals, where = value.partition("=")
+        if not equals or kind not in EXAMINED:
+            self.fail(f"{value!r}: expected KIND=HOST:PORT, where KIND is one of "
+                      f"{', '.join(EXAMINED)}", param, ctx)
+        host, port = host_and_port(where, _PORTS[kind])
+        return Server(kind, host, port)
+
+
+_SERVER = _ServerType()
+
+
+@dataclass(frozen=True, slots=True)
+class Deep:
+    """What --deep examines.
+
+    :ivar servers: those that were named; none for the listeners of our own service.
+    :ivar values: what is filled into the dialogues.
+    """
+
+    servers: Sequence[Server]
+    values: Mapping[str, str]
 
 
 class Screen:
@@ -73,16 +118,33 @@ class Screen:
 @click.option("--offline", is_flag=True, help="Ask neither the DNS nor other hosts.")
 @click.option("--timeout", type=click.FloatRange(0.1, 600), default=15, show_default=True,
               metavar="SECONDS", help="How long each check may take.")
+@click.option("--deep", is_flag=True,
+              help="Examine too whether the service can be misled, as an attacker would: relaying, "
+                   "smuggling, what is said before TLS, nonsense.  Sends up to "
+                   f"{len(ENDS)} small messages to --to.")
+@click.option("--server", "servers", type=_SERVER, multiple=True, metavar=_SERVER.name,
+              help="With --deep, examine this server and nothing else: as in "
+                   "smtp=mx.example.org:25; may be repeated.  Only what you own: it looks like an "
+                   "attack.")
+@click.option("--to", type=MAILBOX, metavar="NAME@DOMAIN",
+              help="With --deep, a mailbox there that may get messages [postmaster of the first "
+                   "domain; with --server none].")
+@click.option("--login", type=MAILBOX, metavar="NAME@DOMAIN",
+              help="With --deep, an account there, to examine POP3 behind a login too.")
+@password_options("The password of --login is what this file holds [asked for].")
 @json_option
 @place_options
 def doctor(domains: tuple[str, ...], addresses: tuple[str, ...], elsewhere: tuple[str, ...],
-           offline: bool, timeout: float, as_json: bool) -> None:
+           offline: bool, timeout: float, deep: bool, servers: tuple[Server, ...],
+           to: Address | None, login: Address | None, password_file: str | None,
+           as_json: bool) -> None:
     """Look at the service, its host and the DNS of its DOMAINs, and say what is wrong.
 
     Run it as root, or as the user that runs the service.  Without DOMAIN it looks at all that are
-    served.  It changes nothing and sends no mail.  One line is one fact: "ok"; "note", what need
-    not be so or was not looked at; "warn", what should be seen to; "FAIL", what does not work; then
-    what it is about, what is so, and behind a dash what to do.  The verdict is the last line.
+    served.  It changes nothing and, without --deep, sends no mail.  One line is one fact: "ok";
+    "note", what need not be so or was not looked at; "warn", what should be seen to; "FAIL", what
+    does not work; then what it is about, what is so, and behind a dash what to do.  The verdict is
+    the last line.
 
     The exit status is 0 when nothing is worse than a note, 1 when there are warnings, and 2 when
     something fails (or the command line is wrong), as programs that watch services expect it.
@@ -94,21 +156,29 @@ def doctor(domains: tuple[str, ...], addresses: tuple[str, ...], elsewhere: tupl
     Example:
       mailsvc doctor
       mailsvc doctor example.org --reach example.net
+      mailsvc doctor --deep
+      mailsvc doctor --deep --server smtp=192.0.2.7:25 --to alice@example.org
       mailsvc doctor --json | jq -r '.facts[] | select(.verdict == "fail").detail'
     """
+    if not deep and (servers or to or login or password_file):
+        raise click.UsageError("--server, --to, --login and its password are for --deep.")
+    examined = Deep(servers, _filled_in(to, login, password_file)) if deep else None
     screen = Screen()
     tell = (lambda fact: None) if as_json else screen.tell
     waiting = (lambda what: None) if as_json else screen.waiting
     try:
-        settings = place.settings()
+        if servers:
+            assert examined is not None
+            facts = run(_examined, examined, [], timeout, tell, waiting)
+        else:
+            facts = diagnose(place.settings(), domains=domains, addresses=addresses,
+                             elsewhere=elsewhere, offline=offline, timeout=timeout, tell=tell,
+                             waiting=waiting, deep=examined)
     except click.ClickException as error:
         facts = [fail("configuration", line, "see `mailsvc config check`")
                  for line in error.message.splitlines()]
         for fact in facts:
             tell(fact)
-    else:
-        facts = diagnose(settings, domains=domains, addresses=addresses, elsewhere=elsewhere,
-                         offline=offline, timeout=timeout, tell=tell, waiting=waiting)
     worst = verdict(facts)
     if as_json:
         print_json({"verdict": str(worst).lower(),
@@ -136,13 +206,14 @@ def summary(facts: Sequence[Fact]) -> str:
 def diagnose(settings: Settings, *, domains: Sequence[str] = (), addresses: Sequence[str] = (),
              elsewhere: Sequence[str] = (), offline: bool = False, running: bool = True,
              timeout: float = 15, tell: Callable[[Fact], object],
-             waiting: Callable[[str], object]) -> list[Fact]:
+             waiting: Callable[[str], object], deep: Deep | None = None) -> list[Fact]:
     """Run the checks of ``mailsvc doctor``.
 
     :param running: whether the service should run by now.
+    :param deep: what to examine the listeners with too, if anything.
     """
     return run(_diagnosed, settings, domains or _served(), addresses, elsewhere, offline, running,
-               timeout, tell, waiting)
+               timeout, tell, waiting, deep)
 
 
 def _served() -> list[str]:
@@ -156,7 +227,7 @@ def _served() -> list[str]:
 async def _diagnosed(settings: Settings, domains: Sequence[str], addresses: Sequence[str],
                      elsewhere: Sequence[str], offline: bool, running: bool, timeout: float,
                      tell: Callable[[Fact], object],
-                     waiting: Callable[[str], object]) -> list[Fact]:
+                     waiting: Callable[[str], object], deep: Deep | None) -> list[Fact]:
     # Not at the top: all other commands do without a reactor, and start the faster.
     from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
 
@@ -187,10 +258,41 @@ async def _diagnosed(settings: Settings, domains: Sequence[str], addresses: Sequ
         checks += _elsewhere(settings, domains, addresses, elsewhere, listeners, lookup, timeout,
                              reactor)
     try:
-        return facts + await examine(checks, timeout, reactor, tell, waiting)
+        facts += await examine(checks, timeout, reactor, tell, waiting)
+        if deep is not None:
+            values = {"domain": domains[0], "to": f"postmaster@{domains[0]}"} if domains else {}
+            facts += await _examined(replace(deep, values={**values, **deep.values}), listeners,
+                                     timeout, tell, waiting)
+        return facts
     finally:
         if lookup is not None:
             lookup.stop()
+
+
+async def _examined(deep: Deep, listeners: Sequence[tuple[str, str]], timeout: float,
+                    tell: Callable[[Fact], object],
+                    waiting: Callable[[str], object]) -> list[Fact]:
+    """The facts of --deep, about the servers named, or the *listeners* of our own service."""
+    from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
+
+    servers = list(deep.servers)
+    if not servers:
+        servers = [Server(kind, *place_of(address)) for kind, address in listeners
+                   if kind in EXAMINED and not address.startswith("/")]
+    checks = [check for server in servers
+              for check in examination.checks(server, deep.values, timeout / 3, reactor)]
+    return await examine(checks, timeout, reactor, tell, waiting, at_once=_EXAMINED_AT_ONCE)
+
+
+def _filled_in(to: Address | None, login: Address | None,
+               password_file: str | None) -> dict[str, str]:
+    """What --deep fills into its dialogues."""
+    values = {} if to is None else {"to": str(to), "domain": to.domain}
+    if login is None and password_file is not None:
+        raise click.UsageError("A password is for --login: give both.")
+    if login is not None:
+        values |= {"user": str(login), "password": read_secret(password_file)}
+    return values
 
 
 def _configuration(settings: Settings) -> list[Fact]:
@@ -223,6 +325,9 @@ def _elsewhere(settings: Settings, domains: Sequence[str], addresses: Sequence[s
     if listeners:
         # Where it really listens: by the systemd units, say.
         settings = replace(settings, listeners=_listeners(listeners))
+    shown: list[tuple[x509.Certificate, ...]] = []
+    with contextlib.suppress(CertificateProblem):  # a fact of its own tells why
+        shown = chains(settings)
     leaving = list(addresses or relay.bind or filter(is_public, own_addresses()))
 
     def published(domain: str) -> Published | Fact:
@@ -230,9 +335,7 @@ def _elsewhere(settings: Settings, domains: Sequence[str], addresses: Sequence[s
             zone = zone_of(settings, domain, addresses=leaving)
         except click.ClickException as error:
             return fail(f"DKIM {domain}", error.message, "see to that file")
-        with contextlib.suppress(click.ClickException):  # DANE is a note then
-            zone = zone_of(settings, domain, addresses=leaving, tlsa=True)
-        return Published(zone, leaving, lookup, web.get, timeout / 2, reactor)
+        return Published(zone, leaving, shown, lookup, web.get, timeout / 2, reactor)
 
     of_host = published(domains[0] if domains else hostname)
     if isinstance(of_host, Published):

@@ -127,7 +127,7 @@ class Plan:
                    "starts it].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Set any key of `mailsvc config reference` in the configuration too.")
-@click.option("--units", "unit_folder", metavar="DIR", type=click.Path(file_okay=False),
+@click.option("--units", "unit_folder", metavar="DIR|none",
               help=f"Where systemd's units go [{_UNIT_FOLDER} where systemd runs, without --dir].")
 @click.option("--offline", is_flag=True, help="Ask neither the DNS nor other hosts.")
 @click.pass_context
@@ -198,10 +198,10 @@ def _plan(address: Address, config: str | None, directory: str | None, user: str
     file = Path(os.path.abspath(config or (
         data / "mailsvc.toml" if directory is not None else DEFAULT_PATH)))
     owner = user or ("" if directory is not None else "mailsvc")
-    if unit_folder is not None and not owner:
+    if unit_folder not in (None, "none") and not owner:
         raise click.UsageError("--units needs --user: the user that the unit shall name.")
-    folder = Path(unit_folder) if unit_folder else None
-    if folder is None and directory is None and Path("/run/systemd/system").is_dir():
+    folder = Path(unit_folder) if unit_folder and unit_folder != "none" else None
+    if unit_folder is None and directory is None and Path("/run/systemd/system").is_dir():
         folder = Path(_UNIT_FOLDER)
     if folder is not None and not folder.is_dir():
         raise click.UsageError(f"--units {folder}: there is no such directory.")
@@ -217,6 +217,9 @@ def _install(plan: Plan, report: Report, hostname: str | None, overrides: Sequen
     if data != plan.data:
         raise Impossible(f"{plan.config} is there, and says that the data are in {data}: name that "
                          "with --dir, or another file with --config")
+    programs = Path(sys.executable).parent
+    if plan.unit_folder is not None:
+        installation.check_unit_places(plan.config, data, programs)
     if plan.owner:
         report.piece(installation.user(plan.owner, data))
     report.piece(installation.data_directory(data, plan.owner))
@@ -232,8 +235,7 @@ def _install(plan: Plan, report: Report, hostname: str | None, overrides: Sequen
     report.piece(installation.keys(settings, plan.address.domain))
     report.piece(installation.certificate(settings))
     if plan.unit_folder is not None:
-        texts = installation.unit_texts(plan.config, data, plan.owner,
-                                        Path(sys.executable).parent)
+        texts = installation.unit_texts(plan.config, data, plan.owner, programs)
         for piece in installation.units(plan.unit_folder, texts):
             report.piece(piece)
     return settings

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from cryptography import x509
 
 from mailsvc import zone
 from mailsvc.certificates import CertificateProblem, certificate_at
@@ -51,7 +52,7 @@ def zone_of(found: Settings, domain: str, *, addresses: Sequence[str] = (), host
     try:
         keys = Keys(root).of(domain)
         certificates = [] if not tlsa else [
-            certificate_at(place).load().chain[0] for place in _certificates(found)]
+            chain[0] for chain in chains(found)]
     except (DirectoryError, CertificateProblem) as problem:
         raise click.ClickException(str(problem)) from problem
     except OSError as error:
@@ -67,10 +68,14 @@ def zone_of(found: Settings, domain: str, *, addresses: Sequence[str] = (), host
         smarthost=parse_route(found.relay.smarthost).host if found.relay.smarthost else "")
 
 
-def _certificates(found: Settings) -> list[str]:
-    """Where the certificates are that the service shows."""
-    return found.tls.certificates or [
+def chains(found: Settings) -> list[tuple[x509.Certificate, ...]]:
+    """The certificates that the service shows, each with its issuers.
+
+    :raises CertificateProblem: one cannot be read.
+    """
+    places = found.tls.certificates or [
         os.path.join(found.service.data, "tls", "self-signed.pem")]
+    return [certificate_at(place).load().chain for place in places]
 
 
 def text_of(found: Zone) -> str:

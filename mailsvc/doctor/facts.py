@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, TimeoutError
 
 Result = TypeVar("Result")
 
@@ -53,7 +53,7 @@ class Fact:
         text = f"{self.detail} — {self.remedy}" if self.remedy else self.detail
         # One line, whatever a peer's answer may hold.
         shown = "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
-        return f"{self.verdict!s:4}  {self.what:24}  {shown}"
+        return f"{self.verdict!s:4}  {self.what:30}  {shown}"
 
 
 def ok(what: str, detail: str) -> Fact:
@@ -90,13 +90,23 @@ class Check:
 
 async def examine(checks: Iterable[Check], seconds: float, reactor: Any,
                   tell: Callable[[Fact], object],
-                  waiting: Callable[[str], object] = lambda _: None) -> list[Fact]:
+                  waiting: Callable[[str], object] = lambda _: None,
+                  at_once: int = 100) -> list[Fact]:
     """Run *checks* side by side, for *seconds* each at most; *tell* of each fact in their order.
 
     :param waiting: told which check is waited for.
+    :param at_once: how many run at the same time.
     """
-    started = [(check, Deferred.fromCoroutine(_found(check)).addTimeout(seconds, reactor))
-               for check in checks]
+    room = DeferredSemaphore(at_once)
+
+    async def bounded(check: Check) -> Sequence[Fact]:
+        await room.acquire()
+        try:
+            return await Deferred.fromCoroutine(_found(check)).addTimeout(seconds, reactor)
+        finally:
+            room.release()
+
+    started = [(check, Deferred.fromCoroutine(bounded(check))) for check in checks]
     facts: list[Fact] = []
     for check, pending in started:
         if not pending.called:

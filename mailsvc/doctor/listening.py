@@ -102,7 +102,7 @@ class Listening:
 
         :raises Refused: it does not answer as it should.
         """
-        host, port = _place(address)
+        host, port = place_of(address)
         tls = "implicit" if kind in _IMPLICIT else "starttls"
         if kind == "lmtp" or (kind == "smtp" and not self._settings.smtp.starttls) or (
                 kind == "pop3" and not self._settings.pop3.stls):
@@ -139,7 +139,7 @@ class Listening:
             fetcher.close()
 
     async def _connects(self, what: str, address: str) -> Fact:
-        host, port = _place(address)
+        host, port = place_of(address)
         try:
             line = await dial(self._reactor, host, port, seconds=self._seconds)
         except NoConnection as problem:
@@ -159,7 +159,7 @@ def said(client: Client) -> str:
     return f"{greeting.code} {greeting.lines[0]}" if greeting is not None else "nothing"
 
 
-def _place(address: str) -> tuple[str, int]:
+def place_of(address: str) -> tuple[str, int]:
     """Where to connect to, to reach a listener on *address* from here."""
     if address.startswith("/"):
         return address, 0

@@ -12,12 +12,14 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from cryptography import x509
 from twisted.internet.threads import blockingCallFromThread
 
 from mailsvc.doctor.facts import Fact, fail, in_thread, note, ok, warn
 from mailsvc.doctor.spf import evaluate
 from mailsvc.queue.exchangers import is_local
-from mailsvc.queue.security.dane import TLSA
+from mailsvc.queue.security.dane import TLSA, strongest
+from mailsvc.queue.security.dane import examine as misfit
 from mailsvc.queue.security.https import HTTPFailure
 from mailsvc.queue.security.lookup import Found, Lookup, LookupFailed
 from mailsvc.queue.security.sts import POLICY_OCTETS, Unusable, parse_policy, parse_record
@@ -36,15 +38,19 @@ class Published:
 
     :param addresses: those that mail leaves from, as others see them; empty for those of the host's
         name.
+    :param chains: the certificates that the service shows, each with its issuers; none if they
+        cannot be read here.
     :param get: fetches by HTTPS, as :meth:`mailsvc.queue.security.https.HTTPS.get`.
     :param seconds: how long the judgement of SPF may take.
     """
 
-    def __init__(self, zone: Zone, addresses: Sequence[str], lookup: Lookup,
+    def __init__(self, zone: Zone, addresses: Sequence[str],
+                 chains: Sequence[Sequence[x509.Certificate]], lookup: Lookup,
                  get: Callable[[str, str, int], Awaitable[bytes]], seconds: float,
                  reactor: Any) -> None:
         self._zone = zone
         self._addresses = addresses
+        self._chains = chains
         self._lookup = lookup
         self._get = get
         self._seconds = seconds
@@ -136,15 +142,21 @@ class Published:
                    for each in found.records]
         if not found.secure:
             return note(what, "there are TLSA records, which nobody obeys: they are not signed")
-        if not self._zone.certificates:
+        if not self._chains:
             return note(what, f"{len(records)} TLSA records; our certificate cannot be read here",
                         "run this as root, or as the user that runs the service")
-        known = [each for each in records if each.usable and any(
-            map(each.matches, self._zone.certificates))]
-        if known:
-            return ok(what, f"TLSA {known[0]} fits")
-        return fail(what, "no TLSA record fits our certificate: who obeys them cannot deliver here",
-                    "publish those of `mailsvc domain records --tlsa`, at once")
+        counting = strongest(records)
+        if not counting:
+            return fail(what, "no TLSA record can be used: who obeys them wants TLS, and no more",
+                        "publish those of `mailsvc domain records --tlsa`")
+        # A client gets any of the certificates, by the kinds of keys that it knows.
+        names = (self._zone.hostname, self._zone.domain)
+        problems = [problem for chain in self._chains
+                    if (problem := misfit(counting, names, chain)) is not None]
+        if problems:
+            return fail(what, f"{problems[0]}: who obeys them cannot deliver here",
+                        "publish those of `mailsvc domain records --tlsa`, at once")
+        return ok(what, f"{', '.join(map(str, counting))} fits")
 
     # ---- the domain ----
 
