@@ -60,15 +60,19 @@ class Record:
         return quoted[0] if len(quoted) == 1 else f"( {' '.join(quoted)} )"
 
 
-def text(records: Iterable[Record]) -> str:
-    """The lines of a zone file, each sentence above the first record that it is about."""
+def text(records: Iterable[Record], domain: str) -> str:
+    """The lines of a zone file, each sentence above the first record that it is about.
+
+    What belongs into another zone than that of *domain* is a comment: no name server takes it here.
+    """
     lines: list[str] = []
     before = ""
     for record in records:
         if record.sentence != before:
             lines += [f"; {line}" for line in record.sentence.splitlines()]
             before = record.sentence
-        lines.append(record.line)
+        inside = f".{record.name}".endswith(f".{domain}")
+        lines.append(record.line if inside else f";{record.line}")
     return "\n".join(lines)
 
 

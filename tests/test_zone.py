@@ -34,7 +34,11 @@ def mailsvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
 
 
 def read(text: str) -> dict[tuple[str, str], set[str]]:
-    """Name and type of each record -> values, TXT joined, as a name server reads *text*."""
+    """Name and type of each record -> values, TXT joined, as a name server reads *text*.
+
+    Those of other zones are read too.
+    """
+    text = re.sub(r"(?m)^;(?=[^ ])", "", text)
     found: dict[tuple[str, str], set[str]] = {}
     parsed = dns.zone.from_text("$TTL 60\n" + text, origin=".", relativize=False,
                                 check_origin=False)
@@ -74,6 +78,8 @@ def test_a_name_server_reads_them(mailsvc: CommandLine) -> None:
         ("_imap._tcp.example.org", "SRV"): {"0 0 0 ."},
     }
     assert mailsvc.notes == ""
+    assert re.findall(r"(?m)^;(\S+)", text) == [
+        "7.2.0.192.in-addr.arpa.", "7." + 23 * "0." + "8.b.d.0.1.0.0.2.ip6.arpa."]
     # What is no record is a comment; and no string is too long for one.
     assert all(line.startswith((";", "( ")) or " IN " in line for line in text.splitlines())
     assert max(map(len, re.findall('"([^"]*)"', text))) == 255
@@ -112,6 +118,13 @@ def test_the_id_changes_with_the_policy() -> None:
     assert len({identity(each) for each in (
         first, Zone("example.org", "mx.example.org", enforced=True),
         Zone("example.org", "mx2.example.org"))}) == 3
+
+
+def test_a_host_elsewhere_has_its_records_there() -> None:
+    text = text_of(Zone("example.org", "mx.example.net", ADDRESSES))
+    assert "\n;mx.example.net. IN A 192.0.2.7\n" in text
+    assert '\n;mx.example.net. IN TXT "v=spf1 a -all"\n' in text
+    assert "\nexample.org. IN MX 10 mx.example.net.\n" in text
 
 
 @pytest.mark.parametrize(("zone", "spf"), [

@@ -47,10 +47,10 @@ def _add(parent: ElementTree.Element, **children: str) -> None:
 
 def records(found: Zone) -> str:
     """The lines for the domain's zone, each record below a sentence."""
-    exchanger = zone.text(found.exchanger()) or (
+    exchanger = zone.text(found.exchanger(), found.domain) or (
         f"; Where other servers deliver mail for {found.domain}.\n"
         "; listeners.smtp is not on port 25 where others reach it: nobody can deliver here.")
-    return f"{exchanger}\n{zone.text(found.of_programs())}"
+    return f"{exchanger}\n{zone.text(found.of_programs(), found.domain)}"
 
 
 @click.command()

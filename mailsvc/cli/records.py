@@ -93,10 +93,10 @@ def text_of(found: Zone) -> str:
                      + found.domain)
     policy = "".join(f";     {line}\n" for line in found.policy.splitlines())
     return "\n".join([
-        f"; The records of {found.domain} and {found.hostname}, each below what it is for.  A name "
-        "server takes them as\n; they are; where a form asks for the text of a TXT record, join "
-        "its strings without quotes.",
-        *notes, zone.text(found.records()), *([
+        f"; The records of {found.domain} and {found.hostname}, each below what it is for.",
+        "; A name server takes them as they are; those behind a semicolon belong into other zones.",
+        "; Where a form asks for the text of a TXT record, join its strings without quotes.",
+        *notes, zone.text(found.records(), found.domain), *([
             f"; The file {found.policy_url}:\n{policy}"
             "; Change its mode to enforce (--enforce) when the certificate is one that everybody "
             "trusts."] if found.receives else [])]) + "\n"
