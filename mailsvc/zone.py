@@ -26,6 +26,9 @@ from mailsvc.reach import SERVICES
 #: Most octets of one string of a TXT record (RFC 1035 §3.3).
 _STRING = 255
 
+#: Where a policy is on its host (RFC 8461 §3.3).
+POLICY_PATH = "/.well-known/mta-sts.txt"
+
 #: For how long a policy holds: RFC 8461 §3.2 would have weeks or longer, once it is proven.
 _TESTED_SECONDS, _ENFORCED_SECONDS = 86_400, 2_592_000
 
@@ -178,9 +181,14 @@ class Zone:
                          "(DNSSEC); a new key's\nrecord has to be there two days before the key.")
 
     @property
+    def policy_host(self) -> str:
+        """The host that has to have the policy."""
+        return f"mta-sts.{self.domain}"
+
+    @property
     def policy_url(self) -> str:
-        """Where the policy has to be."""
-        return f"https://mta-sts.{self.domain}/.well-known/mta-sts.txt"
+        """Where it has to have it."""
+        return f"https://{self.policy_host}{POLICY_PATH}"
 
     @property
     def policy(self) -> str:

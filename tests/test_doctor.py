@@ -23,7 +23,7 @@ from mailsvc.config import ListenerSettings, Settings
 from mailsvc.dkim import Key
 from mailsvc.doctor import host
 from mailsvc.doctor.facts import Check, Fact, Verdict, examine, in_thread, ok, warn
-from mailsvc.doctor.listening import judged
+from mailsvc.doctor.listening import is_proxied, judged
 from mailsvc.doctor.published import Published
 from mailsvc.queue.security.https import HTTPFailure
 from mailsvc.queue.security.lookup import Lookup
@@ -33,6 +33,7 @@ from mailsvc.zone import Zone
 from tests.authority import Authority, pem
 from tests.command_line import CommandLine
 from tests.nameserver import NameServer
+from tests.policyhost import PolicyHost
 from tests.service import Service
 
 KEY = Key("example.org", "r1", "rsa", "TUlJQkk=", active=True)
@@ -60,8 +61,8 @@ def facts_of(find: Callable[[Published], Coroutine[Any, Any, list[Fact]]],
              addresses: tuple[str, ...] = ("127.0.0.1",),
              chains: Sequence[Sequence[x509.Certificate]] = ()) -> Deferred[list[Fact]]:
     """What one check finds where the DNS says *records*."""
-    async def get(url: str, kind: str, most: int) -> bytes:
-        assert url == "https://mta-sts.example.org/.well-known/mta-sts.txt"
+    async def get(host: str, path: str, kind: str, most: int) -> bytes:
+        assert (host, path) == ("mta-sts.example.org", "/.well-known/mta-sts.txt")
         if isinstance(policy, Exception):
             raise policy
         return policy
@@ -412,8 +413,11 @@ def test_a_service_that_is_well(tmp_path: Path) -> None:
     (tmp_path / "cert.pem").write_bytes(issued.chain)
     (tmp_path / "key.pem").write_bytes(pem(issued.key))
     (tmp_path / "ca.pem").write_bytes(pem(authority.root))
+    (tmp_path / "web.pem").write_bytes(authority.issue("mta-sts.example.org").combined)
     data = tmp_path / "data"
-    with NameServer({**RIGHT}) as names, Service(
+    web = PolicyHost(tmp_path / "web.pem")
+    web.answers["mta-sts.example.org"] = 200, "text/plain", POLICY
+    with web, NameServer({**RIGHT}) as names, Service(
             data, ("alice@example.org:secret",), (
                 "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"),
                 *(word for kind in ("submission", "submissions", "pop3s", "lmtp", "http")
@@ -424,7 +428,7 @@ def test_a_service_that_is_well(tmp_path: Path) -> None:
         (line,) = CommandLine(data)("dkim", "records", "example.org").splitlines()
         names.zone["e1._domainkey.example.org"] = ["TXT " + line.split('"')[1]]
         names.zone["example.net"] = ["MX 10 mx.example.org"]
-        del names.zone["_mta-sts.example.org"]
+        names.zone["mta-sts.example.org"] = ["A 127.0.0.1"]
         config = tmp_path / "mailsvc.toml"
         config.write_text(f"""
 [service]
@@ -433,6 +437,7 @@ data = "{data}"
 [relay]
 dns = ["{names.address}"]
 loopback = true
+policy_port = {web.port}
 port = {service.smtp[1]}
 authorities = "{tmp_path / 'ca.pem'}"
 """)
@@ -451,7 +456,7 @@ authorities = "{tmp_path / 'ca.pem'}"
             assert ("TLSv1.3" in line) == (kind not in ("lmtp", "http")), line
         for text in ("runs and is ready", "trusted for mx.example.org", "e1 is published",
                      "127.0.0.1 may send", "open: mx.example.org [127.0.0.1] says 220 ",
-                     "0 messages wait to leave"):
+                     "0 messages wait to leave", "mode enforce"):
             assert text in done.stdout
 
 
@@ -506,3 +511,28 @@ def test_offline_asks_nobody(tmp_path: Path) -> None:
         done = doctor("--config", str(config), "--offline")
         assert done.returncode == 2 and names.asked == []
         assert "example.org" not in done.stdout
+
+
+def test_behind_a_proxy_nobody_is_asked(tmp_path: Path) -> None:
+    behind = Settings.from_mapping({"proxy": {"networks": ["127.0.0.0/8"]}})
+    assert is_proxied(behind) and not is_proxied(settings(tmp_path))
+    with Service(tmp_path / "data", ("alice@example.org:secret",),
+                 ("--set", 'proxy.networks=["127.0.0.0/8"]')) as service:
+        config = tmp_path / "mailsvc.toml"
+        config.write_text(f'proxy.networks = ["127.0.0.0/8"]\n'
+                          f'service.data = "{service.directory}"\n')
+        done = doctor("--config", str(config), "--offline", "--deep")
+        lines = [line for line in done.stdout.splitlines() if "PROXY header" in line]
+        assert len(lines) == 3 and all(line.startswith("note") for line in lines), done.stdout
+
+
+def test_many_domains_are_not_all_looked_at(tmp_path: Path) -> None:
+    data = CommandLine(tmp_path / "data")
+    for number in range(22):
+        data("domain", "add", f"d{number:02}.example")
+    with NameServer({}) as names:
+        config = tmp_path / "mailsvc.toml"
+        config.write_text(f'service.data = "{data.dir}"\nrelay.dns = ["{names.address}"]\n')
+        done = doctor("--config", str(config))
+    assert "2 of 22 not looked at" in done.stdout
+    assert "d19.example" in done.stdout and "d20.example" not in done.stdout

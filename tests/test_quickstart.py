@@ -175,6 +175,13 @@ def test_places_that_cannot_be(tmp_path: Path) -> None:
     assert said.startswith(f"Error: cannot make {tmp_path / 'file' / 'data'}: ")
     said = refused(ALICE, "--dir", tmp_path / "a", "--config", tmp_path / "b" / "c.toml")
     assert f"there is no directory {tmp_path / 'b'}" in said
+    # What went wrong is in the log, too.
+    data = tmp_path / "c"
+    data.mkdir(0o700)
+    (data / "dkim").write_text("")
+    said = refused(ALICE, "--dir", data, *CHEAP)
+    assert str(data / "dkim") in said
+    assert said.rstrip() in (data / "quickstart.log").read_text()
     # The log leads nowhere else, whoever owns the directory.
     data = tmp_path / "data"
     data.mkdir()
@@ -263,6 +270,10 @@ def test_everything_belongs_to_the_user_of_the_service(tmp_path: Path) -> None:
     assert "--uid nobody --gid nogroup mailsvc" in output or "--gid nobody mailsvc" in output
     other = refused(ALICE, "--dir", data, "--user", "daemon")
     assert "belongs to user id" in other and "chown -R daemon" in other
+    # Before anything is made, it is seen that the unit could not work.
+    home = refused(ALICE, "--dir", "/home/nobody-here/data", "--user", "nobody", "--units",
+                   tmp_path)
+    assert "hides home directories" in home and not Path("/home/nobody-here").exists()
 
 
 def test_units(tmp_path: Path) -> None:

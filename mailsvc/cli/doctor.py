@@ -28,7 +28,7 @@ from mailsvc.config import ListenerSettings, Settings
 from mailsvc.doctor import examination, host
 from mailsvc.doctor.examination import Server
 from mailsvc.doctor.facts import Check, Fact, Verdict, examine, fail, in_thread, note, ok
-from mailsvc.doctor.listening import Listening, place_of
+from mailsvc.doctor.listening import Listening, is_proxied, place_of
 from mailsvc.doctor.outgoing import Outgoing
 from mailsvc.doctor.probes import ENDS, PROBES
 from mailsvc.doctor.published import Published
@@ -39,7 +39,7 @@ from mailsvc.queue.security.https import HTTPS
 from mailsvc.queue.security.lookup import Lookup
 from mailsvc.reach import is_public, own_addresses
 
-#: How many domains are looked at when none is named.
+#: How many domains are looked at, at most.
 _DOMAINS = 20
 
 
@@ -128,7 +128,7 @@ class Screen:
                    "attack.")
 @click.option("--to", type=MAILBOX, metavar="NAME@DOMAIN",
               help="With --deep, a mailbox there that may get messages [postmaster of the first "
-                   "domain; with --server none].")
+                   "domain; with --server it has to be given, or smuggling is not looked at].")
 @click.option("--login", type=MAILBOX, metavar="NAME@DOMAIN",
               help="With --deep, an account there, to examine POP3 behind a login too.")
 @password_options("The password of --login is what this file holds [asked for].")
@@ -174,6 +174,8 @@ def doctor(domains: tuple[str, ...], addresses: tuple[str, ...], elsewhere: tupl
             facts = diagnose(place.settings(), domains=domains, addresses=addresses,
                              elsewhere=elsewhere, offline=offline, timeout=timeout, tell=tell,
                              waiting=waiting, deep=examined)
+    except click.UsageError:
+        raise
     except click.ClickException as error:
         facts = [fail("configuration", line, "see `mailsvc config check`")
                  for line in error.message.splitlines()]
@@ -219,7 +221,7 @@ def diagnose(settings: Settings, *, domains: Sequence[str] = (), addresses: Sequ
 def _served() -> list[str]:
     try:
         with open_directory() as directory:
-            return [each.name for each in directory.domains()][:_DOMAINS]
+            return [each.name for each in directory.domains()]
     except click.ClickException:
         return []  # a fact of its own tells why
 
@@ -259,7 +261,12 @@ async def _diagnosed(settings: Settings, domains: Sequence[str], addresses: Sequ
                              reactor)
     try:
         facts += await examine(checks, timeout, reactor, tell, waiting)
-        if deep is not None:
+        if deep is not None and is_proxied(settings):
+            facts.append(note("--deep", "not done: connections from this machine have to begin "
+                              "with a PROXY header (proxy.networks)",
+                              "name what is before the proxy: --server"))
+            tell(facts[-1])
+        elif deep is not None:
             values = {"domain": domains[0], "to": f"postmaster@{domains[0]}"} if domains else {}
             facts += await _examined(replace(deep, values={**values, **deep.values}), listeners,
                                      timeout, tell, waiting)
@@ -322,6 +329,11 @@ def _elsewhere(settings: Settings, domains: Sequence[str], addresses: Sequence[s
     exchangers = Exchangers(relay, hostname, (), reactor)
     web = HTTPS(exchangers.addresses, relay.authorities, relay.loopback, reactor)
     out = Outgoing(settings, exchangers, timeout / 3, reactor)
+
+    async def get(host: str, path: str, kind: str, most: int) -> bytes:
+        port = "" if relay.policy_port == 443 else f":{relay.policy_port}"
+        return await web.get(f"https://{host}{port}{path}", kind, most)
+
     if listeners:
         # Where it really listens: by the systemd units, say.
         settings = replace(settings, listeners=_listeners(listeners))
@@ -335,7 +347,7 @@ def _elsewhere(settings: Settings, domains: Sequence[str], addresses: Sequence[s
             zone = zone_of(settings, domain, addresses=leaving)
         except click.ClickException as error:
             return fail(f"DKIM {domain}", error.message, "see to that file")
-        return Published(zone, leaving, shown, lookup, web.get, timeout / 2, reactor)
+        return Published(zone, leaving, shown, lookup, get, timeout / 2, reactor)
 
     of_host = published(domains[0] if domains else hostname)
     if isinstance(of_host, Published):
@@ -349,7 +361,10 @@ def _elsewhere(settings: Settings, domains: Sequence[str], addresses: Sequence[s
     if not relay.smarthost and not elsewhere:
         yield _told(note(f"outgoing port {relay.port}", "not looked at", "name a domain that takes "
                          "mail elsewhere: --reach DOMAIN"))
-    for domain in domains:
+    if len(domains) > _DOMAINS:
+        yield _told(note("domains", f"{len(domains) - _DOMAINS} of {len(domains)} not looked at",
+                         f"name those that shall be, {_DOMAINS} at a time"))
+    for domain in domains[:_DOMAINS]:
         found = published(domain)
         if isinstance(found, Fact):
             yield _told(found)

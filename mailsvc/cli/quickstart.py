@@ -52,19 +52,20 @@ class Report:
         """Keep what was said, and will be, in the file *log* too."""
         self._log = log
         early, self._early = self._early, []
-        self._keep(*early)
+        self.keep(*early)
 
     def say(self, text: str = "") -> None:
         """Print *text* and keep it."""
         click.echo(text)
-        self._keep(text)
+        self.keep(text)
 
     def piece(self, piece: Piece) -> None:
         """Say what became of *piece*."""
         self.say(f"made           {piece.text}" if isinstance(piece, Made)
                  else f"already there  {piece.text}")
 
-    def _keep(self, *texts: str) -> None:
+    def keep(self, *texts: str) -> None:
+        """Put *texts* into the log alone."""
         if self._log is None:
             self._early += texts
             return
@@ -158,6 +159,20 @@ def quickstart(ctx: click.Context, address: Address, hostname: str | None,
         raise click.UsageError("service.data is not for --set: name the directory with --dir.")
     report = Report()
     plan = _plan(address, config, directory, user, unit_folder)
+    try:
+        _set_up(plan, report, hostname, addresses, overrides, password_file, offline=offline)
+    except click.ClickException as error:
+        report.keep(f"Error: {error.message}")
+        raise
+
+
+def _set_up(plan: Plan, report: Report, hostname: str | None, addresses: Sequence[str],
+            overrides: Sequence[str], password_file: str | None, *, offline: bool) -> None:
+    """All of it, by *plan*.
+
+    :raises click.ClickException: something could not be done.
+    """
+    address = plan.address
     try:
         settings = _install(plan, report, hostname, overrides, password_file)
         zone = text_of(zone_of(settings, address.domain, addresses=addresses,

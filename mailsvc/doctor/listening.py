@@ -64,7 +64,7 @@ class Listening:
     async def examine(self, kind: str, address: str) -> list[Fact]:
         """What the listener of *kind* at *address* answers."""
         what = f"{kind} {address}"
-        if self._is_proxied():
+        if is_proxied(self._settings):
             return [note(what, "not looked at: connections from this machine have to begin with a "
                          "PROXY header (proxy.networks)")]
         if kind == "http":
@@ -85,7 +85,7 @@ class Listening:
         what = "certificate"
         there = sorted((SECURED.index(kind), kind, address) for kind, address in listening
                        if kind in SECURED and not address.startswith("/"))
-        if not there or self._is_proxied():
+        if not there or is_proxied(self._settings):
             return [note(what, "no listener to ask for it")]
         try:
             _, kind, address = there[0]
@@ -147,10 +147,12 @@ class Listening:
         line.abort()
         return ok(what, "takes connections")
 
-    def _is_proxied(self) -> bool:
-        loopback = ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")
-        return any(address in ipaddress.ip_network(network) for address in loopback
-                   for network in self._settings.proxy.networks)
+
+def is_proxied(settings: Settings) -> bool:
+    """Whether connections from this machine have to begin with a PROXY header."""
+    loopback = ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")
+    return any(address in ipaddress.ip_network(network) for address in loopback
+               for network in settings.proxy.networks)
 
 
 def said(client: Client) -> str:

@@ -24,7 +24,7 @@ from mailsvc.queue.security.https import HTTPFailure
 from mailsvc.queue.security.lookup import Found, Lookup, LookupFailed
 from mailsvc.queue.security.sts import POLICY_OCTETS, Unusable, parse_policy, parse_record
 from mailsvc.reach import is_public, own_addresses
-from mailsvc.zone import Record, Zone
+from mailsvc.zone import POLICY_PATH, Record, Zone
 
 _PUBLISH = "publish the record: mailsvc domain records"
 
@@ -40,13 +40,13 @@ class Published:
         name.
     :param chains: the certificates that the service shows, each with its issuers; none if they
         cannot be read here.
-    :param get: fetches by HTTPS, as :meth:`mailsvc.queue.security.https.HTTPS.get`.
+    :param get: fetches by HTTPS: host, path, media type, most octets.
     :param seconds: how long the judgement of SPF may take.
     """
 
     def __init__(self, zone: Zone, addresses: Sequence[str],
                  chains: Sequence[Sequence[x509.Certificate]], lookup: Lookup,
-                 get: Callable[[str, str, int], Awaitable[bytes]], seconds: float,
+                 get: Callable[[str, str, str, int], Awaitable[bytes]], seconds: float,
                  reactor: Any) -> None:
         self._zone = zone
         self._addresses = addresses
@@ -281,7 +281,8 @@ class Published:
             identity = parse_record(await self._lookup.texts(f"_mta-sts.{zone.domain}"))
             if identity is None:
                 return [note(what, "none", f"to have other servers insist on TLS, {remedy}")]
-            policy = parse_policy(await self._get(zone.policy_url, "text/plain", POLICY_OCTETS))
+            policy = parse_policy(await self._get(
+                zone.policy_host, POLICY_PATH, "text/plain", POLICY_OCTETS))
         except LookupFailed as failure:
             return [fail(what, str(failure), _RESOLVER)]
         except Unusable as problem:
