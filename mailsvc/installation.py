@@ -96,6 +96,11 @@ def user(name: str, home: Path) -> Piece:
     return Made(f"user {name}")
 
 
+def group_of(name: str) -> str:
+    """The group that the user *name* belongs to first."""
+    return grp.getgrgid(pwd.getpwnam(name).pw_gid).gr_name
+
+
 def data_directory(place: Path, owner: str) -> Piece:
     """The directory *place*, of the user *owner*, or of who made the one above it if that is "".
 
@@ -236,12 +241,11 @@ def unit_texts(config: Path, data: Path, owner: str, programs: Path) -> dict[str
     :param owner: the user that the service runs as.
     """
     check_unit_places(config, data, programs)
-    group = grp.getgrgid(pwd.getpwnam(owner).pw_gid).gr_name
     found = {name: (resources.files("mailsvc") / "etc" / name).read_text() for name in UNITS}
     changes = [
         ("Environment=PATH=/opt/mailsvc/bin:", f"Environment=PATH={programs}:"),
         ("--config /etc/mailsvc.toml", f"--config {config}"),
-        ("User=mailsvc\nGroup=mailsvc\n", f"User={owner}\nGroup={group}\n")]
+        ("User=mailsvc\nGroup=mailsvc\n", f"User={owner}\nGroup={group_of(owner)}\n")]
     if str(data) != "/var/lib/mailsvc":
         changes.append((
             "StateDirectory=mailsvc\nStateDirectoryMode=0700\nWorkingDirectory=/var/lib/mailsvc\n",

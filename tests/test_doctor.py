@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -511,6 +513,49 @@ def test_offline_asks_nobody(tmp_path: Path) -> None:
         done = doctor("--config", str(config), "--offline")
         assert done.returncode == 2 and names.asked == []
         assert "example.org" not in done.stdout
+
+
+#: Becomes a user who may look at little, once everything is imported from where it lies.
+_NOBODY = """
+import encodings.idna, encodings.utf_8_sig, importlib, os, pkgutil, sys
+import dns.rdtypes.ANY, dns.rdtypes.IN
+import mailsvc.cli, mailsvc.cli.doctor
+for package in dns.rdtypes.ANY, dns.rdtypes.IN:
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+from twisted.internet import reactor
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+sys.argv = ["mailsvc", *sys.argv[1:]]
+mailsvc.cli.main()
+"""
+
+
+def test_who_may_not_look_is_told_so() -> None:
+    place = Path(tempfile.mkdtemp())  # tmp_path is hidden from others
+    try:
+        place.chmod(0o755)
+        CommandLine(place / "data")("domain", "add", "example.org")
+        (place / "data").chmod(0o700 if os.geteuid() == 0 else 0)
+        with NameServer({}) as names:
+            (place / "m.toml").write_text(f'service.data = "{place}/data"\n'
+                                          f'relay.dns = ["{names.address}"]\n')
+            done = subprocess.run(
+                [sys.executable, "-c", _NOBODY, "--config", str(place / "m.toml"), "doctor",
+                 "example.org", "--json"],
+                capture_output=True, text=True, timeout=60, check=False)
+        assert done.stderr == ""
+        found = {each["what"]: each for each in json.loads(done.stdout)["facts"]}
+        for what in ("data directory", "accounts", "service"):
+            assert found[what]["verdict"] == "note", found[what]
+            assert found[what]["remedy"].startswith("run this as root")
+        assert found["DKIM example.org"]["verdict"] == "fail"
+        assert "run as the user who owns it" in found["DKIM example.org"]["detail"]
+    finally:
+        (place / "data").chmod(0o700)
+        shutil.rmtree(place)
 
 
 def test_behind_a_proxy_nobody_is_asked(tmp_path: Path) -> None:

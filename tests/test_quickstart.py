@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import poplib
 import pwd
@@ -145,11 +146,12 @@ def test_what_was_interrupted_goes_on(tmp_path: Path) -> None:
     (("alice",), "has no domain"),
     ((ALICE, "--set", "smtp.recipient=1"), "smtp.recipient"),
     ((ALICE, "--set", "service.data=/x"), "--dir"),
+    ((ALICE, "--set", "service.hostname=mx"), "--hostname"),
     ((ALICE, "--hostname", "a b"), "not a domain name"),
     ((ALICE, "--address", "mx"), "no IP address"),
     ((ALICE, "--units", "/nowhere"), "--units needs --user"),
     ((ALICE, "--password-file", "/nowhere"), "/nowhere"),
-], ids=["address", "set", "data", "hostname", "ip", "units", "password"])
+], ids=["address", "set", "data", "name", "hostname", "ip", "units", "password"])
 def test_what_is_misused(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
     assert text in refused(*arguments, "--dir", tmp_path / "data", status=2)
 
@@ -226,14 +228,16 @@ def test_host_names(own: str, name: str) -> None:
 
 def test_passwords_that_are_typed(monkeypatch: pytest.MonkeyPatch,
                                   capsys: pytest.CaptureFixture[str]) -> None:
-    alice = Address("alice", "example.org")
+    plan = command._plan(Address("alice", "example.org"), None, "/srv/try", None, None)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     typed = iter(["one", "two", "secret", "secret", ""])
     monkeypatch.setattr(click, "prompt", lambda *_, **__: next(typed))
-    assert command._password(alice, None) == "secret"
+    assert command._password(plan, None) == "secret"
     assert "two different passwords" in capsys.readouterr().err
-    made = command._password(alice, None)
-    assert len(made) == 29 and made in capsys.readouterr().out
+    made = command._password(plan, None)
+    assert len(made) == 29
+    said = capsys.readouterr().out
+    assert made in said and f"mailsvc --config {plan.config} account passwd {ALICE}" in said
 
 
 # ---- users and units ----------------------------------------------------------------------------
@@ -267,7 +271,8 @@ def test_everything_belongs_to_the_user_of_the_service(tmp_path: Path) -> None:
     nobody = pwd.getpwnam("nobody").pw_uid
     assert [path for path in (data, *data.rglob("*")) if path.lstat().st_uid != nobody] == []
     assert f"{data} belongs to nobody\n" in output
-    assert "--uid nobody --gid nogroup mailsvc" in output or "--gid nobody mailsvc" in output
+    group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
+    assert f" --uid nobody --gid {group} mailsvc" in output
     other = refused(ALICE, "--dir", data, "--user", "daemon")
     assert "belongs to user id" in other and "chown -R daemon" in other
     # Before anything is made, it is seen that the unit could not work.

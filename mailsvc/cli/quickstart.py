@@ -155,8 +155,9 @@ def quickstart(ctx: click.Context, address: Address, hostname: str | None,
     # As with the other commands, these may stand before the command's name.
     config = config or ctx.meta.get(f"{place.__name__}.config")
     directory = directory or ctx.meta.get(f"{place.__name__}.dir")
-    if any(each.partition("=")[0].strip() == "service.data" for each in overrides):
-        raise click.UsageError("service.data is not for --set: name the directory with --dir.")
+    for key, option in ("service.data", "--dir"), ("service.hostname", "--hostname"):
+        if any(each.partition("=")[0].strip() == key for each in overrides):
+            raise click.UsageError(f"{key} is not for --set: give it by {option}.")
     report = Report()
     plan = _plan(address, config, directory, user, unit_folder)
     try:
@@ -246,7 +247,7 @@ def _install(plan: Plan, report: Report, hostname: str | None, overrides: Sequen
     report.say(f"               host name {settings.service.hostname}")
     report.piece(installation.domain(settings, plan.address.domain))
     report.piece(installation.account(
-        settings, plan.address, lambda: _password(plan.address, password_file)))
+        settings, plan.address, lambda: _password(plan, password_file)))
     report.piece(installation.keys(settings, plan.address.domain))
     report.piece(installation.certificate(settings))
     if plan.unit_folder is not None:
@@ -273,11 +274,9 @@ def _settings(plan: Plan, hostname: str | None,
         own = [f"service.data={literal(str(plan.data))}",
                *(f"listeners.{kind}={literal(endpoints)}"
                  for kind, endpoints in _listeners().items())]
-        settings = Settings.from_mapping({}, [*own, *overrides])
-        if "service.hostname" not in settings.given:
-            name = hostname or _host_name(settings.service.hostname, plan.address.domain)
-            own.append(f"service.hostname={literal(name)}")
-            settings = Settings.from_mapping({}, [*own, *overrides])
+        name = hostname or _host_name(Settings().service.hostname, plan.address.domain)
+        settings = Settings.from_mapping(
+            {}, [f"service.hostname={literal(name)}", *own, *overrides])
     except ConfigurationError as error:
         if os.path.lexists(plan.config):
             raise Impossible(f"{plan.config} has mistakes:\n{error}\nmend them, or move the file "
@@ -313,8 +312,9 @@ def _maps_ipv4() -> bool:
         return False
 
 
-def _password(address: Address, place: str | None) -> str:
+def _password(plan: Plan, place: str | None) -> str:
     """The password of a new account: given, typed twice, or made up, and shown this once."""
+    address = plan.address
     if place is not None:
         return ask_password(place).decode()
     if sys.stdin.isatty():
@@ -326,8 +326,8 @@ def _password(address: Address, place: str | None) -> str:
             click.echo("These were two different passwords.", err=True)
     made = new_app_password()
     # Not by the report: it is not to be kept.
-    click.echo(f"The password of {address} is {made}, shown this once; to change it: mailsvc "
-               "account passwd")
+    click.echo(f"The password of {address} is {made}, shown this once; to change it: "
+               f"{plan.command} account passwd {address}")
     return made
 
 
@@ -361,7 +361,8 @@ def _steps(plan: Plan, settings: Settings, records: Path) -> Iterator[str]:
     else:
         twistd = Path(sys.executable).with_name("twistd")
         program = "twistd" if shutil.which("twistd") == str(twistd) else shlex.quote(str(twistd))
-        user = f" --uid {plan.owner} --gid {plan.owner}" if plan.owner else ""
+        user = (f" --uid {plan.owner} --gid {installation.group_of(plan.owner)}" if plan.owner
+                else "")
         yield (f"Start it, in the foreground:\n    {program} -n --pidfile={user} mailsvc "
                f"--config {config}\n"
                "In the background, or by another supervisor: README.rst, \"Run\"")
@@ -374,8 +375,7 @@ def _steps(plan: Plan, settings: Settings, records: Path) -> Iterator[str]:
                f"{hostname} (reverse DNS)")
     if not trial and not settings.tls.certificates:
         yield (f"Get a certificate for {hostname} that everybody trusts, by certbot say, and name "
-               f"it\nin {plan.config}:\n"
-               "    [tls]\n"
+               f"it\nin the section [tls] of {plan.config}:\n"
                f"    certificates = [\"/etc/letsencrypt/live/{hostname}\"]\n"
                "docs/operating.rst, \"Certificates\", has the rest")
     yield ("See whether all is well, until it says so; with a domain that has its mail elsewhere, "

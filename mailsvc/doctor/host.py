@@ -5,6 +5,7 @@ These block: they are for threads.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import stat
@@ -27,6 +28,9 @@ _LITTLE_OCTETS, _NOTHING_OCTETS = 1 << 30, 100 << 20
 #: How long mail may wait to leave, in seconds, before somebody should look.
 _WAITS = 4 * 3600.0
 
+#: What to do where we may not look.
+_AS_USER = "run this as root, or as the user that runs the service"
+
 #: adjtimex(2): the clock is not synchronised.
 _TIME_ERROR = 5
 
@@ -40,8 +44,7 @@ def data_directory(settings: Settings) -> list[Fact]:
         return [fail(what, f"there is no {data}", "`mailsvc quickstart` makes it; or name the "
                      "right place with --config or --dir")]
     except OSError as error:
-        return [fail(what, f"{data}: {error.strerror}", "run this as root, or as the user that "
-                     "runs the service")]
+        return [fail(what, f"{data}: {error.strerror}", _AS_USER)]
     owner = name_of(status.st_uid)
     if not stat.S_ISDIR(status.st_mode):
         return [fail(what, f"{data} is no directory", "name another in service.data")]
@@ -49,10 +52,10 @@ def data_directory(settings: Settings) -> list[Fact]:
         return [warn(what, f"{data} is open to every user of this machine "
                      f"(mode {stat.S_IMODE(status.st_mode):o})", f"chmod 700 {data}")]
     try:
-        strangers = [path for path in _inside(data) if path.lstat().st_uid != status.st_uid]
+        strangers = [path for path in _inside(data) if _owner(path) not in (None, status.st_uid)]
     except OSError as error:
         return [note(what, f"{data} belongs to {owner}; what is in it cannot be looked at: "
-                     f"{error.strerror}", f"run this as root or {owner}")]
+                     f"{error.strerror}", _AS_USER)]
     if strangers:
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         return [fail(what, f"{strangers[0]}{more} in it does not belong to {owner}, who runs the "
@@ -65,7 +68,16 @@ def _inside(data: Path) -> Iterator[Path]:
     for path in data.iterdir():
         yield path
         if path.is_dir() and not path.is_symlink():
-            yield from path.iterdir()
+            with contextlib.suppress(FileNotFoundError):
+                yield from path.iterdir()
+
+
+def _owner(path: Path) -> int | None:
+    """Whose *path* is; None if it is gone, as files of a service that runs go."""
+    try:
+        return path.lstat().st_uid
+    except FileNotFoundError:
+        return None
 
 
 def room(settings: Settings) -> list[Fact]:
@@ -74,7 +86,8 @@ def room(settings: Settings) -> list[Fact]:
     places = [settings.service.data, *([argument] if scheme == "maildir" else [])]
     facts: dict[int, Fact] = {}
     for named in map(Path, places):
-        place = next(each for each in (named, *named.parents) if each.exists())
+        # Not Path.exists, which fails where we may not look.
+        place = next(each for each in (named, *named.parents) if os.path.exists(each))
         try:
             device, disk = place.stat().st_dev, os.statvfs(place)
         except OSError as error:
@@ -106,6 +119,9 @@ def _room(place: Path, disk: os.statvfs_result) -> Fact:
 def accounts(settings: Settings) -> list[Fact]:
     """Whether there is anybody to get mail."""
     what = "accounts"
+    folder = os.path.dirname(settings.accounts.database)
+    if os.path.exists(folder) and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        return [note(what, f"{folder} may not be looked at", _AS_USER)]
     try:
         with SqliteDirectory(settings.accounts.database, create=False) as directory:
             domains = len(list(directory.domains()))
@@ -131,8 +147,8 @@ def service(settings: Settings) -> tuple[list[Fact], list[tuple[str, str]]]:
         told = ask(Path(settings.service.data))
     except NoService as problem:
         text, _, remedy = str(problem).partition(": ")
-        if "may not be asked" in text:
-            return [note(what, text, remedy)], []
+        if isinstance(problem.__cause__, PermissionError):
+            return [note(what, "whether it runs may not be asked", _AS_USER)], []
         return [fail(what, text, remedy or "start it: systemctl start mailsvc")], []
     listening = [(each["kind"], each["address"]) for each in told.get("listeners", ())]
     facts = [ok(what, "runs and is ready") if told["ready"] else
