@@ -215,24 +215,23 @@ def units(folder: Path, texts: Mapping[str, str]) -> list[Piece]:
     return pieces
 
 
-def check_unit_places(config: Path, data: Path, programs: Path) -> None:
-    """Refuse places that a unit could not use.
+def check_unit_places(*places: Path) -> None:
+    """Refuse *places* that a unit could not use.
 
-    :param programs: the directory that has ``twistd``.
     :raises Impossible: one of them is such.
     """
-    for place in config, data, programs:
+    for place in places:
         if not _PLAIN.fullmatch(str(place)):
             raise Impossible(f"{place}: systemd would want quotation marks in this name; choose "
                              "one of letters, digits and . _ - + @ /")
     # The units are sandboxed: ProtectHome=yes hides these.
-    hidden = [place for place in (config, data, programs)
+    hidden = [place for place in places
               if place.is_relative_to("/home") or place.is_relative_to("/root")]
     if hidden:
         raise Impossible(f"the service could not reach {hidden[0]}, since its unit hides home "
                          "directories from it: install mailsvc into /opt/mailsvc, as README.rst "
-                         "says, and keep its files out of homes; or leave the units out: "
-                         "--units none")
+                         "says, by a Python that is in no home, and keep its files out of homes; "
+                         "or leave the units out: --units none")
 
 
 def unit_texts(config: Path, data: Path, owner: str, programs: Path) -> dict[str, str]:

@@ -219,6 +219,18 @@ def test_who_is_root(monkeypatch: pytest.MonkeyPatch) -> None:
         110, 465, 587, 995]
 
 
+def test_a_python_in_a_home_is_refused_before_anything_is_made(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    plan = command._plan(Address("alice", "example.org"), str(tmp_path / "m.toml"),
+                         str(tmp_path / "data"), ME, str(tmp_path))
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "base_prefix", "/root/python")
+    with pytest.raises(Impossible, match="its unit hides home"):
+        command._install(plan, command.Report(), None, (), None)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("own", "name"), [
     ("mx.example.net", "mx.example.net"), ("vm", "mail.example.org"),
     ("localhost.localdomain", "mail.example.org"), ("vm.internal", "mail.example.org")])

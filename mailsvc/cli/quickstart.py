@@ -235,7 +235,8 @@ def _install(plan: Plan, report: Report, hostname: str | None, overrides: Sequen
                          "with --dir, or another file with --config")
     programs = Path(sys.executable).parent
     if plan.unit_folder is not None:
-        installation.check_unit_places(plan.config, data, programs)
+        # In a virtual environment, Python itself lies elsewhere.
+        installation.check_unit_places(plan.config, data, programs, Path(sys.base_prefix))
     if plan.owner:
         report.piece(installation.user(plan.owner, data))
     report.piece(installation.data_directory(data, plan.owner))
