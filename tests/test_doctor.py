@@ -37,6 +37,7 @@ from tests.command_line import CommandLine
 from tests.nameserver import NameServer
 from tests.policyhost import PolicyHost
 from tests.service import Service
+from tests.unbound import Unbound
 
 KEY = Key("example.org", "r1", "rsa", "TUlJQkk=", active=True)
 ZONE = Zone("example.org", "mx.example.org", ("127.0.0.1",), keys=(KEY,), reachable=ports(
@@ -203,6 +204,30 @@ async def test_keys_that_do_not_sign() -> None:
 async def test_a_resolver_that_is_not_trusted_proves_nothing() -> None:
     (fact,) = await facts_of(Published.signed_domain, RIGHT, trusted=False)
     assert fact.verdict is Verdict.NOTE and "not looked at" in fact.detail
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_resolver_that_validates(program: Callable[[str], str], tmp_path: Path) -> None:
+    lines = ["@ MX 10 mx", "mx A 127.0.0.1", '@ TXT "v=spf1 mx -all"']
+    verdicts = {"signed.example": "ok", "plain.example": "note", "forged.example": "FAIL"}
+    with Unbound(program, tmp_path / "unbound", dict.fromkeys(verdicts, lines),
+                 signed=["signed.example"], forged=["forged.example"]) as resolver:
+        lookup = Lookup([resolver.address], None, reactor)
+        for domain, verdict in verdicts.items():
+            published = Published(Zone(domain, f"mx.{domain}"), ["127.0.0.1"], (), lookup, nothing,
+                                  5, reactor)
+            for find in published.signed_domain, published.signed_host:
+                (*_, fact) = await find()
+                assert str(fact.verdict) == verdict, fact
+            # Records that do not validate are none.
+            (fact,) = await published.spf()
+            assert str(fact.verdict) == ("FAIL" if verdict == "FAIL" else "ok"), fact
+        lookup.stop()
+
+
+async def nothing(host: str, path: str, kind: str, most: int) -> bytes:
+    """Nothing can be fetched."""
+    raise HTTPFailure("nobody is there")
 
 
 @pytest_twisted.ensureDeferred
