@@ -492,9 +492,13 @@ _HEADING = """\
 """
 
 
-def reference() -> str:
-    """The commented example, ``etc/mailsvc.toml``: every key with its default."""
-    lines = [_HEADING.rstrip("\n")]
+def reference(given: Mapping[str, Any] | None = None, heading: str = _HEADING) -> str:
+    """The commented example, ``etc/mailsvc.toml``: every key with its default.
+
+    :param given: keys, dotted, that are set to other values.
+    """
+    given = given or {}
+    lines = [heading.rstrip("\n")]
     section = ""
     for key in KEYS.values():
         if key.section != section:
@@ -504,5 +508,6 @@ def reference() -> str:
         lines += ["", *textwrap.wrap(key.sentence, 98, initial_indent="# ", subsequent_indent="# ",
                                      break_long_words=False, break_on_hyphens=False),
                   f"# {kind}, {key.unit}." if key.unit else f"# {kind}.",
-                  f"#{key.name} = {literal(key.default)}"]
+                  f"{key.name} = {literal(given[str(key)])}" if str(key) in given
+                  else f"#{key.name} = {literal(key.default)}"]
     return "\n".join(lines) + "\n"

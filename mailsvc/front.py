@@ -109,6 +109,10 @@ class Front(MultiService):
         return [f"{each.kind.name} on {each.description}" for each in self.listeners
                 if not each.bound]
 
+    def listening(self) -> list[tuple[str, str]]:
+        """Kind and address of those that have one."""
+        return [(each.kind.name, each.address) for each in self.listeners if each.bound]
+
     def watch(self, gathering: Gathering, settings: Settings) -> None:
         """Serve what is not for mail: the figures of *gathering*, and whoever gives certificates.
 

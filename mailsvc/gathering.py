@@ -59,6 +59,9 @@ class Watched(Protocol):
     def unbound(self) -> list[str]:
         """The listeners that have no port."""
 
+    def listening(self) -> list[tuple[str, str]]:
+        """Kind and address of those that have one."""
+
     def certificates(self) -> Sequence[str]:
         """What the certificates are called, in the order of their figures."""
 
@@ -111,6 +114,10 @@ class Gathering:
         if time.monotonic() - written > _WRITTEN or not written:
             return "the store cannot be written"
         return None
+
+    def listening(self) -> list[tuple[str, str]]:
+        """Kind and address of each listener that is bound."""
+        return self._service.listening()
 
     def families(self) -> list[Family]:
         """Every figure."""

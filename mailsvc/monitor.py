@@ -5,7 +5,8 @@ longer than the listeners for mail, so that ``/readyz`` can say that the service
 pages are in :mod:`mailsvc.pages`, which is imported when there is a listener for them.
 
 The socket is ``{data}/figures``, and belongs to the service's user.  Whoever connects gets one JSON
-object: ``ready``, ``unready`` (why not, or null), and ``figures``, each with ``name``, ``type``,
+object: ``ready``, ``unready`` (why not, or null), ``listeners``, each with ``kind`` and ``address``
+(``127.0.0.1:25``, ``[::]:25`` or a path), and ``figures``, each with ``name``, ``type``,
 ``help`` and ``samples``; these have ``labels`` and either ``value`` or, of a histogram, ``count``,
 ``sum`` and ``buckets``, pairs of an upper bound (null for none) and how many did not exceed it.
 """
@@ -115,6 +116,8 @@ def described(gathering: Gathering) -> dict[str, Any]:
     """All figures as JSON can hold them; see the module."""
     reason = gathering.unready()
     return {"ready": reason is None, "unready": reason,
+            "listeners": [{"kind": kind, "address": address}
+                          for kind, address in gathering.listening()],
             "figures": [_family(each) for each in gathering.families()]}
 
 

@@ -70,6 +70,8 @@ def name_of(user: int) -> str:
 
 def remedy_for(place: Path) -> str:
     """What to do when *place* may not be used by us."""
+    # Where we may not even look at it, the directory that forbids that says whose it is.
+    place = next(each for each in (place, *place.parents) if os.path.exists(each))
     owner = place.stat().st_uid
     remedy = f"run as the user who owns it: sudo -u {name_of(owner)} mailsvc …"
     if owner == 0:

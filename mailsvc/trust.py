@@ -8,6 +8,7 @@ and the same handshake serves PKIX (RFC 9525), DANE (RFC 7672) and no proof at a
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Secured:
     :ivar cipher: by its IANA name.
     :ivar verified: whether the server has proven who it is.
     :ivar flaw: what its certificate lacks, where that did not matter; *reason* as in Untrusted.
-    :ivar subject: of its certificate.
+    :ivar subject: of its certificate, which ends at *not_after*.
     :ivar channel_bindings: by type, for SASL.
     """
 
@@ -61,6 +62,7 @@ class Secured:
     flaw: str = ""
     reason: str = ""
     subject: str = ""
+    not_after: datetime.datetime | None = field(default=None, compare=False)
     channel_bindings: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
@@ -138,7 +140,7 @@ class Trust:
             bits=connection.get_cipher_bits() or 0, verified=failure is None,
             flaw=failure.text if failure is not None else "",
             reason=failure.reason if failure is not None else "",
-            subject=_subject(certificate),
+            subject=_subject(certificate), not_after=_not_after(certificate),
             # In a full handshake the client's Finished comes first (RFC 5929 §3.1).
             channel_bindings=channel_bindings(connection, version, certificate,
                                               connection.get_finished() or b""))
@@ -244,6 +246,13 @@ def _subject(certificate: x509.Certificate | None) -> str:
         return certificate.subject.rfc4514_string() if certificate is not None else ""
     except ValueError:
         return ""
+
+
+def _not_after(certificate: x509.Certificate | None) -> datetime.datetime | None:
+    try:
+        return certificate.not_valid_after_utc if certificate is not None else None
+    except ValueError:
+        return None
 
 
 def _verification_text(number: int) -> str:

@@ -20,8 +20,9 @@ class NameServer:
 
     :param zone: name -> records, as ``"MX 10 mx.b.example"``, ``"A 127.0.0.1"``,
         ``"AAAA ::1"``, ``"CNAME b.example"`` (followed for eight steps), ``"ALIAS b.example"`` (a
-        CNAME that is not), ``"TXT text"``, ``"TLSA 3 1 1 …"``; "SECURE" to
-        say that they are validated, to who asks; or "SERVFAIL", or "SILENCE" for no answer at all.
+        CNAME that is not), ``"TXT text"``, ``"PTR a.example"``, ``"SRV 0 1 995 a.example"``,
+        ``"TLSA 3 1 1 …"``; "SECURE" to say that they are validated, to who asks; or "SERVFAIL", or
+        "SILENCE" for no answer at all.
     :ivar address: where it is, ``host:port``.
     :ivar asked: the names and types that were asked for.
     """
@@ -99,6 +100,12 @@ class NameServer:
                 self._put(message, name, kind, dns.Record_A(rest))
             elif word == "AAAA" and kind == dns.AAAA:
                 self._put(message, name, kind, dns.Record_AAAA(rest))
+            elif word == "PTR" and kind == dns.PTR:
+                self._put(message, name, kind, dns.Record_PTR(rest.rstrip(".")))
+            elif word == "SRV" and kind == dns.SRV:
+                priority, weight, port, host = rest.split(" ")
+                self._put(message, name, kind, dns.Record_SRV(
+                    int(priority), int(weight), int(port), host.rstrip(".").encode()))
             elif word == "TLSA" and kind == _TLSA:
                 usage, selector, matching, data = rest.split(" ")
                 self._put(message, name, kind, dns.UnknownRecord(

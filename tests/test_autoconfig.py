@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from mailsvc.cli import main
-from mailsvc.cli.autoconfig import UNITS
 from mailsvc.config import ListenerSettings
+from mailsvc.reach import UNITS
 
 ALL = """
 smtp = ["tcp:25:backlog=1024", "tcp6:25"]

@@ -238,6 +238,9 @@ class Watched:
     def unbound(self) -> list[str]:
         return self.missing
 
+    def listening(self) -> list[tuple[str, str]]:
+        return []
+
     def certificates(self) -> list[str]:
         return self.names
 

@@ -41,7 +41,7 @@ def quota_options(command: Command) -> Command:
     return command
 
 
-def _ask_password(place: str | None) -> bytes:
+def ask_password(place: str | None) -> bytes:
     """The password in the file *place*, that was piped in ("-"), or typed; as prepared."""
     if place is not None:
         try:
@@ -118,7 +118,7 @@ def add(name: Address, password_file: str | None, octets: int | None, messages: 
     """
     with open_directory() as directory:
         name = directory.check_new_account(name)  # before anybody types a password
-        password = _ask_password(password_file)
+        password = ask_password(password_file)
         verifier, scram = _hashed(directory, f"{name.local_part}@{name.domain}", password)
         made = directory.add_account(name, verifier=verifier, scram=scram,
                                      secret=password.decode() if apop else None,
@@ -223,7 +223,7 @@ def passwd(name: Address, password_file: str | None, apop: bool | None) -> None:
     """
     with open_directory() as directory:
         found = _found(directory, name)
-        password = _ask_password(password_file)
+        password = ask_password(password_file)
         verifier, scram = _hashed(directory, found.name, password)
         described = _described(directory, found)
         if apop is None:

@@ -34,7 +34,7 @@ def _loaded(file: str | None) -> Settings:
         raise click.ClickException(str(error)) from error
 
 
-def _unusable(loaded: Settings) -> Iterator[tuple[str, CertificateProblem]]:
+def unusable(loaded: Settings) -> Iterator[tuple[str, CertificateProblem]]:
     """The files without which the service would not start, by the key that names them."""
     tls, relay = loaded.tls, loaded.relay
     files: list[tuple[str, Watched[Any]]] = [
@@ -72,7 +72,7 @@ def check(file: str | None) -> None:
     """
     loaded = _loaded(file)
     problems = []
-    for key, problem in _unusable(loaded):
+    for key, problem in unusable(loaded):
         if problem.hidden:
             click.echo(f"Note: {key}: {problem}; or run this as the user that runs the service",
                        err=True)

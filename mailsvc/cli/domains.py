@@ -10,15 +10,19 @@ import click
 from mailsvc.cli.arguments import DOMAIN, MAILBOX
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import open_directory, place_options, settings
+from mailsvc.cli.records import records
 from mailsvc.mail import Address
 
 
 @click.group()
 def domain() -> None:
-    """Add, list and remove domains; set who gets mail for unknown names.
+    """Add, list and remove domains; set who gets mail for unknown names; print their DNS records.
 
     Mail for any other domain is refused.
     """
+
+
+domain.add_command(records)
 
 
 @domain.command()

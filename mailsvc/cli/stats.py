@@ -26,8 +26,9 @@ def stats(everything: bool, as_json: bool) -> None:
     socket in the data directory, so that no listener is needed.  The status is 1 when no service
     runs, or it does not answer.
 
-    The keys in JSON are ready, unready (why not, or null), and figures, each with name, type, help
-    and samples; these have labels, and value or count, sum and buckets.
+    The keys in JSON are ready, unready (why not, or null), listeners, each with kind and address,
+    and figures, each with name, type, help and samples; these have labels, and value or count, sum
+    and buckets.
 
     \b
     Example:

@@ -226,7 +226,7 @@ class Exchangers:
         if (address.is_loopback or address.is_unspecified) and not self._settings.loopback:
             return True
         return place.address in self._own or (
-            not self._own.isdisjoint(("0.0.0.0", "::")) and _is_local(place.address))
+            not self._own.isdisjoint(("0.0.0.0", "::")) and is_local(place.address))
 
     def _allowed(self, places: list[Place], domain: str) -> list[Place]:
         """Those of *places* that are not ourselves.
@@ -273,7 +273,7 @@ def _loop(domain: str) -> Unroutable:
                       "correct its MX records", 5, 4, 6)
 
 
-def _is_local(address: str) -> bool:
+def is_local(address: str) -> bool:
     """Whether *address* is one of this host's: only these can be bound."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:

@@ -69,6 +69,11 @@ class Lookup:
         self._threads.start()
         self._resolver: dns.resolver.Resolver | None = None
 
+    @property
+    def trusted(self) -> bool:
+        """Whether the name servers validate and may be believed; known from an answer on."""
+        return bool(self._trusted)
+
     def stop(self) -> None:
         """Ask nothing more."""
         self._threads.stop()

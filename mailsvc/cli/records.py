@@ -1,0 +1,145 @@
+"""``mailsvc domain records``: what has to be published in the DNS for a domain, to paste."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from cryptography import x509
+
+from mailsvc import zone
+from mailsvc.certificates import CertificateProblem, certificate_at
+from mailsvc.cli.arguments import DOMAIN
+from mailsvc.cli.listing import json_option, print_json
+from mailsvc.cli.place import place_options, settings
+from mailsvc.config import Settings
+from mailsvc.dkim import Keys
+from mailsvc.names import DirectoryError
+from mailsvc.ownership import remedy_for
+from mailsvc.queue.routes import parse_route
+from mailsvc.reach import UNITS, is_public, own_addresses, ports, receives
+from mailsvc.zone import Zone
+
+
+class _IPAddress(click.ParamType):
+    name = "ADDRESS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return str(ipaddress.ip_address(value))
+        except ValueError:
+            self.fail(f"{value!r} is no IP address; expected one such as 192.0.2.7 or 2001:db8::7",
+                      param, ctx)
+
+
+IP_ADDRESS = _IPAddress()
+
+
+def zone_of(found: Settings, domain: str, *, addresses: Sequence[str] = (), hostname: str = "",
+            systemd: bool = False, enforced: bool = False, tlsa: bool = False) -> Zone:
+    """What the DNS has to say of *domain* by these settings.
+
+    :param addresses: of this host as others see them; empty for those that can be told from here.
+    :param systemd: whether the ports of the systemd units count in the place of ``[listeners]``.
+    :raises click.ClickException: keys or certificates cannot be read.
+    """
+    listeners = UNITS if systemd else found.listeners
+    root = Path(found.service.data) / "dkim"
+    try:
+        keys = Keys(root).of(domain)
+        certificates = [] if not tlsa else [
+            chain[0] for chain in chains(found)]
+    except (DirectoryError, CertificateProblem) as problem:
+        raise click.ClickException(str(problem)) from problem
+    except OSError as error:
+        place = Path(error.filename or root)
+        remedy = remedy_for(place) if isinstance(error, PermissionError) else "see to it first"
+        raise click.ClickException(
+            f"{place} cannot be used: {error.strerror}; {remedy}") from error
+    return Zone(
+        domain, hostname or found.service.hostname,
+        addresses=addresses or [each for each in own_addresses() if is_public(each)],
+        receives=receives(listeners), reachable=ports(listeners), keys=keys,
+        senders=found.relay.bind, enforced=enforced, certificates=certificates,
+        smarthost=parse_route(found.relay.smarthost).host if found.relay.smarthost else "")
+
+
+def chains(found: Settings) -> list[tuple[x509.Certificate, ...]]:
+    """The certificates that the service shows, each with its issuers.
+
+    :raises CertificateProblem: one cannot be read.
+    """
+    places = found.tls.certificates or [
+        os.path.join(found.service.data, "tls", "self-signed.pem")]
+    return [certificate_at(place).load().chain for place in places]
+
+
+def text_of(found: Zone) -> str:
+    """The records and the policy, as a file that people read and a name server takes."""
+    notes = []
+    if not found.addresses:
+        notes.append("; The address of this host as others see it cannot be told from here: give "
+                     "--address, or\n; add its A and AAAA records, and the name that the address "
+                     "leads back to (PTR), yourself.")
+    if not found.receives:
+        notes.append("; listeners.smtp is not on port 25 where others reach it: nobody can deliver "
+                     "here,\n; so there is no MX record.")
+    if not found.keys:
+        notes.append("; There are no keys that sign what is sent: mailsvc dkim add "
+                     + found.domain)
+    policy = "".join(f";     {line}\n" for line in found.policy.splitlines())
+    return "\n".join([
+        f"; The records of {found.domain} and {found.hostname}, each below what it is for.",
+        "; A name server takes them as they are; those behind a semicolon belong into other zones.",
+        "; Where a form asks for the text of a TXT record, join its strings without quotes.",
+        *notes, zone.text(found.records(), found.domain), *([
+            f"; The file {found.policy_url}:\n{policy}"
+            "; Change its mode to enforce (--enforce) when the certificate is one that everybody "
+            "trusts."] if found.receives else [])]) + "\n"
+
+
+@click.command()
+@click.argument("domain", type=DOMAIN)
+@click.option("--address", "addresses", type=IP_ADDRESS, multiple=True,
+              help="An address of this host, as others see it; may be repeated [told from here].")
+@click.option("--hostname", type=DOMAIN, help="What this host is called [service.hostname].")
+@click.option("--systemd", is_flag=True,
+              help="The service runs by the systemd units of etc/, whose ports count instead of "
+                   "[listeners].")
+@click.option("--enforce", is_flag=True,
+              help="Let the MTA-STS policy be one that is enforced, no test any more.")
+@click.option("--tlsa", is_flag=True,
+              help="Print TLSA records for the certificates too (DANE); for signed zones.")
+@json_option
+@place_options
+def records(domain: str, addresses: tuple[str, ...], hostname: str | None, systemd: bool,
+            enforce: bool, tlsa: bool, as_json: bool) -> None:
+    """Print what to publish in the DNS for DOMAIN: MX, SPF, DKIM, DMARC, MTA-STS and all the rest.
+
+    They are lines of a zone file, each below a sentence that says what it is for.  `mailsvc doctor`
+    tells which of them are there.
+
+    The keys in JSON are records, each with name, type, value (of TXT the whole text) and meaning;
+    and policy, null or an object with url and text.
+
+    \b
+    Example:
+      mailsvc domain records example.org --address 192.0.2.7
+      mailsvc domain records example.org --json | jq -r '.records[] | select(.type == "TXT").value'
+    """
+    found = zone_of(settings(), domain, addresses=addresses, hostname=hostname or "",
+                    systemd=systemd, enforced=enforce, tlsa=tlsa)
+    if as_json:
+        print_json({
+            "records": [{"name": each.name, "type": each.kind, "value": each.value,
+                         "meaning": " ".join(each.sentence.split())} for each in found.records()],
+            "policy": {"url": found.policy_url, "text": found.policy} if found.receives else None})
+    else:
+        click.echo(text_of(found), nl=False)
+    if "." not in found.hostname:
+        click.echo(f"Note: other machines do not find {found.hostname}; give --hostname, or set "
+                   "service.hostname", err=True)

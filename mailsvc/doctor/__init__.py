@@ -1,0 +1,1 @@
+"""What is right and wrong with a service, looked at from outside: ``mailsvc doctor``."""
