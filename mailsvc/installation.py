@@ -234,10 +234,12 @@ def check_unit_places(*places: Path) -> None:
                          "or leave the units out: --units none")
 
 
-def unit_texts(config: Path, data: Path, owner: str, programs: Path) -> dict[str, str]:
+def unit_texts(config: Path, data: Path, owner: str, programs: Path, *,
+               acme: bool = False) -> dict[str, str]:
     """The units of ``etc/`` for these places, by their names; raises as check_unit_places does.
 
     :param owner: the user that the service runs as.
+    :param acme: whether it answers an authority on port 80.
     """
     check_unit_places(config, data, programs)
     found = {name: (resources.files("mailsvc") / "etc" / name).read_text() for name in UNITS}
@@ -249,12 +251,22 @@ def unit_texts(config: Path, data: Path, owner: str, programs: Path) -> dict[str
         changes.append((
             "StateDirectory=mailsvc\nStateDirectoryMode=0700\nWorkingDirectory=/var/lib/mailsvc\n",
             f"ReadWritePaths={data}\nWorkingDirectory={data}\n"))
-    text = found["mailsvc.service"]
+    if acme:
+        ports = found["mailsvc.socket"].count("\nListenStream=")
+        found["mailsvc.socket"] = _changed(found["mailsvc.socket"], [
+            ("ListenStream=995\n", "ListenStream=995\nListenStream=80\n")])
+        last = f"--pop3s systemd:domain=INET6:index={ports - 1}\n"
+        changes.append((last, last.replace(
+            "\n", f" \\\n    --acme systemd:domain=INET6:index={ports}\n")))
+    return {**found, "mailsvc.service": _changed(found["mailsvc.service"], changes)}
+
+
+def _changed(text: str, changes: list[tuple[str, str]]) -> str:
     for old, new in changes:
         if old not in text:
-            raise AssertionError(f"etc/mailsvc.service lost {old!r}")
+            raise AssertionError(f"the units of etc/ lost {old!r}")
         text = text.replace(old, new)
-    return {**found, "mailsvc.service": text}
+    return text
 
 
 def _write(place: Path, text: str, mode: int, *, replace: bool = False) -> None:

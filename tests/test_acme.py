@@ -7,6 +7,8 @@ import json
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +22,7 @@ from acme import errors
 from cryptography import x509
 from twisted.internet.task import Clock
 
+from mailsvc import installation
 from mailsvc.acme import order
 from mailsvc.acme.files import Files
 from mailsvc.acme.limits import ACMESettings
@@ -28,11 +31,12 @@ from mailsvc.config import ConfigurationError, Settings
 from mailsvc.listeners import CannotStart
 from mailsvc.service import build
 from tests.authority import Authority
-from tests.command_line import CommandLine, fresh_command_line
+from tests.command_line import fresh_command_line
 from tests.daemons import free_port
 from tests.nameserver import NameServer
 from tests.pebble import Pebble
 from tests.service import PATIENCE, Service
+from tests.twistd import TWISTD, Twistd
 
 NAMES = ["mx.example.org", "mail.example.org"]
 HERE = {name: ["A 127.0.0.1"] for name in NAMES}
@@ -101,11 +105,10 @@ def test_a_service_gets_a_certificate(program: Callable[[str], str], tmp_path: P
                 f'[service]\ndata = "{data}"\n[listeners]\nacme = ["tcp:{port}"]\n[acme]\n'
                 f'names = {json.dumps(NAMES)}\nagreed = true\ndirectory = "{pebble.url}"\n'
                 f'authorities = "{pebble.root}"\n')
-            run = CommandLine(data)
-            told = json.loads(_with(run, configuration, "acme", "show", "--json"))
+            told = json.loads(_ran("--config", str(configuration), "acme", "show", "--json"))
             assert told["certificate"]["until"] == first[0].not_valid_after_utc.timestamp()
             assert told["names"] == NAMES
-            text = _with(run, configuration, "acme", "renew")
+            text = _ran("--config", str(configuration), "acme", "renew")
             assert "got a certificate until" in text
             assert pebble.log.count("Issued certificate") == 2
             second = eventually(
@@ -114,13 +117,12 @@ def test_a_service_gets_a_certificate(program: Callable[[str], str], tmp_path: P
             assert second.public_key() == first[0].public_key(), "acme.keep_key"
 
 
-def _with(run: CommandLine, configuration: Path, *arguments: str) -> str:
-    from mailsvc.cli import main  # noqa: PLC0415
-
-    result = run.runner.invoke(main, ["--config", str(configuration), *arguments],
-                               prog_name="mailsvc")
-    assert result.exit_code == 0, result.output
-    return result.stdout
+def _ran(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", "from mailsvc.cli import main; main()",
+                           *arguments], input="secret\n", capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_a_name_that_leads_elsewhere(program: Callable[[str], str], tmp_path: Path) -> None:
@@ -132,6 +134,39 @@ def test_a_name_that_leads_elsewhere(program: Callable[[str], str], tmp_path: Pa
         assert "could not see that mail.example.org is this host" in line
         assert "tried again in" in line
         assert not issued(shown(service.listeners["pop3s"])), "meanwhile its own"
+
+
+def test_quickstart(program: Callable[[str], str], tmp_path: Path) -> None:
+    """From nothing to a certificate that an authority vouches for."""
+    data = tmp_path / "data"
+    with authority(program, tmp_path / "ca", HERE) as (pebble, port, _):
+        chosen = {"acme.directory": pebble.url, "acme.authorities": str(pebble.root),
+                  "listeners.acme": [f"tcp:{port}:interface=127.0.0.1"],
+                  "passwords.memory_kib": 64,
+                  **{f"listeners.{kind}": ["tcp:0:interface=127.0.0.1"]
+                     for kind in ("smtp", "submission", "submissions", "pop3", "pop3s")}}
+        output = _ran("quickstart", "alice@example.org", "--dir", str(data), "--acme",
+                      "--hostname", NAMES[0], "--offline", "--password-stdin",
+                      *(word for key, value in chosen.items()
+                        for word in ("--set", f"{key}={json.dumps(value)}")))
+        assert f"--config {data}/mailsvc.toml acme show" in output
+        with Twistd([*TWISTD, "-n", "--pidfile=", "mailsvc", "--config",
+                     str(data / "mailsvc.toml")]) as process:
+            place = ("127.0.0.1", process.port("pop3s"))
+            assert eventually(lambda: issued(shown(place)))
+            process.stop()
+
+
+def test_units_that_answer() -> None:
+    plain, more = (installation.unit_texts(
+        Path("/etc/mailsvc.toml"), Path("/var/lib/mailsvc"), "root", Path("/opt/mailsvc/bin"),
+        acme=acme) for acme in (False, True))
+    ports = re.findall(r"(?m)^ListenStream=(\d+)$", more["mailsvc.socket"])
+    assert [*re.findall(r"(?m)^ListenStream=(\d+)$", plain["mailsvc.socket"]), "80"] == ports
+    indices = dict(re.findall(r"--(\w+) systemd:domain=INET6:index=(\d+)", more["mailsvc.service"]))
+    assert {kind: ports[int(index)] for kind, index in indices.items()} == {
+        "smtp": "25", "pop3": "110", "submissions": "465", "submission": "587", "pop3s": "995",
+        "acme": "80"}
 
 
 # ---- what keeps a service from starting ----------------------------------------------------------

@@ -91,6 +91,7 @@ class Plan:
 
     :ivar owner: the user that the service runs as; "" for whoever starts it.
     :ivar unit_folder: where units are installed; None for nowhere.
+    :ivar acme: whether the service shall get its certificate by itself.
     """
 
     address: Address
@@ -98,6 +99,7 @@ class Plan:
     data: Path
     owner: str
     unit_folder: Path | None
+    acme: bool = False
 
     @property
     def log(self) -> Path:
@@ -126,6 +128,9 @@ class Plan:
 @click.option("--user", metavar="NAME",
               help="The user that runs the service, made if need be [mailsvc; with --dir, whoever "
                    "starts it].")
+@click.option("--acme", is_flag=True,
+              help="Have the service get its certificate from Let's Encrypt; you agree to its "
+                   "terms of service, and port 80 of the host name leads here.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Set any key of `mailsvc config reference` in the configuration too.")
 @click.option("--units", "unit_folder", metavar="DIR|none",
@@ -134,8 +139,8 @@ class Plan:
 @click.pass_context
 def quickstart(ctx: click.Context, address: Address, hostname: str | None,
                addresses: tuple[str, ...], password_file: str | None, config: str | None,
-               directory: str | None, user: str | None, overrides: tuple[str, ...],
-               unit_folder: str | None, offline: bool) -> None:
+               directory: str | None, user: str | None, acme: bool,
+               overrides: tuple[str, ...], unit_folder: str | None, offline: bool) -> None:
     """Set mailsvc up on this host, with NAME@DOMAIN as its first account.
 
     Writes the configuration and makes the user and the data directory, the domain and the account,
@@ -149,7 +154,7 @@ def quickstart(ctx: click.Context, address: Address, hostname: str | None,
 
     \b
     Example:
-      mailsvc quickstart alice@example.org --hostname mail.example.org
+      mailsvc quickstart alice@example.org --hostname mail.example.org --acme
       mailsvc quickstart alice@example.org --dir ./try
     """
     # As with the other commands, these may stand before the command's name.
@@ -159,7 +164,7 @@ def quickstart(ctx: click.Context, address: Address, hostname: str | None,
         if any(each.partition("=")[0].strip() == key for each in overrides):
             raise click.UsageError(f"{key} is not for --set: give it by {option}.")
     report = Report()
-    plan = _plan(address, config, directory, user, unit_folder)
+    plan = _plan(address, config, directory, user, unit_folder, acme)
     try:
         _set_up(plan, report, hostname, addresses, overrides, password_file, offline=offline)
     except click.ClickException as error:
@@ -197,7 +202,7 @@ def _set_up(plan: Plan, report: Report, hostname: str | None, addresses: Sequenc
 
 
 def _plan(address: Address, config: str | None, directory: str | None, user: str | None,
-          unit_folder: str | None) -> Plan:
+          unit_folder: str | None, acme: bool = False) -> Plan:
     """Where everything goes, by the options.
 
     :raises click.ClickException: this user cannot do that.
@@ -221,7 +226,7 @@ def _plan(address: Address, config: str | None, directory: str | None, user: str
         folder = Path(_UNIT_FOLDER)
     if folder is not None and not folder.is_dir():
         raise click.UsageError(f"--units {folder}: there is no such directory.")
-    return Plan(address, file, data, owner, folder)
+    return Plan(address, file, data, owner, folder, acme)
 
 
 def _install(plan: Plan, report: Report, hostname: str | None, overrides: Sequence[str],
@@ -252,7 +257,8 @@ def _install(plan: Plan, report: Report, hostname: str | None, overrides: Sequen
     report.piece(installation.keys(settings, plan.address.domain))
     report.piece(installation.certificate(settings))
     if plan.unit_folder is not None:
-        texts = installation.unit_texts(plan.config, data, plan.owner, programs)
+        texts = installation.unit_texts(plan.config, data, plan.owner, programs,
+                                        acme=bool(settings.acme.names))
         for piece in installation.units(plan.unit_folder, texts):
             report.piece(piece)
     return settings
@@ -267,15 +273,19 @@ def _settings(plan: Plan, hostname: str | None,
     try:
         if os.path.lexists(plan.config):
             settings = load(plan.config)
-            if overrides or (hostname and hostname != settings.service.hostname):
-                raise Impossible(f"{plan.config} is there already and stays as it is: leave --set "
-                                 f"and --hostname out (it says {settings.service.hostname}), and "
-                                 "edit the file")
+            if (overrides or (hostname and hostname != settings.service.hostname)
+                    or (plan.acme and not settings.acme.names)):
+                raise Impossible(f"{plan.config} is there already and stays as it is: leave --set, "
+                                 f"--acme and --hostname out (it says {settings.service.hostname}),"
+                                 " and edit the file")
             return settings, {}
         own = [f"service.data={literal(str(plan.data))}",
                *(f"listeners.{kind}={literal(endpoints)}"
                  for kind, endpoints in _listeners().items())]
         name = hostname or _host_name(Settings().service.hostname, plan.address.domain)
+        if plan.acme:
+            own += [f"acme.names={literal([name])}", "acme.agreed=true",
+                    'listeners.acme=["tcp:80"]']
         settings = Settings.from_mapping(
             {}, [f"service.hostname={literal(name)}", *own, *overrides])
     except ConfigurationError as error:
@@ -374,11 +384,14 @@ def _steps(plan: Plan, settings: Settings, records: Path) -> Iterator[str]:
         yield (f"Publish the records above, which are in {records} too, in the DNS of\n{name}; "
                "and have whoever gave you this host's address let it lead back to\n"
                f"{hostname} (reverse DNS)")
-    if not trial and not settings.tls.certificates:
+    if settings.acme.names:
+        yield (f"See whether it got a certificate, which it does when {hostname} leads here:\n"
+               f"    {plan.command} acme show")
+    elif not trial and not settings.tls.certificates:
         yield (f"Get a certificate for {hostname} that everybody trusts, by certbot say, and name "
                f"it\nin the section [tls] of {plan.config}:\n"
                f"    certificates = [\"/etc/letsencrypt/live/{hostname}\"]\n"
-               "docs/operating.rst, \"Certificates\", has the rest")
+               "or have the service get one; docs/operating.rst, \"Certificates\", says how")
     yield ("See whether all is well, until it says so; with a domain that has its mail elsewhere, "
            f"whether\nmail gets out:\n    {plan.command} doctor {name} --reach DOMAIN")
     yield (f"Set up a mail program: the login is {plan.address}, incoming POP3 and outgoing SMTP\n"
