@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,6 +19,26 @@ def give_to_owner_of(folder: Path, made: Path) -> None:
     if os.geteuid() == 0:
         owner = folder.stat()
         os.chown(made, owner.st_uid, owner.st_gid)
+
+
+@contextmanager
+def acting_as_owner_of(folder: Path) -> Iterator[None]:
+    """Where we are root, be meanwhile the user and group that *folder* belongs to.
+
+    What is made is theirs, and no link that they could lay leads us where they may not go.  It
+    holds for all threads of the process.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    owner, group = folder.stat(), os.getegid()
+    os.setegid(owner.st_gid)
+    try:
+        os.seteuid(owner.st_uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
 
 
 def make_folders(folder: Path) -> None:

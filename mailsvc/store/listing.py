@@ -208,7 +208,17 @@ class Listing:
                 else:
                     self._names.append(marked)
                     self.sizes.append(size)
+        self._settle_given()
         return complete
+
+    def _settle_given(self) -> None:
+        """Of those that came with a unique-id, note which came with one that another has too."""
+        given = {number: id for number, marked in enumerate(self._names, 1)
+                 if b",UIDL=" in marked and (id := filenames.given_id(_unmark(marked)))}
+        if given:
+            count = Counter(self.uidls(1, len(self._names) + 1))
+            self._ambiguous.update(filenames.base(self._names[number - 1])
+                                   for number, id in given.items() if count[id] > 1)
 
     def uidl(self, number: int) -> bytes:
         """The unique-id of message *number*."""
@@ -222,6 +232,10 @@ class Listing:
         if self._usual:
             return [marked.partition(b"\0")[0] for marked in self._names[first - 1 : end - 1]]
         return list(map(self.uidl, range(first, end)))
+
+    def path(self, number: int) -> bytes:
+        """Where the file of message *number* was seen last."""
+        return next(self._places(_unmark(self._marked(number))))
 
     def open(self, number: int) -> int:
         """A descriptor of the file of message *number*, for reading.
