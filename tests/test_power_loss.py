@@ -144,7 +144,7 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where what a crash left is made and recovered; in memory, as nobody needs that on disk."""
     for name in "fsync", "fdatasync":
         monkeypatch.setattr(os, name, lambda fd: None)
-    monkeypatch.setattr(checkpoint, "_sync_file_system", lambda path: True)
+    monkeypatch.setattr(checkpoint, "sync_file_system", lambda path: True)
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as directory:
         yield Path(directory) / "crashed"

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from mailsvc.mail import Account, new_id
 from mailsvc.ownership import acting_as_owner_of
 from mailsvc.store import filenames, maildirsize
+from mailsvc.store.contents import Box
 from mailsvc.store.listing import Listing, SizeCache
 from mailsvc.store.text import CanonicalText
 from mailsvc.store.tree import MailTree, sync_directory
@@ -52,6 +53,7 @@ class Deposit:
         self._host = filenames.host_part(hostname)
         self._unsynced: set[bytes] = set()
         self._unrecorded = [0, 0]
+        self._boxes: dict[bytes, Box] = {}
 
     def unique_ids(self) -> dict[bytes, bytes]:
         """The unique-id of every message that is there, and the path of its file."""
@@ -62,26 +64,50 @@ class Deposit:
         return {listing.uidl(number): listing.path(number)
                 for number in range(1, len(listing) + 1)}
 
-    def put(self, blocks: Iterable[bytes], *, when: float, unique_id: bytes | None = None,
-            flags: str = "") -> bytes:
+    def put(self, blocks: Iterable[bytes], *, when: float, seconds: int | None = None,
+            unique_id: bytes | None = None, flags: str = "") -> bytes:
         """Put a message there; return its path, which holds for good after :meth:`settle`.
 
         :param blocks: its octets, stored as they are.  What iterating raises is raised here, and
             nothing is left.
         :param when: when it arrived, in seconds since 1970.
+        :param seconds: the same for its place among the others, where that is to be another.
         :param flags: those of a maildir, such as "RS".
         :raises OSError: nothing is left of it.
         """
+        id = new_id()
+
+        def path(stored: int, sent: int) -> bytes:
+            at = int(min(max(when if seconds is None else seconds, 0), _LATEST))
+            name = self._name(at, id, stored, sent, unique_id)
+            return b"/cur/" + name + b":2," + _sorted(flags) if flags else b"/new/" + name
+
+        return self._put(b"", id, blocks, when, path)
+
+    def has(self, folder: bytes, name: bytes) -> bool:
+        """Whether the Maildir++ folder *folder* has the message *name*, whatever its flags."""
+        if folder not in self._boxes:
+            self._boxes[folder] = Box(self._home + b"/" + folder)
+        return filenames.base(name) in self._boxes[folder]
+
+    def put_back(self, blocks: Iterable[bytes], folder: bytes, name: bytes, *,
+                 when: float) -> bytes:
+        """As :meth:`put`, but into *folder*, under the very *name* that it had there."""
         with acting_as_owner_of(self._root):
-            id = new_id()
-            temporary = self._home + b"/tmp/" + next(
-                filenames.unique_parts(int(time.time()), id, self._host))
+            self._tree.within(self._home, self._make_folder, self._home + b"/" + folder)
+        part = b"/cur/" if b":" in name else b"/new/"
+        return self._put(b"/" + folder, new_id(), blocks, when, lambda stored, sent: part + name)
+
+    def _put(self, folder: bytes, id: str, blocks: Iterable[bytes], when: float,
+             name: Callable[[int, int], bytes]) -> bytes:
+        box = self._home + folder
+        temporary = box + b"/tmp/" + next(
+            filenames.unique_parts(int(time.time()), id, self._host))
+        with acting_as_owner_of(self._root):
             fd = self._tree.within(self._home, os.open, temporary, _NEW_FILE, 0o600)
             try:
                 stored, sent = _written(fd, blocks, when)
-                name = self._name(int(min(max(when, 0), _LATEST)), id, stored, sent, unique_id)
-                path = self._home + (b"/cur/" + name + b":2," + _sorted(flags) if flags
-                                     else b"/new/" + name)
+                path = box + name(stored, sent)
                 os.link(temporary, path)
             finally:
                 os.unlink(temporary)
@@ -91,6 +117,15 @@ class Deposit:
         self._unrecorded[0] += stored
         self._unrecorded[1] += 1
         return path
+
+    def _make_folder(self, path: bytes) -> None:
+        for directory in (path, path + b"/tmp", path + b"/new", path + b"/cur"):
+            with suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
+                # As Maildir++ says: mail programs tell folders by it.
+                if directory == path:
+                    os.close(os.open(path + b"/maildirfolder", _NEW_FILE, 0o600))
+        self._unsynced |= {path, self._home}
 
     def settle(self) -> None:
         """Make durable what was put there, and count it for the quota.

@@ -29,7 +29,8 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 
 #: How many names are tried for one message before giving up.
 VARIANTS = 10
@@ -147,3 +148,20 @@ def unique_id(name: bytes, ambiguous: bool = False) -> bytes:
             return plain
     digest = hashlib.blake2b(base(name), digest_size=24).digest()
     return b"." + base64.urlsafe_b64encode(digest)
+
+
+def unique_ids(names: Collection[bytes]) -> dict[bytes, bytes]:
+    """The unique-id of each of *names*, which are all of one maildir, each base name once."""
+    plain = Counter(map(plain_id, names))
+    ids = {name: unique_id(name, plain[plain_id(name)] > 1) for name in names}
+    given = [name for name in names if b",UIDL=" in name and given_id(name)]
+    if given:
+        count = Counter(ids.values())
+        ids.update({name: unique_id(name, True) for name in given if count[ids[name]] > 1})
+    return ids
+
+
+def seconds(name: bytes) -> int | None:
+    """What *name* begins with, as a rule when its message arrived; None when that is no number."""
+    number = unique_part(name).partition(b".")[0]
+    return int(number) if number.isdigit() and len(number) <= 10 else None
