@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 
 import click
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "dkim": "mailsvc.cli.dkim",
     "domain": "mailsvc.cli.domains",
     "fetch": "mailsvc.cli.fetch",
+    "import": "mailsvc.cli.importing",
     "queue": "mailsvc.cli.queue",
     "restore": "mailsvc.cli.restore",
     "send": "mailsvc.cli.send",
@@ -43,7 +45,9 @@ class CommandTable(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        # As PEP 8 names what a keyword is in the way of.
+        attribute = cmd_name + "_" * keyword.iskeyword(cmd_name)
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), attribute)
         return command
 
     def resolve_command(

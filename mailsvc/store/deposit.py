@@ -65,7 +65,7 @@ class Deposit:
                 for number in range(1, len(listing) + 1)}
 
     def put(self, blocks: Iterable[bytes], *, when: float, seconds: int | None = None,
-            unique_id: bytes | None = None, flags: str = "") -> bytes:
+            unique_id: bytes | None = None, flags: str = "", id: str = "") -> bytes:
         """Put a message there; return its path, which holds for good after :meth:`settle`.
 
         :param blocks: its octets, stored as they are.  What iterating raises is raised here, and
@@ -73,9 +73,10 @@ class Deposit:
         :param when: when it arrived, in seconds since 1970.
         :param seconds: the same for its place among the others, where that is to be another.
         :param flags: those of a maildir, such as "RS".
+        :param id: of :func:`mailsvc.mail.new_id`, never used before; by default one is made.
         :raises OSError: nothing is left of it.
         """
-        id = new_id()
+        id = id or new_id()
 
         def path(stored: int, sent: int) -> bytes:
             at = int(min(max(when if seconds is None else seconds, 0), _LATEST))

@@ -57,9 +57,10 @@ def host_part(hostname: str) -> bytes:
 
 def unique_parts(seconds: int, id: str, host: bytes) -> Iterator[bytes]:
     """The name of a message, and the variants of it to try when the name is taken."""
-    yield b"%d.%b.%b" % (seconds, id.encode(), host)
+    # Ten digits also for what is older than 2001, so that names sort by time.
+    yield b"%010d.%b.%b" % (seconds, id.encode(), host)
     for variant in range(1, VARIANTS):
-        yield b"%d.%b_%d.%b" % (seconds, id.encode(), variant, host)
+        yield b"%010d.%b_%d.%b" % (seconds, id.encode(), variant, host)
 
 
 def with_sizes(unique: bytes, stored: int, sent: int) -> bytes:
@@ -159,6 +160,12 @@ def unique_ids(names: Collection[bytes]) -> dict[bytes, bytes]:
         count = Counter(ids.values())
         ids.update({name: unique_id(name, True) for name in given if count[ids[name]] > 1})
     return ids
+
+
+def message_id(name: bytes) -> str | None:
+    """The id of the message in *name*, if it is one of our names."""
+    parts = unique_part(name).split(b".", 2)
+    return parts[1].decode("ascii") if len(parts) == 3 and parts[1].isalnum() else None
 
 
 def seconds(name: bytes) -> int | None:
