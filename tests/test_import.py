@@ -6,7 +6,9 @@ import fcntl
 import json
 import mailbox
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mailsvc import mailfile
 from mailsvc.cli import main
 from mailsvc.importing import job
 from mailsvc.importing.job import Brought, bring
@@ -149,10 +152,7 @@ def test_an_empty_mbox_and_one_in_use(mailsvc: CommandLine, mbox: Path) -> None:
 @given(st.lists(st.binary(max_size=60).map(
     lambda text: text.replace(b"\r", b"").replace(b"\0", b"F")), min_size=1, max_size=5))
 def test_what_our_own_mbox_writer_wrote_is_read(bodies: list[bytes]) -> None:
-    import tempfile  # noqa: PLC0415 - hypothesis and tmp_path do not go together
-
-    from mailsvc.mailfile import Mbox as Writer  # noqa: PLC0415
-
+    # hypothesis and tmp_path do not go together.
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "box"
         sent = []
@@ -160,7 +160,7 @@ def test_what_our_own_mbox_writer_wrote_is_read(bodies: list[bytes]) -> None:
             message = b"Subject: x\r\n\r\n" + b"".join(
                 line + b"\r\n" for line in [b"From a Sat Jan  3 01:05:34 2015", *body.split(b"\n")])
             sent.append(message)
-            with Writer(path).message() as write:
+            with mailfile.Mbox(path).message() as write:
                 write(message)
         source = Mbox(path)
         got = [b"".join(blocks).replace(b"\n", b"\r\n")
@@ -201,14 +201,22 @@ def test_files_as_root_belong_to_the_owner_of_the_mail(
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give files away")
-    os.chown(mailsvc.dir / "mail", 65_534, 65_534)
-    os.chown(mailsvc.dir, 65_534, 65_534)
-    for parent in mailsvc.dir.parents:
-        if parent.stat().st_mode & 0o001 == 0:
-            pytest.skip(f"nobody may not enter {parent}")
-    mailsvc("import", NAME, str(mbox))
-    made = [*(mailsvc.dir / "mail").rglob("*"), *(mailsvc.dir / "imports").rglob("*")]
-    assert {path.stat().st_uid for path in made} == {65_534}
+    # Below tmp_path, which is root's alone, nobody could do anything.
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        shutil.copytree(mailsvc.dir, Path(directory) / "data")
+        mailsvc.dir = Path(directory) / "data"
+        for path in (mailsvc.dir, *mailsvc.dir.rglob("*")):
+            os.chown(path, 65_534, 65_534)
+        mailsvc("import", NAME, str(mbox))
+        assert len(files(mailsvc.dir / "mail")) == 2
+        assert {path.stat().st_uid for path in mailsvc.dir.rglob("*")} == {65_534}
+        mailsvc("backup", "make", directory + "/backup")
+        for path in files(mailsvc.dir / "mail"):
+            path.unlink()
+        mailsvc("restore", directory + "/backup", "--account", NAME)
+        assert len(files(mailsvc.dir / "mail")) == 2
+        assert {path.stat().st_uid for path in mailsvc.dir.rglob("*")} == {65_534}
     assert os.geteuid() == 0
 
 

@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "store": [*CONTRACTS, "journal", "ownership", "store"],
     "importing.pop3": ["blocking", "fetching", "store.filenames", "importing.source"],
     "importing": ["mail", "ownership", "store", "importing"],
+    "export": ["mailfile", "store.contents", "store.tree"],
     "backup.manifest": [],
     "backup": [*CONTRACTS, "ownership", "database", "journal", "store", "backup"],
     "names": ["mail"],
@@ -140,7 +141,8 @@ MAY_IMPORT = {
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
     "cli": [*SERVICE, "service", "stopping", "workers", "tap", "sendmail", "client", "blocking",
-            "composing", "trust", "fetching", "mailfile", "backup", "importing", "cli"],
+            "composing", "trust", "fetching", "mailfile", "backup", "importing", "export",
+            "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

@@ -26,6 +26,7 @@ COMMANDS = {
     "dev": "mailsvc.cli.dev",
     "dkim": "mailsvc.cli.dkim",
     "domain": "mailsvc.cli.domains",
+    "export": "mailsvc.cli.export",
     "fetch": "mailsvc.cli.fetch",
     "import": "mailsvc.cli.importing",
     "queue": "mailsvc.cli.queue",
