@@ -1,8 +1,8 @@
 """A mailbox written to an mbox, a maildir or a tar archive, while the service runs.
 
 The maildir, and the one in the archive, has the files as they are, under their names: so dates,
-flags and unique-ids stay, and folders with them.  The mbox has LF line ends and ``From `` lines quoted
-(mboxrd), the date of each message in its From line, and neither flags nor folders.
+flags and unique-ids stay, and folders with them.  The mbox has LF line ends and ``From `` lines
+quoted (mboxrd), the date of each message in its From line, and neither flags nor folders.
 
 What another program removes meanwhile is left out.  A target is not there under its name before it
 is complete and durable.

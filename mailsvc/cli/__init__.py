@@ -34,6 +34,7 @@ COMMANDS = {
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
     "stats": "mailsvc.cli.stats",
+    "undelete": "mailsvc.cli.undelete",
 }
 
 

@@ -41,6 +41,7 @@ from itertools import groupby, islice
 from twisted.logger import Logger
 
 from mailsvc.store import filenames
+from mailsvc.store.deleted import keep
 from mailsvc.store.text import CanonicalText
 
 _log = Logger()
@@ -272,6 +273,32 @@ class Listing:
         except FileNotFoundError:
             self._find_renamed()
             return self._unlink(number)
+
+    def keep(self, number: int, directory: bytes, sync: bool) -> None:
+        """Link the file of message *number*, renamed or not, into *directory* too.
+
+        :param sync: whether to make its content durable.
+        :raises FileNotFoundError: when it has gone.
+        """
+        fd = self._opened(number)
+        try:
+            name = _unmark(self._marked(number))
+            for path in self._places(name):
+                with suppress(FileNotFoundError):
+                    keep(path, directory + b"/" + name)
+                    break
+            else:
+                raise _gone(name)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _opened(self, number: int) -> int:
+        try:
+            return self.open(number)
+        except FileNotFoundError:
+            return self.relocate(number)
 
     def _unlink(self, number: int) -> tuple[bytes, int]:
         name = _unmark(self._marked(number))
