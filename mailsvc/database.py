@@ -170,6 +170,15 @@ def unsoundness(db: sqlite3.Connection) -> str:
     return "" if found == ["ok"] else "; ".join(found)
 
 
+def damage(path: Path) -> str:
+    """What is wrong with the SQLite file *path*, which may be in use; empty when nothing is."""
+    try:
+        with contextlib.closing(_opened(path, CHANGE_TIMEOUT)) as db:
+            return unsoundness(db)
+    except sqlite3.Error as error:
+        return str(error)
+
+
 def restored(source: Path, target: Path) -> None:
     """Make the new file *target* of a copy that :func:`copy` made."""
     copy(source, target)

@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "store": [*CONTRACTS, "journal", "ownership", "store"],
     "importing.pop3": ["blocking", "fetching", "store.filenames", "importing.source"],
     "importing": ["mail", "ownership", "store", "importing"],
+    "fsck": ["mail", "ownership", "database", "journal", "store", "queue.message", "queue.spool"],
     "export": ["mailfile", "store.contents", "store.tree"],
     "backup.manifest": [],
     "backup": [*CONTRACTS, "ownership", "database", "journal", "store", "backup"],
@@ -142,7 +143,7 @@ MAY_IMPORT = {
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
     "cli": [*SERVICE, "service", "stopping", "workers", "tap", "sendmail", "client", "blocking",
             "composing", "trust", "fetching", "mailfile", "backup", "importing", "export",
-            "cli"],
+            "fsck", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

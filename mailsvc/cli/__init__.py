@@ -28,6 +28,7 @@ COMMANDS = {
     "domain": "mailsvc.cli.domains",
     "export": "mailsvc.cli.export",
     "fetch": "mailsvc.cli.fetch",
+    "fsck": "mailsvc.cli.fsck",
     "import": "mailsvc.cli.importing",
     "queue": "mailsvc.cli.queue",
     "restore": "mailsvc.cli.restore",

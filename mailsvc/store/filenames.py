@@ -113,9 +113,14 @@ def is_trashed(name: bytes) -> bool:
     return info.startswith(b"2,") and b"T" in info
 
 
+def without_sizes(name: bytes) -> bytes:
+    """The base name of *name* without its size fields; the unique-id stays as it is."""
+    return _SIZE_FIELDS.sub(b"", base(name))
+
+
 def plain_id(name: bytes) -> bytes:
     """The base name without its size fields: the unique-id of most messages."""
-    return _SIZE_FIELDS.sub(b"", base(name))
+    return without_sizes(name)
 
 
 def is_unique_id(text: bytes) -> bool:
