@@ -211,7 +211,10 @@ class _Maildir:
         yield from self._quota()
 
     def _rights(self, path: bytes, least: int) -> Iterator[Finding]:
-        """Whether the service may use *path*, and no stranger."""
+        """Whether the service may use *path*, and no stranger enter it.
+
+        Files may have any mode beyond that: strangers do not get to them.
+        """
         try:
             status = os.lstat(path)
         except FileNotFoundError:
@@ -221,7 +224,7 @@ class _Maildir:
             yield Finding(os.fsdecode(path), f"belongs to user {status.st_uid}, not "
                           f"{self._owner[0]} as {self._what.mail} does; --repair as root gives it "
                           "to them", mend=lambda: self._give(path))
-        if mode & least != least or mode & 0o007:
+        if mode & least != least or (stat.S_ISDIR(status.st_mode) and mode & 0o007):
             yield Finding(os.fsdecode(path), f"has mode {mode:04o}; --repair makes it "
                           f"{mode & 0o770 | least:04o}",
                           mend=self._as_owner(

@@ -217,7 +217,7 @@ def test_one_that_was_killed_is_none(service: Service, mailsvc: CommandLine,
         [sys.executable, "-c",
          "import os, time, sys\n"
          "from mailsvc.backup import snapshot\n"
-         "snapshot._make_durable = lambda draft: (print('here', flush=True), time.sleep(60))\n"
+         "snapshot.sync_tree = lambda draft: (print('here', flush=True), time.sleep(60))\n"
          "from mailsvc.cli import main; main()",
          "--dir", str(service.directory), "backup", "make", str(place)],
         stdout=subprocess.PIPE)
@@ -234,7 +234,7 @@ def test_one_that_was_killed_is_none(service: Service, mailsvc: CommandLine,
     assert not list(place.glob(".partial-*"))
 
 
-@pytest.mark.parametrize("failing", ["_make_durable", "_is_sqlite"])
+@pytest.mark.parametrize("failing", ["sync_tree", "_is_sqlite"])
 def test_one_that_fails_leaves_nothing(
     service: Service, mailsvc: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     failing: str

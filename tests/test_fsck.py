@@ -62,6 +62,7 @@ def first(mailsvc: CommandLine) -> Path:
 
 
 def test_a_sound_service_has_no_findings(mailsvc: CommandLine) -> None:
+    first(mailsvc).chmod(0o644)  # as other programs leave files
     assert run(mailsvc, "--read") == (0, [])
     assert mailsvc("fsck") == "0 problems, 0 repaired, 0 that do no harm\n"
 
@@ -89,7 +90,6 @@ DAMAGE: dict[str, tuple[Callable[[CommandLine], Any], str, bool, bool]] = {
     "emptied": (lambda it: os.truncate(first(it), 0), "has 0 octets", True, False),
     "another size sent": (_wrong_w, "is sent as 23 octets, and its name says 25", True, True),
     "a directory missing": (lambda it: (home(it) / "cur").rmdir(), "is missing", True, False),
-    "a file for all to read": (lambda it: first(it).chmod(0o644), "has mode 0644", True, False),
     "a file for nobody to read": (lambda it: first(it).chmod(0), "has mode 0000", True, False),
     "a directory for all to enter": (lambda it: home(it).chmod(0o755), "has mode 0755", True,
                                      False),

@@ -32,6 +32,7 @@ from mailsvc.backup.snapshot import verify
 from mailsvc.mail import Account
 from mailsvc.ownership import acting_as_owner_of, give_to_owner_of, make_folders
 from mailsvc.store import filenames
+from mailsvc.store.checkpoint import sync_tree
 from mailsvc.store.deposit import Deposit
 from mailsvc.store.tree import sync_directory
 
@@ -258,9 +259,13 @@ def everything(snapshot: Path, data: Path, mail: Path, accounts: Path, *, dry_ru
             done += entry.octets
             progress(done, 2 * about["octets"])
         for place in (mail, data):
-            _finish(place)
-        give_to_owner_of(accounts.parent, accounts)
-        sync_directory(os.fsencode(accounts.parent))
+            _give(place)
+        if accounts.exists():
+            give_to_owner_of(accounts.parent, accounts)
+        for place in (mail, data):
+            sync_tree(os.fsencode(place))
+            sync_directory(os.fsencode(place.parent))
+        sync_directory(os.fsencode(accounts.parent))  # SQLite has synced the file
     except BaseException:
         accounts.unlink(missing_ok=True)
         for place in (mail, data):
@@ -281,14 +286,10 @@ def _make(snapshot: Path, entry: Entry, target: Path) -> None:
             made.write(block)
         made.flush()
         os.utime(made.fileno(), ns=(entry.modified, entry.modified))
-        os.fsync(made.fileno())
 
 
-def _finish(place: Path) -> None:
-    """Give all below *place* to its owner, durably."""
+def _give(place: Path) -> None:
+    """Give all below *place* to its owner."""
     for folder, _, names in os.walk(place):
-        for name in names:
+        for name in (".", *names):
             give_to_owner_of(place, Path(folder) / name)
-        give_to_owner_of(place, Path(folder))
-        sync_directory(os.fsencode(folder))
-    sync_directory(os.fsencode(place.parent))

@@ -51,7 +51,7 @@ from mailsvc.backup import manifest
 from mailsvc.backup.manifest import Damaged, Entry
 from mailsvc.journal import Journal
 from mailsvc.store import contents, filenames
-from mailsvc.store.checkpoint import sync_file_system
+from mailsvc.store.checkpoint import sync_tree
 from mailsvc.store.contents import Box, Home
 from mailsvc.store.tree import sync_directory
 
@@ -130,7 +130,7 @@ def take(origin: Origin, into: Path, *,
         try:
             taking = _Taking(origin, draft, last, progress)
             taking.copy()
-            _make_durable(draft)
+            sync_tree(os.fsencode(draft))
             taking.manifest.end()
             sync_directory(os.fsencode(draft))
             os.rename(draft, into / name)
@@ -450,19 +450,6 @@ def _alone(place: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _make_durable(draft: Path) -> None:
-    if sync_file_system(os.fsencode(draft)):
-        return
-    for folder, _, names in os.walk(os.fsencode(draft)):
-        for name in names:
-            fd = os.open(folder + b"/" + name, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        sync_directory(folder)
 
 
 def _files(root: bytes, left_out: set[bytes] | frozenset[bytes] = frozenset()) -> Iterator[bytes]:

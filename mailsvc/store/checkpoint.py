@@ -43,6 +43,19 @@ def checkpoint(homes: Collection[bytes], paths: Collection[bytes]) -> None:
         _sync_each(slow, [path for path in paths if _home(path) in slow])
 
 
+def sync_tree(top: bytes) -> None:
+    """Make everything below the directory *top* durable, in whatever way.
+
+    :raises OSError: when that failed.
+    """
+    if sync_file_system(top):
+        return
+    for directory, _, names in os.walk(top):
+        for name in names:
+            _sync(directory + b"/" + name)
+        sync_directory(directory)
+
+
 def _sync_each(homes: Collection[bytes], paths: Collection[bytes]) -> None:
     moved: dict[bytes, set[bytes]] = {}
     for path in paths:

@@ -63,10 +63,12 @@ _SIZE_FIRST = re.compile(rb"(?!\.)[^/,:]*,S=[^/]*(?:/(?!\.)[^/,:]*,S=[^/]*)*+")
 #: A marked name and a "/", when it is as most are: stored octets, sent octets.  As
 #: ``filenames.unique_id`` and its neighbours have it.
 _USUAL = re.compile(
-    rb"(?<![^/])[\x21-\x2e\x30-\x7e]{1,70}\0,S=([0-9]{1,18}),W=([0-9]{1,18})(?::[^/]*)?/")
+    rb"(?<![^/])[\x21-\x2e\x30-\x7e]{1,70}\0,S=([0-9]{1,18}),W=([0-9]{1,18})"
+    rb"(?:,UIDL=[\w-]*)?(?::[^/]*)?/")
 #: The same of a message that is sent as it is stored, which takes half the time.
 _UNCHANGED = re.compile(
-    rb"(?<![^/])[\x21-\x2e\x30-\x7e]{1,70}\0,S=([0-9]{1,18}),W=\1(?::[^/]*)?/")
+    rb"(?<![^/])[\x21-\x2e\x30-\x7e]{1,70}\0,S=([0-9]{1,18}),W=\1"
+    rb"(?:,UIDL=[\w-]*)?(?::[^/]*)?/")
 
 # Whatever has been put in the place of a file since it was listed: no link is followed, no FIFO
 # waited for.
@@ -187,10 +189,13 @@ class Listing:
         names = self._scan()
         self._ambiguous: set[bytes] = set()
         sizes = _usual_sizes(names)
+        given = any(map(_comes_with_id, names))
         #: Whether the unique-id of each message is the unique part of its name.
-        self._usual = sizes is not None
+        self._usual = sizes is not None and not given
         if sizes is not None:
             self._names, self.sizes = names, sizes
+            if given:
+                self._settle_given()
             return True
         self._names = []
         self.sizes = array("Q")
@@ -209,17 +214,18 @@ class Listing:
                 else:
                     self._names.append(marked)
                     self.sizes.append(size)
-        self._settle_given()
+        if given:
+            self._settle_given()
         return complete
 
     def _settle_given(self) -> None:
         """Of those that came with a unique-id, note which came with one that another has too."""
-        given = {number: id for number, marked in enumerate(self._names, 1)
-                 if b",UIDL=" in marked and (id := filenames.given_id(_unmark(marked)))}
-        if given:
-            count = Counter(self.uidls(1, len(self._names) + 1))
-            self._ambiguous.update(filenames.base(self._names[number - 1])
-                                   for number, id in given.items() if count[id] > 1)
+        ids = self.uidls(1, len(self._names) + 1)
+        if len(set(ids)) < len(ids):
+            count = Counter(ids)
+            self._ambiguous.update(
+                filenames.base(marked) for marked, id in zip(self._names, ids, strict=True)
+                if count[id] > 1 and _comes_with_id(marked))
 
     def uidl(self, number: int) -> bytes:
         """The unique-id of message *number*."""
@@ -409,6 +415,10 @@ def _marks(names: list[bytes]) -> list[bytes]:
 
 def _unmark(marked: bytes) -> bytes:
     return marked.replace(b"\0", b"")
+
+
+def _comes_with_id(marked: bytes) -> bool:
+    return b",UIDL=" in marked
 
 
 def _head(marked: bytes) -> bytes:
