@@ -154,14 +154,17 @@ def copy(source: Path, target: Path) -> None:
     :raises sqlite3.Error: it cannot be read, or what was read is not sound.
     """
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    with (contextlib.closing(_opened(source, CHANGE_TIMEOUT)) as there,
-          contextlib.closing(sqlite3.connect(target, isolation_level=None)) as here):
-        # In one step: who writes to the file between two would have it begun anew for ever.
-        there.backup(here, pages=-1)
-        here.execute("PRAGMA journal_mode = DELETE")
-        problem = unsoundness(here)
+    try:
+        with (contextlib.closing(_opened(source, CHANGE_TIMEOUT)) as there,
+              contextlib.closing(sqlite3.connect(target, isolation_level=None)) as here):
+            # In one step: who writes to the file between two would have it begun anew for ever.
+            there.backup(here, pages=-1)
+            here.execute("PRAGMA journal_mode = DELETE")
+            problem = unsoundness(here)
+    except sqlite3.Error as error:
+        problem = str(error)
     if problem:
-        raise sqlite3.DatabaseError(problem)
+        raise sqlite3.DatabaseError(f"{source} cannot be copied: {problem}")
 
 
 def unsoundness(db: sqlite3.Connection) -> str:

@@ -272,6 +272,16 @@ def test_mail_that_the_disk_does_not_give_back_is_told(
     assert "is whole" in mailsvc("backup", "verify", str(tmp_path / "b"))
 
 
+def test_a_damaged_sqlite_file_is_named(mailsvc: CommandLine, tmp_path: Path) -> None:
+    mailsvc("domain", "add", "example.org")
+    path = mailsvc.dir / "accounts.sqlite"
+    content = bytearray(path.read_bytes())
+    content[4096:8192] = b"\xff" * 4096
+    path.write_bytes(content)
+    assert f"{path} cannot be copied" in mailsvc.fails("backup", "make", str(tmp_path / "b"))
+    assert [each.name for each in (tmp_path / "b").iterdir()] == [".lock"]
+
+
 def test_where_no_backup_is_taken(service: Service, mailsvc: CommandLine, tmp_path: Path) -> None:
     assert "which is what is to be copied" in mailsvc.fails(
         "backup", "make", str(service.directory / "backup"))

@@ -93,8 +93,7 @@ def explained(*places: Path) -> Iterator[None]:
         raise click.ClickException(
             f"{place}: {error.strerror or error}{remedy}") from error
     except sqlite3.Error as error:
-        raise click.ClickException(
-            f"a SQLite file of the service cannot be used: {error}") from error
+        raise click.ClickException(f"{error}; `mailsvc fsck` tells more") from error
 
 
 def name() -> str:
