@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "fsck": ["mail", "ownership", "database", "journal", "store", "queue.message", "queue.spool"],
     "export": ["mailfile", "store.contents", "store.tree"],
     "backup.manifest": [],
-    "backup": [*CONTRACTS, "ownership", "database", "journal", "store", "backup"],
+    "backup": [*CONTRACTS, "names", "ownership", "database", "journal", "store", "backup"],
     "names": ["mail"],
     "ownership": [],
     "database": ["errors", "names", "ownership"],

@@ -30,6 +30,7 @@ from mailsvc.backup import manifest
 from mailsvc.backup.manifest import Damaged, Entry
 from mailsvc.backup.snapshot import verify
 from mailsvc.mail import Account
+from mailsvc.names import fold_domain, fold_local_part
 from mailsvc.ownership import acting_as_owner_of, give_to_owner_of, make_folders
 from mailsvc.store import filenames
 from mailsvc.store.checkpoint import sync_tree
@@ -110,9 +111,9 @@ def mail(snapshot: Path, root: Path, host: str, accounts: Collection[Account], *
     :raises OSError: what was restored by then stays.
     """
     manifest.about(snapshot)
-    by_name = {(account.domain, account.local_part): account for account in accounts}
-    jobs = [(by_name[name], _chosen(snapshot, messages, wanted))
-            for name, messages in mailboxes(snapshot) if name in by_name]
+    by_name = {_folded(account.domain, account.local_part): account for account in accounts}
+    jobs = [(by_name[key], _chosen(snapshot, messages, wanted))
+            for name, messages in mailboxes(snapshot) if (key := _folded(*name)) in by_name]
     _refuse_missing(snapshot, jobs, by_name, wanted)
     results, missing = [], []
     for account, messages in jobs:
@@ -139,6 +140,11 @@ def mail(snapshot: Path, root: Path, host: str, accounts: Collection[Account], *
             finally:
                 deposit.settle()
     return results
+
+
+def _folded(domain: str, local_part: str) -> tuple[str, str]:
+    # An account that was made anew may be spelled in another way.
+    return fold_domain(domain), fold_local_part(local_part)
 
 
 def _name(parts: tuple[bytes, ...]) -> tuple[str, str]:
