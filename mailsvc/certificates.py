@@ -186,7 +186,7 @@ class Watched(Generic[T]):
 
 def certificate_at(place: str) -> Watched[Certificate]:
     """The certificate at *place*, which has one of the three forms."""
-    return Watched(place, _files_at, _parse_certificate)
+    return Watched(place, files_at, _parse_certificate)
 
 
 def certificate_until(place: str, own: str) -> Watched[Certificate]:
@@ -223,7 +223,8 @@ def _is_settled(path: str) -> bool:
     return max(status.st_mtime, status.st_ctime) + SETTLED < time.time()
 
 
-def _files_at(place: str) -> tuple[str, ...]:
+def files_at(place: str) -> tuple[str, ...]:
+    """The files that *place* means; raises :class:`CertificateProblem` where it means none."""
     if os.path.isdir(place):
         for form in _DIRECTORY_FORMS:
             paths = tuple(os.path.join(place, name) for name in form)

@@ -145,6 +145,50 @@ class Database:
             raise TemporaryFailure("The directory of accounts cannot be changed now") from error
 
 
+def copy(source: Path, target: Path) -> None:
+    """Write what the SQLite file *source* holds at one moment to the new file *target*, mode 0600.
+
+    Nobody who uses *source* waits, or is waited for; *target* is one file, without a -wal beside
+    it.
+
+    :raises sqlite3.Error: it cannot be read, or what was read is not sound.
+    """
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        with (contextlib.closing(_opened(source, CHANGE_TIMEOUT)) as there,
+              contextlib.closing(sqlite3.connect(target, isolation_level=None)) as here):
+            # In one step: who writes to the file between two would have it begun anew for ever.
+            there.backup(here, pages=-1)
+            here.execute("PRAGMA journal_mode = DELETE")
+            problem = unsoundness(here)
+    except sqlite3.Error as error:
+        problem = str(error)
+    if problem:
+        raise sqlite3.DatabaseError(f"{source} cannot be copied: {problem}")
+
+
+def unsoundness(db: sqlite3.Connection) -> str:
+    """What is wrong with the file's structure, in one line; empty when nothing is."""
+    found = [str(row[0]) for row in db.execute("PRAGMA integrity_check(5)")]
+    return "" if found == ["ok"] else "; ".join(found)
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the SQLite file *path*, which may be in use; empty when nothing is."""
+    try:
+        with contextlib.closing(_opened(path, CHANGE_TIMEOUT)) as db:
+            return unsoundness(db)
+    except sqlite3.Error as error:
+        return str(error)
+
+
+def restored(source: Path, target: Path) -> None:
+    """Make the new file *target* of a copy that :func:`copy` made."""
+    copy(source, target)
+    with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+
+
 def _opened(path: Path, timeout: float) -> sqlite3.Connection:
     # mode=rw: never make a file.  isolation_level None: no transactions but our own, so that each
     # query sees the newest state.

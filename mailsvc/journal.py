@@ -228,6 +228,18 @@ class Journal:
                     found.add((path, salt))
         return found
 
+    def awaits_recovery(self) -> bool:
+        """Whether a segment is of before the machine was started anew: nobody has replayed it."""
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self.directory):
+                with open(self.directory + b"/" + name, "rb") as file:
+                    header = file.read(_HEADER.size)
+                if len(header) == _HEADER.size and header.startswith(_MAGIC):
+                    _, _, boot, _, checksum = _HEADER.unpack(header)
+                    if boot != self.boot and checksum == zlib.crc32(header[:-4]):
+                        return True
+        return False
+
     def close(self) -> None:
         """Give the slot back; what has not been freed is an orphan then."""
         if self._lock >= 0:

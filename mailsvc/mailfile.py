@@ -71,7 +71,7 @@ class Mbox:
             try:
                 stamp = time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime())
                 file.write(f"From MAILER-DAEMON {stamp}\n".encode())
-                lines = _Lines(file)
+                lines = Lines(file)
                 yield lines.write
                 lines.finish()
                 file.flush()
@@ -98,8 +98,8 @@ class Stream:
         sys.stdout.buffer.flush()
 
 
-class _Lines:
-    """Writes lines as an mbox has them."""
+class Lines:
+    """Writes the text of one message to *file* as an mbox has it; its From line is there."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import pwd
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,6 +27,26 @@ def make_folder(folder: Path) -> None:
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
         give_to_owner_of(folder.parent, folder)
+
+
+@contextmanager
+def acting_as_owner_of(folder: Path) -> Iterator[None]:
+    """Where we are root, be meanwhile the user and group that *folder* belongs to.
+
+    What is made is theirs, and no link that they could lay leads us where they may not go.  It
+    holds for all threads of the process.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    owner, group = folder.stat(), os.getegid()
+    os.setegid(owner.st_gid)
+    try:
+        os.seteuid(owner.st_uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
 
 
 def make_folders(folder: Path) -> None:

@@ -43,7 +43,7 @@ class LyingDisk(DiskLog):
                     self.synced_all()
                 return syncfs
 
-        monkeypatch.setattr(checkpoint, "_sync_file_system", sync_file_system)
+        monkeypatch.setattr(checkpoint, "sync_file_system", sync_file_system)
 
     def mark(self, data: Any) -> None:
         with self._lock:

@@ -45,12 +45,14 @@ class Workload:
     :ivar sent: id -> content.
     """
 
-    def __init__(self, disk: LyingDisk, root: Path, durability: str) -> None:
+    def __init__(self, disk: LyingDisk, root: Path, durability: str,
+                 keep_deleted: int = 0) -> None:
         self.disk = disk
         self.root = root
         self.sent: dict[str, bytes] = {}
         self.stores = [maildir_store(root, durability=durability, checkpoint_seconds=0.1,
-                                     threads=2, small_message_octets=20_000) for _ in range(2)]
+                                     threads=2, small_message_octets=20_000,
+                                     keep_deleted_days=keep_deleted) for _ in range(2)]
         for store in self.stores:
             store._journal.most = 64 * 1024
             store.start()
@@ -126,7 +128,8 @@ def check(root: Path, sent: dict[str, bytes], marks: Iterable[Any], where: objec
 
 
 async def worked(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, durability: str, syncfs: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, durability: str, syncfs: bool,
+    keep_deleted: int = 0
 ) -> tuple[LyingDisk, Workload]:
     """A workload that is done, and all that it did to its disk."""
     (tmp_path / "mail").mkdir()
@@ -134,7 +137,7 @@ async def worked(
         disk = LyingDisk(patch, tmp_path, syncfs=syncfs)
         disk.log += [Op("mkdir", name="mail"), Op("sync directory")]
         assert len(disk.log) == START
-        workload = Workload(disk, tmp_path / "mail", durability)
+        workload = Workload(disk, tmp_path / "mail", durability, keep_deleted)
         await workload.run()
     return disk, workload
 
@@ -144,7 +147,7 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where what a crash left is made and recovered; in memory, as nobody needs that on disk."""
     for name in "fsync", "fdatasync":
         monkeypatch.setattr(os, name, lambda fd: None)
-    monkeypatch.setattr(checkpoint, "_sync_file_system", lambda path: True)
+    monkeypatch.setattr(checkpoint, "sync_file_system", lambda path: True)
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as directory:
         yield Path(directory) / "crashed"
@@ -181,6 +184,29 @@ async def test_the_power_fails_behind_each_system_call(
         recover(scratch, ANOTHER_BOOT)
         check(scratch / "mail", workload.sent, marks,
               (point, keep, seed, [op[:5] for op in disk.log[point - 1 : point]]))
+
+
+@pytest.mark.parametrize(("durability", "syncfs"), WAYS)
+@pytest_twisted.ensureDeferred
+async def test_deleted_mail_is_kept_whenever_the_power_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scratch: Path, durability: str, syncfs: bool
+) -> None:
+    """What was deleted for good is kept, whole, once; and all else is as without it."""
+    disk, workload = await worked(monkeypatch, tmp_path, durability, syncfs, keep_deleted=1)
+    chance = random.Random()
+    for point in range(START + chance.randrange(3), len(disk.log) + 1, 3):
+        seed, keep = chance.randrange(2**32), chance.choice([0.0, 0.5])
+        marks = crashed(disk, point, scratch, random.Random(seed), keep)
+        recover(scratch, ANOTHER_BOOT)
+        where = (point, keep, seed, [op[:5] for op in disk.log[point - 1 : point]])
+        check(scratch / "mail", workload.sent, marks, where)
+        for kind, ids, *names in marks:
+            if kind == "deleted":
+                kept = {path.name.split(".")[1]: path for path in (
+                    scratch / "mail/example.org" / names[0] / "deleted").glob("*/*")}
+                for id in ids:
+                    assert id in kept, (where, "not kept", id)
+                    assert kept[id].read_bytes() == workload.sent[id], (where, "half kept", id)
 
 
 @pytest_twisted.ensureDeferred

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 
 import click
 
@@ -20,18 +21,24 @@ COMMANDS = {
     "acme": "mailsvc.cli.acme",
     "alias": "mailsvc.cli.aliases",
     "autoconfig": "mailsvc.cli.autoconfig",
+    "backup": "mailsvc.cli.backups",
     "ban": "mailsvc.cli.bans",
     "config": "mailsvc.cli.config",
     "dev": "mailsvc.cli.dev",
     "dkim": "mailsvc.cli.dkim",
     "doctor": "mailsvc.cli.doctor",
     "domain": "mailsvc.cli.domains",
+    "export": "mailsvc.cli.export",
     "fetch": "mailsvc.cli.fetch",
+    "fsck": "mailsvc.cli.fsck",
+    "import": "mailsvc.cli.importing",
     "queue": "mailsvc.cli.queue",
     "quickstart": "mailsvc.cli.quickstart",
+    "restore": "mailsvc.cli.restore",
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
     "stats": "mailsvc.cli.stats",
+    "undelete": "mailsvc.cli.undelete",
 }
 
 
@@ -44,7 +51,9 @@ class CommandTable(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        # As PEP 8 names what a keyword is in the way of.
+        attribute = cmd_name + "_" * keyword.iskeyword(cmd_name)
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), attribute)
         return command
 
     def resolve_command(

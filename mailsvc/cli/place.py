@@ -7,6 +7,7 @@ They may stand before or behind a command's name.  Without them it is the servic
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import MailFailure
 from mailsvc.mail import Account
 from mailsvc.names import DirectoryError
+from mailsvc.ownership import remedy_for
 from mailsvc.state import State
 from mailsvc.store import maildirsize
 from mailsvc.store.maildirsize import Amount
@@ -57,6 +59,41 @@ def _given() -> tuple[str | None, str | os.PathLike[str] | None]:
     if directory is None and config is None and SYSTEM_CONFIGURATION.exists():
         config = SYSTEM_CONFIGURATION
     return directory, config
+
+
+def configuration() -> Path | None:
+    """The configuration file; None when the settings come from none."""
+    config = _given()[1]
+    return None if config is None else Path(config)
+
+
+def mail_root() -> Path:
+    """The root of that service's maildirs; a store of another kind ends the command."""
+    root = _maildirs()
+    if root is None:
+        raise click.ClickException(f"mail is kept in {settings().service.store}, not in maildirs: "
+                                   "there are no files that this could work on")
+    return root
+
+
+@contextmanager
+def explained(*places: Path) -> Iterator[None]:
+    """What cannot be done to files ends the command with status 1, and a line that says why.
+
+    :param places: where, for errors that name no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = Path(os.fsdecode(error.filename or (places[0] if places else "")))
+        remedy = ""
+        if isinstance(error, PermissionError):
+            nearest = next(each for each in (place, *place.parents) if os.path.lexists(each))
+            remedy = "; " + remedy_for(nearest)
+        raise click.ClickException(
+            f"{place}: {error.strerror or error}{remedy}") from error
+    except sqlite3.Error as error:
+        raise click.ClickException(f"{error}; `mailsvc fsck` tells more") from error
 
 
 def name() -> str:
@@ -123,5 +160,10 @@ def held(account: Account) -> Amount | None:
 
 
 def _maildir(account: Account) -> Path | None:
+    root = _maildirs()
+    return None if root is None else root / account.domain / account.local_part
+
+
+def _maildirs() -> Path | None:
     scheme, _, argument = settings().service.store.partition(":")
-    return Path(argument) / account.domain / account.local_part if scheme == "maildir" else None
+    return Path(argument) if scheme == "maildir" else None

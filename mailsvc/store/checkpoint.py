@@ -36,11 +36,24 @@ def checkpoint(homes: Collection[bytes], paths: Collection[bytes]) -> None:
         with suppress(FileNotFoundError):
             device = os.stat(home + b"/new").st_dev
             if device not in synced:
-                synced[device] = _sync_file_system(home + b"/new")
+                synced[device] = sync_file_system(home + b"/new")
             if not synced[device]:
                 slow.add(home)
     if slow:
         _sync_each(slow, [path for path in paths if _home(path) in slow])
+
+
+def sync_tree(top: bytes) -> None:
+    """Make everything below the directory *top* durable, in whatever way.
+
+    :raises OSError: when that failed.
+    """
+    if sync_file_system(top):
+        return
+    for directory, _, names in os.walk(top):
+        for name in names:
+            _sync(directory + b"/" + name)
+        sync_directory(directory)
 
 
 def _sync_each(homes: Collection[bytes], paths: Collection[bytes]) -> None:
@@ -84,8 +97,11 @@ def _sync(path: bytes) -> None:
         os.close(fd)
 
 
-def _sync_file_system(path: bytes) -> bool:
-    """syncfs(2), if it will do for the file system that *path* is on."""
+def sync_file_system(path: bytes) -> bool:
+    """syncfs(2) on the file system of *path*; whether that will do there.
+
+    :raises OSError: when it failed.
+    """
     # f_type is the first field, a long everywhere but on s390x, and there it is the upper half.
     buffer = ctypes.create_string_buffer(256)
     if _RELEASE < (5, 8) or _LIBC.statfs(path, buffer) != 0:

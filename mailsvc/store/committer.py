@@ -37,7 +37,7 @@ from mailsvc.store.threads import Threads
 from mailsvc.store.tree import MailTree, sync_directory
 
 #: link(2) fails so where a copy will do.
-_NO_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+NO_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 _FILE_MODE = 0o600
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -193,7 +193,7 @@ class Committer:
         try:
             os.link(message.path, path)
         except OSError as error:
-            if error.errno not in _NO_LINK:
+            if error.errno not in NO_LINK:
                 raise
             self._copy(message.path, home, message.id, path)
 

@@ -12,15 +12,25 @@ CRLF, as Dovecot and Courier write them.  Everything behind ":" is *info*: flags
 reads the mail.  The base name never changes, so what a message is called for good (its POP3
 unique-id) is made from it alone.
 
+A message that comes with a unique-id of its own, from another server or out of a backup, gets a
+name like any other, for no name is ever used twice, and the field ``,UIDL=`` with that unique-id::
+
+    1763683200.0DJ7W4K2M1Q00F3A.mail.example.org,S=4096,W=4096,UIDL=MDAwMDAwMGE0ZjY1
+
+A unique-id may hold octets that no file name may, or that part fields: hence base64url (RFC 4648
+§5, without padding), at most 94 octets.
+
 Nothing here does I/O.  Names are bytes, as the kernel has them.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 
 #: How many names are tried for one message before giving up.
 VARIANTS = 10
@@ -32,7 +42,11 @@ _LONGEST_HOST = 128
 _SENT = re.compile(rb"[^:]*,W=([0-9]{1,19})(?![^,:])")
 _STORED = re.compile(rb"[^:]*,S=([0-9]{1,19})(?![^,:])")
 _SIZE_FIELDS = re.compile(rb",[SW]=[0-9]+(?![^,])")
+_GIVEN = re.compile(rb"[^:]*,UIDL=([A-Za-z0-9_-]{2,94})(?![^,:])")
 _UNIQUE_ID = re.compile(rb"[\x21-\x7e]{1,70}")
+
+#: With a unique-id in it a name has less room for the host.
+_SHORT_HOST = 64
 
 
 def host_part(hostname: str) -> bytes:
@@ -43,14 +57,25 @@ def host_part(hostname: str) -> bytes:
 
 def unique_parts(seconds: int, id: str, host: bytes) -> Iterator[bytes]:
     """The name of a message, and the variants of it to try when the name is taken."""
-    yield b"%d.%b.%b" % (seconds, id.encode(), host)
+    # Ten digits also for what is older than 2001, so that names sort by time.
+    yield b"%010d.%b.%b" % (seconds, id.encode(), host)
     for variant in range(1, VARIANTS):
-        yield b"%d.%b_%d.%b" % (seconds, id.encode(), variant, host)
+        yield b"%010d.%b_%d.%b" % (seconds, id.encode(), variant, host)
 
 
 def with_sizes(unique: bytes, stored: int, sent: int) -> bytes:
     """The base name: *stored* octets in the file, *sent* octets by RETR."""
     return b"%b,S=%d,W=%d" % (unique, stored, sent)
+
+
+def with_unique_id(seconds: int, id: str, host: bytes, stored: int, sent: int,
+                   unique_id: bytes) -> bytes:
+    """The base name of a message that keeps *unique_id*, whose form must be legal."""
+    if not is_unique_id(unique_id):
+        raise ValueError(f"not a unique-id: {unique_id!r}")
+    unique = next(unique_parts(seconds, id, host[:_SHORT_HOST]))
+    coded = base64.urlsafe_b64encode(unique_id).rstrip(b"=")
+    return b"%b,UIDL=%b" % (with_sizes(unique, stored, sent), coded)
 
 
 def base(name: bytes) -> bytes:
@@ -88,20 +113,67 @@ def is_trashed(name: bytes) -> bool:
     return info.startswith(b"2,") and b"T" in info
 
 
+def without_sizes(name: bytes) -> bytes:
+    """The base name of *name* without its size fields; the unique-id stays as it is."""
+    return _SIZE_FIELDS.sub(b"", base(name))
+
+
 def plain_id(name: bytes) -> bytes:
     """The base name without its size fields: the unique-id of most messages."""
-    return _SIZE_FIELDS.sub(b"", base(name))
+    return without_sizes(name)
+
+
+def is_unique_id(text: bytes) -> bool:
+    """Whether *text* can be a POP3 unique-id (RFC 1939 §7): 1 to 70 octets of 0x21 to 0x7E."""
+    return _UNIQUE_ID.fullmatch(text) is not None
+
+
+def given_id(name: bytes) -> bytes | None:
+    """The unique-id that the message came with, according to ``,UIDL=``; None without a sound one.
+    """
+    found = _GIVEN.match(name)
+    if found is None:
+        return None
+    try:
+        given = base64.urlsafe_b64decode(found[1] + b"=" * (-len(found[1]) % 4))
+    except binascii.Error:
+        return None
+    return given if is_unique_id(given) else None
 
 
 def unique_id(name: bytes, ambiguous: bool = False) -> bytes:
     """The POP3 unique-id (RFC 1939 §7: 1 to 70 octets of 0x21 to 0x7E) of the file *name*.
 
-    The base name without its size fields, where that will do; where it will not, or another message
-    has the same (*ambiguous*), a hash of the whole base name behind a ".".  No plain one begins so,
-    because files whose names do are not messages.
+    The one the message came with, or the base name without its size fields, where that will do;
+    where it will not, or another message has the same (*ambiguous*), a hash of the whole base name
+    behind a ".".  No plain one begins so, because files whose names do are not messages.
     """
-    plain = plain_id(name)
-    if not ambiguous and _UNIQUE_ID.fullmatch(plain):
-        return plain
+    if not ambiguous:
+        plain = given_id(name) or plain_id(name)
+        if is_unique_id(plain):
+            return plain
     digest = hashlib.blake2b(base(name), digest_size=24).digest()
     return b"." + base64.urlsafe_b64encode(digest)
+
+
+def unique_ids(names: Collection[bytes]) -> dict[bytes, bytes]:
+    """The unique-id of each of *names*, which are all of one maildir, each base name once."""
+    plain = Counter(map(plain_id, names))
+    ids = {name: unique_id(name, plain[plain_id(name)] > 1) for name in names}
+    given = [name for name in names if b",UIDL=" in name and given_id(name)]
+    if given:
+        count = Counter(ids.values())
+        ids.update({name: unique_id(name, True) for name in given if count[ids[name]] > 1})
+    return ids
+
+
+def message_id(name: bytes) -> str | None:
+    """The id of the message in *name*, if it is one of our names."""
+    parts = unique_part(name).split(b".", 2)
+    return parts[1].decode("ascii") if len(parts) == 3 and parts[1].isalnum() else None
+
+
+def seconds(name: bytes) -> int | None:
+    """What *name* begins with, as a rule when its message arrived; None when that is no number."""
+    number = unique_part(name).partition(b".")[0]
+    return int(number) if number.isdigit() and len(number) <= 10 else None

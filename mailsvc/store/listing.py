@@ -41,6 +41,7 @@ from itertools import groupby, islice
 from twisted.logger import Logger
 
 from mailsvc.store import filenames
+from mailsvc.store.deleted import keep
 from mailsvc.store.text import CanonicalText
 
 _log = Logger()
@@ -62,10 +63,12 @@ _SIZE_FIRST = re.compile(rb"(?!\.)[^/,:]*,S=[^/]*(?:/(?!\.)[^/,:]*,S=[^/]*)*+")
 #: A marked name and a "/", when it is as most are: stored octets, sent octets.  As
 #: ``filenames.unique_id`` and its neighbours have it.
 _USUAL = re.compile(
-    rb"(?<![^/])[\x21-\x2e\x30-\x7e]{1,70}\0,S=([0-9]{1,18}),W=([0-9]{1,18})(?::[^/]*)?/")
+    rb"(?<![^/])[\x21-\x2e\x30-\x7e]{1,70}\0,S=([0-9]{1,18}),W=([0-9]{1,18})"
+    rb"(?:,UIDL=[\w-]*)?(?::[^/]*)?/")
 #: The same of a message that is sent as it is stored, which takes half the time.
 _UNCHANGED = re.compile(
-    rb"(?<![^/])[\x21-\x2e\x30-\x7e]{1,70}\0,S=([0-9]{1,18}),W=\1(?::[^/]*)?/")
+    rb"(?<![^/])[\x21-\x2e\x30-\x7e]{1,70}\0,S=([0-9]{1,18}),W=\1"
+    rb"(?:,UIDL=[\w-]*)?(?::[^/]*)?/")
 
 # Whatever has been put in the place of a file since it was listed: no link is followed, no FIFO
 # waited for.
@@ -186,10 +189,13 @@ class Listing:
         names = self._scan()
         self._ambiguous: set[bytes] = set()
         sizes = _usual_sizes(names)
+        given = any(map(_comes_with_id, names))
         #: Whether the unique-id of each message is the unique part of its name.
-        self._usual = sizes is not None
+        self._usual = sizes is not None and not given
         if sizes is not None:
             self._names, self.sizes = names, sizes
+            if given:
+                self._settle_given()
             return True
         self._names = []
         self.sizes = array("Q")
@@ -208,7 +214,18 @@ class Listing:
                 else:
                     self._names.append(marked)
                     self.sizes.append(size)
+        if given:
+            self._settle_given()
         return complete
+
+    def _settle_given(self) -> None:
+        """Of those that came with a unique-id, note which came with one that another has too."""
+        ids = self.uidls(1, len(self._names) + 1)
+        if len(set(ids)) < len(ids):
+            count = Counter(ids)
+            self._ambiguous.update(
+                filenames.base(marked) for marked, id in zip(self._names, ids, strict=True)
+                if count[id] > 1 and _comes_with_id(marked))
 
     def uidl(self, number: int) -> bytes:
         """The unique-id of message *number*."""
@@ -222,6 +239,10 @@ class Listing:
         if self._usual:
             return [marked.partition(b"\0")[0] for marked in self._names[first - 1 : end - 1]]
         return list(map(self.uidl, range(first, end)))
+
+    def path(self, number: int) -> bytes:
+        """Where the file of message *number* was seen last."""
+        return next(self._places(_unmark(self._marked(number))))
 
     def open(self, number: int) -> int:
         """A descriptor of the file of message *number*, for reading.
@@ -258,6 +279,32 @@ class Listing:
         except FileNotFoundError:
             self._find_renamed()
             return self._unlink(number)
+
+    def keep(self, number: int, directory: bytes, sync: bool) -> None:
+        """Link the file of message *number*, renamed or not, into *directory* too.
+
+        :param sync: whether to make its content durable.
+        :raises FileNotFoundError: when it has gone.
+        """
+        fd = self._opened(number)
+        try:
+            name = _unmark(self._marked(number))
+            for path in self._places(name):
+                with suppress(FileNotFoundError):
+                    keep(path, directory + b"/" + name)
+                    break
+            else:
+                raise _gone(name)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _opened(self, number: int) -> int:
+        try:
+            return self.open(number)
+        except FileNotFoundError:
+            return self.relocate(number)
 
     def _unlink(self, number: int) -> tuple[bytes, int]:
         name = _unmark(self._marked(number))
@@ -368,6 +415,10 @@ def _marks(names: list[bytes]) -> list[bytes]:
 
 def _unmark(marked: bytes) -> bytes:
     return marked.replace(b"\0", b"")
+
+
+def _comes_with_id(marked: bytes) -> bool:
+    return b",UIDL=" in marked
 
 
 def _head(marked: bytes) -> bytes:

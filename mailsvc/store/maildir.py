@@ -51,6 +51,7 @@ from mailsvc.mail import Account
 from mailsvc.settings import OneOf, at_least, setting
 from mailsvc.store import maildirsize
 from mailsvc.store.committer import Committer, Message
+from mailsvc.store.deleted import Shelf, first_kept
 from mailsvc.store.delivery import Buffers, Delivery
 from mailsvc.store.failures import explain
 from mailsvc.store.group import GroupCommitter
@@ -58,7 +59,7 @@ from mailsvc.store.listing import Listing, ListingCache, SizeCache
 from mailsvc.store.recovery import Recovery
 from mailsvc.store.retrieval import AT_ONCE, FileBlocks, Retrieval, at_once
 from mailsvc.store.threads import Threads
-from mailsvc.store.tree import MailTree
+from mailsvc.store.tree import MailTree, sync_directory
 
 # Python opens every file so that the programs it starts do not inherit it (PEP 446): a lock that a
 # child held as well would outlive us.
@@ -95,6 +96,9 @@ class MaildirSettings:
         check=at_least(0.1))
     sweep_hours: float = setting(
         36, "How long an abandoned file in tmp/ is left there.", unit="hours", check=at_least(1))
+    keep_deleted_days: int = setting(
+        0, "How long mail that POP3 clients deleted can be had back by `mailsvc undelete`; 0 for "
+        "not at all.  It does not count for quotas.", unit="days", check=at_least(0))
 
 
 @implementer(IMailboxStore)
@@ -119,6 +123,8 @@ class MaildirStore:
             self._committer = GroupCommitter(
                 root, each, self._threads, hostname, reactor, self._journal,
                 backlog=settings.backlog_octets, seconds=settings.checkpoint_seconds)
+        self._shelf = (Shelf(sync=settings.durability != "none")
+                       if settings.keep_deleted_days else None)
         self._listings = ListingCache(SizeCache(), settings.listing_cache_messages)
 
     @property
@@ -201,21 +207,26 @@ class MaildirStore:
         if listing is None:
             os.close(lock)
             return None
-        return Maildrop(home, lock, listing, self._threads, self._committer.sync_removals)
+        return self._maildrop(home, lock, listing)
+
+    def _maildrop(self, home: bytes, lock: int, listing: Listing) -> Maildrop:
+        return Maildrop(home, lock, listing, self._threads, self._committer.sync_removals,
+                        self._shelf)
 
     def _open(self, home: bytes) -> Maildrop:
         lock = _locked(home)
         try:
-            return Maildrop(home, lock, self._listings.read(home), self._threads,
-                            self._committer.sync_removals)
+            return self._maildrop(home, lock, self._listings.read(home))
         except BaseException:
             os.close(lock)
             raise
 
     def sweep(self) -> Deferred[int]:
         """As ``IMailboxStore.sweep``."""
-        before = time.time() - 3600 * self._settings.sweep_hours
-        swept = self._threads.run(self._tree.sweep, before)
+        now = time.time()
+        swept = self._threads.run(
+            self._tree.sweep, now - 3600 * self._settings.sweep_hours,
+            first_kept(self._settings.keep_deleted_days, now))
 
         def stopped(failure: Failure) -> int:
             failure.trap(TemporaryFailure)
@@ -229,12 +240,15 @@ class Maildrop:
     """The locked maildir *home*; *lock* is the descriptor of its lock file.
 
     *sync_removals* makes durable that names are gone from a directory; it blocks.
+
+    :param shelf: where what is deleted is kept for a time; None where it is not.
     """
 
     log = Logger()
 
     def __init__(self, home: bytes, lock: int, listing: Listing, threads: Threads,
-                 sync_removals: Callable[[bytes, Collection[bytes]], None]) -> None:
+                 sync_removals: Callable[[bytes, Collection[bytes]], None],
+                 shelf: Shelf | None = None) -> None:
         self.sizes = listing.sizes
         self.octets = listing.octets
         self.lost: Deferred[None] = Deferred()  # flock(2) is not lost while we live
@@ -243,6 +257,7 @@ class Maildrop:
         self._listing = listing
         self._threads = threads
         self._sync_removals = sync_removals
+        self._shelf = shelf
         self._updating = False
 
     def uidl(self, number: int) -> bytes:
@@ -320,7 +335,7 @@ class Maildrop:
         remaining: list[int] = []
         removed: dict[bytes, dict[bytes, int]] = {}
         octets = messages = 0
-        for number in numbers:
+        for number in self._kept(self._shelf, numbers, remaining) if self._shelf else numbers:
             try:
                 path, size = self._listing.remove(number)
             except FileNotFoundError:
@@ -342,6 +357,32 @@ class Maildrop:
         if messages:
             maildirsize.record(self._home, -octets, -messages)
         return tuple(sorted(remaining))
+
+    def _kept(self, shelf: Shelf, numbers: tuple[int, ...], remaining: list[int]) -> list[int]:
+        """Keep these messages before they go; return those that may go now.
+
+        What cannot be kept is added to *remaining*, and stays.
+        """
+        kept = []
+        try:
+            directory = shelf.prepare(self._home, time.time())
+            for number in numbers:
+                try:
+                    self._listing.keep(number, directory, shelf.sync)
+                except FileNotFoundError:
+                    continue  # another program was faster
+                except OSError as error:
+                    self._note(error)
+                    remaining.append(number)
+                    continue
+                kept.append(number)
+            if shelf.sync:
+                sync_directory(directory)
+        except OSError as error:
+            self._note(error)
+            remaining[:] = numbers
+            return []
+        return kept
 
     def _note(self, error: OSError) -> None:
         self.log.error("cannot remove a message: {error} ({path!r})",

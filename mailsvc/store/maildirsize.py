@@ -102,6 +102,21 @@ def count(home: bytes) -> Amount:
     return Amount(octets, messages)
 
 
+def problem(home: bytes, quota: Amount) -> str:
+    """What is wrong with the file that *home* has; empty when nothing is."""
+    sums = _read(home)
+    if sums is None:
+        return "is malformed, or too long"
+    if sums.quota != quota:
+        return (f"is for another quota, {sums.quota.octets} octets and {sums.quota.messages} "
+                "messages")
+    there = count(home)
+    if sums.usage != there:
+        return (f"says {sums.usage.octets} octets in {sums.usage.messages} messages, and there are "
+                f"{there.octets} in {there.messages}")
+    return ""
+
+
 def recalculate(home: bytes, quota: Amount) -> Amount:
     """Count what *home* holds, and write the file."""
     before = {path: _changed(path) for path in _directories(home)}

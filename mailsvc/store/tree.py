@@ -108,8 +108,11 @@ class MailTree:
             self._durable.clear()
         self._durable.add(home)
 
-    def sweep(self, before: float) -> int:
+    def sweep(self, before: float, first_kept: str = "") -> int:
         """Remove files in every tmp/ that nobody has touched since *before* (seconds since 1970).
+
+        Of deleted mail that is kept (:mod:`mailsvc.store.deleted`), that of the days before
+        *first_kept* goes too.
 
         Follows no symbolic link.  What cannot be read or removed is logged and left.
 
@@ -120,6 +123,7 @@ class MailTree:
             for domain in self._directories(root):
                 for home in self._directories(domain):
                     removed += self._sweep(home, before)
+                    removed += self._sweep_deleted(home, first_kept)
         return removed
 
     def _sweep(self, home: int, before: float) -> int:
@@ -134,6 +138,19 @@ class MailTree:
                             and max(status.st_atime, status.st_mtime) < before):
                         os.unlink(entry.name, dir_fd=tmp)
                         removed += 1
+        return removed
+
+    def _sweep_deleted(self, home: int, first_kept: str) -> int:
+        removed = 0
+        with self._noting("deleted", home), _opened("deleted", home) as above:
+            for day in sorted(entry.name for entry in _entries(above)):
+                if day.isdigit() and day < first_kept:
+                    with self._noting(day, above):
+                        with _opened(day, above) as directory:
+                            for entry in _entries(directory):
+                                os.unlink(entry.name, dir_fd=directory)
+                                removed += 1
+                        os.rmdir(day, dir_fd=above)
         return removed
 
     def _directories(self, fd: int) -> Iterator[int]:

@@ -1,0 +1,1 @@
+"""Mail brought from elsewhere into a mailbox."""
