@@ -40,7 +40,7 @@ from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm
 from mailsvc.authentication import Authenticator
 from mailsvc.brakes import Brakes
 from mailsvc.checkers.inturn import in_turn
-from mailsvc.config import Settings
+from mailsvc.config import SECTIONS, ConfigurationError, Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
 from mailsvc.dkim import Keys, Signer
@@ -209,7 +209,7 @@ class MailService(Front):
             self.close_listeners()
             raise CannotStart(f"mailsvc cannot start: {error}") from error
         if self._place is None:
-            self.watch(Gathering(self._figures, self), self._settings)
+            self.watch(Gathering(self._figures, self))
         super().startService()
         assert self.bound is not None
         # Not before the reactor runs, and with it the handlers of the signals that stop it.
@@ -305,6 +305,27 @@ class MailService(Front):
         Observer(share, self.reactor, [look],
                  store.root if isinstance(store, MaildirStore) else None,
                  Path(self._settings.service.data)).setServiceParent(self)
+
+    # ---- another configuration ----
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        return tuple(SECTIONS)
+
+    def reload(self) -> Deferred[int]:
+        """Say what a restart would bring: there is nobody else to serve meanwhile."""
+        try:
+            self.read()
+        except (ConfigurationError, CannotStart) as error:
+            _log.error("the configuration has mistakes now: {problem}", problem=str(error))
+            return self.refusal(error)
+        problem = "one worker serves: a changed configuration counts from the next start"
+        _log.warn("{problem}", problem=problem)
+        return self.refusal(CannotStart(problem))
 
     # ---- for those who watch ----
 

@@ -21,8 +21,8 @@ PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
 SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "mistakes", "config", "log", "systemd",
-           "headcount", "connections", "listeners", "figures", "gathering", "monitor", "observer",
-           "front"]
+           "headcount", "connections", "listeners", "figures", "gathering", "localsocket",
+           "monitor", "control", "observer", "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -50,7 +50,9 @@ MAY_IMPORT = {
     "pace": [],
     "figures": [],
     "gathering": ["figures"],
-    "monitor": ["figures", "gathering", "listeners", "pages"],
+    "localsocket": [],
+    "monitor": ["figures", "gathering", "listeners", "localsocket", "pages"],
+    "control": ["config", "localsocket"],
     "pages": ["figures", "gathering"],
     "observer": ["figures", "gathering"],
     "headcount": ["pace"],
@@ -124,7 +126,7 @@ MAY_IMPORT = {
     "listeners": ["transport"],
     "log": ["settings"],
     "config": [*PARTS, "toml", "mistakes", "log"],
-    "front": ["config", "gathering", "listeners", "monitor", "systemd"],
+    "front": ["config", "control", "gathering", "listeners", "monitor", "systemd"],
     "stopping": [],
     "service": SERVICE,
     "worker": ["config", "listeners", "log", "service"],

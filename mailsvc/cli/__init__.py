@@ -26,6 +26,7 @@ COMMANDS = {
     "domain": "mailsvc.cli.domains",
     "fetch": "mailsvc.cli.fetch",
     "queue": "mailsvc.cli.queue",
+    "reload": "mailsvc.cli.reload",
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
     "stats": "mailsvc.cli.stats",
