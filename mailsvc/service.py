@@ -96,6 +96,10 @@ from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable, certificate_places
 from mailsvc.trust import Trust, Untrusted
+from mailsvc.webhooks import spool
+from mailsvc.webhooks.delivery import Webhooks
+from mailsvc.webhooks.posting import Poster
+from mailsvc.webhooks.signing import SecretUnusable
 
 _log = Logger("mailsvc")
 
@@ -222,6 +226,7 @@ class MailService(Front):
         _refuse_unusable(settings.relay.authorities)
         hostname, domain = settings.service.hostname, settings.routing.default_domain
         _make_mail_directory(settings)
+        self._open_webhooks()
         self._tls.load(aloud=self._place is None or self._place.first)
         store = self._store = open_store(
             settings.service.store, settings.maildir, hostname, reactor)
@@ -355,7 +360,8 @@ class MailService(Front):
         signer = Signer(Keys(Path(settings.service.data) / "dkim"))
         _try_keys(signer)
         queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
-                      min(5, settings.service.grace_seconds), self._share)
+                      min(5, settings.service.grace_seconds), self._share,
+                      settings.queue.old_seconds)
         listening = {place for listener in self.listeners
                      if listener.kind.name == "smtp" and (place := listener.host_and_port)}
 
@@ -377,6 +383,23 @@ class MailService(Front):
         queue.make_attempts = attempts if senders > 1 else None
         queue.setServiceParent(self)
         return queue
+
+    def _open_webhooks(self) -> None:
+        """What tells others of what is logged from here on."""
+        settings, path = self._settings.webhooks, Path(self._settings.service.data) / spool.NAME
+        if not settings.urls:
+            return
+        try:
+            poster = Poster(settings, self.reactor)
+        except SecretUnusable as problem:
+            raise CannotStart(f"mailsvc cannot start: webhooks.secret: {problem}") from problem
+        except Untrusted as problem:
+            raise CannotStart(
+                f"mailsvc cannot start: webhooks.authorities: {problem}") from problem
+        spool.Spool(path).close()
+        webhooks = Webhooks(settings, path, poster, self.reactor)
+        webhooks.observe()
+        webhooks.setServiceParent(self)
 
     def _sweep(self) -> Deferred[None]:
         assert self._store is not None

@@ -19,7 +19,8 @@ CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
-         "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
+         "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace",
+         "webhooks"]
 SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "mistakes", "config", "log", "systemd",
            "headcount", "connections", "listeners", "figures", "gathering", "localsocket",
            "monitor", "control", "observer", "front"]
@@ -59,6 +60,11 @@ MAY_IMPORT = {
     "connections": [*VALUES, "pace", "headcount"],
     "conversation": [*VALUES, *LOGINS, "figures", "authentication", "connections", "handshake"],
     "proxy": [*VALUES, "connections"],
+    "webhooks.events": ["settings"],
+    "webhooks.signing": [],
+    "webhooks.spool": ["database"],
+    "webhooks.posting": ["trust", "webhooks"],
+    "webhooks": ["store.threads", "webhooks"],
     "journal": [],
     "store": [*CONTRACTS, "journal", "store"],
     "names": ["mail"],
@@ -145,6 +151,7 @@ MAY_IMPORT = {
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
+           "webhooks.events", "webhooks.signing", "webhooks.spool",
            "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
            "queue.security.dane"]
 ADAPTORS = ["smtp.server", "smtp.passage", "smtp.outgoing", "smtp.incoming", "smtp.severally",

@@ -30,6 +30,7 @@ COMMANDS = {
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
     "stats": "mailsvc.cli.stats",
+    "webhook": "mailsvc.cli.webhook",
 }
 
 

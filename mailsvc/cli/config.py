@@ -32,6 +32,7 @@ from mailsvc.config import (
 from mailsvc.control import running
 from mailsvc.localsocket import NoService
 from mailsvc.toml import literal
+from mailsvc.webhooks.signing import SecretUnusable, secrets_at
 
 file_argument = click.argument("file", metavar="[FILE]", required=False, default=None,
                                type=click.Path())
@@ -46,14 +47,15 @@ def _loaded(file: str | None) -> Settings:
         raise click.ClickException(str(error)) from error
 
 
-def _unusable(loaded: Settings) -> Iterator[tuple[str, CertificateProblem]]:
+def _unusable(loaded: Settings) -> Iterator[tuple[str, CertificateProblem | SecretUnusable]]:
     """The files without which the service would not start, by the key that names them."""
-    tls, relay = loaded.tls, loaded.relay
+    tls, relay, hooks = loaded.tls, loaded.relay, loaded.webhooks
     files: list[tuple[str, Watched[Any]]] = [
         ("tls.certificates", certificate_at(path)) for path in dict.fromkeys(tls.certificates)]
     for key, path, kind in (("tls.client_ca", tls.client_ca, authorities_in),
                             ("tls.client_crl", tls.client_crl, revocations_in),
-                            ("relay.authorities", relay.authorities, authorities_in)):
+                            ("relay.authorities", relay.authorities, authorities_in),
+                            ("webhooks.authorities", hooks.authorities, authorities_in)):
         if path:
             files.append((key, kind(path)))
     for key, file in files:
@@ -61,6 +63,11 @@ def _unusable(loaded: Settings) -> Iterator[tuple[str, CertificateProblem]]:
             file.load()
         except CertificateProblem as problem:
             yield key, problem
+    if hooks.urls:
+        try:
+            secrets_at(hooks.secret)
+        except SecretUnusable as unusable:
+            yield "webhooks.secret", unusable
 
 
 @click.group()
