@@ -397,7 +397,7 @@ class MailService(Front):
             raise CannotStart(
                 f"mailsvc cannot start: webhooks.authorities: {problem}") from problem
         spool.Spool(path).close()
-        webhooks = Webhooks(settings, path, poster, self.reactor)
+        webhooks = Webhooks(settings, path, poster, self._share, self.reactor)
         webhooks.observe()
         webhooks.setServiceParent(self)
 

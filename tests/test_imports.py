@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "webhooks.signing": [],
     "webhooks.spool": ["database"],
     "webhooks.posting": ["trust", "webhooks"],
-    "webhooks": ["store.threads", "webhooks"],
+    "webhooks": ["figures", "store.threads", "webhooks"],
     "journal": [],
     "store": [*CONTRACTS, "journal", "store"],
     "names": ["mail"],

@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+from mailsvc import monitor
 from mailsvc.cli import main
 from mailsvc.config import KEYS
 from mailsvc.webhooks.delivery import pause
@@ -312,6 +313,8 @@ def test_a_receiver_that_fails_in_every_way_and_comes_back(tmp_path: Path) -> No
         assert "token" not in text
         receiver.answer = 204
         until(lambda: len(receiver.taken(SECRET)) == 6)
+        until(lambda: attempts(service) == {
+            "told": 6, "put off": len(receiver.requests) - 6, "given up": 0, "waiting": 0})
         assert {each["data"]["id"].encode() for each in receiver.taken(SECRET)} == expected
         until(lambda: not waiting(service.directory))
         # A redirection is not followed, and an event keeps its id from attempt to attempt.
@@ -322,6 +325,14 @@ def test_a_receiver_that_fails_in_every_way_and_comes_back(tmp_path: Path) -> No
         assert "takes events again" in log
         assert "token" not in log
         assert "Traceback" not in log
+
+
+def attempts(service: Service) -> dict[str, int]:
+    """What the figures say."""
+    found = {each["name"].removeprefix("mailsvc_"): each["samples"]
+             for each in monitor.ask(service.directory)["figures"]}
+    return {"waiting": found["webhook_events_waiting"][0]["value"], **{
+        each["labels"]["outcome"]: each["value"] for each in found["webhook_attempts_total"]}}
 
 
 def test_kill_9_loses_nothing_that_is_in_the_spool(tmp_path: Path) -> None:

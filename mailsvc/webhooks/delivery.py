@@ -30,6 +30,8 @@ from twisted.logger import ILogObserver, LogEvent, Logger, LogPublisher, globalL
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mailsvc import figures
+from mailsvc.figures import Share
 from mailsvc.store.threads import Threads
 from mailsvc.webhooks.events import EVENTS, WebhookSettings, body, shown
 from mailsvc.webhooks.posting import NotTold, Poster
@@ -48,8 +50,9 @@ _MARGIN = 45.0
 #: How many times longer each pause is than the one before; and by which share it is made longer or
 #: shorter by chance, so that what failed together is not tried together.
 _FACTOR, _JITTER = 3.0, 0.2
-#: How often what is too old is dropped, and how often the same is complained of, seconds.
-_SWEEP_EVERY, _COMPLAIN_EVERY = 3600.0, 60.0
+#: How often what is too old is dropped, what waits is counted, and the same is complained of,
+#: seconds.
+_SWEEP_EVERY, _COUNT_EVERY, _COMPLAIN_EVERY = 3600.0, 5.0, 60.0
 
 Result = TypeVar("Result")
 #: Type, time and fields of an event.
@@ -71,10 +74,11 @@ class Webhooks(Service):
     """Tells what is logged by *publisher*.
 
     :param path: the file of the spool.
+    :param share: where attempts are counted.
     """
 
-    def __init__(self, settings: WebhookSettings, path: Path, poster: Poster, reactor: Any,
-                 publisher: LogPublisher = globalLogPublisher) -> None:
+    def __init__(self, settings: WebhookSettings, path: Path, poster: Poster, share: Share,
+                 reactor: Any, publisher: LogPublisher = globalLogPublisher) -> None:
         self._settings = settings
         self._wanted = frozenset(settings.events)
         self._path = path
@@ -92,7 +96,11 @@ class Webhooks(Service):
         self._failing: set[str] = set()
         self._rounds = LoopingCall(self._round)
         self._rounds.clock = reactor
-        self._swept = self._complained = 0.0
+        self._swept = self._counted = self._complained = 0.0
+        self._told, self._put_off, self._given_up = (
+            share.count(figures.WEBHOOK_ATTEMPTS, outcome)
+            for (outcome,) in figures.WEBHOOK_ATTEMPTS.values)
+        self._waiting = share.level(figures.WEBHOOK_WAITING)
 
     def observe(self) -> None:
         """Hear what is logged from now on; before it is started, too."""
@@ -188,8 +196,11 @@ class Webhooks(Service):
         if now >= self._swept + _SWEEP_EVERY:
             self._swept = now
             # Twice, for what is given up in time says so.
-            before = self._reactor.seconds() - 2 * self._settings.lifetime_seconds
+            before = now - 2 * self._settings.lifetime_seconds
             self._in_spool(lambda spool: spool.sweep(before)).addErrback(self._bug)
+        if now >= self._counted + _COUNT_EVERY:
+            self._counted = now
+            self._in_spool(Spool.count).addCallback(self._waiting.set).addErrback(self._bug)
         self._tell()
 
     def _tell(self) -> None:
@@ -228,6 +239,7 @@ class Webhooks(Service):
                 await self._in_spool(lambda spool: spool.put_off(
                     waiting.number, now, waiting.attempts, waiting.problem))
         else:
+            self._told.add()
             if url in self._failing:
                 self._failing.discard(url)
                 _log.info("{url} takes events again", url=shown(url))
@@ -241,11 +253,13 @@ class Webhooks(Service):
         url, event, attempts = waiting.url, waiting.event, waiting.attempts + 1
         due = self._reactor.seconds() + pause(self._settings, attempts, random.random())
         if gone or due > event.since + self._settings.lifetime_seconds:
+            self._given_up.add()
             _log.error("{id} given up type={type} url={url} attempts={attempts}: {reason}",
                        id=event.id, type=event.kind, url=shown(url), attempts=attempts,
                        reason=problem)
             await self._in_spool(lambda spool: spool.done(waiting.number))
             return
+        self._put_off.add()
         if url not in self._failing:
             # Once, for each of its events would say the same.
             self._failing.add(url)

@@ -122,6 +122,11 @@ class Spool(Database):
         with self.transaction():
             return len(self.rows("DELETE FROM waiting WHERE since < ? RETURNING 1", before))
 
+    def count(self) -> int:
+        """How many wait."""
+        ((count,),) = self.rows("SELECT count(*) FROM waiting")
+        return int(count)
+
     def waiting(self) -> list[Waiting]:
         """All that wait, the oldest first."""
         return [_row(row) for row in self.rows(
