@@ -94,6 +94,7 @@ class Spool(Database):
                     dropped += count - most
                     self.change("DELETE FROM waiting WHERE number IN (SELECT number FROM waiting "
                                 "WHERE url = ? ORDER BY number LIMIT ?)", url, count - most)
+        self.change("PRAGMA synchronous = NORMAL")
         return dropped
 
     def claim(self, url: str, now: float, until: float, most: int) -> list[Waiting]:
