@@ -20,8 +20,8 @@ from mailsvc.settings import at_least, setting
 
 #: The type of an event -> the fields that are told of it; a line may lack some.
 EVENTS: dict[str, tuple[str, ...]] = {
-    "message.received": ("id", "sender", "recipients", "accounts", "queued", "size", "user",
-                         "client", "hello", "connection"),
+    "message.received": ("id", "sender", "recipients", "accounts", "queued", "held_until", "size",
+                         "user", "client", "hello", "connection"),
     "message.relayed": ("id", "sender", "recipient", "host", "attempt", "reply"),
     "message.delivered": ("id", "sender", "recipient", "attempt"),
     "message.deferred": ("id", "sender", "recipient", "host", "attempt", "reply"),
