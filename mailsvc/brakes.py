@@ -300,5 +300,5 @@ class Brakes:
         self._ledger.ban(Ban(network, now, now + seconds, times, origin,
                              f"{failures:.0f} failed logins"))
         self.log.warn("banned network={network} seconds={seconds:g} times={times}: "
-                      "{failures:.0f} failed logins",
-                      network=str(network), seconds=seconds, times=times, failures=failures)
+                      "{failures:.0f} failed logins", event="login.abuse",
+                      network=str(network), seconds=seconds, times=times, failures=round(failures))

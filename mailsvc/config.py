@@ -46,6 +46,7 @@ from mailsvc.store.maildir import MaildirSettings
 from mailsvc.submission.limits import SubmissionSettings
 from mailsvc.tls import TLSSettings
 from mailsvc.toml import Path, assignment, literal, parsed
+from mailsvc.webhooks.events import WebhookSettings
 
 # ---- the sections that no other module owns -----------------------------------------------------
 
@@ -149,6 +150,18 @@ class AccountSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """What settings were read from, and can be read from again.
+
+    :ivar path: the file, absolute; None for :data:`DEFAULT_PATH` if there is one.
+    :ivar overrides: ``KEY=VALUE`` that go before it.
+    """
+
+    path: str | None
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of the configuration; a field is a section, in the order of the file."""
 
@@ -168,9 +181,12 @@ class Settings:
     routing: RoutingSettings = field(default_factory=RoutingSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     relay: RelaySettings = field(default_factory=RelaySettings)
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
     log: LogSettings = field(default_factory=LogSettings)
     #: The keys that were given and not left to their defaults, dotted, and where: "FILE:LINE".
     given: Mapping[str, str] = field(default_factory=dict, compare=False)
+    #: Where :func:`load` found them; None when they come from elsewhere.
+    source: Source | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         service, accounts = self.service, self.accounts
@@ -279,13 +295,14 @@ def _keys(section: str, cls: type) -> Iterator[Key]:
         yield Key(section, key.name, kinds[key.name], default, **key.metadata)
 
 
-_SECTIONS: dict[str, type] = {
+#: Every section by its name, in the order of the file.
+SECTIONS: dict[str, type] = {
     name: cls for name, cls in typing.get_type_hints(Settings).items()
     if isinstance(cls, type) and dataclasses.is_dataclass(cls)}
 
 #: Every key by its dotted name, in the order of the file.
 KEYS: dict[str, Key] = {
-    str(key): key for name, cls in _SECTIONS.items() for key in _keys(name, cls)}
+    str(key): key for name, cls in SECTIONS.items() for key in _keys(name, cls)}
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -313,9 +330,11 @@ def load(path: str | os.PathLike[str] | None = None, overrides: Iterable[str] = 
 
     :raises ConfigurationError: with every mistake of both.
     """
+    overrides = tuple(overrides)
+    source = Source(None if path is None else os.path.abspath(path), overrides)
     if path is None:
         if not os.path.lexists(DEFAULT_PATH):
-            return Settings.from_mapping({}, overrides)
+            return dataclasses.replace(Settings.from_mapping({}, overrides), source=source)
         path = DEFAULT_PATH
     name = os.fspath(path)
     try:
@@ -330,7 +349,7 @@ def load(path: str | os.PathLike[str] | None = None, overrides: Iterable[str] = 
         raise ConfigurationError([f"{name}:{line}: not UTF-8, which TOML has to be"]) from error
     except RecursionError as error:
         raise ConfigurationError([f"{name}: arrays or tables are nested too deep"]) from error
-    return Settings(**_Reading(name, lines, mistakes).sections(content, overrides))
+    return Settings(**_Reading(name, lines, mistakes).sections(content, overrides), source=source)
 
 
 def _explained(mistake: Mistake) -> str:
@@ -385,7 +404,7 @@ class _Reading:
     def sections(self, mapping: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
         """The arguments for :class:`Settings`."""
         for section, keys in mapping.items():
-            if section in _SECTIONS and isinstance(keys, dict):
+            if section in SECTIONS and isinstance(keys, dict):
                 for name, value in keys.items():
                     self._take((section, name), value, self._lines.get((section, name), 0))
             else:
@@ -395,7 +414,7 @@ class _Reading:
         if self._problems:
             raise ConfigurationError(text for _, text in sorted(self._problems, key=_line))
         made = {}
-        for section, cls in _SECTIONS.items():
+        for section, cls in SECTIONS.items():
             own = {key.name: self._values[dotted] for dotted, key in KEYS.items()
                    if key.section == section and dotted in self._values}
             made[section] = cls(**own)
@@ -426,7 +445,7 @@ class _Reading:
                 self._given[name] = self._where(line)
             else:
                 self._problem(line, f"{name} = {_shown(value)}: expected {expected}")
-        elif name in _SECTIONS:
+        elif name in SECTIONS:
             self._problem(line, f"{name} = {_shown(value)}: expected a table, [{name}]")
         elif isinstance(value, dict):
             self._problem(line, f"[{name}]: no such section; {_meant(name)}")
@@ -472,7 +491,7 @@ def _meant(name: str) -> str:
     siblings = [key.name for key in KEYS.values() if key.section == section]
     near = [f"{section}.{key}" for key in difflib.get_close_matches(last, siblings, 1)]
     near = (near or [dotted for dotted, key in KEYS.items() if key.name == last]
-            or difflib.get_close_matches(name, [*_SECTIONS, *KEYS], 1, cutoff=0.75))
+            or difflib.get_close_matches(name, [*SECTIONS, *KEYS], 1, cutoff=0.75))
     return f"did you mean {near[0]}?" if near else "`mailsvc config reference` lists them all"
 
 

@@ -151,6 +151,12 @@ DELIVERIES = Figure(
 DELIVERY_DELAY = Figure(
     "delivery_delay_seconds", "histogram",
     "Time in the queue of recipients that were relayed or delivered.", bounds=_DAYS)
+WEBHOOK_ATTEMPTS = Figure(
+    "webhook_attempts_total", "counter",
+    "Attempts to tell a receiver of an event: it took it (told), is to be tried again (put off), "
+    "or was given up.", ("outcome",), _each("told", "put off", "given up"))
+WEBHOOK_WAITING = Figure(
+    "webhook_events_waiting", "gauge", "Events that wait to be told.", total="max")
 BANS = Figure("bans", "gauge", "Networks that are banned now.", total="max")
 JOURNAL_BYTES = Figure(
     "journal_backlog_bytes", "gauge", "Octets that wait to be written to the journal.")

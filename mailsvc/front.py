@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import resource
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IServiceCollection, MultiService
-from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
 from mailsvc.acme.files import Files
-from mailsvc.config import Settings
+from mailsvc.config import ConfigurationError, Settings
+from mailsvc.control import Control, ReloadRefused
 from mailsvc.gathering import Gathering
 from mailsvc.listeners import KINDS, CannotStart, Listener
 from mailsvc.monitor import Monitor
 from mailsvc.systemd import NotifyService
 
 _log = Logger("mailsvc")
+
+#: What is read anew: the settings, and who checks passwords.
+Configuration = tuple[Settings, tuple[ICredentialsChecker, ...]]
 
 
 def listeners_of(settings: Settings, reactor: Any, optional: Sequence[str] = ()) -> list[Listener]:
@@ -50,6 +55,8 @@ class Front(MultiService):
     :ivar broken: fails with :class:`CannotStart` when the service cannot go on later.
     :ivar for_good: whether this is not a throwaway service, and its files shall stay usable for the
         user that they belong to.
+    :ivar read_again: what is asked for the configuration when it is to be read again, or None when
+        there is nothing to read.
     :ivar log_observer: what ``twistd`` shall log to, or None to leave that to its options.
     :ivar stopping: whether it is on its way down.
     """
@@ -63,6 +70,7 @@ class Front(MultiService):
         self.notify = notify
         notify.setServiceParent(self)
         self.for_good = self.stopping = False
+        self.read_again: Callable[[], Configuration] | None = None
         self.log_observer: ILogObserver | None = None
         self.ready: Deferred[list[Listener]] = Deferred()
         self.broken: Deferred[None] = Deferred()
@@ -113,20 +121,61 @@ class Front(MultiService):
         """Kind and address of those that have one."""
         return [(each.kind.name, each.address) for each in self.listeners if each.bound]
 
-    def watch(self, gathering: Gathering, settings: Settings) -> None:
-        """Serve what is not for mail: the figures of *gathering*, and whoever gives certificates.
-
-        Before it is started.
+    def watch(self, gathering: Gathering) -> None:
+        """Serve what is not for mail, before it is started: commands that ask, whoever wants the
+        figures of *gathering*, and whoever gives certificates.
         """
-        data = Path(settings.service.data)
+        data = Path(self.settings.service.data)
         of_kind = {name: [each for each in self.listeners if each.kind.name == name]
                    for name in ("http", "acme")}
         Monitor(gathering, of_kind["http"], data, self.reactor).setServiceParent(self)
+        Control(self, data, self.reactor).setServiceParent(self)
         if of_kind["acme"]:
             from mailsvc.acme.page import challenges  # noqa: PLC0415 - it takes a while, and memory
 
             for each in of_kind["acme"]:
                 each.open(challenges(Files(data), self.reactor))
+
+    @property
+    @abstractmethod
+    def settings(self) -> Settings:
+        """Those in effect."""
+
+    @property
+    @abstractmethod
+    def fixed(self) -> tuple[str, ...]:
+        """The sections and keys of the configuration that only a restart changes."""
+
+    @abstractmethod
+    def reload(self) -> Deferred[int]:
+        """Read the configuration again, and serve by it if there is no mistake.
+
+        :returns: fires with how many workers do, once they are at work and the former ones take no
+            more connections; fails with :class:`mailsvc.control.ReloadRefused`, which was logged.
+        """
+
+    def hang_up(self) -> None:
+        """The same, for SIGHUP."""
+        self.reload().addErrback(lambda failure: failure.trap(ReloadRefused))
+
+    def read(self) -> Configuration:
+        """The configuration as it is now.
+
+        :raises ConfigurationError: with every mistake.
+        :raises CannotStart: when it cannot be read for another reason.
+        """
+        if self.stopping:
+            raise CannotStart("the service is stopping")
+        if self.read_again is None:
+            raise CannotStart("there is nothing to read again: this service was started from flags "
+                              "alone (mailsvc dev)")
+        return self.read_again()
+
+    @staticmethod
+    def refusal(error: ConfigurationError | CannotStart) -> Deferred[int]:
+        """What :meth:`reload` returns because of *error*."""
+        return fail(ReloadRefused(*(
+            error.problems if isinstance(error, ConfigurationError) else [str(error)])))
 
     @abstractmethod
     def hurry(self) -> None:

@@ -4,7 +4,7 @@
 longer than the listeners for mail, so that ``/readyz`` can say that the service is stopping.  The
 pages are in :mod:`mailsvc.pages`, which is imported when there is a listener for them.
 
-The socket is ``{data}/figures``, and belongs to the service's user.  Whoever connects gets one JSON
+The socket is ``{data}/figures`` (:mod:`mailsvc.localsocket`).  Whoever connects gets one JSON
 object: ``ready``, ``unready`` (why not, or null), ``listeners``, each with ``kind`` and ``address``
 (``127.0.0.1:25``, ``[::]:25`` or a path), and ``figures``, each with ``name``, ``type``,
 ``help`` and ``samples``; these have ``labels`` and either ``value`` or, of a histogram, ``count``,
@@ -15,31 +15,27 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from twisted.application.service import Service
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 
+from mailsvc import localsocket
 from mailsvc.figures import Spreading, Value
 from mailsvc.gathering import PREFIX, Family, Gathering
 from mailsvc.listeners import Listener
+from mailsvc.localsocket import LocalSocket
 
 _log = Logger("mailsvc")
 
 #: The socket's name in the data directory.
 NAME = "figures"
-#: How long an answer is waited for, seconds.
-_PATIENCE = 10.0
 
 
-class Monitor(Service):
+class Monitor(MultiService):
     """Shows the figures of *gathering*.
 
     :param listeners: those of the kind ``http``.
@@ -48,45 +44,26 @@ class Monitor(Service):
 
     def __init__(self, gathering: Gathering, listeners: list[Listener], data: Path,
                  reactor: Any) -> None:
+        super().__init__()
         self._gathering = gathering
         self._listeners = listeners
-        self._data = data
         self._reactor = reactor
-        self._directory = -1
-        self._port: Any = None
+        LocalSocket(data, NAME, _Telling(gathering), "mailsvc stats", reactor).setServiceParent(
+            self)
 
     def startService(self) -> None:
-        super().startService()
         if self._listeners:
             from mailsvc.pages import site  # noqa: PLC0415 - it takes a while, and memory
 
             for listener in self._listeners:
                 listener.open(site(self._gathering, self._reactor))
-        try:
-            # By way of a descriptor: the path of a Unix socket has at most 107 octets.
-            self._directory = os.open(self._data, os.O_RDONLY | os.O_DIRECTORY)
-            path = f"/proc/self/fd/{self._directory}/{NAME}"
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            self._port = self._reactor.listenUNIX(path, _Telling(self._gathering), mode=0o600)
-        except (OSError, CannotListenError) as error:
-            _log.warn("`mailsvc stats` will not work: no socket can be made in {data}: {reason}",
-                      data=str(self._data), reason=str(error))
+        super().startService()
 
     def stopService(self) -> Deferred[Any]:
         """End; fires when nothing listens any more."""
-        super().stopService()
-        closing = [maybeDeferred(each.close) for each in self._listeners]
-        port, self._port = self._port, None
-        if port is not None:
-            closing.append(maybeDeferred(port.stopListening))
-
-        def closed(_: object) -> None:
-            if self._directory >= 0:
-                os.close(self._directory)
-                self._directory = -1
-
-        return DeferredList(closing, consumeErrors=True).addCallback(closed)
+        return DeferredList([maybeDeferred(super().stopService),
+                             *(maybeDeferred(each.close) for each in self._listeners)],
+                            consumeErrors=True)
 
 
 class _Telling(Factory):
@@ -135,40 +112,9 @@ def _value(value: Value) -> dict[str, Any]:
                                 strict=True))}
 
 
-class NoService(Exception):
-    """No service answers; the text says why, and what to do."""
-
-
 def ask(data: Path) -> dict[str, Any]:
     """The figures of the service that runs with the directory *data*; see the module.
 
     :raises NoService: there is none, or it does not answer.
     """
-    try:
-        directory = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise NoService(f"no service runs with the data in {data}: {error.strerror}; name the "
-                        "right place with --dir or --config") from error
-    blocks = []
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(_PATIENCE)
-            connection.connect(f"/proc/self/fd/{directory}/{NAME}")
-            while block := connection.recv(1 << 20):
-                blocks.append(block)
-        told: dict[str, Any] = json.loads(b"".join(blocks))
-    except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise NoService(f"no service runs with the data in {data}: start it, or name the right "
-                        "place with --dir or --config") from error
-    except PermissionError as error:
-        raise NoService(f"the service with the data in {data} may not be asked: run this as the "
-                        "user that runs mailsvc") from error
-    except TimeoutError as error:
-        raise NoService(f"the service with the data in {data} does not answer within "
-                        f"{_PATIENCE:g} seconds; see its log") from error
-    except (OSError, ValueError) as error:
-        raise NoService(f"the service with the data in {data} ended before it answered; try "
-                        "again") from error
-    finally:
-        os.close(directory)
-    return told
+    return localsocket.ask(data, NAME)

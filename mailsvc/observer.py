@@ -114,9 +114,11 @@ class Observer(Service):
         for path, (free, size, files) in self._places:
             with suppress(OSError):
                 system = os.statvfs(path)
-                free.set(system.f_bavail * system.f_frsize)
+                # 0 would be a figure that is not known, and an alert on a full disk would end.
+                free.set(max(1, system.f_bavail * system.f_frsize))
                 size.set(system.f_blocks * system.f_frsize)
-                files.set(system.f_favail)
+                # Some file systems, such as Btrfs, know no limit, and tell 0 of both.
+                files.set(max(1, system.f_favail) if system.f_files else 0)
         try:
             if self._mail is not None:
                 _try_writing(self._mail)

@@ -42,7 +42,7 @@ from mailsvc.acme.renewal import Renewal
 from mailsvc.authentication import Authenticator
 from mailsvc.brakes import Brakes
 from mailsvc.checkers.inturn import in_turn
-from mailsvc.config import Settings
+from mailsvc.config import SECTIONS, ConfigurationError, Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
 from mailsvc.dkim import Keys, Signer
@@ -98,6 +98,10 @@ from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable, certificate_places
 from mailsvc.trust import Trust, Untrusted
+from mailsvc.webhooks import spool
+from mailsvc.webhooks.delivery import Webhooks
+from mailsvc.webhooks.posting import Poster
+from mailsvc.webhooks.signing import SecretUnusable
 
 _log = Logger("mailsvc")
 
@@ -215,7 +219,7 @@ class MailService(Front):
             self.close_listeners()
             raise CannotStart(f"mailsvc cannot start: {error}") from error
         if self._place is None:
-            self.watch(Gathering(self._figures, self), self._settings)
+            self.watch(Gathering(self._figures, self))
         super().startService()
         assert self.bound is not None
         # Not before the reactor runs, and with it the handlers of the signals that stop it.
@@ -229,6 +233,7 @@ class MailService(Front):
         _refuse_unusable(settings.relay.authorities)
         hostname, domain = settings.service.hostname, settings.routing.default_domain
         _make_mail_directory(settings)
+        self._open_webhooks()
         self._tls.load(aloud=self._place is None or self._place.first)
         store = self._store = open_store(
             settings.service.store, settings.maildir, hostname, reactor)
@@ -313,6 +318,27 @@ class MailService(Front):
                  store.root if isinstance(store, MaildirStore) else None,
                  Path(self._settings.service.data)).setServiceParent(self)
 
+    # ---- another configuration ----
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        return tuple(SECTIONS)
+
+    def reload(self) -> Deferred[int]:
+        """Say what a restart would bring: there is nobody else to serve meanwhile."""
+        try:
+            self.read()
+        except (ConfigurationError, CannotStart) as error:
+            _log.error("the configuration has mistakes now: {problem}", problem=str(error))
+            return self.refusal(error)
+        problem = "one worker serves: a changed configuration counts from the next start"
+        _log.warn("{problem}", problem=problem)
+        return self.refusal(CannotStart(problem))
+
     # ---- for those who watch ----
 
     def processes(self) -> list[Process]:
@@ -341,7 +367,8 @@ class MailService(Front):
         signer = Signer(Keys(Path(settings.service.data) / "dkim"))
         _try_keys(signer)
         queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
-                      min(5, settings.service.grace_seconds), self._share)
+                      min(5, settings.service.grace_seconds), self._share,
+                      settings.queue.old_seconds)
         listening = {place for listener in self.listeners
                      if listener.kind.name == "smtp" and (place := listener.host_and_port)}
 
@@ -363,6 +390,23 @@ class MailService(Front):
         queue.make_attempts = attempts if senders > 1 else None
         queue.setServiceParent(self)
         return queue
+
+    def _open_webhooks(self) -> None:
+        """What tells others of what is logged from here on."""
+        settings, path = self._settings.webhooks, Path(self._settings.service.data) / spool.NAME
+        if not settings.urls:
+            return
+        try:
+            poster = Poster(settings, self.reactor)
+        except SecretUnusable as problem:
+            raise CannotStart(f"mailsvc cannot start: webhooks.secret: {problem}") from problem
+        except Untrusted as problem:
+            raise CannotStart(
+                f"mailsvc cannot start: webhooks.authorities: {problem}") from problem
+        spool.Spool(path).close()
+        webhooks = Webhooks(settings, path, poster, self._share, self.reactor)
+        webhooks.observe()
+        webhooks.setServiceParent(self)
 
     def _sweep(self) -> Deferred[None]:
         assert self._store is not None

@@ -21,12 +21,13 @@ from twisted.python.failure import Failure
 from mailsvc import log
 from mailsvc.config import DEFAULT_PATH, ConfigurationError, Settings, load
 from mailsvc.credentials import IToken
+from mailsvc.front import Configuration
 from mailsvc.listeners import KINDS, CannotStart
 from mailsvc.log import SharedLogFile
 from mailsvc.service import MailService
 from mailsvc.stopping import StopSignals
 from mailsvc.toml import literal
-from mailsvc.workers import Configuration, Supervisor, serve
+from mailsvc.workers import Supervisor, serve
 
 _log = Logger("mailsvc")
 
@@ -128,20 +129,10 @@ def makeService(options: Options) -> MailService | Supervisor:
     elif not (twistd.get("logger") or twistd.get("syslog")):
         service.log_observer = log.observer(settings.log, sys.stdout)
     if not isinstance(service, Supervisor) and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_check_again, options))
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(service.hang_up))
     for outcome in service.ready, service.broken:
         outcome.addErrback(_give_up, reactor)
     return service
-
-
-def _check_again(options: Options) -> None:
-    """SIGHUP to the only process there is: not to end, but to say what a restart would bring."""
-    try:
-        options.read_again()
-    except (ConfigurationError, CannotStart) as error:
-        _log.error("the configuration has mistakes now: {problem}", problem=str(error))
-    else:
-        _log.warn("one worker serves: a changed configuration counts from the next start")
 
 
 def _give_up(failure: Failure, reactor: Any) -> None:

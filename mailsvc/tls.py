@@ -258,6 +258,7 @@ class ServerTLS(Service):
         self._doubts: dict[Watched[Any], _Doubt] = {}
         self._contexts: Contexts | None = None
         self._next_day = 0.0
+        self._aloud = True
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
 
@@ -266,9 +267,10 @@ class ServerTLS(Service):
     def load(self, *, aloud: bool = True) -> None:
         """Read every certificate, and make one if none is set.
 
-        :param aloud: log which they are.
+        :param aloud: log which they are, and when they end: for one of several processes.
         :raises TLSUnusable: names all that is wrong with any of them.
         """
+        self._aloud = aloud
         problems = []
         self._watched = [certificate_at(place) for place in certificate_places(self._settings)]
         if not self._watched:
@@ -378,7 +380,8 @@ class ServerTLS(Service):
                 _log.error("{problem}", problem=str(problem))
         for watched in [each for each in self._watched if each in self._doubts]:
             self._consider(watched)
-        self._warn_of_ends()
+        if self._aloud:
+            self._warn_of_ends()
 
     def _consider(self, watched: Watched[Certificate]) -> bool:
         """Take the certificate that is there now; return whether it is another one, and good."""
@@ -455,10 +458,11 @@ class ServerTLS(Service):
                            certificate=str(certificate), since=certificate.not_before)
             elif left < datetime.timedelta():
                 _log.error("certificate {certificate} has expired: clients refuse it; renew it",
-                           certificate=str(certificate))
+                           event="certificate.old", certificate=str(certificate), days=left.days)
             elif left < _WARNING:
                 _log.warn("certificate {certificate} expires in {days} days; see why it was not "
-                          "renewed", certificate=str(certificate), days=left.days)
+                          "renewed", event="certificate.old", certificate=str(certificate),
+                          days=left.days)
         for revocations in self._clients.revocations:
             until = revocations.next_update_utc
             if until is not None and until < now:

@@ -40,6 +40,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mailsvc.config import ConfigurationError, Settings
+from mailsvc.config import SECTIONS, ConfigurationError, Settings
+from mailsvc.control import ReloadRefused
 from mailsvc.figures import RELOADS, RESTARTS, Figures, Share
-from mailsvc.front import Front, listeners_of
+from mailsvc.front import Configuration, Front, listeners_of
 from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
@@ -64,8 +66,9 @@ from mailsvc.worker import DRAIN, READY, Task, fork
 
 _log = Logger("mailsvc.workers")
 
-#: What is read anew: the settings, and who checks passwords.
-Configuration = tuple[Settings, tuple[ICredentialsChecker, ...]]
+#: The sections and keys that the supervisor itself goes by: the sockets that it bound, the log that
+#: all write to, and the directory where it answers.
+FIXED = ("listeners", "log", "service.data")
 
 #: Workers that died before they served, in a row, until the service gives up.
 ATTEMPTS = 10
@@ -109,12 +112,16 @@ def serve(
     :param log_file: what all processes log to, if it is to be rotated.
     :raises CannotStart: as :func:`mailsvc.service.build`.
     """
+    service: MailService | Supervisor
     if count(settings) == 1:
         if settings.service.workers > 1:
             _log.warn("one worker serves: a store in memory is of one process")
-        return build(settings, reactor, checkers=checkers, optional=optional)
-    return Supervisor(settings, reactor, listeners_of(settings, reactor, optional),
-                      tuple(checkers), read_again, log_file)
+        service = build(settings, reactor, checkers=checkers, optional=optional)
+    else:
+        service = Supervisor(settings, reactor, listeners_of(settings, reactor, optional),
+                             tuple(checkers), log_file)
+    service.read_again = read_again
+    return service
 
 
 @implementer(IReadDescriptor)
@@ -165,12 +172,10 @@ class Supervisor(Front):
     def __init__(
         self, settings: Settings, reactor: Any, listeners: list[Listener],
         checkers: tuple[ICredentialsChecker, ...],
-        read_again: Callable[[], Configuration] | None = None,
         log_file: SharedLogFile | None = None,
     ) -> None:
         super().__init__(reactor, listeners, NotifyService(reactor))
         self._configuration: Configuration = settings, checkers
-        self._read_again = read_again
         self._log_file = log_file
         self._log_octets = 0
         if log_file is not None:
@@ -180,6 +185,8 @@ class Supervisor(Front):
         #: The next generation while it starts, and what it is made with.
         self._successors: list[_Worker] = []
         self._next: Configuration = self._configuration
+        #: Fires with how many serve by it, or with why they cannot.
+        self._reloaded: Deferred[int] = Deferred()
         self._pauses: list[IDelayedCall] = []
         #: Deaths soon after one another, and when they are forgotten.
         self._deaths = 0
@@ -214,7 +221,7 @@ class Supervisor(Front):
             self._begin()
         else:
             self.bound.addCallback(self._begin_late)
-        self.watch(self._gathering, self._configuration[0])
+        self.watch(self._gathering)
         super().startService()
         # Not before the reactor runs, and with it the handlers of the signals that stop it.
         self.bound.addCallback(
@@ -252,8 +259,8 @@ class Supervisor(Front):
         for worker in self._workers:
             self._watch(worker)
         self._rounds.start(_ROUND, now=False)
-        if self._read_again is not None and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.reload))
+        if self.read_again is not None and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.hang_up))
         _log.info("{workers} workers serve", workers=len(self._workers),
                   pids=[worker.pid for worker in self._workers])
 
@@ -422,33 +429,42 @@ class Supervisor(Front):
 
     # ---- another generation ----
 
-    def reload(self) -> None:
+    @property
+    def settings(self) -> Settings:
+        return self._configuration[0]
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        return FIXED if self.read_again is not None else tuple(SECTIONS)
+
+    def reload(self) -> Deferred[int]:
         """Read the configuration again, and let new workers serve by it, if there is no mistake."""
-        if self.stopping or self._read_again is None:
-            return
         try:
-            self._next = self._read_again()
-            self._check_next()
+            configuration = self.read()
+            self._check(configuration[0])
         except (ConfigurationError, CannotStart) as error:
             self._failed_reloads.add()
             _log.error("the configuration stays as it was, for it cannot be changed to what is "
                        "there now: {problem}", problem=str(error))
-            return
+            return self.refusal(error)
+        self._next = configuration
+        reloaded = self._reloaded = Deferred()
         self.notify.status("starting workers with another configuration")
         try:
-            for number in range(count(self._next[0])):
-                worker = self._fork(self._next, first=number == 0)
+            for number in range(count(configuration[0])):
+                worker = self._fork(configuration, first=number == 0)
                 self._successors.append(worker)
                 self._watch(worker)
         except OSError as error:
             self._give_up_successors(str(error))
+        return reloaded
 
-    def _check_next(self) -> None:
-        (old, _), (new, _) = self._configuration, self._next
-        fixed = [name for name in ("listeners", "log") if getattr(old, name) != getattr(new, name)]
+    def _check(self, new: Settings) -> None:
+        old = self.settings
+        fixed = [name if "." in name else f"[{name}]" for name in FIXED
+                 if attrgetter(name)(old) != attrgetter(name)(new)]
         if fixed:
-            raise CannotStart("a change of " + " and of ".join(f"[{name}]" for name in fixed)
-                              + " needs a restart")
+            raise CannotStart("a change of " + " and of ".join(fixed) + " needs a restart")
         if self._successors:
             raise CannotStart("workers for the last change are still starting; try again")
         if count(new) > len(self._rows):
@@ -474,8 +490,9 @@ class Supervisor(Front):
         self._configuration = self._next
         self._reloads.add()
         _log.info("the configuration was read again; {workers} workers serve by it",
-                  workers=count(self._configuration[0]))
+                  workers=count(self.settings))
         self.notify.status("serving " + ", ".join(map(str, self.listeners)))
+        self._reloaded.callback(count(self.settings))
 
     def _give_up_successors(self, cause: str) -> None:
         if not self.stopping:
@@ -489,6 +506,8 @@ class Supervisor(Front):
         self._tell(DRAIN, self._successors)
         self._workers += self._successors
         self._successors = []
+        self._reloaded.errback(ReloadRefused(
+            "the service is stopping" if self.stopping else f"workers cannot start by it: {cause}"))
 
     # ---- for those who watch ----
 
@@ -503,7 +522,7 @@ class Supervisor(Front):
 
     def certificates(self) -> list[str]:
         """What the certificates of the workers are called."""
-        return certificate_names(self._configuration[0])
+        return certificate_names(self.settings)
 
     # ---- stopping ----
 
@@ -528,7 +547,7 @@ class Supervisor(Front):
             worker.leaving = True
         self._tell(signal.SIGTERM, workers)
         if workers:
-            patience = self._configuration[0].service.grace_seconds + _TO_END
+            patience = self.settings.service.grace_seconds + _TO_END
             killing = self.reactor.callLater(patience, self._kill)
             await self._ended
             if killing.active():

@@ -19,10 +19,11 @@ CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
-         "certificates", "tls", "acme", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
+         "certificates", "tls", "acme", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace",
+         "webhooks"]
 SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "mistakes", "config", "log", "systemd",
-           "headcount", "connections", "listeners", "figures", "gathering", "monitor", "observer",
-           "front"]
+           "headcount", "connections", "listeners", "figures", "gathering", "localsocket",
+           "monitor", "control", "observer", "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -50,7 +51,9 @@ MAY_IMPORT = {
     "pace": [],
     "figures": [],
     "gathering": ["figures"],
-    "monitor": ["figures", "gathering", "listeners", "pages"],
+    "localsocket": [],
+    "monitor": ["figures", "gathering", "listeners", "localsocket", "pages"],
+    "control": ["config", "localsocket"],
     "pages": ["figures", "gathering", "web"],
     "web": [],
     "observer": ["figures", "gathering"],
@@ -58,6 +61,11 @@ MAY_IMPORT = {
     "connections": [*VALUES, "pace", "headcount"],
     "conversation": [*VALUES, *LOGINS, "figures", "authentication", "connections", "handshake"],
     "proxy": [*VALUES, "connections"],
+    "webhooks.events": ["settings"],
+    "webhooks.signing": [],
+    "webhooks.spool": ["database"],
+    "webhooks.posting": ["trust", "webhooks"],
+    "webhooks": ["figures", "store.threads", "webhooks"],
     "journal": [],
     "store": [*CONTRACTS, "journal", "ownership", "store"],
     "importing.pop3": ["blocking", "fetching", "store.filenames", "importing.source"],
@@ -135,10 +143,12 @@ MAY_IMPORT = {
     "listeners": ["transport"],
     "log": ["settings"],
     "config": [*PARTS, "toml", "mistakes", "log"],
-    "front": ["acme.files", "acme.page", "config", "gathering", "listeners", "monitor", "systemd"],
+    "front": ["acme.files", "acme.page", "config", "control", "gathering", "listeners", "monitor",
+              "systemd"],
     "doctor.facts": [],
     "doctor.spf": ["queue.security.lookup"],
-    "doctor.host": ["config", "directory", "errors", "monitor", "names", "ownership", "doctor"],
+    "doctor.host": ["config", "directory", "errors", "localsocket", "monitor", "names", "ownership",
+                    "doctor"],
     "doctor.listening": ["config", "client", "dialing", "fetching", "pop3.fetching", "smtp",
                          "trust", "doctor"],
     "doctor.probes": ["doctor.facts"],
@@ -167,6 +177,7 @@ MAY_IMPORT = {
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
+           "webhooks.events", "webhooks.signing", "webhooks.spool",
            "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
            "queue.security.dane"]
 ADAPTORS = ["smtp.server", "smtp.passage", "smtp.outgoing", "smtp.incoming", "smtp.severally",

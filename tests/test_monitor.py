@@ -23,7 +23,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as families
 
-from mailsvc import monitor
+from mailsvc import localsocket, monitor
 from tests.service import PATIENCE, Dialogue, Service, fetch, login, submit
 
 ALICE, BOB = "alice@example.org", "bob@example.org"
@@ -460,19 +460,19 @@ def sample(told: dict[str, Any], name: str, **labels: str) -> dict[str, Any]:
 def test_stats_of_a_service_that_was_killed_or_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "_PATIENCE", 0.3)
+    monkeypatch.setattr(localsocket, "PATIENCE", 0.3)
     with Service(tmp_path / "data", ACCOUNTS) as service:
         service.process.send_signal(signal.SIGSTOP)
-        with pytest.raises(monitor.NoService, match="does not answer within"):
+        with pytest.raises(localsocket.NoService, match="does not answer within"):
             monitor.ask(service.directory)
         service.kill()
         assert (service.directory / "figures").exists()
-        with pytest.raises(monitor.NoService, match="no service runs"):
+        with pytest.raises(localsocket.NoService, match="no service runs"):
             monitor.ask(service.directory)
     with Service(tmp_path / "data", ACCOUNTS) as service:
         assert monitor.ask(service.directory)["ready"]
 
 
 def test_a_data_directory_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(monitor.NoService, match="no service runs"):
+    with pytest.raises(localsocket.NoService, match="no service runs"):
         monitor.ask(tmp_path / "nowhere")

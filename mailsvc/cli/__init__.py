@@ -34,11 +34,13 @@ COMMANDS = {
     "import": "mailsvc.cli.importing",
     "queue": "mailsvc.cli.queue",
     "quickstart": "mailsvc.cli.quickstart",
+    "reload": "mailsvc.cli.reload",
     "restore": "mailsvc.cli.restore",
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
     "stats": "mailsvc.cli.stats",
     "undelete": "mailsvc.cli.undelete",
+    "webhook": "mailsvc.cli.webhook",
 }
 
 

@@ -30,8 +30,9 @@ from mailsvc.config import DEFAULT_PATH, ConfigurationError, ServiceSettings, Se
 from mailsvc.doctor.facts import Fact
 from mailsvc.errors import MailFailure
 from mailsvc.installation import Impossible, Made, Piece
+from mailsvc.localsocket import NoService
 from mailsvc.mail import Address
-from mailsvc.monitor import NoService, ask
+from mailsvc.monitor import ask
 from mailsvc.names import DirectoryError
 from mailsvc.ownership import give_to_owner_of
 from mailsvc.passwords import new_app_password

@@ -12,7 +12,8 @@ import click
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
 from mailsvc.gathering import PREFIX
-from mailsvc.monitor import NoService, ask
+from mailsvc.localsocket import NoService
+from mailsvc.monitor import ask
 
 
 @click.command()

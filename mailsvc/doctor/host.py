@@ -17,7 +17,8 @@ from mailsvc.config import Settings
 from mailsvc.directory import SqliteDirectory
 from mailsvc.doctor.facts import Fact, fail, note, ok, warn
 from mailsvc.errors import MailFailure
-from mailsvc.monitor import NoService, ask
+from mailsvc.localsocket import NoService
+from mailsvc.monitor import ask
 from mailsvc.names import DirectoryError
 from mailsvc.ownership import name_of
 

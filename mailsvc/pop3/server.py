@@ -180,6 +180,7 @@ class POP3Protocol(Conversation):
             "client={client}: {reason}",
             connection=self.id, user=self._user, retrieved=self._retrieved, deleted=self._deleted,
             client=self.client, reason=reason,
+            **({"event": "mailbox.fetched"} if self._retrieved or self._deleted else {}),
         )
 
     def say_goodbye(self, now: bool) -> None:

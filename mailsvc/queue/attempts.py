@@ -339,7 +339,7 @@ class Attempts:
         if took:
             self._delay.observe(max(0, round(1e9 * (now - message.arrived))))
         _log.info("{id} {state} recipient={recipient} sender={sender} host={host} "
-                      "attempt={attempt}: {reply}",
+                      "attempt={attempt}: {reply}", event=f"message.{outcome}",
                       id=message.id, state=result.state if took else outcome,
                       recipient=str(each.address), sender=str(message.reverse_path),
                       host=result.host, attempt=message.attempts, reply=result.reply)
@@ -362,8 +362,14 @@ class Attempts:
                     # RFC 3463 §3.5: delivery time expired; RFC 2852 §4.1: for good.
                     each.status = "4.4.7" if message.returns_by is None else "5.4.7"
                     each.reply = each.reply or "the time for its delivery is over"
-        await self._report(message, content, "failed", [
-            each for each in message.recipients if each.state == FAILED and not each.reported])
+        failed = [each for each in message.recipients
+                  if each.state == FAILED and not each.reported]
+        for each in failed:
+            _log.info("{id} given up recipient={recipient} sender={sender} host={host} "
+                      "status={status}: {reply}", event="message.bounced", id=message.id,
+                      recipient=str(each.address), sender=str(message.reverse_path),
+                      host=each.host, status=each.status, reply=each.reply)
+        await self._report(message, content, "failed", failed)
         for action, local in ("relayed", False), ("delivered", True):
             await self._report(message, content, action, [
                 each for each in message.recipients

@@ -37,6 +37,9 @@ class QueueSettings:
     warning_seconds: float = setting(
         14_400, "After how long its sender is told that a message is delayed; 0 for never.",
         unit="seconds", check=at_least(0))
+    old_seconds: float = setting(
+        43_200, "From which age on the oldest message that waits is warned of in the log, once a "
+        "day; 0 for never.", unit="seconds", check=at_least(0))
     connections: int = setting(
         100, "How many connections to other hosts are open at once, divided among the workers "
         "that send.",

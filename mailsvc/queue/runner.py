@@ -83,6 +83,14 @@ class Runner:
             oldest = now  # there is none, or its file was named by somebody else
         return len(self._active), len(self._due), len(self._held), max(0.0, now - oldest)
 
+    def oldest(self, now: float) -> tuple[str, float] | None:
+        """The id and age of the message that has been on its way for longest, if there is one."""
+        try:
+            id = min(min(group) for group in (self._active, self._due) if group)
+            return id, now - time_of(id)
+        except ValueError:
+            return None
+
     def __len__(self) -> int:
         """How many messages are known."""
         return len(self._due) + len(self._active)

@@ -38,6 +38,8 @@ from mailsvc.store.threads import Threads
 
 _log = Logger("mailsvc.queue")
 
+#: How often the same is warned of, seconds.
+_WARN_EVERY = 86_400
 #: How often the lock is tried for while another process has it and hears us, seconds; and while
 #: nobody does.
 _LOOK_EVERY, _SEEK_EVERY = 30.0, 0.1
@@ -63,14 +65,19 @@ class Queue(Service):
     :param threads: where its files are written and read; it stops them.
     :param grace_seconds: how long what is being sent may take to end when the service stops.
     :param share: where is told what the queue holds.
+    :param old_seconds: from which age on a message that waits is warned of; 0 for never.
     """
 
     def __init__(self, spool: Spool, threads: Threads, reactor: Any,
-                 grace_seconds: float = 5, share: Share | None = None) -> None:
+                 grace_seconds: float = 5, share: Share | None = None,
+                 old_seconds: float = 0) -> None:
         self.spool = spool
         self.threads = threads
         self._reactor = reactor
         self._grace = grace_seconds
+        self._old_seconds = old_seconds
+        #: When the next warning of what is old may come.
+        self._next_warning = 0.0
         self._writer = _Writer(spool, threads)
         self._buffers = Buffers(_SMALL_OCTETS, _MEMORY_OCTETS)
         self._ownership = Ownership(spool.root)
@@ -144,10 +151,22 @@ class Queue(Service):
         """Tell the figures what the queue holds, if it is this process that knows."""
         standing: tuple[int, int, int, float] = (0, 0, 0, 0.0)
         if self.runner is not None:
-            standing = self.runner.standing(self._reactor.seconds())
+            now = self._reactor.seconds()
+            standing = self.runner.standing(now)
+            self._warn_of_age(self.runner.oldest(now), now)
         *counts, age = standing
         for level, value in zip(self._levels, (*counts, round(figures.MICRO * age)), strict=True):
             level.set(value)
+
+    def _warn_of_age(self, oldest: tuple[str, float] | None, now: float) -> None:
+        if not self._old_seconds or oldest is None or oldest[1] < self._old_seconds:
+            self._next_warning = 0.0
+        elif now >= self._next_warning:
+            self._next_warning = now + _WARN_EVERY
+            id, age = oldest
+            _log.warn("{id} has waited for {hours:.1f} hours, longer than all else in the queue; "
+                      "`mailsvc queue list` shows why", event="queue.old", id=id,
+                      seconds=round(age), hours=age / 3600)
 
     # ---- who sends ----
 

@@ -200,6 +200,7 @@ class Reception:
             queued += " held_until={held_until}"
             said["held_until"] = date_time(envelope.release)
         self._log.info("{id} accepted " + _ABOUT + by + " accounts={accounts}" + queued,
+                       event="message.received",
                        accounts=[account.name for account in envelope.accounts()],
                        queued=remotes, **said)
         return replies.accepted(envelope.id)
@@ -217,6 +218,7 @@ class Reception:
             said["recipients"] = [str(recipient.forward_path)]
             if failure is None:
                 self._log.info("{id} accepted " + _ABOUT + " accounts={accounts}",
+                               event="message.received",
                                accounts=[account.name for account in recipient.accounts], **said)
                 answers.append(replies.accepted(envelope.id))
             else:

@@ -1,0 +1,139 @@
+"""``mailsvc webhook``: secrets to sign with, a test of what receives events, and what waits."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mailsvc.blocking import run
+from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
+from mailsvc.cli.place import place_options, settings
+from mailsvc.config import KEYS
+from mailsvc.errors import MailFailure
+from mailsvc.names import DirectoryError
+from mailsvc.trust import Untrusted
+from mailsvc.webhooks.events import TEST, WebhookSettings, body, shown
+from mailsvc.webhooks.signing import SecretUnusable, new_secret
+from mailsvc.webhooks.spool import NAME, Event, Spool
+
+
+@click.group()
+def webhook() -> None:
+    """Tell other programs what happens: see [webhooks] in the configuration."""
+
+
+@webhook.command()
+def secret() -> None:
+    """Print a new secret, for webhooks.secret and for the receiver.
+
+    \b
+    Example:
+      install -m 600 -o mailsvc /dev/null /etc/mailsvc-webhook.secret
+      mailsvc webhook secret > /etc/mailsvc-webhook.secret
+    """
+    click.echo(new_secret())
+
+
+def _receiver(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+              ) -> tuple[str, ...]:
+    for value in values:
+        expected = KEYS["webhooks.urls"].expected([value])
+        if expected:
+            raise click.BadParameter(f"{value}: expected {expected}", ctx, param)
+    return values
+
+
+@webhook.command()
+@click.argument("urls", nargs=-1, metavar="[URL...]", callback=_receiver)
+@json_option
+@place_options
+def test(urls: tuple[str, ...], as_json: bool) -> None:
+    """Send a test event to each of webhooks.urls, or to URL..., and show what it says.
+
+    It is signed like any other, and its type is "test"; this command sends it by itself, at once
+    and once.  The status is 1 when a receiver does not take it.
+
+    With --json it is an array of objects: url, seconds, code and text of the answer, or null, and
+    problem, or null.
+
+    \b
+    Example:
+      mailsvc webhook test
+    """
+    configured = settings().webhooks
+    receivers = urls or tuple(configured.urls)
+    if not receivers:
+        raise click.ClickException("webhooks.urls names none: give a URL, or set it")
+    try:
+        results: list[dict[str, Any]] = run(_tried, configured, receivers)
+    except SecretUnusable as problem:
+        raise click.ClickException(f"webhooks.secret: {problem}") from problem
+    except Untrusted as problem:
+        raise click.ClickException(f"webhooks.authorities: {problem}") from problem
+    if as_json:
+        print_json(results)
+    else:
+        for each in results:
+            said = each["problem"] or f"{each['code']} {each['text']}".rstrip()
+            click.echo(f"{each['url']}: {said} ({1000 * each['seconds']:.0f} ms)")
+    if any(each["problem"] for each in results):
+        click.get_current_context().exit(1)
+
+
+async def _tried(configured: WebhookSettings, urls: tuple[str, ...]) -> list[dict[str, Any]]:
+    # Not at the top: the other commands do without, and importing a reactor installs it.
+    from twisted.internet import reactor  # noqa: PLC0415
+
+    from mailsvc.webhooks.posting import NotTold, Poster  # noqa: PLC0415
+
+    poster, results = Poster(configured, reactor), []
+    for url in urls:
+        now = time.time()
+        event = Event(f"msg_test_{time.time_ns()}", TEST,
+                      body(TEST, now, {"text": "sent by `mailsvc webhook test`"}), now)
+        result: dict[str, Any] = {"url": url, "code": None, "text": None, "problem": None}
+        began = time.monotonic()
+        try:
+            result["code"], result["text"] = await poster.post(url, event)
+        except NotTold as failure:
+            result["problem"] = str(failure)
+        results.append({**result, "seconds": round(time.monotonic() - began, 3)})
+    await poster.close()
+    return results
+
+
+@webhook.command("list")
+@json_option
+@place_options
+def list_waiting(as_json: bool) -> None:
+    """List the events that wait to be told, the oldest first.
+
+    With --json it is an array of objects: id, type, url, since and due (seconds since the epoch),
+    attempts, problem (of the last attempt, or ""), and event, what is told.
+
+    \b
+    Example:
+      mailsvc webhook list
+    """
+    path = Path(settings().service.data) / NAME
+    waiting = []
+    try:
+        if path.exists():
+            with closing(Spool(path, create=False)) as spool:
+                waiting = spool.waiting()
+    except (DirectoryError, MailFailure, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print_json([{"id": each.event.id, "type": each.event.kind, "url": each.url,
+                     "since": each.event.since, "due": each.due, "attempts": each.attempts,
+                     "problem": each.problem, "event": json.loads(each.event.body)}
+                    for each in waiting])
+        return
+    print_rows(["id", "type", "to", "since", "due", "attempts", "problem"], [
+        [each.event.id, each.event.kind, shown(each.url), local_time(each.event.since),
+         local_time(each.due), str(each.attempts), each.problem or "-"] for each in waiting])
