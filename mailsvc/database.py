@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,10 @@ class Database:
     def change(self, statement: str, *parameters: Any) -> int | None:
         """Run a statement inside a transaction; returns the id of the row it inserted, if any."""
         return self._db.execute(statement, parameters).lastrowid
+
+    def change_all(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement inside a transaction for each of *rows* of parameters."""
+        self._db.executemany(statement, rows)
 
     def rows(self, query: str, *parameters: Any) -> list[Any]:
         """All rows of a query; text that is not Unicode (a lone surrogate) finds none.

@@ -20,9 +20,9 @@ PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins", "directory"]
 PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
-SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "mistakes", "config", "log", "systemd",
-           "headcount", "connections", "listeners", "figures", "gathering", "monitor", "observer",
-           "front"]
+SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "config", "log",
+           "systemd", "headcount", "connections", "listeners", "figures", "gathering", "monitor",
+           "observer", "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -119,11 +119,13 @@ MAY_IMPORT = {
     "checkers.plugin": ["checkers"],
     "checkers.verifiers": ["accounts", "passwords"],
     "checkers": ["errors", "settings", "credentials", "checkers"],
+    "tracing.limits": ["settings"],
+    "tracing": ["errors", "mail", "figures", "names", "database", "log", "tracing"],
     "systemd": ["settings"],
     "transport": [],
     "listeners": ["transport"],
     "log": ["settings"],
-    "config": [*PARTS, "toml", "mistakes", "log"],
+    "config": [*PARTS, "toml", "mistakes", "log", "tracing.limits"],
     "front": ["config", "gathering", "listeners", "monitor", "systemd"],
     "stopping": [],
     "service": SERVICE,
@@ -179,7 +181,7 @@ def test_a_module_imports_only_what_stands_left_of_it(path: Path) -> None:
     module = dotted(path)
     ours = [name.removeprefix("mailsvc.") for name in imports(path)
             if name.startswith("mailsvc.")]
-    if module in {"", "smtp", "pop3", "submission", "queue"}:
+    if module in {"", "smtp", "pop3", "submission", "queue", "tracing"}:
         assert ours in ([], ["__version__"]), "these packages only hold their modules"
         return
     row = next((row for row in MAY_IMPORT if within(module, [row])), None)

@@ -29,6 +29,7 @@ COMMANDS = {
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
     "stats": "mailsvc.cli.stats",
+    "trace": "mailsvc.cli.trace",
 }
 
 
