@@ -131,6 +131,13 @@ class Database:
                 raise
             raise TemporaryFailure("The directory of accounts cannot be read now") from error
 
+    def copy_to(self, target: sqlite3.Connection) -> None:
+        """Copy the whole file, as it is now, into another database."""
+        try:
+            self._db.backup(target)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
     def update(self, statement: str, *parameters: Any) -> None:
         """Run one statement over a connection of its own, in any thread.
 

@@ -129,6 +129,7 @@ MAY_IMPORT = {
     "front": ["config", "gathering", "listeners", "monitor", "systemd"],
     "stopping": [],
     "service": SERVICE,
+    "rehearsal": SERVICE,
     "worker": ["config", "listeners", "log", "service"],
     "workers": [*SERVICE, "service", "worker"],
     "blocking": ["client"],
@@ -137,8 +138,8 @@ MAY_IMPORT = {
     "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
-    "cli": [*SERVICE, "service", "stopping", "workers", "tap", "sendmail", "client", "blocking",
-            "composing", "trust", "fetching", "mailfile", "cli"],
+    "cli": [*SERVICE, "rehearsal", "service", "stopping", "workers", "tap", "sendmail", "client",
+            "blocking", "composing", "trust", "fetching", "mailfile", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

@@ -24,6 +24,7 @@ COMMANDS = {
     "dev": "mailsvc.cli.dev",
     "dkim": "mailsvc.cli.dkim",
     "domain": "mailsvc.cli.domains",
+    "explain": "mailsvc.cli.explain",
     "fetch": "mailsvc.cli.fetch",
     "queue": "mailsvc.cli.queue",
     "send": "mailsvc.cli.send",
