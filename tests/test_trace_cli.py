@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -318,8 +321,9 @@ def test_what_each_event_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
 def tell(directory: Path, id: str, *told: tuple[str, str, dict[str, Any]]) -> Story:
     if told:
         writer = Writer(directory, TraceSettings(), now=lambda: 1000.0)
-        writer.write([Entry(1000.0, Kind(f"mailsvc.{module}", "info", form, fields),
-                            list(fields.values())) for module, form, fields in told])
+        writer.write([Entry(1000 + place / 1000, Kind(f"mailsvc.{module}", "info", form, fields),
+                            list(fields.values()))
+                      for place, (module, form, fields) in enumerate(told)])
         writer.close()
     with Reader(directory) as reader:
         story = story_of(reader, id)
@@ -358,6 +362,24 @@ def test_only_the_login_of_its_connection_is_part_of_it(tmp_path: Path) -> None:
           for id in (one, other)))
     assert [step.phase for step in story.steps if step.phase != "came in"] == ["login", "refused"]
     assert other not in "".join(step.text for step in story.steps)
+
+
+def test_what_happens_next_is_followed(run: CommandLine) -> None:
+    id = new_id()
+    kept(run, ("smtp", "{id} dropped …", {"id": id, "reason": "first"}), when=time.time())
+    command = [sys.executable, "-c", "from mailsvc.cli import main; main()", "--dir", str(run.dir),
+               "trace", id, "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        until = iter(following.stdout)
+        assert any("given up: first" in line for line in until)
+        kept(run, ("queue", "{id} done attempts={attempts}", {"id": id, "attempts": 7}),
+             when=time.time())
+        line = next(line for line in until if "attempts" in line)
+        assert line.startswith(id)
+        assert "done, attempts: 7" in line
+        following.send_signal(signal.SIGINT)
+        assert following.wait(20) == 0
 
 
 def test_follow_and_json_do_not_go_together(run: CommandLine) -> None:

@@ -7,6 +7,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def trace(what: str, seconds: int | None, limit: int, follow: bool, as_json: boo
             else:
                 click.echo("\n\n".join(map(_text, stories)))
         if follow:
-            _follow(directory, what, since, limit, stories)
+            with suppress(KeyboardInterrupt):
+                _follow(directory, what, since, limit, stories)
     except DirectoryError as error:
         raise click.ClickException(str(error)) from error
 
@@ -148,10 +150,7 @@ def _elapsed(seconds: float) -> str:
 def _follow(directory: Path, what: str, since: float, limit: int, told: list[Story]) -> None:
     seen = {(story.id, step) for story in told for step in story.steps}
     while True:
-        try:
-            time.sleep(_LOOK_EVERY)
-        except KeyboardInterrupt:
-            return
+        time.sleep(_LOOK_EVERY)
         with Reader(directory) as reader:  # files come and go
             for story in reversed(_stories(reader, what, since, limit)):
                 for step in story.steps:

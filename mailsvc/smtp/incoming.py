@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from mailsvc.mail import Envelope
 
-#: How much of a message a report of success may need.
+#: How much of a message a report of success may need, and is looked through for its Message-ID.
 _HEADER_OCTETS = 65_536
 
 #: RFC 5322 §3.6.4; its line may be folded before what it says.
@@ -44,6 +44,7 @@ class Incoming:
         self._filters = filters
         self._reports = any(each.reports_here for each in envelope.recipients)
         self._in_header = True
+        self._looked_at = 0
         self.header = b""
         self.since = time.monotonic_ns()
 
@@ -57,8 +58,9 @@ class Incoming:
     def _look_for_message_id(self, block: bytes) -> None:
         # Blocks are of whole lines.  A field that is folded between two of them is not found,
         # which only means that nobody will find the message by it.
-        end = block.find(b"\r\n\r\n")
-        self._in_header = end < 0 and not block.startswith(b"\r\n")
+        end = 0 if block.startswith(b"\r\n") else block.find(b"\r\n\r\n")
+        self._looked_at += len(block)
+        self._in_header = end < 0 and self._looked_at < _HEADER_OCTETS
         found = _MESSAGE_ID.search(block, 0, len(block) if end < 0 else end)
         if found is not None and not self.envelope.message_id:
             self.envelope.message_id = found[1].decode("utf-8", "replace")

@@ -15,7 +15,6 @@ next one is begun.  Reading disturbs no writer.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import re
@@ -86,7 +85,8 @@ class Segment(Database):
             self.close()
             raise self._unusable(error) from error
         self._kinds: dict[Kind, int] = {}
-        self._remembered: OrderedDict[int, list[tuple[Entry, set[str]]]] = OrderedDict()
+        self._known: dict[int, Kind] = {}
+        self._remembered: OrderedDict[int, list[Entry]] = OrderedDict()
 
     @property
     def octets(self) -> int:
@@ -141,35 +141,35 @@ class Segment(Database):
                 "WHERE name = ? AND block < ? AND ended >= ? ORDER BY block DESC LIMIT ?",
                 number, before, round(_MICRO * since), _PAGE)]
             for before in blocks:
-                for entry, names in reversed(self._read(before)):
-                    if name in names and entry.time >= since:
+                for entry in reversed(self._read(before)):
+                    if entry.time >= since and entry.is_found_by(name):
                         yield entry
             if len(blocks) < _PAGE:
                 return
 
-    def _read(self, block: int) -> list[tuple[Entry, set[str]]]:
-        """The entries of *block*, with their names."""
+    def _read(self, block: int) -> list[Entry]:
+        """The entries of *block*."""
         if block in self._remembered:
             self._remembered.move_to_end(block)
             return self._remembered[block]
-        kinds = {kind: _known(text) for kind, text in self.rows("SELECT kind, text FROM kinds")}
         ((events,),) = self.rows("SELECT events FROM blocks WHERE block = ?", block)
-        entries = [Entry(microseconds / _MICRO, kinds[kind], values)
-                   for microseconds, kind, values in json.loads(events)]
-        self._remembered[block] = found = [(entry, entry.names()) for entry in entries]
+        self._remembered[block] = found = [
+            Entry(microseconds / _MICRO, self._kind_of(kind), values)
+            for microseconds, kind, values in json.loads(events)]
         if len(self._remembered) > _REMEMBERED:
             self._remembered.popitem(last=False)
         return found
 
+    def _kind_of(self, number: int) -> Kind:
+        if number not in self._known:
+            ((text,),) = self.rows("SELECT text FROM kinds WHERE kind = ?", number)
+            namespace, level, form, *fields = json.loads(text)
+            self._known[number] = Kind(namespace, level, form, fields)
+        return self._known[number]
+
 
 _json: Callable[[Any], str] = json.JSONEncoder(
     separators=(",", ":"), default=plain, allow_nan=False).encode
-
-
-@functools.lru_cache(512)
-def _known(text: str) -> Kind:
-    namespace, level, form, *fields = json.loads(text)
-    return Kind(namespace, level, form, fields)
 
 
 class Writer:
@@ -293,7 +293,9 @@ class Reader:
 
     def find(self, name: str, limit: int = 10_000) -> list[Entry]:
         """The last *limit* of these, in order of time."""
-        return sorted(islice(self.newest(name), limit), key=attrgetter("time"))
+        found = list(islice(self.newest(name), limit))
+        found.reverse()  # of those at one time, what was written first is first
+        return sorted(found, key=attrgetter("time"))
 
     def began(self) -> float | None:
         """The time of the oldest event; None when there is none."""
@@ -337,6 +339,8 @@ def _numbers(directory: Path) -> Iterable[int]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
+    except NotADirectoryError:
+        raise DirectoryError(f"{directory} is not a directory", "move it away") from None
     except OSError as error:
         raise DirectoryError(f"{directory} cannot be read ({error.strerror})",
                              "run as the user that runs the service") from error

@@ -106,10 +106,17 @@ class Entry(NamedTuple):
         found = [own] if own else map(_message_of, fields.get(_UNIQUE_IDS, ()))
         return [id for id in found if id]
 
-    def names(self) -> set[str]:
-        """All that it is found by."""
-        ids, addresses = _named([self])
-        return ids.union(map(folded, addresses))
+    def is_found_by(self, name: str) -> bool:
+        """Whether *name* is one of its names."""
+        _, kind, values = self
+        # Most are not, of those that are looked at.
+        return (
+            name in kind.ids(values)
+            or name in map(folded, filter(None, kind.addresses(values)))
+            or any(name in map(folded, values[place]) for place in kind.lists)
+            or (kind.unique_ids is not None and name in map(_message_of, values[kind.unique_ids]))
+            or (kind.connection is not None and name == alone(values[kind.connection]))
+        ) and bool(name)
 
 
 def alone(connection: str) -> str:
@@ -119,12 +126,6 @@ def alone(connection: str) -> str:
 
 def numbers_of(entries: Iterable[Entry]) -> set[int]:
     """What stands for the names of *entries* in an index."""
-    ids, addresses = _named(entries)
-    return {*map(number_of, ids), *map(_number_of_address, addresses)}
-
-
-def _named(entries: Iterable[Entry]) -> tuple[set[str], set[str]]:
-    """The names of *entries*, and the addresses in them, which are not folded yet."""
     ids: set[str] = set()
     addresses: set[str] = set()
     for _, kind, values in entries:
@@ -138,9 +139,10 @@ def _named(entries: Iterable[Entry]) -> tuple[set[str], set[str]]:
             ids.add(alone(values[kind.connection]))
     for found in ids, addresses:
         found.difference_update(("", None))
-    return ids, addresses
+    return {*map(number_of, ids), *map(_number_of_address, addresses)}
 
 
+@functools.lru_cache(8192)
 def folded(address: str) -> str:
     """What spellings of one address share; for what is none, *address* in lower case."""
     local_part, at, domain = address.rpartition("@")

@@ -93,10 +93,13 @@ def told_of(entries: Iterable[Entry], most: int) -> list[str]:
 def _of_message(reader: Reader, id: str, entries: list[Entry]) -> Story:
     story = Story(id, "message")
     waiting, known = [id], {id: entries}
+    told = set()
     while waiting:
         message = waiting.pop()
         for entry in known[message]:
-            story.steps += _steps(entry, message)
+            if (entry.time, entry.text) not in told:  # what is about two is found twice
+                told.add((entry.time, entry.text))
+                story.steps += _steps(entry, message)
             for other in _linked(entry, message):
                 if other not in known and len(known) < _LINKED:
                     known[other] = reader.find(other)
@@ -286,7 +289,8 @@ def _steps(entry: Entry, message: str) -> Iterator[Step]:
     # Several that were fetched are told of together, a second after the first at the latest.
     when = entry.fields.get("since", entry.time)
     for phase, text in told:
-        yield Step(when, phase, text, message or next(iter(entry.messages), ""))
+        yield Step(when, phase, text,
+                   entry.fields.get("id") or message or next(iter(entry.messages), ""))
 
 
 def _note(entry: Entry) -> Iterator[tuple[str, str]]:
