@@ -31,6 +31,10 @@ CHANGE_TIMEOUT = 5.0
 QUERY_TIMEOUT = 0.25
 
 
+class OtherVersion(DirectoryError):
+    """A file is of another version of mailsvc, or of another program."""
+
+
 class Database:
     """The file *path*, whose tables *schema* makes and whose ``user_version`` is *version*.
 
@@ -69,7 +73,7 @@ class Database:
         try:
             version = _version(db)
             if version != self._version:
-                raise DirectoryError(
+                raise OtherVersion(
                     f"{self.path} has schema version {version}, not {self._version}",
                     "upgrade mailsvc" if version else "it is not a file of mailsvc: move it away")
             db.execute("PRAGMA foreign_keys = ON")

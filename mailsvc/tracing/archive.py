@@ -29,7 +29,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from mailsvc.database import Database
+from mailsvc.database import Database, OtherVersion
 from mailsvc.errors import TemporaryFailure
 from mailsvc.log import plain
 from mailsvc.names import DirectoryError
@@ -236,7 +236,7 @@ class Writer:
         try:
             self._segment = Segment(path, create=True)
         except DirectoryError as error:
-            if not (_is_damage(error) or (error.__cause__ is None and "version" in error.problem)):
+            if not (_is_damage(error) or isinstance(error, OtherVersion)):
                 raise
             self._tell_of_damage(error)
             self._segment = Segment(self._directory / _name(number + 1), create=True)

@@ -123,7 +123,7 @@ def _linked(entry: Entry, message: str) -> Iterator[str]:
         yield fields["delivered"]
 
 
-_FACTS = {"sender", "message_id", "size", "client", "hello", "tls", "user", "connection"}
+_FACTS = ("sender", "message_id", "size", "client", "hello", "tls", "user", "connection")
 
 
 def _facts(entries: list[Entry]) -> dict[str, Any]:
@@ -134,8 +134,9 @@ def _facts(entries: list[Entry]) -> dict[str, Any]:
         fields = entry.fields
         # POP3's are of who fetched it, a report's of the report.
         if entry.kind.namespace != "mailsvc.pop3" and "about" not in fields:
-            for name in _FACTS & fields.keys():
-                facts[name] = facts.get(name) or fields[name]
+            for name in _FACTS:
+                if name in fields:
+                    facts[name] = facts.get(name) or fields[name]
         if "about" not in fields and entry.kind.namespace == "mailsvc.smtp":
             recipients.update(dict.fromkeys(
                 [*fields.get("recipients", ()), *filter(None, [fields.get("recipient")])]))
