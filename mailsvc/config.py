@@ -46,6 +46,7 @@ from mailsvc.store.maildir import MaildirSettings
 from mailsvc.submission.limits import SubmissionSettings
 from mailsvc.tls import TLSSettings
 from mailsvc.toml import Path, assignment, literal, parsed
+from mailsvc.tracing.limits import TraceSettings
 from mailsvc.webhooks.events import WebhookSettings
 
 # ---- the sections that no other module owns -----------------------------------------------------
@@ -182,6 +183,7 @@ class Settings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     relay: RelaySettings = field(default_factory=RelaySettings)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    trace: TraceSettings = TraceSettings()
     log: LogSettings = field(default_factory=LogSettings)
     #: The keys that were given and not left to their defaults, dotted, and where: "FILE:LINE".
     given: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ from mailsvc.ownership import give_to_owner_of, make_folders, remedy_for
 #: rare moments (recovery after a crash, say) when SQLite keeps readers out.
 CHANGE_TIMEOUT = 5.0
 QUERY_TIMEOUT = 0.25
+
+
+class OtherVersion(DirectoryError):
+    """A file is of another version of mailsvc, or of another program."""
 
 
 class Database:
@@ -69,7 +73,7 @@ class Database:
         try:
             version = _version(db)
             if version != self._version:
-                raise DirectoryError(
+                raise OtherVersion(
                     f"{self.path} has schema version {version}, not {self._version}",
                     "upgrade mailsvc" if version else "it is not a file of mailsvc: move it away")
             db.execute("PRAGMA foreign_keys = ON")
@@ -112,6 +116,10 @@ class Database:
         """Run a statement inside a transaction; returns the id of the row it inserted, if any."""
         return self._db.execute(statement, parameters).lastrowid
 
+    def change_all(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement inside a transaction for each of *rows* of parameters."""
+        self._db.executemany(statement, rows)
+
     def rows(self, query: str, *parameters: Any) -> list[Any]:
         """All rows of a query; text that is not Unicode (a lone surrogate) finds none.
 
@@ -126,6 +134,13 @@ class Database:
             if self._changing:
                 raise
             raise TemporaryFailure("The directory of accounts cannot be read now") from error
+
+    def copy_to(self, target: sqlite3.Connection) -> None:
+        """Copy the whole file, as it is now, into another database."""
+        try:
+            self._db.backup(target)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
 
     def update(self, statement: str, *parameters: Any) -> None:
         """Run one statement over a connection of its own, in any thread.

@@ -116,6 +116,10 @@ NOT_ACCEPTED = Figure(
     "Messages that came to nothing: their sender was refused, they were given up or refused before "
     "their end (dropped), or could not be stored.", ("protocol", "reason"),
     tuple(product(ACCEPTING, ("sender", "dropped", "not stored"))))
+TRACE_DROPPED = Figure(
+    "trace_events_dropped_total", "counter",
+    "Events that `mailsvc trace` will not know of: the disk did not keep up, or they could not be "
+    "written.")
 COMMIT = Figure(
     "commit_seconds", "histogram",
     "Time from the end of a message until it would survive a power loss.", bounds=_QUICK)

@@ -99,21 +99,23 @@ def json_to_stdout() -> ILogObserver:
 # C0, DEL and C1; zero-width and direction marks; line and paragraph separators; surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
                      "\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]")
-_CREDENTIALS = frozenset({"password", "passphrase", "secret", "credentials", "digest", "response"})
-_LEGACY = frozenset({"message", "time", "system", "format", "isError", "why", "failure", "logLevel",
+#: Names of fields that hold a credential, and names that Twisted's older logging puts into events.
+CREDENTIALS = frozenset({"password", "passphrase", "secret", "credentials", "digest", "response"})
+LEGACY = frozenset({"message", "time", "system", "format", "isError", "why", "failure", "logLevel",
                      "printed"})
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """*text* without what could end a line or change how the next one looks."""
     if text.isascii() and text.isprintable():  # nearly always, and a tenth of the time
         return text
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _masked(event: LogEvent) -> LogEvent:
-    if event.keys().isdisjoint(_CREDENTIALS):
+    if event.keys().isdisjoint(CREDENTIALS):
         return event
-    return {key: "(hidden)" if key in _CREDENTIALS else value for key, value in event.items()}
+    return {key: "(hidden)" if key in CREDENTIALS else value for key, value in event.items()}
 
 
 def _message(event: LogEvent) -> str:
@@ -143,10 +145,10 @@ def text_line(event: LogEvent) -> str | None:
     second, fraction = divmod(round(event["log_time"] * 1_000_000), 1_000_000)
     clock, offset = _local(second, time.tzname)
     lines = [f"{clock}.{fraction // 1000:03}{offset} {event['log_level'].name:<5} "
-             f"{_escape(event.get('log_namespace', '-'))}: {_escape(message)}"]
+             f"{escape(event.get('log_namespace', '-'))}: {escape(message)}"]
     if failure is not None:
         # Indented, so that no line of an exception's text passes for an event.
-        lines += ["    " + _escape(line) for line in failure.getTraceback().splitlines()]
+        lines += ["    " + escape(line) for line in failure.getTraceback().splitlines()]
     return "\n".join(lines) + "\n"
 
 
@@ -161,15 +163,15 @@ def json_line(event: LogEvent) -> str:
         "message": _message(event),
     }
     for name in sorted(event):
-        if not name.startswith("log_") and name not in _LEGACY:
-            entry.setdefault(name, _plain(event[name]))
+        if not name.startswith("log_") and name not in LEGACY:
+            entry.setdefault(name, plain(event[name]))
     if "log_failure" in event:
         entry["traceback"] = event["log_failure"].getTraceback()
     # JSON escapes C0 and, asked for ASCII, all beyond 0x7E but DEL.
     return json.dumps(entry).replace("\x7f", "\\u007f") + "\n"
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """*value* as JSON can hold it."""
     match value:
         case None | bool() | int() | str():
@@ -179,9 +181,9 @@ def _plain(value: object) -> object:
         case bytes():
             return value.decode("utf-8", "backslashreplace")
         case dict():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): plain(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
     try:
         return str(value)
     except Exception:  # A field that cannot be shown must not lose the line.

@@ -163,6 +163,8 @@ class Envelope:
     :ivar hold: the same as it was said: "for;3600" or "until;" and a date and time; or empty.
     :ivar by: BY, or None.
     :ivar priority: MT-PRIORITY (RFC 6710), -9 to 9.
+    :ivar message_id: what the message itself says it is called, ``<…>``, once its header has come;
+        or empty.
     """
 
     id: str
@@ -180,6 +182,7 @@ class Envelope:
     hold: str = ""
     by: DeliverBy | None = None
     priority: int = 0
+    message_id: str = ""
 
     def accounts(self) -> tuple[Account, ...]:
         """Every account to deliver to, each once, in the order first named."""

@@ -97,6 +97,8 @@ from mailsvc.store.tree import sync_directory
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable, certificate_places
+from mailsvc.tracing.archive import Writer
+from mailsvc.tracing.recorder import Recorder
 from mailsvc.trust import Trust, Untrusted
 from mailsvc.webhooks import spool
 from mailsvc.webhooks.delivery import Webhooks
@@ -173,6 +175,7 @@ class MailService(Front):
     _store: Store | None = None
     _brakes: Brakes | None = None
     _queue: Queue | None = None
+    _recorder: Recorder | None = None
     #: How many connections this process has descriptors for.
     _room = 0
 
@@ -293,6 +296,11 @@ class MailService(Front):
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
         self._observe(store, brakes, queue)
+        if settings.trace.enabled:
+            recorder = self._recorder = Recorder(functools.partial(
+                Writer, Path(settings.service.data) / "trace", settings.trace), reactor,
+                self._share)
+            recorder.start()
         for listener in self.listeners:
             if not listener.for_mail:
                 continue
@@ -459,6 +467,8 @@ class MailService(Front):
             await self._store.stop()
         if self._directory is not None:
             self._directory.close()
+        if self._recorder is not None:
+            await self._recorder.stop()
         _log.info("stopped")
 
 

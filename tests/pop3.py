@@ -91,13 +91,18 @@ def wire(text: bytes) -> str:
 
 
 @contextmanager
-def log() -> Iterator[list[str]]:
-    """The lines logged meanwhile, connection ids left out."""
+def log(*levels: str) -> Iterator[list[str]]:
+    """The lines of these levels logged meanwhile, all but debug if none is named; connection ids
+    left out.
+    """
     lines: list[str] = []
     with capturedLogs() as caught:
         yield lines
     for event in caught:
         assert event["log_namespace"] == "mailsvc.pop3"
+        level = event["log_level"].name
+        if level not in levels if levels else level == "debug":
+            continue
         line = formatEvent(event)
         if "connection" in event:
             assert line.startswith(event["connection"] + " ")

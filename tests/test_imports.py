@@ -21,9 +21,9 @@ PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "acme", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace",
          "webhooks"]
-SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "mistakes", "config", "log", "systemd",
-           "headcount", "connections", "listeners", "figures", "gathering", "localsocket",
-           "monitor", "control", "observer", "front"]
+SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "config", "log",
+           "systemd", "headcount", "connections", "listeners", "figures", "gathering",
+           "localsocket", "monitor", "control", "observer", "front"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -138,11 +138,13 @@ MAY_IMPORT = {
     "checkers.plugin": ["checkers"],
     "checkers.verifiers": ["accounts", "passwords"],
     "checkers": ["errors", "settings", "credentials", "checkers"],
+    "tracing.limits": ["settings"],
+    "tracing": ["errors", "mail", "figures", "names", "database", "log", "tracing"],
     "systemd": ["settings"],
     "transport": [],
     "listeners": ["transport"],
     "log": ["settings"],
-    "config": [*PARTS, "toml", "mistakes", "log"],
+    "config": [*PARTS, "toml", "mistakes", "log", "tracing.limits"],
     "front": ["acme.files", "acme.page", "config", "control", "gathering", "listeners", "monitor",
               "systemd"],
     "doctor.facts": [],
@@ -160,6 +162,7 @@ MAY_IMPORT = {
     "zone": ["dkim", "reach"],
     "stopping": [],
     "service": SERVICE,
+    "rehearsal": SERVICE,
     "worker": ["config", "listeners", "log", "service"],
     "workers": [*SERVICE, "service", "worker"],
     "blocking": ["client"],
@@ -168,9 +171,9 @@ MAY_IMPORT = {
     "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
-    "cli": [*SERVICE, "service", "stopping", "workers", "tap", "sendmail", "client", "blocking",
-            "composing", "trust", "fetching", "mailfile", "reach", "zone", "installation",
-            "doctor", "backup", "importing", "export", "fsck", "cli"],
+    "cli": [*SERVICE, "rehearsal", "service", "stopping", "workers", "tap", "sendmail", "client",
+            "blocking", "composing", "trust", "fetching", "mailfile", "reach", "zone",
+            "installation", "doctor", "backup", "importing", "export", "fsck", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.
@@ -215,7 +218,7 @@ def test_a_module_imports_only_what_stands_left_of_it(path: Path) -> None:
     ours = [name.removeprefix("mailsvc.") for name in imports(path)
             if name.startswith("mailsvc.")]
     if module in {"", "smtp", "pop3", "submission", "queue", "doctor", "backup", "importing",
-                  "acme"}:
+                  "acme", "tracing"}:
         assert ours in ([], ["__version__"]), "these packages only hold their modules"
         return
     row = next((row for row in MAY_IMPORT if within(module, [row])), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from twisted.internet.defer import Deferred, succeed
 
 from mailsvc.errors import PermanentFailure
@@ -132,3 +133,36 @@ def test_no_more_than_a_header_is_kept() -> None:
     for _ in range(100):
         message.write(b"x" * 65_536)
     assert 0 < len(message.header) < 2**20
+
+
+@pytest.mark.parametrize(("blocks", "message_id"), [
+    ([b"Message-ID: <1@x>\r\n\r\ntext\r\n"], "<1@x>"),
+    ([b"Subject: x\r\nmessage-id :<1@x>\r\n\r\n"], "<1@x>"),
+    ([b"Subject: x\r\nMESSAGE-ID:\r\n\t<1@x> (comment)\r\n\r\n"], "<1@x>"),
+    ([b"Subject: x\r\n", b"Message-ID: <1@x>\r\n", b"\r\ntext\r\n"], "<1@x>"),
+    ([b"Message-ID: <1@x>\r\nMessage-ID: <2@x>\r\n\r\n"], "<1@x>"),
+    ([b"Message-ID: <\xff@x>\r\n\r\n"], "<\ufffd@x>"),
+    # None, or not in the header.
+    ([b"\r\nMessage-ID: <1@x>\r\n"], ""),
+    ([b"Subject: x\r\n\r\nMessage-ID: <1@x>\r\n"], ""),
+    ([b"Subject: x\r\n", b"\r\n", b"Message-ID: <1@x>\r\n"], ""),
+    ([b"X-Message-ID: <1@x>\r\nSubject: Message-ID: <1@x>\r\n\r\n"], ""),
+    ([b"Message-ID: 1@x\r\n\r\n"], ""),
+    ([b"Message-ID: <" + b"1" * 2000 + b">\r\n\r\n"], ""),
+    # No header is that long.
+    ([b"X: " + b"x" * 70_000 + b"\r\n", b"Message-ID: <1@x>\r\n\r\n"], ""),
+    ([], ""),
+], ids=lambda value: repr(value)[:60])
+def test_the_message_id_is_noted_in_passing(blocks: list[bytes], message_id: str) -> None:
+    arriving, delivery = incoming()
+    for block in blocks:
+        arriving.write(block)
+    assert arriving.envelope.message_id == message_id
+    assert delivery.blocks == blocks
+
+
+def test_a_message_id_that_a_filter_adds_is_noted_too() -> None:
+    arriving, _ = incoming(Holding(b"Message-ID: <added@x>\r\n"))
+    arriving.write(b"Subject: x\r\n\r\n")
+    Deferred.fromCoroutine(arriving.finish())
+    assert arriving.envelope.message_id == "<added@x>"

@@ -15,6 +15,7 @@ from zope.interface.verify import verifyObject
 
 from mailsvc.errors import MessageVanished, SomeNotRemoved, TemporaryFailure
 from mailsvc.interfaces import IMaildrop
+from mailsvc.pop3 import server
 from mailsvc.pop3.retrieval import Retrieval
 from mailsvc.pop3.server import POP3Factory
 from tests.maildrops import FakeMaildrop, FakeProducer, message
@@ -476,6 +477,44 @@ def test_a_bug_in_giving_back_cuts_the_session_off() -> None:
     assert lines == ["is cut off"]
     assert client.transport.disconnected
     client.hang_up()
+
+
+# ---- what becomes of each message ----
+
+
+def test_who_got_what_is_told_to_the_debug_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_TOLD", 2)
+    client = Client(FakeMaildrop([message(120, n) for n in range(1, 6)])).log_in()
+    with log("debug") as lines:
+        client.ask("RETR 1", "TOP 2 1", "RETR 3", "RETR 4")
+        client.clock.advance(2)
+        client.ask("RETR 5", "DELE 1", "DELE 3", "DELE 5", "QUIT")
+    assert [line.partition("]")[0] for line in lines] == [
+        "retrieved [b'uid-1', b'uid-3'", "retrieved [b'uid-4'", "retrieved [b'uid-5'",
+        "removed [b'uid-1', b'uid-3'", "removed [b'uid-5'"]
+    assert {line.partition("] ")[2] for line in lines} == {"user=mrose client=198.51.100.7"}
+
+
+def test_what_was_retrieved_is_told_when_the_connection_is_lost() -> None:
+    client = Client().log_in()
+    with log("debug") as lines:
+        client.ask("RETR 1", "DELE 1")
+        client.hang_up()
+    assert lines == ["retrieved [b'uid-1'] user=mrose client=198.51.100.7"]
+
+
+def test_many_removals_are_told_in_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_TOLD", 2)
+    monkeypatch.setattr(server, "_TOLD_A_TURN", 4)
+    client = Client(FakeMaildrop([message(120, n) for n in range(1, 8)])).log_in()
+    with log("debug") as lines:
+        client.ask(*(f"DELE {n}" for n in range(1, 8)), "QUIT")
+    assert [line.partition("]")[0] for line in lines] == [
+        "removed [b'uid-1', b'uid-2'", "removed [b'uid-3', b'uid-4'"]
+    with log("debug") as lines:
+        client.clock.advance(0)
+    assert [line.partition("]")[0] for line in lines] == [
+        "removed [b'uid-5', b'uid-6'", "removed [b'uid-7'"]
 
 
 # ---- memory ----

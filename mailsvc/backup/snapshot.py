@@ -21,7 +21,8 @@ What a snapshot holds:
   what goes from there to a mailbox meanwhile is in the snapshot twice, never not at all;
 * each SQLite file as it was at one moment.
 
-It does not hold files in tmp/, journals (what they speak of is in the maildirs), and sockets.
+It does not hold files in tmp/, journals (what they speak of is in the maildirs), sockets, and what
+``mailsvc trace`` knows, which would fill it.
 
 A message that the snapshot before it has already, under the same base name, of the same size and
 age, is a hard link to that: it takes no room and is not read.  Each snapshot is complete by itself;
@@ -312,7 +313,7 @@ class _Taking:
         if self._origin.mail is not None:
             left_out.add(os.fsencode(self._origin.mail.resolve()))
         self._queue(root + b"/queue")
-        for path in _files(root, left_out | {root + b"/queue"}):
+        for path in _files(root, left_out | {root + b"/queue", root + b"/trace"}):
             if not path.endswith(tuple(map(os.fsencode, _OF_SQLITE))):
                 source, target = root + b"/" + path, b"data/" + path
                 if _is_sqlite(source):

@@ -28,6 +28,7 @@ COMMANDS = {
     "dkim": "mailsvc.cli.dkim",
     "doctor": "mailsvc.cli.doctor",
     "domain": "mailsvc.cli.domains",
+    "explain": "mailsvc.cli.explain",
     "export": "mailsvc.cli.export",
     "fetch": "mailsvc.cli.fetch",
     "fsck": "mailsvc.cli.fsck",
@@ -39,6 +40,7 @@ COMMANDS = {
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
     "stats": "mailsvc.cli.stats",
+    "trace": "mailsvc.cli.trace",
     "undelete": "mailsvc.cli.undelete",
     "webhook": "mailsvc.cli.webhook",
 }

@@ -1,4 +1,4 @@
-"""What arguments may be: addresses, domains, octets.  A wrong one ends the command, status 2."""
+"""What arguments may be: addresses, octets, times …  A wrong one ends the command, status 2."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import click
 
 from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, check_domain, parse_address
+
+#: The longest time that can be asked for, in seconds: a hundred years.
+_MOST_SECONDS = 3_155_760_000
 
 
 class _Mailbox(click.ParamType):
@@ -44,9 +47,23 @@ class _Octets(click.ParamType):
         return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
+class _Duration(click.ParamType):
+    name = "DURATION"
+    _seconds: dict[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]{1,10})([smhdw])", value, re.ASCII)
+        seconds = int(match[1]) * self._seconds[match[2]] if match else 0
+        if not 0 < seconds <= _MOST_SECONDS:
+            self.fail(f"{value!r} is not a time; expected seconds, minutes, hours, days or weeks "
+                      "such as 90s, 30m, 12h, 7d or 52w, a hundred years at most", param, ctx)
+        return seconds
+
+
 MAILBOX = _Mailbox()
 DOMAIN = _Domain()
 OCTETS = _Octets()
+DURATION = _Duration()
 
 
 def octets_text(octets: int) -> str:

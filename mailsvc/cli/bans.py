@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,14 +11,12 @@ from typing import Any
 import click
 
 from mailsvc.bans import MANUAL, Ban, BanTable, Network
+from mailsvc.cli.arguments import DURATION
 from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
 from mailsvc.cli.place import open_state, place_options
 from mailsvc.ledger import forgive
 from mailsvc.names import DirectoryError
 from mailsvc.state import State
-
-#: The longest ban that can be asked for, in seconds: a hundred years.
-_MOST_SECONDS = 3_155_760_000
 
 
 class _Network(click.ParamType):
@@ -43,19 +40,6 @@ class _NetworkOrAll(_Network):
     def convert(self, value: Any, param: click.Parameter | None,
                 ctx: click.Context | None) -> Any:
         return None if value == "all" else super().convert(value, param, ctx)
-
-
-class _Duration(click.ParamType):
-    name = "DURATION"
-    _seconds: dict[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # noqa: RUF012
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]{1,10})([smhdw])", value, re.ASCII)
-        seconds = int(match[1]) * self._seconds[match[2]] if match else 0
-        if not 0 < seconds <= _MOST_SECONDS:
-            self.fail(f"{value!r} is not a time; expected seconds, minutes, hours, days or weeks "
-                      "such as 90s, 30m, 12h, 7d or 52w, a hundred years at most", param, ctx)
-        return seconds
 
 
 def _reason(ctx: click.Context, option: click.Parameter, value: str) -> str:
@@ -107,7 +91,7 @@ def list_(as_json: bool) -> None:
 
 @ban.command()
 @click.argument("network", type=_Network(), metavar="NETWORK")
-@click.option("--for", "seconds", type=_Duration(), default="1h", metavar="DURATION",
+@click.option("--for", "seconds", type=DURATION, default="1h", metavar="DURATION",
               help="How long: 90s, 30m, 12h, 7d, 52w [1h].")
 @click.option("--reason", metavar="TEXT", default="", callback=_reason,
               help="Why, for who reads the list.")

@@ -23,7 +23,7 @@ import secrets
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import md5
 from typing import Any
 
@@ -54,6 +54,10 @@ from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 
 #: How soon to look again, in seconds, when time is up but the server is still at work.
 _AT_WORK = 5.0
+#: How many messages the log is told of at once, and how long, in seconds, it may wait for more.
+_TOLD, _TELL_AFTER = 100, 1.0
+#: How many it is told of in one turn of the reactor.
+_TOLD_A_TURN = 2000
 #: How soon to look again, in seconds, when time is up but the peer still takes what it is sent.
 _TAKING = 60.0
 
@@ -74,6 +78,9 @@ class POP3Protocol(Conversation):
     _listing: Iterator[bytes] | None = None
     _retrieved = 0
     _deleted = 0
+    #: The unique-ids of messages retrieved that the log has not been told of, and since when.
+    _untold: list[bytes]
+    _untold_since = 0.0
     #: When it began, by time.monotonic_ns().
     _since = 0
     #: What the peer had still to take when it was last asked, after time was up.
@@ -82,6 +89,7 @@ class POP3Protocol(Conversation):
     def open_session(self, tls_active: bool) -> Session:
         factory = self.factory
         self._deadline = factory.clock.seconds() + factory.settings.login_seconds
+        self._untold = []
         return Session(
             factory.hostname,
             factory.settings,
@@ -174,6 +182,7 @@ class POP3Protocol(Conversation):
             return
         logout, self._logout, self._maildrop = self._logout, None, None
         logout()
+        self._tell_retrieved()
         self.factory.session.observe(time.monotonic_ns() - self._since)
         self.log.info(
             "{connection} logged out user={user!r} retrieved={retrieved} deleted={deleted} "
@@ -262,6 +271,30 @@ class POP3Protocol(Conversation):
         self._retrieved += 1
         self.factory.fetched.add()
         self.factory.fetched_octets.add(self._maildrop.sizes[number - 1])
+        untold, now = self._untold, self.factory.clock.seconds()
+        if untold and (len(untold) == _TOLD or now - self._untold_since > _TELL_AFTER):
+            self._tell_retrieved()
+            untold = self._untold
+        if not untold:
+            self._untold_since = now
+        untold.append(self._maildrop.uidl(number))
+
+    def _tell_retrieved(self) -> None:
+        """Name the messages; together, since one by one would cost more than to send them."""
+        untold, self._untold = self._untold, []
+        if untold:
+            self.log.debug("{connection} retrieved {messages} user={user} client={client}",
+                           connection=self.id, messages=untold, user=self._user,
+                           client=self.client, since=self._untold_since)
+
+    def _tell_removed(self, maildrop: Any, numbers: Sequence[int]) -> None:
+        for start in range(0, min(len(numbers), _TOLD_A_TURN), _TOLD):
+            self.log.debug("{connection} removed {messages} user={user} client={client}",
+                           connection=self.id, user=self._user, client=self.client,
+                           messages=[maildrop.uidl(number)
+                                     for number in numbers[start:start + _TOLD]])
+        if len(numbers) > _TOLD_A_TURN:
+            self.factory.clock.callLater(0, self._tell_removed, maildrop, numbers[_TOLD_A_TURN:])
 
     def _message_failed(self, failure: Failure, retrieval: Retrieval) -> None:
         if not retrieval.stopped:
@@ -291,20 +324,22 @@ class POP3Protocol(Conversation):
         updating.addErrback(self._bug)
 
     def _updated(self, _: object, event: events.Update) -> None:
-        self._count_deleted(len(event.deleted))
+        self._count_deleted(sorted(event.deleted))
         self.session.updated()
         self._leave("quit")
 
     def _update_failed(self, failure: Failure, event: events.Update) -> None:
         found = self._mail_failure(failure)
         if isinstance(found, SomeNotRemoved):
-            self._count_deleted(len(event.deleted) - len(found.numbers))
+            self._count_deleted(sorted(event.deleted.difference(found.numbers)))
         self.session.updated(found)
         self._leave(found.text)
 
-    def _count_deleted(self, messages: int) -> None:
-        self._deleted = messages
-        self.factory.deleted.add(messages)
+    def _count_deleted(self, numbers: Sequence[int]) -> None:
+        self._deleted = len(numbers)
+        self.factory.deleted.add(len(numbers))
+        self._tell_retrieved()
+        self._tell_removed(self._maildrop, numbers)
 
     # ---- failures ----
 

@@ -342,7 +342,8 @@ class Attempts:
                       "attempt={attempt}: {reply}", event=f"message.{outcome}",
                       id=message.id, state=result.state if took else outcome,
                       recipient=str(each.address), sender=str(message.reverse_path),
-                      host=result.host, attempt=message.attempts, reply=result.reply)
+                      host=result.host, attempt=message.attempts, reply=result.reply,
+                      status=str(result.status))
 
     async def _settle(self, message: QueuedMessage, content: Content,
                       due: float | None = None) -> float | None:
@@ -381,6 +382,7 @@ class Attempts:
                           attempts=message.attempts)
             return None
         message.due = following = following if due is None else due
+        _log.debug("{id} waits until={until:.0f}", id=message.id, until=following)
         if warns:
             # Who fetches comes when it comes, so only who asked is told.
             late = [each for each in message.waiting if each.wants("DELAY")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from mailsvc import fanout
 from mailsvc.errors import EnhancedStatus, MailFailure, PermanentFailure
@@ -16,6 +17,8 @@ from mailsvc.interfaces import IMailboxStore, IQueue, IRouter
 from mailsvc.mail import Account, Envelope, Recipient, Remote, new_id
 from mailsvc.queue.job import Job, Result
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedRecipient
+
+_log = Logger("mailsvc.queue")
 
 
 class Local:
@@ -65,6 +68,9 @@ class Local:
             delivery.abort()
             raise
         await delivery.commit()
+        _log.info("{id} delivered here as {delivered} recipient={recipient} accounts={accounts}",
+                  id=job.message.id, delivered=envelope.id, recipient=str(recipient.address),
+                  accounts=[account.name for account in envelope.accounts()])
 
 
 async def _settled(answer: Any) -> Any:

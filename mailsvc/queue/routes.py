@@ -290,9 +290,13 @@ class Routes:
             wish = "ignore"
         return replace(hop, wish=wish) if wish else hop
 
+    def key(self, account: str, sender: Address, domain: str) -> str | None:
+        """The key whose route is taken, "*" for the smarthost's too; None where none is."""
+        return next((key for key in _keys(account, sender, domain) if key in self._table), None)
+
     def _find(self, account: str, sender: Address, domain: str) -> Hop:
-        return next((self._table[key] for key in _keys(account, sender, domain)
-                     if key in self._table), EXCHANGERS)
+        key = self.key(account, sender, domain)
+        return EXCHANGERS if key is None else self._table[key]
 
 
 def _keys(account: str, sender: Address, domain: str) -> list[str]:

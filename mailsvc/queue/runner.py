@@ -203,6 +203,7 @@ class Runner:
             try:
                 when = await self._threads.run(change, id)
                 changed.append(id)
+                _log.debug("{id} changed by mailsvc queue {action}", id=id, action=action)
             except (FileNotFoundError, Unreadable):
                 pass
             finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -9,8 +11,11 @@ from twisted.internet.defer import Deferred
 
 from mailsvc.mail import Envelope
 
-#: How much of a message a report of success may need.
+#: How much of a message a report of success may need, and is looked through for its Message-ID.
 _HEADER_OCTETS = 65_536
+
+#: RFC 5322 §3.6.4; its line may be folded before what it says.
+_MESSAGE_ID = re.compile(rb"(?im)^message-id[ \t]{0,50}:[ \t]*(?:\r\n[ \t]+)?(<[^<>\r\n]{1,996}>)")
 
 
 class Filter(Protocol):
@@ -30,6 +35,7 @@ class Incoming:
     :param filters: what its blocks pass through on the way, in this order.
     :ivar envelope: whose message it is.
     :ivar header: its beginning, with the header, where its sender is to be told of success.
+    :ivar since: when it began, by time.monotonic_ns().
     """
 
     def __init__(self, envelope: Envelope, delivery: Any, filters: Sequence[Filter] = ()) -> None:
@@ -37,12 +43,27 @@ class Incoming:
         self._delivery = delivery
         self._filters = filters
         self._reports = any(each.reports_here for each in envelope.recipients)
+        self._in_header = True
+        self._looked_at = 0
         self.header = b""
+        self.since = time.monotonic_ns()
 
     def _give(self, block: bytes) -> Deferred[None] | None:
+        if self._in_header:
+            self._look_for_message_id(block)
         if self._reports and len(self.header) < _HEADER_OCTETS:
             self.header += block[:_HEADER_OCTETS]
         return self._delivery.write(block)
+
+    def _look_for_message_id(self, block: bytes) -> None:
+        # Blocks are of whole lines.  A field that is folded between two of them is not found,
+        # which only means that nobody will find the message by it.
+        end = 0 if block.startswith(b"\r\n") else block.find(b"\r\n\r\n")
+        self._looked_at += len(block)
+        self._in_header = end < 0 and self._looked_at < _HEADER_OCTETS
+        found = _MESSAGE_ID.search(block, 0, len(block) if end < 0 else end)
+        if found is not None and not self.envelope.message_id:
+            self.envelope.message_id = found[1].decode("utf-8", "replace")
 
     def write(self, block: bytes) -> Deferred[None] | None:
         """Take a block; pause the sender until what is returned fires.

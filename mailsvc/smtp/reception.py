@@ -49,6 +49,7 @@ class Origin:
     :ivar hello: what it called itself.
     :ivar submitter: who submits mail there, or None where anybody may send.
     :ivar user: who that is, for the log.
+    :ivar tls: what protects the connection, as Received tells it; or empty.
     """
 
     connection: str
@@ -56,6 +57,7 @@ class Origin:
     hello: str
     submitter: Submitter | None
     user: str
+    tls: str = ""
 
 
 class Reception:
@@ -171,7 +173,8 @@ class Reception:
         """
         envelope = incoming.envelope
         said = {"size": size, "hello": origin.hello, "user": origin.user, **_about(envelope),
-                "client": origin.client, "connection": origin.connection}
+                "client": origin.client, "connection": origin.connection, "tls": origin.tls}
+        whole = time.monotonic_ns()
         try:
             await incoming.finish()
         except MailFailure as failure:
@@ -187,7 +190,12 @@ class Reception:
             self._tally.not_stored()
             self._log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
             return from_failure(failure)
-        self._tally.commit.observe(time.monotonic_ns() - began)
+        ended = time.monotonic_ns()
+        self._tally.commit.observe(ended - began)
+        # How long each took, in microseconds.
+        said["arriving"] = (whole - incoming.since) // 1000
+        said["checks"] = (began - whole) // 1000
+        said["storing"] = (ended - began) // 1000
         if outcomes is not None and any(outcomes):
             return self._answer_each(envelope, outcomes, said)
         self._tally.accepted(size, len(envelope.recipients))
@@ -238,7 +246,8 @@ class Reception:
 
 
 def _about(envelope: Envelope) -> dict[str, Any]:
-    return {"id": envelope.id, "sender": str(envelope.reverse_path),
+    return {"id": envelope.id, "message_id": envelope.message_id,
+            "sender": str(envelope.reverse_path),
             "recipients": [str(each.forward_path) for each in envelope.recipients]}
 
 

@@ -219,7 +219,8 @@ class SMTPProtocol(Conversation):
     def _on_mail_from(self, event: events.MailFrom) -> None:
         submitter = self._submitter
         self._origin = Origin(self.id, self.client, self.session.hello, submitter,
-                              submitter.name if submitter else self.session.authenticated)
+                              submitter.name if submitter else self.session.authenticated,
+                              self.tls.clause if self.tls else "")
         answer = self.factory.reception.admit_sender(self._origin, event.envelope)
         self.session.reply(replies.SHUTTING_DOWN if self._last and answer.positive else answer)
 

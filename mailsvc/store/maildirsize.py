@@ -61,14 +61,13 @@ class _Sums(NamedTuple):
 
 def has_room(home: bytes, quota: Amount, octets: int) -> bool:
     """Whether the maildir *home* may take one more message of *octets* (0 when unknown)."""
-    wanted = Amount(max(octets, 1), 1)
     sums = _read(home)
     if sums is not None and sums.quota == quota:
-        if _fits(sums.usage, wanted, quota):
+        if fits(sums.usage, quota, octets):
             return True
         if sums.lines == 1 and time.time() - sums.changed < _STALE_SECONDS:
             return False
-    return _fits(recalculate(home, quota), wanted, quota)
+    return fits(recalculate(home, quota), quota, octets)
 
 
 def record(home: bytes, octets: int, messages: int) -> None:
@@ -131,7 +130,9 @@ def recalculate(home: bytes, quota: Amount) -> Amount:
     return usage
 
 
-def _fits(usage: Amount, wanted: Amount, quota: Amount) -> bool:
+def fits(usage: Amount, quota: Amount, octets: int) -> bool:
+    """Whether one more message of *octets* (0 when unknown) fits beside *usage*."""
+    wanted = Amount(max(octets, 1), 1)
     return all(not most or used + more <= most
                for used, more, most in zip(usage, wanted, quota, strict=True))
 

@@ -1,0 +1,1 @@
+"""What happened to each message: events of the log, kept for ``mailsvc trace``."""
