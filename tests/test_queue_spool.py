@@ -119,7 +119,8 @@ def a_message(id: str, **fields: Any) -> QueuedMessage:
 def put(spool: Spool, message: QueuedMessage, *blocks: bytes) -> None:
     draft = Draft(message)
     for block in blocks[:-1]:
-        spool.write(draft, block)
+        draft.add(block)
+        spool.write(draft, draft.take())
     draft.add(blocks[-1])
     spool.commit(draft)
 
@@ -136,7 +137,8 @@ def test_what_goes_in_comes_out(spool: Spool) -> None:
 
 def test_nothing_is_queued_before_commit_and_nothing_left_after_abort(spool: Spool) -> None:
     draft = Draft(a_message("3C"))
-    spool.write(draft, b"half")
+    draft.add(b"half")
+    spool.write(draft, draft.take())
     assert spool.ids() == set() and os.listdir(spool.root / "incoming") == ["3C"]
     spool.discard(draft)
     assert os.listdir(spool.root / "incoming") == []
@@ -153,8 +155,8 @@ def test_a_state_survives_and_its_time_is_that_of_the_next_attempt(spool: Spool)
     message.held = True
     spool.save(message)
     assert spool.due()["4D"] > 4e9
-    spool.remove("4D")
-    spool.remove("4D")
+    spool.end(message)
+    spool.end(message)
     assert spool.ids() == set() and os.listdir(spool.root / "state") == []
 
 
@@ -173,7 +175,7 @@ def test_ids_name_no_other_file(spool: Spool, id: str) -> None:
         spool.load(id)
 
 
-STEPS = ["open", "write", "fsync", "rename", "directory"]
+STEPS = ["open", "pwrite", "fsync", "rename", "directory"]
 
 
 @pytest.mark.parametrize("step", STEPS)
