@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from mailsvc.journal import Journal, this_boot
 from mailsvc.mail import Address, new_id
+from mailsvc.queue import control
 from mailsvc.queue.message import QueuedMessage, QueuedRecipient
 from mailsvc.queue.recovery import recover
 from mailsvc.queue.service import Writer
@@ -244,3 +245,46 @@ async def test_without_the_journal_the_disk_does_lose_mail(
         except (AssertionError, ValueError):
             failed += 1
     assert failed > 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_messages_are_durable_by_few_flushes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        disk = LyingDisk(patch, tmp_path, syncfs=True)
+        Spool(tmp_path / "queue").make()
+        workload = Workload(disk, tmp_path)
+        [process, other] = workload.processes
+        process.committer._journal.most = 1 << 20
+        process.committer._seconds = 60
+        start = len(disk.log)
+        await gatherResults([Deferred.fromCoroutine(workload.accept(process, 600, spooled=False))
+                             for _ in range(50)])
+        flushes = sum(op.kind.startswith("sync") for op in disk.log[start:])
+        assert 1 <= flushes <= 10
+        await process.stop()
+        await other.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_dropped_without_the_service_does_not_come_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scratch: Path
+) -> None:
+    """It stands in the journal of a process that is not yet gone, and sends nothing."""
+    with monkeypatch.context() as patch:
+        disk = LyingDisk(patch, tmp_path, syncfs=True)
+        Spool(tmp_path / "queue").make()
+        workload = Workload(disk, tmp_path)
+        [process, other] = workload.processes
+        process.committer._seconds = 60
+        await gatherResults([Deferred.fromCoroutine(workload.accept(process, 10, spooled=False))
+                             for _ in range(3)])
+        dropped, *kept = workload.waiting
+        assert control.request(tmp_path / "queue", "drop", [dropped], "", 2000.0) == ([dropped], [])
+        point = len(disk.log)
+        await process.stop()
+        await other.stop()
+    for keep in 0.0, 0.5, 1.0:
+        crashed(disk, point, scratch, random.Random(3), keep)
+        assert recovered(scratch, ANOTHER_BOOT).ids() == set(kept)
