@@ -292,9 +292,9 @@ class Client:
             nothing was sent.
         """
         self._out.tally = Tally()
-        return self._ready_to(lambda session: session.mail(
-            reverse_path, size=size, body=body, smtputf8=smtputf8, ret=ret, envid=envid,
-            requiretls=requiretls, auth=auth, by=by, priority=priority, hold_for=hold_for))
+        said = Parameters(size, body, smtputf8, ret, envid, requiretls, auth, by, priority,
+                          hold_for)
+        return self._ready_to(lambda session: session.mail(reverse_path, said))
 
     def rcpt(self, forward_path: Address | str, *, notify: Sequence[str] = (),
              orcpt: str = "") -> Deferred[Reply]:
@@ -304,16 +304,7 @@ class Client:
 
         :raises NotOffered: the address needs SMTPUTF8, and MAIL did not say it.
         """
-        def make(session: SendingSession) -> Command:
-            try:
-                command = session.rcpt(forward_path, notify=tuple(notify), orcpt=orcpt)
-            except SendingFailure as failure:
-                self._out.tally.add(writing.address(forward_path), failure)
-                raise
-            self._out.tally.add(writing.address(forward_path), command)
-            return command
-
-        return self._ready_to(make)
+        return self._ready_to(lambda session: self._out.recipient(forward_path, notify, orcpt))
 
     def data(self, message: Message, *, normalize: bool = False) -> Deferred[Reply]:
         """Send the message by DATA.
@@ -355,11 +346,10 @@ class Client:
             server refused the sender: their ``failure`` says so.
         :raises BadArgument: (in the Deferred) something cannot be said; nothing was sent.
         """
-        parameters = Parameters(size=size, body=body, smtputf8=smtputf8, ret=ret, envid=envid,
-                                requiretls=requiretls, auth=auth, by=by, priority=priority,
-                                hold_for=hold_for)
+        parameters = Parameters(size, body, smtputf8, ret, envid, requiretls, auth, by, priority,
+                                hold_for)
         return Deferred.fromCoroutine(transaction.send(
-            self, self._out, reverse_path, recipients, message, parameters, normalize=normalize,
+            self._out, reverse_path, recipients, message, parameters, normalize=normalize,
             chunk=chunk))
 
     def verify(self, text: str) -> Deferred[Reply]:

@@ -142,6 +142,9 @@ class Line(Protocol):
     def set_deadline(self, seconds: float | None) -> None:
         """Tell the owner when so many seconds have passed from now, unless set anew."""
         if self._timer is not None and self._timer.active():
+            if seconds is not None and self.connected:
+                self._timer.reset(seconds)
+                return
             self._timer.cancel()
         self._timer = None
         if seconds is not None and self.connected:
@@ -176,7 +179,10 @@ class Line(Protocol):
             set_no_delay(True)
 
     def dataReceived(self, data: bytes) -> None:
-        self._tell(lambda owner: owner.received(data))
+        if self.owner is not None:
+            self.owner.received(data)
+        else:
+            self._early.append(lambda owner: owner.received(data))
 
     def handshakeCompleted(self) -> None:
         if self._handshake is None:

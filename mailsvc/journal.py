@@ -143,9 +143,12 @@ class Journal:
                 orphans = [orphan for path in paths if (orphan := self._read(path)) is not None]
                 if orphans:
                     replay(orphans)
-                    for orphan in orphans:
-                        with _opened(orphan.path) as fd:
-                            _erase(fd)
+                    # In two rounds: another power loss amid them must not leave what one says and
+                    # forget what another says of the same.
+                    for change in self._settle_orphan, _erase:
+                        for orphan in orphans:
+                            with _opened(orphan.path) as fd:
+                                change(fd)
                 slot = min(unheld)
                 self._free = [b"%b/%d.%d" % (self.directory, slot, n)
                               for n in range(self.segments)]
@@ -192,6 +195,11 @@ class Journal:
         """
         _write_all(segment.fd, self._header(segment, settled=True), 0)
         os.fdatasync(segment.fd)
+
+    def _settle_orphan(self, fd: int) -> None:
+        """As :meth:`settle`, of a segment that somebody else began."""
+        _, _, _, salt, _ = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
+        self.settle(Segment(b"", fd, salt))
 
     def free(self, segment: Segment) -> None:
         """Forget what is in *segment*, durably; it has been ended.

@@ -12,19 +12,20 @@ RCPTMAX, RFC 9422) get one of their own, where the message can be read again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.python.failure import Failure
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import Address
 from mailsvc.smtp import writing
 from mailsvc.smtp.failures import BadArgument, BadMessage, SendingFailure, Stage
-from mailsvc.smtp.outcome import Outcome, Recipient
+from mailsvc.smtp.outcome import Outcome, Recipient, Tally
 from mailsvc.smtp.outgoing import Outgoing
 from mailsvc.smtp.requests import Parameters
+from mailsvc.smtp.sending import SendingSession
 from mailsvc.smtp.source import Form, Message, Source
 
 #: Up to here a message goes out with its envelope; and the size of chunks beyond.
@@ -43,8 +44,9 @@ def resolved(recipients: Sequence[Address | str | Recipient]) -> list[Recipient]
         path = writing.address(given.forward_path)
         if not path.local_part:
             raise BadArgument("a recipient cannot be empty")
-        # What is wrong with the parameters must not come up when half of it is sent.
-        writing.rcpt(path, smtputf8=True, notify=given.notify, orcpt=given.orcpt)
+        if given.notify or given.orcpt:
+            # What is wrong with the parameters must not come up when half of it is sent.
+            writing.rcpt(path, smtputf8=True, notify=given.notify, orcpt=given.orcpt)
         found.append(Recipient(path, tuple(given.notify), given.orcpt))
     if not found:
         raise BadArgument("no recipients; name at least one")
@@ -52,17 +54,18 @@ def resolved(recipients: Sequence[Address | str | Recipient]) -> list[Recipient]
 
 
 async def send(
-    client: Any, out: Outgoing, reverse_path: Address | str,
-    recipients: Sequence[Address | str | Recipient],
+    out: Outgoing, reverse_path: Address | str, recipients: Sequence[Address | str | Recipient],
     message: Message, parameters: Parameters, *, normalize: bool, chunk: bool,
 ) -> tuple[Outcome, ...]:
-    """Send *message* over *client*; an outcome for each recipient, in order.
+    """Send *message* over *out*; an outcome for each recipient, in order.
 
     :raises BadArgument: something cannot be said.
     """
     wanted = resolved(recipients)
     sender = writing.address(reverse_path)
-    writing.mail(sender, replace(parameters, smtputf8=True))
+    known = out.session.extended is not None
+    if not known:
+        writing.mail(sender, parameters._replace(smtputf8=True))
     source = Source(message, normalize=normalize)
     form = source.look()
     outcomes: dict[int, Outcome] = {}
@@ -70,14 +73,15 @@ async def send(
         if form is not None and form.stray:
             raise BadMessage("bare CR or LF in the message; end every line with CRLF",
                              Stage.CONTENT, EnhancedStatus(5, 6, 11))
-        await out.ready()
+        if not known or out.closed is not None:
+            await out.ready()
     except SendingFailure as failure:
         return tuple(_failed(each, failure) for each in wanted)
     left = list(range(len(wanted)))
     while left:
-        most = _most_recipients(client.extension("LIMITS")) or len(left)
+        most = _most_recipients(out.session.extensions.get("LIMITS")) or len(left)
         batch = left[:most] if source.repeatable else left
-        found = await _transaction(client, out, sender, [wanted[n] for n in batch], source, form,
+        found = await _transaction(out, sender, [wanted[n] for n in batch], source, form,
                                    parameters, chunk)
         outcomes.update(zip(batch, found, strict=True))
         # Whoever is told to come again gets another transaction, as long as that helps.
@@ -94,44 +98,52 @@ async def send(
 
 
 async def _transaction(
-    client: Any, out: Outgoing, sender: Address, recipients: list[Recipient], source: Source,
+    out: Outgoing, sender: Address, recipients: list[Recipient], source: Source,
     form: Form | None, parameters: Parameters, chunk: bool,
 ) -> tuple[Outcome, ...]:
-    utf8 = _smtputf8(client, sender, recipients, form, parameters)
-    begun = client.mail(
-        sender, size=parameters.size or (form.size if form else 0),
-        body=parameters.body or ("" if form is None else "8BITMIME" if form.eight_bit else "7BIT"),
-        smtputf8=utf8, ret=parameters.ret, envid=parameters.envid,
-        requiretls=parameters.requiretls, auth=parameters.auth, by=parameters.by,
-        priority=parameters.priority, hold_for=parameters.hold_for)
-    if is_failed(begun):
+    session = out.session
+    out.tally = Tally()
+    try:
+        out.tell(session.mail(sender, _declared(session, sender, recipients, form, parameters)))
+    except SendingFailure as failure:
         # Nothing was sent.
-        try:
-            await begun
-        except SendingFailure as failure:
-            return tuple(_failed(each, failure) for each in recipients)
-    sent: list[Deferred[Any]] = [begun]
+        return tuple(_failed(each, failure) for each in recipients)
+    chunked = chunk and "CHUNKING" in session.extensions
+    small = form is not None and form.size <= _SMALL
+    # What cannot be said is in the tally, or has the transaction ended unfinished.
     for each in recipients:
-        sent.append(client.rcpt(each.forward_path, notify=each.notify, orcpt=each.orcpt))
-    chunked = chunk and client.extension("CHUNKING") is not None
+        with suppress(SendingFailure):
+            out.tell(out.recipient(each.forward_path, each.notify, each.orcpt))
     if not chunked:
-        sent.append(client.content(source))
-    elif form is not None and form.size <= _SMALL:
+        out.tell(out.content(source))
+    elif form is not None and small:
         async for block, last in source.whole_lines(form.size):
-            sent.append(client.bdat(block, last))
-    await _all(sent)
-    if chunked and not (form is not None and form.size <= _SMALL) and out.tally.accepted:
-        await _chunks(client, out, source)
+            with suppress(SendingFailure):
+                out.tell(session.bdat(block, last))
+    await out.heard()
+    if chunked and not small and out.tally.accepted:
+        await _chunks(out, source)
     if out.closed is not None:
         # Between two chunks no command was open that could fail.
         out.tally.given_up(out.closed)
-    outcomes: tuple[Outcome, ...] = client.outcomes
+    outcomes = out.tally.outcomes
     if out.closed is None and out.tally.unfinished:
-        await _all([client.reset()])
+        out.tell(session.reset())
+        await out.heard()
     return outcomes
 
 
-async def _chunks(client: Any, out: Outgoing, source: Source) -> None:
+def _declared(session: SendingSession, sender: Address, recipients: list[Recipient],
+              form: Form | None, parameters: Parameters) -> Parameters:
+    """*parameters*, and what the message itself tells where they do not."""
+    size, body = parameters.size, parameters.body
+    if form is not None:
+        size, body = size or form.size, body or ("8BITMIME" if form.eight_bit else "7BIT")
+    return parameters._replace(size=size, body=body, smtputf8=_smtputf8(
+        session, sender, recipients, form, parameters))
+
+
+async def _chunks(out: Outgoing, source: Source) -> None:
     """A large message by BDAT; its failures are in the outcomes."""
     sent: list[Deferred[Any]] = []
     out.hold_back(True)
@@ -139,7 +151,7 @@ async def _chunks(client: Any, out: Outgoing, source: Source) -> None:
         async for block, last in source.whole_lines(_CHUNK):
             if out.closed is not None or any(map(is_failed, sent)):
                 break
-            sent.append(client.bdat(block, last))
+            sent.append(_chunk(out, block, last))
             await out.wait_for_room()
     except Exception as error:
         out.give_up(error)
@@ -148,6 +160,13 @@ async def _chunks(client: Any, out: Outgoing, source: Source) -> None:
     finally:
         out.hold_back(False)
     await _all(sent)
+
+
+def _chunk(out: Outgoing, block: bytes, last: bool) -> Deferred[Any]:
+    try:
+        return out.issue(lambda session: session.bdat(block, last))
+    except SendingFailure:
+        return fail()
 
 
 def is_failed(each: Deferred[Any]) -> bool:
@@ -160,8 +179,8 @@ async def _all(sent: list[Deferred[Any]]) -> None:
     await DeferredList(sent, consumeErrors=True)
 
 
-def _smtputf8(client: Any, sender: Address, recipients: list[Recipient], form: Form | None,
-              parameters: Parameters) -> bool:
+def _smtputf8(session: SendingSession, sender: Address, recipients: list[Recipient],
+              form: Form | None, parameters: Parameters) -> bool:
     """Whether the transaction is one of RFC 6531.
 
     A recipient that alone would need it does not fail the others where it is not offered.
@@ -170,7 +189,7 @@ def _smtputf8(client: Any, sender: Address, recipients: list[Recipient], form: F
         return parameters.smtputf8
     if writing.needs_smtputf8(sender) or (form is not None and form.utf8_header):
         return True
-    return client.extension("SMTPUTF8") is not None and any(
+    return "SMTPUTF8" in session.extensions and any(
         writing.needs_smtputf8(writing.address(each.forward_path)) for each in recipients)
 
 

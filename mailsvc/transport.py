@@ -1,10 +1,10 @@
-"""A TCP transport whose answers leave at the end of the reactor's turn that made them.
+"""TCP transports whose writes leave at the end of the reactor's turn that made them.
 
 Twisted's transports put what is written into a buffer, ask epoll to tell when the socket takes
 octets, send when it does, and take the question back: two system calls and a turn of the reactor
-beside each ``send``.  The socket of a conversation is empty nearly always when its answer is ready.
-So :class:`TurnServer` sends when all that came in this turn has been read, and leaves to Twisted
-what the socket does not take then.
+beside each ``send``.  The socket of a conversation is empty nearly always when there is something
+to say.  So :class:`TurnServer` and :class:`TurnClient` send when all that came in this turn has
+been read, and leave to Twisted what the socket does not take then.
 
 Not sooner: who is sent an answer wakes up, and on a busy machine takes the processor from the one
 that has more to read.
@@ -13,26 +13,34 @@ that has more to read.
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from twisted.internet import tcp
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IConnector, IListeningPort
 from twisted.logger import Logger
 
 _log = Logger()
 
+#: After how long without a word the peer is asked, how often, how many times; and how long what was
+#: sent may go without being acknowledged.  tcp(7); seconds, but for the last.
+_ABSENCE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4,
+            socket.TCP_USER_TIMEOUT: 30_000}
 
-class TurnServer(tcp.Server):
-    """One accepted connection."""
+
+class _ByTurns(tcp.Connection):
+    """What a connection does to send so."""
 
     reactor: Any  # IReactorFDSet, and IReactorTime
     #: The connections that have something to send at the end of this turn.
-    _due: ClassVar[list[TurnServer]] = []
+    _due: ClassVar[list[_ByTurns]] = []
     _is_due = False
 
     def startWriting(self) -> None:
         """Have :meth:`doWrite` called, at the end of the turn or when the socket takes octets."""
-        if self.dataBuffer or self.disconnecting or self._writeDisconnecting:
+        if (self.dataBuffer or self.disconnecting or self._writeDisconnecting
+                or not self.connected):  # what is being connected waits to be writable
             super().startWriting()
         elif not self._is_due:
             self._is_due = True
@@ -51,9 +59,49 @@ class TurnServer(tcp.Server):
             super().startWriting()
 
 
+class TurnServer(_ByTurns, tcp.Server):
+    """One accepted connection."""
+
+
+class TurnClient(_ByTurns, tcp.Client):
+    """One that we opened."""
+
+
+class _Connector(tcp.Connector):
+    def _makeTransport(self) -> TurnClient:
+        return TurnClient(self.host, self.port, self.bindAddress, self, self.reactor)
+
+
+class Dialling:
+    """What of *reactor* an endpoint needs to open connections, which send by turns."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def connectTCP(self, host: str, port: int, factory: Any, timeout: float = 30,
+                   bindAddress: tuple[str, int] | None = None) -> IConnector:
+        """As ``IReactorTCP.connectTCP``."""
+        connector = _Connector(host, port, factory, timeout, bindAddress, self._reactor)
+        connector.connect()
+        return connector
+
+
+def notice_absence(transport: Any) -> None:
+    """Have a TCP connection end within half a minute when its peer is there no more.
+
+    The kernel asks the peer's kernel every few seconds, so one that only takes its time stays.
+    Other transports stay as they are.
+    """
+    connection: Any = getattr(transport, "socket", None)
+    with suppress(OSError, AttributeError):  # it is none of TCP, or gone already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _ABSENCE.items():
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def _send_all() -> None:
-    due = TurnServer._due.copy()
-    TurnServer._due.clear()
+    due = _ByTurns._due.copy()
+    _ByTurns._due.clear()
     for each in due:
         try:
             each.send()
@@ -64,7 +112,7 @@ def _send_all() -> None:
 
 # A worker is forked amid a turn of its supervisor, whose connections are not the worker's: with any
 # of them left here, no end of a turn would be asked for, and nothing sent, ever.
-os.register_at_fork(after_in_child=TurnServer._due.clear)
+os.register_at_fork(after_in_child=_ByTurns._due.clear)
 
 
 def send_by_turns(port: IListeningPort) -> None:

@@ -32,8 +32,8 @@ class LyingDisk(DiskLog):
         self._root = str(root)
         self._lock = threading.RLock()
         self._descriptors: dict[int, int | str] = {}  # descriptor -> file, or path of directory
-        for name in ("open", "close", "write", "pwrite", "fsync", "fdatasync", "link", "unlink",
-                     "rename", "mkdir"):
+        for name in ("open", "close", "write", "pwrite", "ftruncate", "fsync", "fdatasync", "link",
+                     "unlink", "rename", "mkdir"):
             monkeypatch.setattr(
                 os, name, self._watched(getattr(os, name), getattr(self, f"_{name}")))
 
@@ -92,6 +92,11 @@ class LyingDisk(DiskLog):
         file = self._descriptors[fd]
         assert isinstance(file, int)
         self.written(file, at, bytes(data[:written]))
+
+    def _ftruncate(self, _: None, fd: int, octets: int) -> None:
+        file = self._descriptors[fd]
+        assert isinstance(file, int)
+        self.truncated(file, octets)
 
     def _fsync(self, _: None, fd: int) -> None:
         file = self._descriptors.get(fd)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mailsvc.sasl.client import ClientExchange, Login
+from mailsvc.smtp.requests import Parameters
 from tests.dialogue import CUTS, Cut, _octets
 
 
@@ -80,6 +81,9 @@ class Play:
                 options["last"] = True
             else:
                 arguments.append(_octets(word) if name in ("content", "bdat") else word)
+        if name == "mail":
+            arguments.append(Parameters(**options))
+            options = {}
         getattr(self.session, name)(*arguments, **options)
         self.look()
 

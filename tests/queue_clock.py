@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ class Here:
             return succeed(function(*args))
         except Exception:
             return fail(Failure())
+
+    def after_this(self, function: Callable[[], object]) -> None:
+        function()
 
 
 class Carrying:

@@ -3,7 +3,8 @@
 * A hundred thousand messages to a thousand domains that wait: how soon the service is ready with
   them, how much memory its processes have, and how much CPU time it takes to let them wait, for
   queues of several sizes.
-* How fast a queue runs empty into smtp-sink, beside Postfix's, in turns.
+* How fast smtp-source fills a queue over 20 connections, and how fast it runs empty into smtp-sink,
+  beside Postfix's, in turns.
 
 Postfix and smtp-sink are Debian's ``postfix``.  What is printed is a table in reStructuredText.
 """
@@ -18,13 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from mailsvc.mail import Address, new_id
 from mailsvc.queue.message import QueuedMessage, QueuedRecipient, envelope_line, state_line
-from mailsvc.queue.spool import Spool
+from mailsvc.queue.spool import Ownership, Spool
 from tests.daemons import Postfix, free_port, wait_for
 from tests.service import Service
 
@@ -129,19 +131,47 @@ def ours(place: Path, messages: int, workers: int) -> tuple[float, float]:
         return (time.monotonic() - begun) * share, (cpu(service.pids()) - before) * share
 
 
-def postfix(messages: int) -> tuple[float, float]:
-    """How long Postfix's takes, and CPU time for it, seconds."""
+def source(messages: int, address: tuple[str, int]) -> None:
+    """Send so many messages from smtp-source."""
+    subprocess.run(
+        [shutil.which("smtp-source") or "/usr/sbin/smtp-source", "-s", str(CONNECTIONS), "-d", "-m",
+         str(messages), "-l", str(len(MESSAGE)), "-f", "alice@a.example", "-t",
+         "bob@far.example", "{}:{}".format(*address)], check=True)
+
+
+def accepting(place: Path, messages: int, workers: int) -> tuple[float, float]:
+    """How long our queue takes to fill, while nobody sends, and CPU time for it, seconds."""
+    directory = place / f"accepting-{time.monotonic_ns()}"
+    fill(directory, 0, 1, 0)
+    ownership = Ownership(directory / "queue")
+    assert ownership.acquire()
+    with Service(directory, ("alice@a.example:secret",), (
+            "--workers", str(workers), "--submission", "127.0.0.1:0",
+            "--set", 'submission.trusted_networks=["127.0.0.0/8"]',
+            "--set", "submission.messages_per_hour=0",
+            "--set", "submission.recipients_per_hour=0")) as service:
+        begun, before = time.monotonic(), cpu(service.pids())
+        source(messages, service.listeners["submission"])
+        took = time.monotonic() - begun, cpu(service.pids()) - before
+        assert len(os.listdir(directory / "queue" / "message")) == messages
+    ownership.release()
+    shutil.rmtree(directory)
+    return took
+
+
+def postfix(messages: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """How long Postfix's takes to fill and to run empty, and CPU time for it, seconds."""
     with sink() as port, Postfix(
             lambda name: shutil.which(name) or f"/usr/sbin/{name}", relayhost=f"[127.0.0.1]:{port}",
             mynetworks="127.0.0.0/8", defer_transports="smtp", qmgr_message_active_limit="100000",
             smtp_destination_concurrency_limit=str(CONNECTIONS),
             initial_destination_concurrency=str(CONNECTIONS),
             smtpd_client_connection_count_limit="0", default_process_limit="200") as there:
-        subprocess.run(
-            [shutil.which("smtp-source") or "/usr/sbin/smtp-source", "-s", "20", "-m",
-             str(messages), "-l", str(len(MESSAGE)), "-f", "alice@a.example", "-t",
-             "bob@far.example", "{}:{}".format(*there.address)], check=True)
         spool = there.directory / "spool"
+        master = int((spool / "pid" / "master.pid").read_text())
+        begun, before = time.monotonic(), cpu_of_family(master)
+        source(messages, there.address)
+        filled = time.monotonic() - begun, cpu_of_family(master) - before
 
         def left() -> int:
             return sum(len(files) for name in ("incoming", "active", "deferred", "maildrop")
@@ -153,12 +183,17 @@ def postfix(messages: int) -> tuple[float, float]:
         main.write_text(main.read_text().replace("defer_transports = smtp\n", ""))
         subprocess.run(["postfix", "-c", str(there.configuration), "reload"], check=True,
                        capture_output=True)
-        master = int((spool / "pid" / "master.pid").read_text())
         begun, before = time.monotonic(), cpu_of_family(master)
         subprocess.run(["postqueue", "-c", str(there.configuration), "-f"], check=True)
         while left():
             time.sleep(0.02)
-        return time.monotonic() - begun, cpu_of_family(master) - before
+        return filled, (time.monotonic() - begun, cpu_of_family(master) - before)
+
+
+def both(place: Path, messages: int, workers: int
+         ) -> tuple[tuple[float, float], tuple[float, float]]:
+    """How long our queue takes to fill and to run empty, and CPU time for it, seconds."""
+    return accepting(place, messages, workers), ours(place, messages, workers)
 
 
 def main() -> None:
@@ -176,23 +211,24 @@ def main() -> None:
             table("messages that wait", "known after, s", "memory, MiB", "CPU, ms a second")
             for size in map(int, given.sizes.split(",")):
                 row(f"{size:,}", *(f"{value:.2f}" for value in waiting(place, size, given.seconds)))
-        servers = {"mailsvc, 1 process": lambda: ours(place, given.messages, 1),
-                   "mailsvc, 2 processes": lambda: ours(place, given.messages, 2)}
+        servers: dict[str, Callable[[], tuple[tuple[float, float], tuple[float, float]]]] = {
+            f"mailsvc, {name}": partial(both, place, given.messages, workers)
+            for workers, name in ((1, "1 process"), (2, "2 processes"))}
         if not given.alone:
             servers["Postfix"] = lambda: postfix(given.messages)
-        rates: dict[str, list[float]] = {}
-        costs: dict[str, list[float]] = {}
+        found: dict[str, dict[str, list[tuple[float, float]]]] = {}
         for _ in range(given.rounds):
-            for each, measure in servers.items():
-                seconds, used = measure()
-                rates.setdefault(each, []).append(given.messages / seconds)
-                costs.setdefault(each, []).append(used / given.messages * 1000)
-        if given.rounds:
-            table("relaying to smtp-sink", "messages/s", "range", "CPU, ms a message")
-            for each, found in rates.items():
-                row(each, f"{statistics.median(found):,.0f}",
-                    f"{min(found):,.0f}-{max(found):,.0f}",
-                    f"{statistics.median(costs[each]):.2f}")
+            for server, measure in servers.items():
+                for what, took in zip(("accepting from smtp-source", "relaying to smtp-sink"),
+                                      measure(), strict=True):
+                    found.setdefault(what, {}).setdefault(server, []).append(took)
+        for what, by_server in found.items():
+            table(what, "messages/s", "range", "CPU, ms a message")
+            for server, rounds in by_server.items():
+                rates = [given.messages / seconds for seconds, _ in rounds]
+                costs = [used / given.messages * 1000 for _, used in rounds]
+                row(server, f"{statistics.median(rates):,.0f}",
+                    f"{min(rates):,.0f}-{max(rates):,.0f}", f"{statistics.median(costs):.2f}")
     sys.stdout.flush()
 
 

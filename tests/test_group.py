@@ -19,7 +19,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from mailsvc import journal
 from mailsvc.errors import StorageFull, TemporaryFailure
 from mailsvc.mail import Account, new_id
-from mailsvc.store import group
+from mailsvc.store import committer
 from mailsvc.store.maildir import MaildirStore
 from tests.stores import ALICE, BOB, contents, deliver, files, home, maildir_store, pause
 from tests.system_calls import Call, SystemCalls
@@ -155,7 +155,7 @@ async def test_what_was_withdrawn_stays_so_though_the_journal_failed_meanwhile(
 ) -> None:
     """The journal has it as delivered, until a record says otherwise."""
     monkeypatch.setattr("mailsvc.store.group._REST", 0.05)
-    monkeypatch.setattr("mailsvc.store.group.checkpoint", failing_checkpoint)
+    monkeypatch.setattr("mailsvc.store.committer.checkpoint", failing_checkpoint)
     first = make()
     first._journal.boot = OTHER_BOOT
     first.start()
@@ -191,8 +191,8 @@ async def test_while_every_segment_waits_each_message_is_synced(
 ) -> None:
     for name, seconds in ("_PATIENCE", 0.02), ("_REST", 0.3), ("_AGAIN", 0.02):
         monkeypatch.setattr(f"mailsvc.store.group.{name}", seconds)
-    working = group.checkpoint
-    monkeypatch.setattr("mailsvc.store.group.checkpoint", failing_checkpoint)
+    working = committer.checkpoint
+    monkeypatch.setattr("mailsvc.store.committer.checkpoint", failing_checkpoint)
     store = make(checkpoint_seconds=3600)
     store._journal.most = 3 * journal.BLOCK
     store.start()
@@ -202,7 +202,7 @@ async def test_while_every_segment_waits_each_message_is_synced(
     assert any(line.startswith("every segment of the journal waits") for line in logged)
     assert any(line.startswith("cannot make durable what the journal holds: Input/output error "
                                "(/dev/full)") for line in logged)
-    monkeypatch.setattr("mailsvc.store.group.checkpoint", working)
+    monkeypatch.setattr("mailsvc.store.committer.checkpoint", working)
     for _ in range(200):
         await deliver(store, MESSAGE)
         if "the journal works again" in logged:
@@ -373,13 +373,13 @@ async def test_processes_that_delete_do_not_wait_for_each_other_for_ever(
     """Each keeps a segment for the other's sake, and has another behind it that the other keeps."""
     for name, seconds in ("_PATIENCE", 0.5), ("_AGAIN", 0.02):
         monkeypatch.setattr(f"mailsvc.store.group.{name}", seconds)
-    real = group.checkpoint
+    real = committer.checkpoint
 
     def slow(homes: Collection[bytes], paths: Collection[bytes]) -> None:
         time.sleep(0.04)
         real(homes, paths)
 
-    monkeypatch.setattr("mailsvc.store.group.checkpoint", slow)
+    monkeypatch.setattr("mailsvc.store.committer.checkpoint", slow)
     stores = [make(checkpoint_seconds=0.1) for _ in range(2)]
     for store in stores:
         store.start()

@@ -5,7 +5,9 @@ A change that does so on purpose, or makes it cheaper, moves the figure here.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +15,12 @@ from tests.instructions import count, yardstick
 from tests.maildrops import FakeMaildrop, message
 from tests.pop3 import Client
 from tests.postoffice import Line
+from tests.relaying import Relaying
 
-__all__ = ["pop3", "smtp", "yardstick"]
+__all__ = ["pop3", "relay", "smtp", "yardstick"]
 
 #: In units of the yardstick.
-EXPECTED = {"smtp": 28.1, "pop3": 4.11}
+EXPECTED = {"smtp": 28.1, "pop3": 4.11, "relay": 51.2}
 #: By how much it may be off: another interpreter weighs things otherwise.
 TOLERANCE = 0.15
 
@@ -44,9 +47,18 @@ def pop3(times: int) -> None:
         client.say(b"RETR 1\r\n")
 
 
+def relay(times: int) -> None:
+    """Messages of 4 KiB relayed over 20 connections, without network."""
+    with tempfile.TemporaryDirectory() as directory:
+        relaying = Relaying(Path(directory))
+        for _ in range(times):
+            relaying.put(TEXT)
+        assert relaying.run() == times
+
+
 @pytest.mark.slow
 def test_instructions_for_a_message(program: Callable[[str], str]) -> None:
     counted = count(program("valgrind"), "tests.test_instructions",
-                    ["yardstick", "smtp", "pop3"], 50, 150)
+                    ["yardstick", "smtp", "pop3", "relay"], 50, 150)
     relative = {work: counted[work] / counted["yardstick"] for work in EXPECTED}
     assert relative == pytest.approx(EXPECTED, rel=TOLERANCE), relative

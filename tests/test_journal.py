@@ -188,3 +188,31 @@ def test_after_a_flush_that_failed_the_next_segment_takes_over(
     payloads = [orphan.payloads for orphan in left(tmp_path)]
     assert payloads[0][0] == b"before"
     assert payloads[1] == (b"after",)
+
+
+@pytest.mark.parametrize("done", range(4))
+def test_a_power_loss_amid_the_freeing_of_orphans_forgets_no_removal_before_its_delivery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    """Either all are there yet, or none of those that are delivers anything."""
+    processes = [journal(tmp_path), journal(tmp_path)]
+    for it, payload in zip(processes, (b"its removal", b"a delivery"), strict=True):
+        it.open(nothing)
+        it.append([payload])
+    for it in processes:
+        it.close()
+    calls: list[int] = []
+    real = os.pwrite
+
+    def pwrite(fd: int, data: bytes, at: int) -> int:
+        if len(calls) == done:
+            raise OSError(5, "the power is gone")
+        calls.append(fd)
+        return real(fd, data, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        with pytest.raises(OSError, match="the power is gone"):
+            journal(tmp_path).open(lambda orphans: None)
+    found = left(tmp_path)
+    assert len(found) == 2 or all(orphan.settled for orphan in found)

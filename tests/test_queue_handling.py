@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +82,7 @@ class Office(World):
         class Timely(Carrying):
             def carry(self, hop: Hop, job: Job) -> Deferred[list[Result]]:
                 return carrying.carry(hop, job).addCallback(
-                    lambda results: [dataclasses.replace(each, timely=timely) for each in results])
+                    lambda results: [each._replace(timely=timely) for each in results])
 
         local = Local(FakeRouter(self.answers), self.store, None)  # type: ignore[arg-type]
         self.runner = Runner(self.spool, Here(), Attempts(  # type: ignore[arg-type]

@@ -119,7 +119,8 @@ def a_message(id: str, **fields: Any) -> QueuedMessage:
 def put(spool: Spool, message: QueuedMessage, *blocks: bytes) -> None:
     draft = Draft(message)
     for block in blocks[:-1]:
-        spool.write(draft, block)
+        draft.add(block)
+        spool.write(draft, draft.take())
     draft.add(blocks[-1])
     spool.commit(draft)
 
@@ -136,7 +137,8 @@ def test_what_goes_in_comes_out(spool: Spool) -> None:
 
 def test_nothing_is_queued_before_commit_and_nothing_left_after_abort(spool: Spool) -> None:
     draft = Draft(a_message("3C"))
-    spool.write(draft, b"half")
+    draft.add(b"half")
+    spool.write(draft, draft.take())
     assert spool.ids() == set() and os.listdir(spool.root / "incoming") == ["3C"]
     spool.discard(draft)
     assert os.listdir(spool.root / "incoming") == []
@@ -153,8 +155,8 @@ def test_a_state_survives_and_its_time_is_that_of_the_next_attempt(spool: Spool)
     message.held = True
     spool.save(message)
     assert spool.due()["4D"] > 4e9
-    spool.remove("4D")
-    spool.remove("4D")
+    spool.end(message)
+    spool.end(message)
     assert spool.ids() == set() and os.listdir(spool.root / "state") == []
 
 
@@ -173,7 +175,7 @@ def test_ids_name_no_other_file(spool: Spool, id: str) -> None:
         spool.load(id)
 
 
-STEPS = ["open", "write", "fsync", "rename", "directory"]
+STEPS = ["open", "pwrite", "fsync", "rename", "directory"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -302,3 +304,27 @@ def test_a_message_is_claimed_by_one_process_until_it_lets_go_or_ends(tmp_path: 
         assert could
         assert not claims.take("0A") and not claims.take("0B")
     assert claims.take("0A")
+
+
+def test_a_file_is_written_over_when_it_is_durable_that_its_message_is_gone(spool: Spool) -> None:
+    told: list[Any] = []
+    spool.removed = lambda homes, places, tell: told.append(tell)
+    spool.spares.most = 1
+    put(spool, a_message("1A"), b"x" * 9000)
+    put(spool, a_message("2B"), b"x" * 9000)
+    inode = (spool.root / "message" / "1A").stat().st_ino
+    spool.end(spool.load("1A"), spool.load("2B"))
+    assert spool.ids() == set() and os.listdir(spool.root / "spare") == ["1A"]
+    put(spool, a_message("3C"), b"y\r\n")
+    assert (spool.root / "message" / "3C").stat().st_ino != inode
+    told.pop()(True)
+    put(spool, a_message("4D"), b"z\r\n")
+    assert (spool.root / "message" / "4D").stat().st_ino == inode
+    with spool.open("4D") as (_, stream):
+        assert stream.read() == b"z\r\n"
+    # A sweep may take what a process has.
+    spool.end(spool.load("3C"))
+    told.pop()(True)
+    assert spool.sweep() == 1
+    put(spool, a_message("5E"), b"w\r\n")
+    assert spool.ids() == {"4D", "5E"}

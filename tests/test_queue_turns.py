@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from mailsvc.mail import Address
 from mailsvc.queue.attempts import Fetching
+from mailsvc.queue.message import QueuedMessage, QueuedRecipient
+from mailsvc.queue.spool import Draft, Spool
+from mailsvc.queue.turns import Waiting as Found
 from mailsvc.queue.turns import _Turn
 
 
@@ -72,3 +77,49 @@ def test_the_service_stops_while_one_is_waited_for() -> None:
     turns.stopped = True
     turns.reactor.pump([0.1] * 14)
     assert turns.handed == [] and over.called
+
+
+class Reading(Spool):
+    """Notes what is read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.loaded: list[str] = []
+        self.make()
+
+    def load(self, id: str) -> QueuedMessage:
+        self.loaded.append(id)
+        return super().load(id)
+
+    def put(self, id: str, domain: str, priority: int = 0) -> None:
+        to = Address("bob", domain)
+        draft = Draft(QueuedMessage(id, 1.0, Address("alice", "example.org"),
+                                    [QueuedRecipient(to, to)], priority=priority))
+        draft.add(b"x\r\n")
+        self.commit(draft)
+
+
+def test_what_waits_for_a_domain_is_found_without_reading_the_whole_queue_again(
+    tmp_path: Path
+) -> None:
+    async def carry(job: object) -> list[Any]:
+        raise AssertionError
+
+    spool = Reading(tmp_path / "queue")
+    for id, domain, priority in (("1A", "far.example", 0), ("2B", "other.example", 0),
+                                 ("3C", "FAR.example", 5)):
+        spool.put(id, domain, priority)
+    found, far = Found(spool), Fetching(frozenset(["far.example"]), carry)
+    assert found.find(far) == ["3C", "1A"]
+    spool.loaded.clear()
+    spool.end(spool.load("1A"))
+    spool.put("4D", "far.example")
+    spool.put("5E", "other.example")
+    spool.loaded.clear()
+    assert found.find(far) == ["3C", "4D"]
+    assert "2B" not in spool.loaded
+    spool.loaded.clear()
+    assert found.find(far) == ["3C", "4D"]
+    assert sorted(spool.loaded) == ["3C", "4D"]
+    # Of another domain nothing is known yet.
+    assert found.find(Fetching(frozenset(["other.example"]), carry)) == ["2B", "5E"]

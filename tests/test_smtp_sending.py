@@ -9,7 +9,15 @@ import pytest
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import Address, DeliverBy
 from mailsvc.smtp.failures import BadArgument, BadMessage, NotOffered, SendingFailure, said
-from mailsvc.smtp.requests import ContentWanted, Ended, Event, Failed, Replied, TLSWanted
+from mailsvc.smtp.requests import (
+    ContentWanted,
+    Ended,
+    Event,
+    Failed,
+    Parameters,
+    Replied,
+    TLSWanted,
+)
 from mailsvc.smtp.sending import SendingSession
 from tests.dialogue import CUTS, Cut, scripts
 from tests.play import Play, lines_of
@@ -91,7 +99,7 @@ def test_no_other_argument_holds_a_line_end(bad: str) -> None:
 def test_no_parameter_of_mail_becomes_another(options: dict[str, Any]) -> None:
     session = greeted("8BITMIME", "DSN", "AUTH PLAIN", "DELIVERBY", "MT-PRIORITY", "FUTURERELEASE")
     with pytest.raises(BadArgument):
-        session.mail("a@example.com", **options)
+        session.mail("a@example.com", Parameters(**options))
     assert session.data_to_send() == b""
 
 
@@ -111,7 +119,7 @@ def test_dsn_is_said_where_it_is_offered() -> None:
             (("DSN", "PIPELINING"), b" RET=HDRS ENVID=a+2Bb", b" NOTIFY=FAILURE,DELAY "
              b"ORCPT=rfc822;x+2By@z"), (("PIPELINING",), b"", b"")):
         session = greeted(*extensions)
-        session.mail("a@example.com", ret="HDRS", envid="a+b")
+        session.mail("a@example.com", Parameters(ret="HDRS", envid="a+b"))
         session.rcpt("b@example.org", notify=("FAILURE", "DELAY"), orcpt="rfc822;x+y@z")
         assert session.data_to_send() == (
             b"MAIL FROM:<a@example.com>%s\r\nRCPT TO:<b@example.org>%s\r\n" % (sender, recipient))
@@ -131,7 +139,7 @@ def test_what_is_not_offered_is_not_sent(extensions: tuple[str, ...], options: d
                                          status: tuple[int, int, int]) -> None:
     session = greeted(*extensions)
     with pytest.raises(NotOffered) as caught:
-        session.mail("a@example.com", **options)
+        session.mail("a@example.com", Parameters(**options))
     assert caught.value.status == EnhancedStatus(*status)
     assert session.data_to_send() == b""
 
@@ -190,7 +198,7 @@ def test_what_a_server_offers(offered: tuple[str, ...], understood: dict[str, st
 def test_time_and_priority_are_said_where_they_are_offered(
         extensions: tuple[str, ...], options: dict[str, Any], said: bytes) -> None:
     session = greeted(*extensions)
-    session.mail("a@example.com", **options)
+    session.mail("a@example.com", Parameters(**options))
     assert session.data_to_send() == b"MAIL FROM:<a@example.com>%s\r\n" % said
 
 
@@ -201,7 +209,7 @@ def test_what_is_to_be_returned_in_time_goes_only_where_it_will_be(
     """RFC 2852 §4.1."""
     session = greeted(*extensions)
     with pytest.raises(NotOffered) as caught:
-        session.mail("a@example.com", by=DeliverBy(60, "R"))
+        session.mail("a@example.com", Parameters(by=DeliverBy(60, "R")))
     assert caught.value.status == EnhancedStatus(*status)
     assert session.data_to_send() == b""
 
@@ -212,7 +220,7 @@ def test_what_is_to_be_returned_in_time_goes_only_where_it_will_be(
 def test_no_time_and_no_priority_beyond_what_there_is(options: dict[str, Any]) -> None:
     session = greeted("DELIVERBY", "MT-PRIORITY")
     with pytest.raises(BadArgument):
-        session.mail("a@example.com", **options)
+        session.mail("a@example.com", Parameters(**options))
     assert session.data_to_send() == b""
 
 
@@ -220,9 +228,9 @@ def test_requiretls_is_said_within_tls() -> None:
     """RFC 8689 §2; in the clear its offer counts for nothing."""
     session = greeted("REQUIRETLS")
     with pytest.raises(NotOffered):
-        session.mail("a@example.com", requiretls=True)
+        session.mail("a@example.com", Parameters(requiretls=True))
     session.tls_active = True
-    session.mail("a@example.com", requiretls=True)
+    session.mail("a@example.com", Parameters(requiretls=True))
     assert session.data_to_send() == b"MAIL FROM:<a@example.com> REQUIRETLS\r\n"
 
 
@@ -231,10 +239,10 @@ def test_what_may_be_left_out_is_said_where_it_is_offered() -> None:
     for extensions, words in ((), b""), (("DELIVERBY",), b" BY=-5;NT"), (
             ("MT-PRIORITY MIXER", "DELIVERBY 60"), b" BY=-5;NT MT-PRIORITY=-3"):
         session = greeted(*extensions)
-        session.mail("a@example.com", **options)
+        session.mail("a@example.com", Parameters(**options))
         assert session.data_to_send() == b"MAIL FROM:<a@example.com>" + words + b"\r\n"
     session = greeted("DELIVERBY 60", "FUTURERELEASE 86400 2026-11-22T09:30:00Z")
-    session.mail("a@example.com", by=DeliverBy(60, "R"), hold_for=30)
+    session.mail("a@example.com", Parameters(by=DeliverBy(60, "R"), hold_for=30))
     assert session.data_to_send() == b"MAIL FROM:<a@example.com> BY=60;R HOLDFOR=30\r\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from mailsvc.transport import TurnServer, send_by_turns
+from mailsvc.transport import TurnServer, notice_absence, send_by_turns
 
 
 class Kept(Factory):
@@ -172,3 +173,19 @@ def test_a_forked_process_sends_what_is_its_own() -> None:
         assert TurnServer._due == [left]
     finally:
         TurnServer._due.remove(left)
+
+
+def test_a_peer_that_is_gone_is_noticed_within_half_a_minute() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(
+            server.getsockname()) as client:
+        notice_absence(SimpleNamespace(socket=client))
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        idle, every, times, unacknowledged = (
+            client.getsockopt(socket.IPPROTO_TCP, option) for option in (
+                socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT,
+                socket.TCP_USER_TIMEOUT))
+        assert idle + every * times <= 30 and unacknowledged <= 30_000
+    one, other = socket.socketpair()
+    with one, other:
+        notice_absence(SimpleNamespace(socket=one))  # which is none of TCP
+    notice_absence(SimpleNamespace())

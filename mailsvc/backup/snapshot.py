@@ -425,8 +425,10 @@ def _check(origin: Origin, into: Path) -> None:
     if not origin.data.is_dir():
         raise Refused(f"there is no directory {origin.data}; name the right service with --config "
                       "or --dir")
-    if (origin.mail is not None
-            and Journal(os.fsencode(origin.mail) + b"/.journal").awaits_recovery()):
+    journals = [origin.data / "queue" / "journal"]
+    if origin.mail is not None:
+        journals.append(origin.mail / ".journal")
+    if any(Journal(os.fsencode(each)).awaits_recovery() for each in journals):
         raise Refused("the machine was restarted, and the service has not been started since: "
                       "mail may lie in its journal alone; start the service, and try again")
 

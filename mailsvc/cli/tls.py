@@ -133,7 +133,7 @@ async def _looked_up(settings: Settings, domain: str) -> tuple[list[dict[str, An
 
     # Looking is no session, and nothing is to be reported of it.
     settings = replace(settings, relay=replace(settings.relay, tls_reports=""))
-    threads = Threads(reactor, 4, "check")  # type: ignore[arg-type]
+    threads = Threads(reactor, 4, "check")
     threads.start()
     exchangers = Exchangers(settings.relay, settings.service.hostname, (), reactor)
     security = open_security(settings, exchangers, threads, _nothing, reactor)

@@ -118,10 +118,9 @@ class Attempts:
         self._local = local
         self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=2)
         self._saving: Together[QueuedMessage, None] = Together(threads, self._save_all)
-        # In two parts, so that no removal waits for the disk: a kill between a message's end and
-        # its removal would have it sent again.
-        self._unlinking: Together[QueuedMessage, None] = Together(threads, self._unlink_all)
-        self._syncing: Together[str, None] = Together(threads, self._sync_all)
+        # None waits for the disk: a kill between a message's end and its removal would have it sent
+        # again.
+        self._ending: Together[QueuedMessage, None] = Together(threads, self._end_all)
         self._under_way = 0
         self._stopped = False
         self._idle: list[Deferred[None]] = []
@@ -241,14 +240,9 @@ class Attempts:
         self._spool.save(*messages)
         return [None] * len(messages)
 
-    def _unlink_all(self, messages: Sequence[QueuedMessage]) -> list[None]:
-        for each in messages:
-            self._spool.unlink(each.id, state=each.saved)
+    def _end_all(self, messages: Sequence[QueuedMessage]) -> list[None]:
+        self._spool.end(*messages)
         return [None] * len(messages)
-
-    def _sync_all(self, ids: Sequence[str]) -> list[None]:
-        self._spool.sync_removals()
-        return [None] * len(ids)
 
     def _open_all(self, ids: Sequence[str]) -> list[_Opened | Exception]:
         found: list[_Opened | Exception] = []
@@ -376,8 +370,7 @@ class Attempts:
                 each for each in message.recipients
                 if each.state == RELAYED and each.local is local and not each.reported])
         if following is None:
-            await self._unlinking.do(message)
-            await self._syncing.do(message.id)
+            await self._ending.do(message)
             _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)
             return None

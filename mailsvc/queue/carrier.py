@@ -38,6 +38,7 @@ from mailsvc.queue.routes import Hop, RelaySettings
 from mailsvc.queue.security.terms import Security, Terms
 from mailsvc.queue.slots import Slots
 from mailsvc.smtp.failures import SendingFailure, TLSFailed
+from mailsvc.transport import Dialling
 
 _log = Logger("mailsvc.queue")
 
@@ -77,6 +78,7 @@ class Carrier:
         self._hello = relay.hello or hello
         self._reactor = reactor
         self._dial = dial
+        self._dialling = Dialling(reactor)
         self._slots = Slots(queue.connections)
         self._destinations: dict[Hop, _Destination] = {}
         self._open: set[Connection] = set()
@@ -314,7 +316,7 @@ class Carrier:
             six = ":" in address
             bind = next((each for each in self._relay.bind if (":" in each) is six), None)
             return (TCP6ClientEndpoint if six else TCP4ClientEndpoint)(
-                self._reactor, address, port, timeout=seconds,
+                self._dialling, address, port, timeout=seconds,
                 bindAddress=(bind, 0) if bind else None)
 
         return Race(addresses, endpoint, self._reactor)

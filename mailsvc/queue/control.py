@@ -15,6 +15,9 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,21 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 
+from mailsvc.journal import Journal
 from mailsvc.queue import filter
-from mailsvc.queue.message import Unreadable
+from mailsvc.queue.message import QueuedMessage, Unreadable
+from mailsvc.queue.recovery import recover
 from mailsvc.queue.routes import parse_route
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.spool import Ownership, Spool
+from mailsvc.store import entries
 
 _log = Logger("mailsvc.queue")
 
 #: How long an answer is waited for, seconds; and until somebody who has the lock can be asked.
 _PATIENCE, _TAKING_OVER = 120, 10
+#: How many messages are removed together.
+_GROUP = 1000
 
 
 class ControlFactory(Factory):
@@ -123,22 +131,51 @@ def _directly(spool: Spool, action: str, words: list[str], route: str, now: floa
     meant = filter.parse(words)
     changed: list[str] = []
     busy: list[str] = []
-    for id in sorted(spool.ids()):
-        claimed = spool.claims.take(id)
-        try:
-            message = spool.load(id)
-            if meant(message, now):
-                (changed if claimed else busy).append(id)
-                if claimed and filter.act(message, action, route, now):
-                    spool.save(message)
-                elif claimed:
-                    spool.remove(id)
-        except (FileNotFoundError, Unreadable):
-            continue
-        finally:
-            if claimed:
-                spool.claims.give_back(id)
+    ended: list[QueuedMessage] = []
+    with _journal(spool):
+        for id in sorted(spool.ids()):
+            claimed = spool.claims.take(id)
+            try:
+                message = spool.load(id)
+                if meant(message, now):
+                    (changed if claimed else busy).append(id)
+                    if claimed and filter.act(message, action, route, now):
+                        spool.save(message)
+                    elif claimed:
+                        ended.append(message)
+                        claimed = False
+            except (FileNotFoundError, Unreadable):
+                continue
+            finally:
+                if claimed:
+                    spool.claims.give_back(id)
+        for start in range(0, len(ended), _GROUP):
+            spool.end(*ended[start : start + _GROUP])
+        for each in ended:
+            spool.claims.give_back(each.id)
     return changed, busy
+
+
+@contextmanager
+def _journal(spool: Spool) -> Iterator[None]:
+    """Have the queue as it was before a power loss, and remember what is removed from it."""
+    journal = Journal(spool.journal)
+    journal.open(partial(recover, spool))
+
+    def removed(homes: Collection[bytes], places: Sequence[bytes],
+                told: Callable[[bool], object]) -> None:
+        journal.append([entries.removed(places)])
+        told(True)
+
+    spool.removed = removed
+    try:
+        yield
+    finally:
+        segment = journal.end()
+        if segment is not None:
+            # It stays for the sake of processes that took these messages and have not ended.
+            journal.settle(segment)
+        journal.close()
 
 
 def _asked(root: Path, action: str, words: list[str], route: str) -> tuple[list[str], list[str]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 
@@ -13,8 +14,7 @@ from mailsvc.queue.content import Content
 from mailsvc.queue.message import FAILED, WAITING, QueuedMessage, QueuedRecipient
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What became of one recipient in one attempt.
 
     :ivar state: RELAYED, FAILED, or WAITING when it is to be tried again.
@@ -63,7 +63,7 @@ class Job:
 
     def give_up(self) -> None:
         """Every host was asked: what they lack they will lack tomorrow."""
-        self.results = [replace(each, state=FAILED) if each.status.class_ == 5 else each
+        self.results = [each._replace(state=FAILED) if each.status.class_ == 5 else each
                         for each in self.results]
 
     def forget_waiting(self) -> None:

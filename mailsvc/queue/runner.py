@@ -70,6 +70,8 @@ class Runner:
         self._active: set[str] = set()
         self._again: set[str] = set()
         self._held: set[str] = set()
+        #: When to look again, and what does.
+        self._following: float | None = None
         self._call: IDelayedCall | None = None
         self._stopped = False
         self._idle: list[Deferred[None]] = []
@@ -182,7 +184,7 @@ class Runner:
             """When to look at it next, or None."""
             message = self._spool.load(id)
             if not filter.act(message, action, route, now):
-                self._spool.remove(id)
+                self._spool.end(message)
                 return None
             self._spool.save(message)
             return message.due  # a held one is found to be so then
@@ -258,11 +260,18 @@ class Runner:
             _, when, id = heapq.heappop(self._ready)
             if self._is_current(id, when):
                 self._begin(id)
+        following = self._heap[0][0] if self._heap else None
+        if following == self._following:
+            return
         if self._call is not None and self._call.active():
             self._call.cancel()
-        self._call = None
-        if self._heap:
-            self._call = self._clock.callLater(max(0.0, self._heap[0][0] - now), self._advance)
+        self._call, self._following = None, following
+        if following is not None:
+            self._call = self._clock.callLater(max(0.0, following - now), self._come_back)
+
+    def _come_back(self) -> None:
+        self._following = None
+        self._advance()
 
     def _is_current(self, id: str, when: float) -> bool:
         """Whether *id* is still due at *when*: it may have been put off, have begun or be gone."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -23,18 +24,23 @@ from zope.interface import implementer
 from mailsvc import figures
 from mailsvc.figures import Share
 from mailsvc.interfaces import IQueue
+from mailsvc.journal import Journal
 from mailsvc.mail import Envelope
 from mailsvc.queue import control, turns
 from mailsvc.queue.attempts import Attempts
 from mailsvc.queue.control import ControlFactory
 from mailsvc.queue.message import queued
+from mailsvc.queue.recovery import recover
 from mailsvc.queue.reports import Reports
 from mailsvc.queue.runner import Runner
+from mailsvc.queue.spares import MOST
 from mailsvc.queue.spool import Draft, Ownership, Spool
 from mailsvc.queue.turns import Turns
 from mailsvc.queue.wake import Teller, WakeFactory
 from mailsvc.store.delivery import Buffers, Delivery
+from mailsvc.store.group import GroupCommitter
 from mailsvc.store.threads import Threads
+from mailsvc.store.tree import sync_directory
 
 _log = Logger("mailsvc.queue")
 
@@ -53,6 +59,8 @@ _HAND_OVER = 30.0
 
 #: How much of one message, and of all, is kept in memory on its way in, octets.
 _SMALL_OCTETS, _MEMORY_OCTETS = 131_072, 67_108_864
+#: How long what happened to messages is kept in the journal as well, seconds.
+_CHECKPOINT_EVERY = 5.0
 
 
 @implementer(IQueue)
@@ -78,7 +86,9 @@ class Queue(Service):
         self._old_seconds = old_seconds
         #: When the next warning of what is old may come.
         self._next_warning = 0.0
-        self._writer = _Writer(spool, threads)
+        self._committer = GroupCommitter(
+            spool.root, Writer(spool, threads), spool, reactor, Journal(spool.journal),
+            backlog=_MEMORY_OCTETS, seconds=_CHECKPOINT_EVERY)
         self._buffers = Buffers(_SMALL_OCTETS, _MEMORY_OCTETS)
         self._ownership = Ownership(spool.root)
         self.make_runner: Callable[[], Runner] | None = None
@@ -105,7 +115,7 @@ class Queue(Service):
     def begin(self, envelope: Envelope) -> QueueDelivery:
         """As ``IQueue.begin``."""
         draft = Draft(queued(envelope, self._reactor.seconds()))
-        return QueueDelivery(draft, self._writer, self._buffers, self._arrived)
+        return QueueDelivery(draft, self._committer, self._buffers, self._arrived)
 
     def delivered(self, envelope: Envelope, header: bytes) -> Deferred[None]:
         """As ``IQueue.delivered``."""
@@ -171,11 +181,14 @@ class Queue(Service):
     # ---- who sends ----
 
     def startService(self) -> None:
-        """Make the directories, and send if nobody else does.
+        """Make the directories, have there what a power loss took, and send if nobody else does.
 
         :raises OSError: the directory cannot be used.
         """
         self.spool.make()
+        self._committer.start(partial(recover, self.spool))
+        self.spool.removed = self._committer.removed
+        self.spool.spares.most = MOST
         self.threads.start()
         self._directory = os.open(self.spool.root, os.O_RDONLY | os.O_DIRECTORY)
         self._teller.make_attempts = self.make_attempts
@@ -251,6 +264,8 @@ class Queue(Service):
         sending = self.runner if helping is None else helping
         ended = succeed(None) if sending is None else self._ended(sending, self._grace)
         ended.addBoth(lambda _: self._teller.close())
+        # Before the threads, which have to do what the journal could not.
+        ended.addBoth(lambda _: self._committer.stop())
         ended.addBoth(lambda _: self.threads.stop())
         return ended.addBoth(lambda _: self._let_go(last=True))
 
@@ -294,8 +309,8 @@ class Queue(Service):
         return DeferredList(closing, consumeErrors=True).addCallback(release)
 
 
-class _Writer:
-    """What a delivery writes its message to disk with, in threads."""
+class Writer:
+    """Writes messages to disk one by one, in threads."""
 
     def __init__(self, spool: Spool, threads: Threads) -> None:
         self._spool = spool
@@ -312,6 +327,9 @@ class _Writer:
             return succeed(None)
         return self._threads.run(self._spool.discard, draft)
 
+    def sync_removals(self, directory: bytes, names: Collection[bytes]) -> None:
+        sync_directory(directory)
+
 
 class QueueDelivery(Delivery):
     """One message on its way into the queue.
@@ -320,9 +338,9 @@ class QueueDelivery(Delivery):
     delivers in the end (RFC 5321 §4.4).
     """
 
-    def __init__(self, draft: Draft, writer: _Writer, buffers: Buffers,
+    def __init__(self, draft: Draft, committer: GroupCommitter, buffers: Buffers,
                  arrived: Callable[[str], None]) -> None:
-        super().__init__(draft, writer, buffers)
+        super().__init__(draft, committer, buffers)
         self._first = True
         self._arrived = arrived
 

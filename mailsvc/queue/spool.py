@@ -5,22 +5,30 @@
     queue/incoming/   files that are being written
     queue/message/ID  the envelope, one line of JSON; then the message, octet by octet
     queue/state/ID    what became of each recipient, one line of JSON; not there before an attempt
+    queue/journal/    what was put into message/ and removed from it lately (mailsvc.journal)
     queue/unreadable/ files that another program, or a broken disk, spoilt
 
 The file protocol, with what is true after each step if the power fails there:
 
 1. create ``incoming/ID``, write envelope and message;    nothing is queued: swept later,
-2. sync the file, rename it to ``message/ID``;            queued, or not,
-3. sync the directory ``message``;                        queued; now 250 may be said,
+2. append the same to the journal, and flush it, for all  queued: it is written again at the next
+   messages that have come meanwhile;                     start (mailsvc.queue.recovery),
+3. rename the file to ``message/ID``; say 250;            queued, or not, and then written again,
 4. after each attempt write ``incoming/ID.state``, sync
    it, rename it to ``state/ID``, sync ``state``;         the attempt counts, or is made again,
-5. when nothing is left to do unlink ``message/ID``,
-   then ``state/ID``; sync ``message``.                   gone, or step 4's state, with nothing
-                                                          left to do: removed at the next start.
+5. when nothing is left to do unlink ``message/ID``;      gone, or still there with what step 4
+                                                          said, as if the attempt had not been made,
+6. append to the journal that it is gone, flush it;       gone: removed again at the next start,
+7. unlink ``state/ID``.                                   the same.
 
-So a message is never lost.  A recipient gets it twice only if we ended between the next host's 250
-and step 4.  ``state/ID`` has the time of the next attempt for its time of modification, so that a
-start need not read a hundred thousand files.
+A kill -9 leaves what the steps until then have done, and nothing is written again.  In the
+background the journal's files are made durable, those that are there yet, and ``message`` with
+them; what they said is forgotten then.  Where there is no journal, as when it fails or the message
+is a large one, step 2 is to sync the file and behind step 3 ``message``, and step 6 to sync that.
+
+So a message is never lost.  A recipient gets it twice only if the power fails between the next
+host's 250 and step 4 or 6, or we end between it and step 4 or 5.  ``state/ID`` has the time of the
+next attempt for its time of modification, so that a start need not read a hundred thousand files.
 
 **Processes.**  Any may add messages.  Which message is worked on, and by which of them, is for the
 one to say that holds the lock (:class:`Ownership`), an flock(2), which the kernel takes back
@@ -37,9 +45,10 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,6 +64,8 @@ from mailsvc.queue.message import (
     priority_of,
     state_line,
 )
+from mailsvc.queue.spares import Spares
+from mailsvc.store.checkpoint import checkpoint_directory
 from mailsvc.store.tree import sync_directory
 
 _FILE_MODE = 0o600
@@ -62,6 +73,9 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 #: The time of a held message's state: the year 2100, which no schedule reaches.
 _NEVER = 4_102_444_800.0
+
+#: How many files the claims are spread over.
+_CLAIM_FILES = 16
 
 #: The longest envelope that is read, in octets.
 _MOST_ENVELOPE = 64 << 20
@@ -71,14 +85,27 @@ _MOST_ENVELOPE = 64 << 20
 class Draft:
     """A message on its way into the queue.
 
-    :ivar blocks: what is in memory of it: all, or what follows what is in the file.
+    :ivar blocks: what is in memory of it, its envelope in front: all, or what follows what is in
+        the file.
+    :ivar octets: how many it has, so far.
     :ivar path: its file in ``incoming``, or None; *fd*, while it is open.
+    :ivar written: how many octets are there of it.
+    :ivar used: whether the file held another message before.
+    :ivar targets: its file in ``message``, once it is complete.
     """
 
     message: QueuedMessage
     blocks: list[bytes] = field(default_factory=list)
+    octets: int = 0
     path: bytes | None = None
     fd: int | None = None
+    written: int = 0
+    used: bool = False
+    homes: tuple[bytes, ...] = ()
+    targets: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.add(envelope_line(self.message))
 
     @property
     def id(self) -> str:
@@ -87,6 +114,7 @@ class Draft:
 
     def add(self, block: bytes) -> None:
         """Append *block*, in memory."""
+        self.octets += len(block)
         self.blocks.append(block)
 
     def take(self) -> bytes:
@@ -95,21 +123,35 @@ class Draft:
         return b"".join(blocks)
 
 
+#: Makes it durable that *places* are gone from *homes*, as ``GroupCommitter.removed`` does.
+Removed = Callable[[Collection[bytes], Sequence[bytes], Callable[[bool], object]], object]
+
+
 class Spool:
-    """The queue in the directory *root*."""
+    """The queue in the directory *root*.
+
+    It is the ``Files`` of a :class:`mailsvc.store.group.GroupCommitter`.
+
+    :ivar journal: the directory of the journal.
+    :ivar removed: writes into the journal that messages are gone; None where there is none.
+    """
 
     log = Logger()
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.removed: Removed | None = None
         self._root = os.fsencode(root)
-        self.claims = Claims(self._root + b"/claims")
+        self.journal = self._root + b"/journal"
+        self.claims = Claims(self._root + b"/claimed")
         self._incoming, self._message, self._state, self._unreadable = (
             self._root + name for name in (b"/incoming", b"/message", b"/state", b"/unreadable"))
+        self.spares = Spares(self._root + b"/spare")
 
     def make(self) -> None:
         """Make the directories that are missing, durably.  May be called again."""
-        for path in (self._root, self._incoming, self._message, self._state, self._unreadable):
+        for path in (self._root, self._incoming, self._message, self._state, self._unreadable,
+                     self.spares.directory):
             with suppress(FileExistsError):
                 os.mkdir(path, 0o700)
         for path in (self._root, os.path.dirname(self._root)):
@@ -122,35 +164,82 @@ class Spool:
         try:
             if draft.fd is None:
                 draft.path = self._incoming + b"/" + draft.message.id.encode("ascii")
-                draft.fd = os.open(draft.path, _NEW_FILE, _FILE_MODE)
-                data = envelope_line(draft.message) + data
-            _write(draft.fd, data)
+                draft.fd = self.spares.take(draft.path)
+                if draft.fd is None:
+                    draft.fd = os.open(draft.path, _NEW_FILE, _FILE_MODE)
+                else:
+                    draft.used = True
+            _write(draft.fd, data, draft.written)
+            draft.written += len(data)
         except BaseException:
             self.discard(draft)
             raise
 
     def commit(self, draft: Draft) -> None:
-        """Steps 1 to 3, or what is left of them.  An OSError leaves nothing behind."""
+        """All steps until the 250, without the journal.  An OSError leaves nothing behind."""
+        self.prepare(draft, sync=True)
+        self.place(draft, sync=True)
+
+    def prepare(self, draft: Draft, *, sync: bool = False) -> None:
+        """Step 1, or what is left of it.  An OSError leaves nothing behind."""
         self.write(draft, draft.take())
         try:
             fd, draft.fd = draft.fd, None
-            assert fd is not None and draft.path is not None
+            assert fd is not None
             try:
-                os.fsync(fd)
+                if draft.used:
+                    os.ftruncate(fd, draft.octets)
+                if sync:
+                    os.fsync(fd)
             finally:
                 os.close(fd)
-            placed = self._path(draft.message.id)
-            os.rename(draft.path, placed)
-            draft.path = placed
-            sync_directory(self._message)
+            draft.targets = (self._path(draft.message.id),)
         except BaseException:
             self.discard(draft)
             raise
+
+    def place(self, draft: Draft, *, sync: bool = False) -> None:
+        """The first part of step 3.  An OSError leaves nothing behind."""
+        try:
+            assert draft.path is not None
+            [placed] = draft.targets
+            os.rename(draft.path, placed)
+            draft.path = placed
+            if sync:
+                sync_directory(self._message)
+        except BaseException:
+            self.discard(draft)
+            raise
+
+    def remove(self, draft: Draft) -> None:
+        """As :meth:`discard`."""
+        self.discard(draft)
+
+    def checkpoint(self, homes: Collection[bytes], paths: Collection[bytes]) -> None:
+        """Make durable what the journal says: of the messages at *paths*, and of removals."""
+        checkpoint_directory(self._message, paths)
+        sync_directory(self.spares.directory)
+
+    def _sync_removals(self) -> None:
+        for directory in self._message, self.spares.directory:
+            sync_directory(directory)
+
+    def restore(self, path: bytes, content: bytes) -> None:
+        """Write the message at *path* once more."""
+        temporary = self._incoming + b"/" + os.path.basename(path)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _FILE_MODE)
+        try:
+            _write(fd, content)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
 
     def discard(self, draft: Draft) -> None:
         """Remove what is there of it; never raises."""
         fd, draft.fd = draft.fd, None
         path, draft.path = draft.path, None
+        draft.written = 0
         draft.blocks.clear()
         with suppress(OSError):
             if fd is not None:
@@ -207,7 +296,11 @@ class Spool:
         stream = _opened(self._path(id))
         try:
             line = stream.readline(_MOST_ENVELOPE)
-            return _Opened(parse(line, self._read_state(id)), stream)
+            message = parse(line, self._read_state(id))
+            if message.id != id:
+                # It has ended since, and the file is another's.
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), id)
+            return _Opened(message, stream)
         except BaseException:
             stream.close()
             raise
@@ -235,24 +328,35 @@ class Spool:
             os.rename(path, self._state + b"/" + name)
         sync_directory(self._state)
 
-    def remove(self, *ids: str) -> None:
-        """Step 5, of several messages at once.  May be called again."""
-        for id in ids:
-            self.unlink(id)
-        self.sync_removals()
-
-    def unlink(self, id: str, *, state: bool = True) -> None:
-        """The first part of step 5: it is gone unless the power fails.
-
-        :param state: whether there may be one.
+    def end(self, *messages: QueuedMessage) -> None:
+        """Steps 5 to 7, of several messages at once; does not wait for 6 where there is a journal.
+        May be called again.
         """
-        for directory in (self._message, self._state) if state else (self._message,):
-            with suppress(FileNotFoundError):
-                os.unlink(directory + b"/" + id.encode("ascii"))
+        for each in messages:
+            self.spares.put(self._path(each.id), each.size)
+        if self.removed is None:
+            self._ended(messages, False)
+        else:
+            self.removed((self._root,), [b"message/" + each.id.encode("ascii")
+                                         for each in messages], partial(self._ended, messages))
 
-    def sync_removals(self) -> None:
-        """The last part of step 5."""
-        sync_directory(self._message)
+    def _ended(self, messages: Sequence[QueuedMessage], recorded: bool) -> None:
+        if not recorded:
+            self._sync_removals()
+        for each in messages:
+            self.spares.ready(self._path(each.id))
+        # Not sooner: a message that came back without it would be as good as new.
+        for each in messages:
+            if each.saved:
+                self.unlink(self._state + b"/" + each.id.encode("ascii"))
+
+    def unlink(self, path: bytes) -> bool:
+        """Remove the file *path*; whether it was there."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def set_aside(self, id: str) -> Path:
         """Move a message that cannot be read out of the way; where it is now."""
@@ -275,11 +379,23 @@ class Spool:
                    if entry.stat(follow_symlinks=False).st_ctime < before]
         with os.scandir(os.fsdecode(self._state)) as entries:
             old += [entry.path for entry in entries if entry.name not in queued]
+        with os.scandir(os.fsdecode(self.spares.directory)) as entries:
+            old += [entry.path for entry in entries]
         for path in old:
             with suppress(FileNotFoundError):
                 os.unlink(path)
                 removed += 1
         return removed
+
+    def path(self, place: bytes) -> bytes:
+        """The path of *place*, ``message/ID``.
+
+        :raises ValueError: it is none.
+        """
+        directory, _, id = place.partition(b"/")
+        if directory != b"message" or not _is_id(id.decode("latin-1")):
+            raise ValueError(f"not a place in the queue: {place!r}")
+        return self._root + b"/" + place
 
     def _path(self, id: str) -> bytes:
         if not _is_id(id):
@@ -340,24 +456,23 @@ class Ownership:
 class Claims:
     """Which messages are being worked on, that no two processes do so with the same one.
 
-    Each stands for one octet of the file *path*, which is empty: whoever works on the message has
-    that octet locked (fcntl(2)).  The kernel unlocks it when that process ends, in whatever way.
+    Each stands for one octet of one of the files *path*.0, *path*.1, …, which are empty: whoever
+    works on the message has that octet locked (fcntl(2)).  The kernel unlocks it when that process
+    ends, in whatever way.  It looks through all locks on a file to find one; hence several files.
     """
 
     def __init__(self, path: bytes) -> None:
         self._path = path
-        self._fd = -1
+        self._files: dict[int, int] = {}
         self._taken: set[str] = set()
 
     def take(self, id: str) -> bool:
         """Claim the message *id*; whether nobody has."""
         if id in self._taken:
             return False
-        if self._fd < 0:
-            # Never closed: with any descriptor of a file all locks on it go.
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
+        fd, octet = self._place(id)
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _octet_of(id))
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, octet)
         except (BlockingIOError, PermissionError):
             return False
         self._taken.add(id)
@@ -366,12 +481,20 @@ class Claims:
     def give_back(self, id: str) -> None:
         """Let others have it."""
         self._taken.discard(id)
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _octet_of(id))
+        fd, octet = self._place(id)
+        fcntl.lockf(fd, fcntl.LOCK_UN, 1, octet)
 
-
-def _octet_of(id: str) -> int:
-    # Should two messages have the same, one waits for the other.
-    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) >> 2
+    def _place(self, id: str) -> tuple[int, int]:
+        """A descriptor of its file, and which octet there."""
+        # Should two messages have the same, one waits for the other.
+        octet = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) >> 2
+        number = octet % _CLAIM_FILES
+        fd = self._files.get(number)
+        if fd is None:
+            # Never closed: with any descriptor of a file all locks on it go.
+            fd = self._files[number] = os.open(
+                b"%b.%d" % (self._path, number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
+        return fd, octet
 
 
 def _is_id(name: str) -> bool:
@@ -395,7 +518,8 @@ def _opened(path: bytes) -> BinaryIO:
     return io.BytesIO(data)
 
 
-def _write(fd: int, data: bytes) -> None:
+def _write(fd: int, data: bytes, at: int = 0) -> None:
     rest = memoryview(data)
     while rest:
-        rest = rest[os.write(fd, rest):]
+        written = os.pwrite(fd, rest, at)
+        rest, at = rest[written:], at + written

@@ -1,8 +1,9 @@
 """File work that comes piece by piece, and is done for all that has come meanwhile at once.
 
 Handing work to a thread and back costs more than reading a small file, and the sync of a directory
-as much for one entry as for a hundred.  So while some is being done the rest gathers, and is done
-in the next go: at once when there is little to do, in ever larger groups when there is much.
+as much for one entry as for a hundred.  So what comes in one turn of the reactor is done in one
+go, and while some is being done the rest gathers for the next: in ever larger groups when there is
+much to do.
 """
 
 from __future__ import annotations
@@ -38,16 +39,20 @@ class Together(Generic[Piece, Result]):
         self._do_all = do_all
         self._goes = goes
         self._running = 0
+        self._is_due = False
         self._waiting: deque[tuple[Piece, Deferred[Result]]] = deque()
 
     def do(self, piece: Piece) -> Deferred[Result]:
         """Do *piece* in the next go."""
         done: Deferred[Result] = Deferred()
         self._waiting.append((piece, done))
-        self._begin()
+        if not self._is_due:
+            self._is_due = True
+            self._threads.after_this(self._begin)
         return done
 
     def _begin(self) -> None:
+        self._is_due = False
         while self._waiting and self._running < self._goes:
             group = [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
             self._running += 1
@@ -56,7 +61,6 @@ class Together(Generic[Piece, Result]):
 
     def _done(self, results: Any, group: list[tuple[Piece, Deferred[Result]]]) -> None:
         self._running -= 1
-        self._begin()
         if isinstance(results, Failure):
             results = [results.value] * len(group)
         for (_, done), result in zip(group, results, strict=True):
@@ -64,3 +68,4 @@ class Together(Generic[Piece, Result]):
                 done.errback(result)
             else:
                 done.callback(result)
+        self._begin()

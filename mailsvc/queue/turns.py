@@ -18,8 +18,10 @@ The socket belongs to the service's user, and nobody else may connect.
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -32,10 +34,11 @@ from twisted.python.failure import Failure
 
 from mailsvc.dialing import Line
 from mailsvc.errors import MailFailure, NothingWaits, TemporaryFailure, TurnInUse
+from mailsvc.names import fold_domain
 from mailsvc.queue.attempts import Fetching
 from mailsvc.queue.connection import Connection
 from mailsvc.queue.job import Job, Result
-from mailsvc.queue.message import FAILED, RELAYED, WAITING
+from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, Unreadable
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.spool import Spool
 from mailsvc.smtp.failures import SendingFailure
@@ -120,6 +123,51 @@ class _Asking(Protocol):
 # ---- for the process that sends ----
 
 
+class Waiting:
+    """Which messages in *spool* wait for domains that somebody has asked for.
+
+    To whom a message goes never changes, so each is read once for that, and of the others only is
+    remembered that they were.  Whoever is the first to ask for a domain has all of them read.
+    Everything here blocks, and is for threads.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._lock = threading.Lock()
+        self._domains: set[str] = set()
+        #: What was read; and of that, what is for one of these domains.
+        self._read: set[str] = set()
+        self._theirs: set[str] = set()
+
+    def find(self, fetching: Fetching) -> list[str]:
+        """What there is to fetch now, in the order in which it goes."""
+        found = []
+        for id in self._candidates(fetching.domains):
+            with suppress(FileNotFoundError, Unreadable):
+                message = self._spool.load(id)
+                if fetching.recipients(message):
+                    found.append((-message.priority, id))
+        return [id for _, id in sorted(found)]
+
+    def _candidates(self, domains: Collection[str]) -> set[str]:
+        with self._lock:
+            if not self._domains.issuperset(domains):
+                self._domains.update(domains)
+                self._read.clear()
+            there = self._spool.ids()
+            self._read &= there
+            self._theirs &= there
+            for id in there - self._read:
+                with suppress(FileNotFoundError, Unreadable):
+                    self._look(self._spool.load(id))
+                self._read.add(id)
+            return self._theirs.copy()
+
+    def _look(self, message: QueuedMessage) -> None:
+        if any(fold_domain(each.address.domain) in self._domains for each in message.recipients):
+            self._theirs.add(message.id)
+
+
 class Turns(Factory):
     """Hears the others, and serves the customers that they have."""
 
@@ -128,10 +176,10 @@ class Turns(Factory):
     def __init__(self, runner: Runner, spool: Spool, threads: Threads, reactor: Any) -> None:
         self.reactor = reactor
         self._runner = runner
-        self._spool = spool
         self._threads = threads
         #: The domains whose mail is being fetched.
         self._fetched: set[str] = set()
+        self._waiting = Waiting(spool)
         self._stopped = False
 
     def buildProtocol(self, addr: Any) -> _Turning:
@@ -157,12 +205,7 @@ class Turns(Factory):
 
     async def waiting(self, fetching: Fetching) -> list[str]:
         """The messages that there are to fetch, in the order in which they go."""
-        def find() -> list[str]:
-            found = [(-message.priority, message.id) for message in self._spool.messages()
-                     if fetching.recipients(message)]
-            return [id for _, id in sorted(found)]
-
-        return await self._threads.run(find)
+        return await self._threads.run(self._waiting.find, fetching)
 
     @property
     def stopped(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import Address
@@ -36,8 +35,8 @@ def understood(path: Address, wanted: Parameters, offered: Mapping[str, str],
         raise NotOffered(f"the message has {wanted.size} octets and the server takes {most} at "
                          "most", Stage.MAIL, EnhancedStatus(5, 3, 4))
     dsn = "DSN" in offered
-    return replace(
-        wanted, smtputf8=utf8,
+    return wanted._replace(
+        smtputf8=utf8,
         size=wanted.size if "SIZE" in offered else 0,
         body=(wanted.body or "8BITMIME") if "8BITMIME" in offered else "",
         ret=wanted.ret if dsn else "", envid=wanted.envid if dsn else "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import Address
@@ -13,8 +13,7 @@ from mailsvc.smtp.replies import Reply
 from mailsvc.smtp.requests import Command
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
+class Recipient(NamedTuple):
     """A forward-path with the parameters of RFC 3461.
 
     :ivar notify: "NEVER", or some of "SUCCESS", "FAILURE", "DELAY"; empty for the server's default.
@@ -26,8 +25,7 @@ class Recipient:
     orcpt: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one recipient.
 
     :ivar recipient: the forward-path.

@@ -7,13 +7,15 @@ and time: each reply has its own limit, which slow drips do not prolong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from mailsvc.dialing import Line
 from mailsvc.errors import EnhancedStatus
+from mailsvc.mail import Address
+from mailsvc.smtp import writing
 from mailsvc.smtp.failures import (
     BadMessage,
     LoginRefused,
@@ -67,6 +69,9 @@ class Outgoing:
         #: The Deferreds of open commands, and the messages of those that are DATA.
         self._open: dict[Command, Deferred[Reply]] = {}
         self._sources: dict[Command, Source] = {}
+        #: The commands of a transaction, and who waits for the replies to all of them.
+        self._told: set[Command] = set()
+        self._heard: Deferred[None] | None = None
         self._waiting_for_hello: list[Deferred[None]] | None = None
         self._handshake: Deferred[Secured] | None = None
         self._trust = Trust()
@@ -108,6 +113,30 @@ class Outgoing:
         answered = self._open[command] = Deferred()
         self.advance()
         return answered
+
+    def tell(self, command: Command) -> None:
+        """Have *command*, which has been queued, go out with those told before and after it.
+
+        What is replied is in the tally; see :meth:`heard`.
+        """
+        self._told.add(command)
+
+    def heard(self) -> Deferred[None]:
+        """Send what was told; fires when all of it has been replied to, or has failed."""
+        heard = self._heard = Deferred()
+        self.advance()
+        self._hear()
+        return heard
+
+    def recipient(self, forward_path: Address | str, notify: Sequence[str], orcpt: str) -> Command:
+        """Queue RCPT, as :meth:`SendingSession.rcpt`, and keep account of it."""
+        try:
+            command = self.session.rcpt(forward_path, notify=tuple(notify), orcpt=orcpt)
+        except SendingFailure as failure:
+            self.tally.add(writing.address(forward_path), failure)
+            raise
+        self.tally.add(writing.address(forward_path), command)
+        return command
 
     def hold_back(self, wanted: bool) -> None:
         """Whether ``wait_for_room`` is to work."""
@@ -224,9 +253,14 @@ class Outgoing:
         elif isinstance(event, Failed):
             self._sources.pop(event.command, None)
             self.tally.failed(event.command, event.failure)
-            self._open.pop(event.command).errback(event.failure)
+            if not self._is_told(event.command):
+                self._open.pop(event.command).errback(event.failure)
         elif isinstance(event, ContentWanted):
-            Deferred.fromCoroutine(self._send_content(self._sources.pop(event.command)))
+            source = self._sources.pop(event.command)
+            if source.block is not None:
+                self._send_block(source.block)
+            else:
+                Deferred.fromCoroutine(self._send_content(source))
         elif isinstance(event, TLSWanted):
             self._timed = None
             self.line.set_deadline(self._timeouts.tls)
@@ -254,12 +288,28 @@ class Outgoing:
             positive = any(each.accepted for each in self.tally.outcomes) or (
                 reply.positive and not self.tally.outcomes)
             self.transactions += positive
+        if self._is_told(command):
+            return
         answered = self._open.pop(command)
         if positive:
             answered.callback(reply)
         else:
             kind = LoginRefused if command.stage is Stage.AUTH else Refused
             answered.errback(kind(said(reply), command.stage, status_of(reply), reply=reply))
+
+    def _is_told(self, command: Command) -> bool:
+        """Whether *command*, which has come to its end, is one of a transaction."""
+        if command not in self._told:
+            return False
+        self._told.remove(command)
+        self._hear()
+        return True
+
+    def _hear(self) -> None:
+        heard = self._heard
+        if heard is not None and not self._told:
+            self._heard = None
+            heard.callback(None)
 
     def _hello_done(self, result: Reply | Failure) -> None:
         waiting, self._waiting_for_hello = self._waiting_for_hello or [], None
@@ -268,6 +318,15 @@ class Outgoing:
                 each.errback(result)
             else:
                 each.callback(None)
+
+    def _send_block(self, block: bytes) -> None:
+        """354 came: send a message that is one block."""
+        try:
+            if block:
+                self.session.content(block)
+            self.session.finish()
+        except Exception as error:
+            self.give_up(error)
 
     async def _send_content(self, source: Source) -> None:
         """354 came: send the message."""

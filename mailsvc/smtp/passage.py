@@ -13,6 +13,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from mailsvc.conversation import Conversation
+from mailsvc.transport import notice_absence
 
 
 class Passage(Protocol):
@@ -32,6 +33,8 @@ class Passage(Protocol):
         customer.bequeath(self)
         if self._over:
             return
+        # As long as it is taken to be there nobody else can fetch this mail.
+        notice_absence(customer.transport)
         customer.transport.registerProducer(self.transport, True)
         self.transport.registerProducer(customer.transport, True)
         if data:

@@ -70,17 +70,15 @@ class ReplyReader:
         while (line := self._line()) is not None:
             if self._heard is not None:
                 self._heard(_shown(line))
-            match = _LINE.fullmatch(line)
-            if match is None:
-                raise Malformed(f"expected a three-digit code, got {_quote(line)}")
+            if not self._lines and len(line) <= _USUAL and line[3:4] != b"-":
+                return _one_line(line)
+            match = _matched(line)
             if self._lines and match["code"] != self._lines[0]["code"]:
                 raise Malformed(f"one reply with two codes: {_quote(self._lines[0][0])} and "
                                 f"{_quote(line)}")
             self._lines.append(match)
             if match["more"] != b"-":
                 lines, self._lines, self._octets = self._lines, [], 0
-                if len(lines) == 1 and len(line) <= _USUAL:
-                    return _one_line(line)
                 return _reply(lines)
             self._octets += len(line) + 2
             if len(self._lines) >= LINES or self._octets > REPLY_OCTETS:
@@ -110,9 +108,14 @@ class ReplyReader:
 @functools.lru_cache(256)
 def _one_line(line: bytes) -> Reply:
     """A server says few different things, again and again."""
+    return _reply([_matched(line)])
+
+
+def _matched(line: bytes) -> re.Match[bytes]:
     match = _LINE.fullmatch(line)
-    assert match is not None
-    return _reply([match])
+    if match is None:
+        raise Malformed(f"expected a three-digit code, got {_quote(line)}")
+    return match
 
 
 def _reply(lines: list[re.Match[bytes]]) -> Reply:

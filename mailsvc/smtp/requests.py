@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import Address, DeliverBy
@@ -13,8 +13,7 @@ from mailsvc.smtp.replies import Reply
 from mailsvc.wire import ChunkReader, LineProof
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(NamedTuple):
     """What MAIL is to say beside the reverse-path; as the arguments of ``Client.send``."""
 
     size: int = 0
@@ -96,8 +95,7 @@ class Command:
     act: Callable[[Any, Command, Reply], None] | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Replied:
+class Replied(NamedTuple):
     """*reply* to *command*; ``more``: another will follow (LMTP, one for each recipient)."""
 
     command: Command

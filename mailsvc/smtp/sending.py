@@ -27,7 +27,6 @@ import copy
 import re
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import NULL_PATH, Address
@@ -68,6 +67,8 @@ COMMAND_OCTETS = 512
 _NO_EHLO = (500, 502, 504)
 #: LMTP answers LAST once, not for each recipient, when the command itself was wrong.
 _NO_COMMAND = (500, 501, 502, 503)
+#: MAIL without parameters.
+_NOTHING = Parameters()
 _EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:[ =](.*))?")
 
 
@@ -97,7 +98,7 @@ class SendingSession:
         #: Why the session ended, or None.
         self.ended: SendingFailure | None = None
         self._transcript = transcript or (lambda sent, line: None)
-        self._reader = ReplyReader(lambda line: self._transcript(False, line))
+        self._reader = ReplyReader(None if transcript is None else self._heard)
         self._output: list[bytes] = []
         self._queue: deque[Command] = deque()
         self._awaited: deque[Command] = deque([self.opening])
@@ -122,6 +123,9 @@ class SendingSession:
         output = b"".join(self._output)
         self._output.clear()
         return output
+
+    def _heard(self, line: str) -> None:
+        self._transcript(False, line)
 
     def next_event(self) -> Event | None:
         """The next event, or None when more input is needed."""
@@ -207,16 +211,15 @@ class SendingSession:
         self._exchange = exchange
         return self._say(Stage.AUTH, line, shown=shown, ends_group=True, act=_on_auth)
 
-    def mail(self, reverse_path: Address | str, **said: Any) -> Command:
+    def mail(self, reverse_path: Address | str, said: Parameters = _NOTHING) -> Command:
         """MAIL.  After EHLO: what it says depends on what was offered.
 
-        :param said: of :class:`mailsvc.smtp.requests.Parameters`.
         :raises BadArgument: an argument cannot be said.
         :raises NotOffered: the message needs what the server does not offer.
         """
         assert self.extended is not None, "hello comes first"
         path = writing.address(reverse_path)
-        parameters = understood(path, Parameters(**said), self.extensions, self.tls_active)
+        parameters = understood(path, said, self.extensions, self.tls_active)
         line = writing.mail(path, parameters)
         self._transaction = Transaction(
             eight_bit=parameters.body.upper() == "8BITMIME", smtputf8=bool(parameters.smtputf8))

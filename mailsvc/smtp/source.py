@@ -61,6 +61,14 @@ class Source:
             if self.repeatable:
                 self._start = self._message.tell()
 
+    @property
+    def block(self) -> bytes | None:
+        """The whole message, if it is in memory, as it is to be sent, and no more than a block."""
+        message = self._message
+        if isinstance(message, bytes) and len(message) <= BLOCK_OCTETS and not self._normalize:
+            return message
+        return None
+
     def look(self) -> Form | None:
         """Its form; None if that is not known before it has been sent."""
         if not self.repeatable:

@@ -34,11 +34,12 @@ def address(value: Address | str) -> Address:
 
     :raises BadArgument: it is none.
     """
-    return _address(str(value))
+    return _address(value)
 
 
 @functools.lru_cache(4096)
-def _address(text: str) -> Address:
+def _address(value: Address | str) -> Address:
+    text = str(value)
     if text in ("", "<>"):
         return NULL_PATH
     _refuse_controls(text)

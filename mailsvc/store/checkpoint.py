@@ -19,6 +19,8 @@ from mailsvc.store.tree import sync_directory
 
 #: ext2 to ext4, XFS, btrfs, F2FS, tmpfs: ``f_type`` of statfs(2).
 _TRUSTED = {0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x01021994}
+#: As many files are synced one by one rather than with all that others have written.
+_FEW = 50
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _RELEASE = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
 
@@ -54,6 +56,22 @@ def sync_tree(top: bytes) -> None:
         for name in names:
             _sync(directory + b"/" + name)
         sync_directory(directory)
+
+
+def checkpoint_directory(directory: bytes, paths: Collection[bytes]) -> None:
+    """Make durable what is in *directory* and what is not any more, and its files *paths*.
+
+    Of these most may be gone by now, which is no error.
+
+    :raises OSError: as :func:`checkpoint`.
+    """
+    there = [path for path in paths if os.path.lexists(path)]
+    if len(there) > _FEW and sync_file_system(directory):
+        return
+    for path in there:
+        with suppress(FileNotFoundError):
+            _sync(path)
+    sync_directory(directory)
 
 
 def _sync_each(homes: Collection[bytes], paths: Collection[bytes]) -> None:

@@ -32,6 +32,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from mailsvc.store import filenames, maildirsize
+from mailsvc.store.checkpoint import checkpoint
 from mailsvc.store.text import CanonicalText
 from mailsvc.store.threads import Threads
 from mailsvc.store.tree import MailTree, sync_directory
@@ -160,6 +161,10 @@ class Committer:
             raise
         for home in message.homes:
             maildirsize.record(home, message.octets, 1)
+
+    def checkpoint(self, homes: Collection[bytes], paths: Collection[bytes]) -> None:
+        """Make durable what was done without a sync to the maildirs *homes*."""
+        checkpoint(homes, paths)
 
     def remove(self, message: Message) -> None:
         """Close and unlink the file, as far as that is still to be done."""

@@ -8,8 +8,9 @@ One thread takes all messages that have arrived, and for them together:
 4. has the reactor told, once.
 
 While the disk flushes, the next batch gathers; so the slower the disk, the larger the batches.
-What a power loss takes from maildirs comes back from the journal (:mod:`mailsvc.store.recovery`);
-what kill -9 interrupts needs no replay, because the kernel has all that was acknowledged.
+What a power loss takes from maildirs comes back from the journal (:mod:`mailsvc.store.recovery`),
+and what it takes from the queue likewise (:mod:`mailsvc.queue.recovery`); what kill -9 interrupts
+needs no replay, because the kernel has all that was acknowledged.
 
 In the background a *checkpoint* makes durable what a full segment of the journal speaks of, or one
 that is ``checkpoint_seconds`` old, and frees the segment; in order.  One that tells of removals
@@ -26,11 +27,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads
@@ -38,13 +39,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mailsvc.errors import StorageFull
-from mailsvc.journal import Journal, Segment
+from mailsvc.journal import Journal, Orphan, Segment
 from mailsvc.store import entries
-from mailsvc.store.checkpoint import checkpoint
-from mailsvc.store.committer import Committer, Message
-from mailsvc.store.recovery import Recovery
-from mailsvc.store.threads import Threads
-from mailsvc.store.tree import MailTree
 
 #: How much goes into one flush.
 _BATCH = 2 * 1024 * 1024
@@ -60,6 +56,58 @@ _LOOK = 1.0
 _PLACES = 10_000
 
 
+class Message(Protocol):
+    """A message on its way: of a maildir's store, or of the queue.
+
+    :ivar blocks: what is in memory of it: all, or what follows what is in the file.
+    :ivar octets: how many it has.
+    :ivar path: its file, as long as that is not where it belongs; or None.
+    :ivar homes: the directories that it is for.
+    :ivar targets: its paths there, known when it has been prepared.
+    """
+
+    blocks: list[bytes]
+    octets: int
+    path: bytes | None
+    homes: tuple[bytes, ...]
+    targets: tuple[bytes, ...]
+
+    def take(self) -> bytes:
+        """What is in memory, which is handed over."""
+
+
+class Files(Protocol):
+    """Where messages go, step by step and without a sync; blocks, and raises OSError."""
+
+    def prepare(self, message: Any) -> None:
+        """Write it where nobody looks."""
+
+    def place(self, message: Any) -> None:
+        """Make it visible at all its targets, or nowhere."""
+
+    def remove(self, message: Any) -> None:
+        """Forget what has been prepared."""
+
+    def checkpoint(self, homes: Collection[bytes], paths: Collection[bytes]) -> None:
+        """Make durable what was put at *paths*, and what was removed from *homes*."""
+
+
+class Each(Protocol):
+    """What makes messages durable one by one."""
+
+    def spool(self, message: Any) -> Deferred[None]:
+        """Move what is in memory to the file."""
+
+    def commit(self, message: Any) -> Deferred[None]:
+        """Put it where it belongs, durably."""
+
+    def discard(self, message: Any) -> Deferred[None]:
+        """Remove the file, if there is one; never fails."""
+
+    def sync_removals(self, directory: bytes, names: Collection[bytes]) -> None:
+        """Make it durable that *names* are gone from *directory*; blocks."""
+
+
 @dataclass(eq=False, slots=True)
 class _Delivery:
     """A message that waits, and who waits for it."""
@@ -71,10 +119,11 @@ class _Delivery:
 
 @dataclass(eq=False, slots=True)
 class _Removal:
-    """Files that are gone, and whose thread waits until that is durable."""
+    """Files that are gone, and who is told whether that has become durable."""
 
-    places: list[bytes]
-    done: threading.Event = field(default_factory=threading.Event)
+    homes: Collection[bytes]
+    places: Sequence[bytes]
+    told: Callable[[bool], object]
     recorded: bool = False
 
 
@@ -93,23 +142,27 @@ class _Covered:
 
 
 class GroupCommitter:
-    """What ``Committer`` is, with a journal for all processes below *root*."""
+    """Commits messages below *root*, with a journal for all processes.
+
+    :param each: does it one by one.
+    :param files: does it without a sync.
+    :param backlog: how many octets may wait.
+    :param seconds: between checkpoints.
+    """
 
     log = Logger()
 
     def __init__(
-        self, root: Path, each: Committer, threads: Threads, hostname: str,
-        reactor: IReactorFromThreads, journal: Journal, *, backlog: int, seconds: float,
+        self, root: Path, each: Each, files: Files, reactor: IReactorFromThreads,
+        journal: Journal, *, backlog: int, seconds: float,
     ) -> None:
-        """*each* does it one by one; *backlog* is in octets, *seconds* between checkpoints."""
         self._root = os.fsencode(root)
         self._each = each
         self._reactor = reactor
         self._journal = journal
         self._most = backlog
         self._seconds = seconds
-        self._tree = MailTree(root, sync=False)
-        self._files = Committer(self._tree, threads, hostname, sync=False)
+        self._files = files
         self._backlog = 0
         self._queue: SimpleQueue[_Delivery | _Removal | None] = SimpleQueue()
         self._covered: _Covered | None = None
@@ -126,12 +179,12 @@ class GroupCommitter:
         """Octets that wait for the journal, and how many of its segments are in use."""
         return self._backlog, self._journal.in_use
 
-    def start(self) -> None:
-        """Replay what is left of processes that are gone, and begin to work.
+    def start(self, replay: Callable[[Sequence[Orphan]], object]) -> None:
+        """Have *replay* do what is left of processes that are gone, and begin to work.
 
         :raises OSError: when that cannot be done, or there can be no journal.
         """
-        self._journal.open(Recovery(self._root, self._tree).replay)
+        self._journal.open(replay)
         self._open = True
         self._committing.start()
         self._checkpointing.start()
@@ -175,19 +228,39 @@ class GroupCommitter:
         self._queue.put(_Delivery(message, outcome))
         return outcome
 
+    def removed(self, homes: Collection[bytes], places: Sequence[bytes],
+                told: Callable[[bool], object]) -> None:
+        """Make it durable that *places* are gone from *homes*.  Does not block.
+
+        :param told: is told, in whichever thread, whether it is; if not, it is for the caller.
+        """
+        removal = _Removal(homes, places, told)
+        if self._open:
+            self._queue.put(removal)
+        else:
+            told(False)
+
     def sync_removals(self, directory: bytes, names: Collection[bytes]) -> None:
         """As ``Committer.sync_removals``."""
-        new = os.path.relpath(os.path.dirname(directory), self._root) + b"/new/"
+        home = os.path.dirname(directory)
+        new = os.path.relpath(home, self._root) + b"/new/"
         places = [new + name.partition(b":")[0] for name in names]
-        removals = [_Removal(places[at : at + _PLACES]) for at in range(0, len(places), _PLACES)]
-        if self._open:
-            for removal in removals:
-                self._queue.put(removal)
-            for removal in removals:
-                while not removal.done.wait(_LOOK) and self._committing.is_alive():
-                    pass
-        if not all(removal.recorded for removal in removals):
+        answers: SimpleQueue[bool] = SimpleQueue()
+        parts = [places[at : at + _PLACES] for at in range(0, len(places), _PLACES)]
+        for part in parts:
+            self.removed((home,), part, answers.put)
+        recorded = [self._answer(answers) for _ in parts]
+        if not all(recorded):
             self._each.sync_removals(directory, names)
+
+    def _answer(self, answers: SimpleQueue[bool]) -> bool:
+        """The next of *answers*; False if nobody is left to give it."""
+        while True:
+            try:
+                return answers.get(timeout=_LOOK)
+            except Empty:
+                if not self._committing.is_alive():
+                    return False
 
     # ---- the committing thread ----
 
@@ -305,8 +378,7 @@ class GroupCommitter:
             self._covered.paths += each.message.targets
         for removal in removals:
             removal.recorded = self._covered.removes = True
-            self._covered.homes.update(
-                self._root + b"/" + place.rpartition(b"/new/")[0] for place in removal.places)
+            self._covered.homes.update(removal.homes)
         return True
 
     def _sync_each(self, deliveries: Sequence[_Delivery]) -> None:
@@ -325,7 +397,10 @@ class GroupCommitter:
 
     def _release(self, removals: Sequence[_Removal]) -> None:
         for each in removals:
-            each.done.set()
+            try:
+                each.told(each.recorded)
+            except Exception:
+                self.log.failure("what was removed may be there again after a power loss")
 
     # ---- the reactor's thread ----
 
@@ -373,7 +448,7 @@ class GroupCommitter:
         """
         for each in pending:
             if not each.synced:
-                checkpoint(each.homes, each.paths)
+                self._files.checkpoint(each.homes, each.paths)
                 if each.removes:
                     each.others = self._journal.others()
                 each.synced = True

@@ -120,8 +120,9 @@ class MaildirStore:
         self._journal = Journal(os.fsencode(root) + b"/.journal")
         self._committer: Committer | GroupCommitter = each
         if settings.durability == "journal":
+            unsynced = Committer(MailTree(root, sync=False), self._threads, hostname, sync=False)
             self._committer = GroupCommitter(
-                root, each, self._threads, hostname, reactor, self._journal,
+                root, each, unsynced, reactor, self._journal,
                 backlog=settings.backlog_octets, seconds=settings.checkpoint_seconds)
         self._shelf = (Shelf(sync=settings.durability != "none")
                        if settings.keep_deleted_days else None)
@@ -144,7 +145,8 @@ class MaildirStore:
         :raises OSError: when that cannot be done.
         """
         if isinstance(self._committer, GroupCommitter):
-            self._committer.start()
+            self._committer.start(
+                Recovery(os.fsencode(self._root), MailTree(self._root, sync=False)).replay)
         elif os.path.isdir(self._journal.directory):
             # What an earlier process acknowledged by its journal is still owed.
             self._journal.open(Recovery(os.fsencode(self._root), self._tree).replay)

@@ -7,8 +7,7 @@
   it is put into new/ if it is not there, and replaced if it is not whole.  A message that was
   removed is removed.
 
-A removal counts wherever it stands in whichever process' journal, because no name is used twice.
-So all journals are replayed at once.  To be stopped in the middle and done again changes nothing.
+To be stopped in the middle and done again changes nothing.
 
 What cannot be told from a loss: another program removed the message, or moved it to another
 folder, within the seconds before the power went that the journal covers.  It is there again.
@@ -24,8 +23,9 @@ from dataclasses import dataclass
 from twisted.logger import Logger
 
 from mailsvc.journal import Orphan
-from mailsvc.store import entries, filenames
+from mailsvc.store import filenames
 from mailsvc.store.checkpoint import checkpoint
+from mailsvc.store.replay import read
 from mailsvc.store.tree import MailTree
 
 _log = Logger()
@@ -55,45 +55,21 @@ class Recovery:
 
         :raises OSError: when it could not all be done.
         """
-        found = [(orphan, self._parse(orphan, record))
-                 for orphan in orphans for record in orphan.payloads]
-        # What a settled segment delivered is durable; its removals may be of others' deliveries.
-        every = [(orphan.rebooted, entry) for orphan, entry in found
-                 if entry is not None and not (orphan.settled and entry.message is not None)]
-        gone = {place for _, entry in every if entry.message is None for place in entry.places}
-        homes, paths = set(), set()
+        found = read(orphans, self._home)
         lost: dict[bytes, dict[bytes, bytes | None]] = {}
-        for rebooted, entry in every:
-            for place in entry.places:
-                home = self._home(place)
-                homes.add(home)
-                if entry.message is not None and place not in gone:
-                    paths.add(os.path.join(self.root, place))
-                if rebooted:
-                    lost.setdefault(home, {})[os.path.basename(place)] = (
-                        None if place in gone else entry.message)
+        for place, message in found.lost.items():
+            lost.setdefault(self._home(place), {})[os.path.basename(place)] = message
         for home, messages in lost.items():
             self.tree.within(home, self._restore, home, messages)
-        checkpoint(homes, paths)
-        rebooted = any(orphan.rebooted for orphan in orphans)
+        checkpoint(set(map(self._home, found.places)),
+                   [os.path.join(self.root, place) for place in found.delivered])
         _log.info(
             "recovered {entries} entries of {journals} segments of the journal after {event}: "
             "messages whole {whole}, restored {restored}, repaired {repaired}, removed again "
             "{removed}",
-            entries=len(every), journals=len(orphans),
-            event="the machine was restarted" if rebooted else "a process was killed",
+            entries=found.entries, journals=len(orphans),
+            event="the machine was restarted" if found.rebooted else "a process was killed",
             whole=self.whole, restored=self.restored, repaired=self.repaired, removed=self.removed)
-
-    def _parse(self, orphan: Orphan, record: bytes) -> entries.Entry | None:
-        try:
-            entry = entries.parse(record)
-            for place in entry.places:
-                self._home(place)
-        except ValueError as error:
-            _log.error("{path!r} has an entry that is left out: {error}",
-                       path=orphan.path, error=error)
-            return None
-        return entry
 
     def _home(self, place: bytes) -> bytes:
         parts = place.split(b"/")

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
@@ -24,7 +23,7 @@ class Threads:
 
     log = Logger()
 
-    def __init__(self, reactor: IReactorFromThreads, most: int, name: str) -> None:
+    def __init__(self, reactor: Any, most: int, name: str) -> None:
         self._reactor = reactor
         self._pool = ThreadPool(0, most, name)
         self._running = 0
@@ -76,6 +75,17 @@ class Threads:
             lambda success, result: self._reactor.callFromThread(finish, success, result),
             function, *args)
         return outcome
+
+    def after_this(self, function: Callable[[], object]) -> None:
+        """Call *function*, which gives work, in the reactor's thread at the end of its turn."""
+        self._running += 1
+
+        def call() -> None:
+            self._running -= 1
+            function()
+            self._settle()
+
+        self._reactor.callLater(0, call)
 
     def _settle(self) -> None:
         if self._running or not self._waiting:

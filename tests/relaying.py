@@ -1,0 +1,178 @@
+"""A queue that runs empty without network, disk or threads: what relaying costs a processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from mailsvc.client import Client
+from mailsvc.dialing import Line
+from mailsvc.mail import Address, new_id
+from mailsvc.queue.attempts import Attempts
+from mailsvc.queue.carrier import Carrier
+from mailsvc.queue.exchangers import Place
+from mailsvc.queue.limits import QueueSettings
+from mailsvc.queue.message import QueuedMessage, QueuedRecipient
+from mailsvc.queue.routes import RelaySettings, Routes
+from mailsvc.queue.runner import Runner
+from mailsvc.queue.schedule import Schedule
+from mailsvc.queue.spool import Draft, Spool
+from mailsvc.srs import SRS
+from tests.queue_clock import Told
+
+_HELLO = b"250-sink.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE\r\n"
+_ENVELOPE = b"250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n354 End data with <CR><LF>.<CR><LF>\r\n"
+_TAKEN = b"250 2.0.0 Ok\r\n"
+
+
+class Sink:
+    """The transport of a connection to a host that takes everything, and answers when asked."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = [b"EHLO"]
+        self.line: Any = None
+        self.messages = 0
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def answer(self) -> bool:
+        """Answer what was written; whether there was anything."""
+        if not self.written:
+            return False
+        said, self.written = b"".join(self.written), []
+        if said.endswith(b"\r\n.\r\n"):
+            self.messages += 1
+            self.line.dataReceived(_TAKEN)
+        elif said.startswith(b"EHLO"):
+            self.line.dataReceived(b"220 sink.example\r\n" if said == b"EHLO" else _HELLO)
+        elif said.startswith(b"MAIL"):
+            self.line.dataReceived(_ENVELOPE)
+        else:
+            assert said.startswith(b"QUIT"), said
+            self.line.dataReceived(b"221 2.0.0 Bye\r\n")
+        return True
+
+    def loseConnection(self) -> None:
+        pass
+
+    abortConnection = unregisterProducer = loseConnection
+
+    def registerProducer(self, producer: object, streaming: bool) -> None:
+        pass
+
+    def getPeer(self) -> Any:
+        return SimpleNamespace(host="127.0.0.1")
+
+    getHost = getPeer
+
+
+class _Terms:
+    """Asks for nothing."""
+
+    async def demand(self, place: Place) -> Any:
+        return SimpleNamespace(tls="no", trust=None)
+
+    def reached(self, *_: object) -> None:
+        pass
+
+    async def seals(self, *_: object) -> bool:
+        return False
+
+
+class _Anybody:
+    """Knows one address, and asks for nothing: exchangers and security in one."""
+
+    async def addresses(self, host: str) -> Sequence[Place]:
+        return (Place(host, "127.0.0.1"),)
+
+    async def terms(self, hop: object) -> _Terms:
+        return _Terms()
+
+    def start(self, *, leading: bool) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+class Turns:
+    """Runs what is meant for threads when the turn comes, which is after all that came with it."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Deferred[Any], Any, Any]] = []
+        self._due: list[Callable[[], object]] = []
+
+    def run(self, function: Any, *args: Any, unwanted: object = None) -> Deferred[Any]:
+        done: Deferred[Any] = Deferred()
+        self._waiting.append((done, function, args))
+        return done
+
+    def after_this(self, function: Callable[[], object]) -> None:
+        self._due.append(function)
+
+    def turn(self) -> bool:
+        """Do what there is to do; whether there was anything."""
+        due, self._due = self._due, []
+        for each in due:
+            each()
+        waiting, self._waiting = self._waiting, []
+        for done, function, args in waiting:
+            done.callback(function(*args))
+        return bool(waiting)
+
+
+class Relaying:
+    """A queue in *directory*, its runner, and the sinks that its connections lead to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock: Any = Clock()
+        self.clock.rightNow = 1_700_000_000.0
+        self.spool = Spool(directory / "queue")
+        self.spool.make()
+        self.sinks: list[Sink] = []
+        queue, threads = QueueSettings(connections_per_destination=20), Turns()
+        self.threads = threads
+        carrier = Carrier(RelaySettings(smarthost="smtp+plain://127.0.0.1:25"), queue,
+                          _Anybody(), _Anybody(),  # type: ignore[arg-type]
+                          "mail.example.org", self.clock, self.dial)
+        self.runner = Runner(self.spool, threads, Attempts(  # type: ignore[arg-type]
+            self.spool, threads, carrier,  # type: ignore[arg-type]
+            Routes(RelaySettings(smarthost="smtp+plain://127.0.0.1:25")), Schedule(queue),
+            Told(self.clock),  # type: ignore[arg-type]
+            SRS(lambda value: value.ljust(8, b".")), self.clock), self.clock)
+
+    def dial(self, host: str, port: int, **options: Any) -> Deferred[Client]:
+        """Connect to a sink."""
+        sink, line = Sink(), Line(host, self.clock)
+        sink.line = line
+        self.sinks.append(sink)
+        line.makeConnection(sink)  # type: ignore[arg-type]
+        return Client.over(line, hello="mail.example.org", timeouts=options["timeouts"],
+                           clock=self.clock)
+
+    def put(self, text: bytes) -> None:
+        """Queue a message."""
+        to = Address("bob", "far.example")
+        draft = Draft(QueuedMessage(new_id(), self.clock.rightNow, Address("alice", "a.example"),
+                                    [QueuedRecipient(to, to)], due=self.clock.rightNow))
+        draft.add(text)
+        self.spool.commit(draft)
+
+    def run(self) -> int:
+        """Send all there is; how many messages arrived."""
+        self.runner.start()
+        self.clock.advance(0)
+        while any([self.threads.turn(), *[sink.answer() for sink in self.sinks]]):
+            self.clock.advance(0)
+        # The connections are closed after a while.
+        while self.clock.calls:
+            self.clock.advance(600)
+            for sink in self.sinks:
+                sink.answer()
+        return sum(sink.messages for sink in self.sinks)
