@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from mailsvc.brakes import BrakeSettings
+from mailsvc.console.limits import ConsoleSettings
 from mailsvc.log import LogSettings
 from mailsvc.mistakes import Mistake, read
 from mailsvc.passwords import PasswordSettings
@@ -133,6 +134,9 @@ class ListenerSettings:
         [], "Where figures for Prometheus are shown (/metrics), and whether the service lives "
         "(/healthz) and is ready (/readyz), as tcp:2080:interface=127.0.0.1.  Whoever reaches it "
         "may read them.", check=_endpoints)
+    console: list[str] = setting(
+        [], "Where the pages are for users and administrators, as tcp:8443; with the certificates "
+        "of [tls], but in clear on loopback ([console]).", check=_endpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,7 @@ class Settings:
     routing: RoutingSettings = field(default_factory=RoutingSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     relay: RelaySettings = field(default_factory=RelaySettings)
+    console: ConsoleSettings = field(default_factory=ConsoleSettings)
     log: LogSettings = field(default_factory=LogSettings)
     #: The keys that were given and not left to their defaults, dotted, and where: "FILE:LINE".
     given: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -19,6 +19,7 @@ from twisted.python.components import Componentized
 
 from mailsvc.config import Settings
 from mailsvc.gathering import Gathering
+from mailsvc.history import History
 from mailsvc.listeners import KINDS, CannotStart, Listener
 from mailsvc.monitor import Monitor
 from mailsvc.systemd import NotifyService
@@ -110,8 +111,10 @@ class Front(MultiService):
 
     def watch(self, gathering: Gathering, settings: Settings) -> None:
         """Let the figures of *gathering* be had; before it is started."""
+        history = History(gathering.memory, self.reactor)
+        history.setServiceParent(self)
         Monitor(gathering, [each for each in self.listeners if not each.for_mail],
-                Path(settings.service.data), self.reactor).setServiceParent(self)
+                Path(settings.service.data), history, self.reactor).setServiceParent(self)
 
     @abstractmethod
     def hurry(self) -> None:

@@ -5,7 +5,8 @@ longer than the listeners for mail, so that ``/readyz`` can say that the service
 pages are in :mod:`mailsvc.pages`, which is imported when there is a listener for them.
 
 The socket is ``{data}/figures``, and belongs to the service's user.  Whoever connects gets one JSON
-object: ``ready``, ``unready`` (why not, or null), and ``figures``, each with ``name``, ``type``,
+object: ``ready``, ``unready`` (why not, or null), ``history`` (the last minutes of a few figures,
+:mod:`mailsvc.history`), and ``figures``, each with ``name``, ``type``,
 ``help`` and ``samples``; these have ``labels`` and either ``value`` or, of a histogram, ``count``,
 ``sum`` and ``buckets``, pairs of an upper bound (null for none) and how many did not exceed it.
 """
@@ -28,6 +29,7 @@ from twisted.logger import Logger
 
 from mailsvc.figures import Spreading, Value
 from mailsvc.gathering import PREFIX, Family, Gathering
+from mailsvc.history import History
 from mailsvc.listeners import Listener
 
 _log = Logger("mailsvc")
@@ -46,8 +48,9 @@ class Monitor(Service):
     """
 
     def __init__(self, gathering: Gathering, listeners: list[Listener], data: Path,
-                 reactor: Any) -> None:
+                 history: History, reactor: Any) -> None:
         self._gathering = gathering
+        self._history = history
         self._listeners = listeners
         self._data = data
         self._reactor = reactor
@@ -67,7 +70,8 @@ class Monitor(Service):
             path = f"/proc/self/fd/{self._directory}/{NAME}"
             with suppress(FileNotFoundError):
                 os.unlink(path)
-            self._port = self._reactor.listenUNIX(path, _Telling(self._gathering), mode=0o600)
+            self._port = self._reactor.listenUNIX(
+                path, _Telling(self._gathering, self._history), mode=0o600)
         except (OSError, CannotListenError) as error:
             _log.warn("`mailsvc stats` will not work: no socket can be made in {data}: {reason}",
                       data=str(self._data), reason=str(error))
@@ -91,30 +95,33 @@ class Monitor(Service):
 class _Telling(Factory):
     noisy = False
 
-    def __init__(self, gathering: Gathering) -> None:
-        self.gathering = gathering
+    def __init__(self, gathering: Gathering, history: History) -> None:
+        self._gathering = gathering
+        self._history = history
 
     def buildProtocol(self, addr: Any) -> Protocol:
-        return _Told(self.gathering)
+        return _Told(self._gathering, self._history)
 
 
 class _Told(Protocol):
-    def __init__(self, gathering: Gathering) -> None:
+    def __init__(self, gathering: Gathering, history: History) -> None:
         self._gathering = gathering
+        self._history = history
 
     def connectionMade(self) -> None:
         assert self.transport is not None
         try:
-            self.transport.write(json.dumps(described(self._gathering)).encode("ascii"))
+            self.transport.write(json.dumps(
+                described(self._gathering, self._history)).encode("ascii"))
         except Exception:
             _log.failure("the figures cannot be told")
         self.transport.loseConnection()
 
 
-def described(gathering: Gathering) -> dict[str, Any]:
+def described(gathering: Gathering, history: History) -> dict[str, Any]:
     """All figures as JSON can hold them; see the module."""
     reason = gathering.unready()
-    return {"ready": reason is None, "unready": reason,
+    return {"ready": reason is None, "unready": reason, "history": history.described(),
             "figures": [_family(each) for each in gathering.families()]}
 
 

@@ -48,7 +48,8 @@ def test_every_key_is_explained() -> None:
 def test_every_section_is_there() -> None:
     assert list(dict.fromkeys(key.section for key in KEYS.values())) == [
         "service", "listeners", "tls", "smtp", "submission", "pop3", "maildir", "accounts",
-        "passwords", "auth", "brakes", "proxy", "routing", "queue", "relay", "log"]
+        "passwords", "auth", "brakes", "proxy", "routing", "queue", "relay", "console",
+        "log"]
 
 
 def test_the_example_is_the_reference() -> None:

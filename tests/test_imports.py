@@ -21,8 +21,8 @@ PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace"]
 SERVICE = [*PARTS, "trust", "checkers.inturn", "toml", "mistakes", "config", "log", "systemd",
-           "headcount", "connections", "listeners", "figures", "gathering", "monitor", "observer",
-           "front"]
+           "headcount", "connections", "listeners", "figures", "gathering", "history", "monitor",
+           "observer", "front", "console"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -50,7 +50,8 @@ MAY_IMPORT = {
     "pace": [],
     "figures": [],
     "gathering": ["figures"],
-    "monitor": ["figures", "gathering", "listeners", "pages"],
+    "history": ["figures"],
+    "monitor": ["figures", "gathering", "history", "listeners", "pages"],
     "pages": ["figures", "gathering"],
     "observer": ["figures", "gathering"],
     "headcount": ["pace"],
@@ -123,8 +124,17 @@ MAY_IMPORT = {
     "transport": [],
     "listeners": ["transport"],
     "log": ["settings"],
-    "config": [*PARTS, "toml", "mistakes", "log"],
-    "front": ["config", "gathering", "listeners", "monitor", "systemd"],
+    "console.limits": ["settings"],
+    "console.forms": [],
+    "console.texts": [],
+    "console.meanings": [],
+    "console.letters": [],
+    "console.graphs": [],
+    "console.sessions": ["state", "console.limits"],
+    "console": [*PARTS, "credentials", "client", "composing", "config", "connections", "history",
+                "listeners", "monitor", "toml", "console"],
+    "config": [*PARTS, "console.limits", "toml", "mistakes", "log"],
+    "front": ["config", "gathering", "history", "listeners", "monitor", "systemd"],
     "stopping": [],
     "service": SERVICE,
     "worker": ["config", "listeners", "log", "service"],
@@ -144,7 +154,8 @@ SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "databas
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
            "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
-           "queue.security.dane"]
+           "queue.security.dane", "console.limits", "console.forms", "console.texts",
+           "console.meanings", "console.letters", "console.graphs", "console.sessions"]
 ADAPTORS = ["smtp.server", "smtp.passage", "smtp.outgoing", "smtp.incoming", "smtp.severally",
             "smtp.reception", "submission.agent", "pop3.server", "pop3.retrieval"]
 
@@ -179,7 +190,7 @@ def test_a_module_imports_only_what_stands_left_of_it(path: Path) -> None:
     module = dotted(path)
     ours = [name.removeprefix("mailsvc.") for name in imports(path)
             if name.startswith("mailsvc.")]
-    if module in {"", "smtp", "pop3", "submission", "queue"}:
+    if module in {"", "smtp", "pop3", "submission", "queue", "console"}:
         assert ours in ([], ["__version__"]), "these packages only hold their modules"
         return
     row = next((row for row in MAY_IMPORT if within(module, [row])), None)
