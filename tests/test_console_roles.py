@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
+import socket
+import struct
+import time
 from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
 
 import pytest
 
 from mailsvc.console.call import ADMINISTRATOR, ANYBODY, ROLES, USER
 from mailsvc.console.routes import ROUTES, Route, find
-from tests.console import ALICE, BOB, Browser, Shown, serving
-from tests.service import Service, submit
+from tests.console import ALICE, BOB, Browser, Shown, multipart, serving
+from tests.service import PATIENCE, Service, fetch, submit
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "NONSENSE")
 
@@ -145,3 +151,75 @@ def test_routes_are_found() -> None:
     assert find("/mailbox/") is None
     assert find("mailbox") is None
     assert len({route.path for route in ROUTES}) == len(ROUTES)
+
+
+# ---- connections ----
+
+
+def kept_alive(service: Service) -> socket.socket:
+    """A connection that has had an answer, and waits for another request."""
+    client = socket.create_connection(service.listeners["console"], PATIENCE)
+    client.sendall(b"GET /login HTTP/1.1\r\nHost: x\r\n\r\n")
+    page = b""
+    while b"</html>" not in page:
+        page += client.recv(65_536)
+    return client
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_waits_for_no_browser(tmp_path: Path, workers: int) -> None:
+    with serving(tmp_path, workers=workers) as service, kept_alive(service), kept_alive(service):
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 10
+
+
+def test_there_are_only_so_many_browsers(tmp_path: Path) -> None:
+    with serving(tmp_path, "--set", "console.connections_per_address=3", workers=1) as service:
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(kept_alive(service))
+            with contextlib.suppress(ConnectionError):
+                fourth = stack.enter_context(
+                    socket.create_connection(service.listeners["console"], PATIENCE))
+                fourth.sendall(b"GET /login HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert fourth.recv(100) == b""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(ConnectionError, HTTPException):
+                assert Browser(service).ask("/login").status == 200
+                break
+            assert time.monotonic() < deadline, "there is room again when they have left"
+
+
+def test_what_is_sent_without_end_is_cut_off(service: Service) -> None:
+    with socket.create_connection(service.listeners["console"], PATIENCE) as client:
+        client.sendall(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 1 << 30:
+                client.sendall(bytes(1 << 20))
+                sent += 1 << 20
+        assert sent < 1 << 30
+
+
+def test_a_browser_that_leaves_does_no_harm(service: Service, browsers: dict[str, Browser]) -> None:
+    browser = browsers[ADMINISTRATOR]
+    for path in ("/overview", "/configuration", "/mailbox"):
+        with socket.create_connection(browser.address, PATIENCE) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall((f"GET {path} HTTP/1.1\r\nHost: x\r\n"
+                            f"Cookie: mailsvc={browser.cookies['mailsvc']}\r\n\r\n").encode())
+    body, kind = multipart({"token": browser.token, "from": ALICE, "to": BOB, "subject": "left"})
+    fetch(service, BOB)
+    with socket.create_connection(browser.address, PATIENCE) as client:
+        client.sendall((f"POST /send HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+                        f"Cookie: mailsvc={browser.cookies['mailsvc']}\r\n"
+                        f"Content-Length: {len(body)}\r\n\r\n").encode() + body)
+        client.recv(10)
+    deadline = time.monotonic() + PATIENCE
+    while not fetch(service, BOB):
+        assert time.monotonic() < deadline, "what was begun is sent"
+    log = service.log.read_text()
+    assert "Traceback" not in log
+    assert "Unhandled" not in log

@@ -28,6 +28,9 @@ class ConsoleSettings:
         unit="octets", check=at_least(1000))
     connections: int = setting(
         200, "Most connections of browsers that one process serves at once.", check=at_least(1))
+    connections_per_address: int = setting(
+        50, "Most of them from one address (IPv6: one /64); a browser has about six.",
+        check=at_least(1))
     send_ports: list[int] = setting(
         [25, 465, 587], "Ports of other servers to which administrators may send a test message; "
         "[] for every one.", check=_ports)

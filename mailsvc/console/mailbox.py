@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -25,6 +26,8 @@ _log = Logger("mailsvc.console")
 
 #: How many messages stand on a page.
 PAGE = 50
+#: How many headers are read in one turn of the reactor.
+_TURN = 5
 #: Most octets of a source that are shown on a page; the rest can be downloaded.
 SOURCE_OCTETS = 262_144
 
@@ -76,12 +79,17 @@ async def _view(call: Call) -> IView:
 async def _found(call: Call) -> tuple[IView, int]:
     """The mailbox, and the number in it of the message that is meant."""
     view, wanted = await _view(call), call.words["id"].encode()
-    uidls = view.uidls(1, len(view.sizes) + 1)
     try:
-        return view, uidls.index(wanted) + 1
+        return view, await call.backend.threads.run(_number_of, view, wanted)
     except ValueError:
         raise Problem("The message is gone: it was deleted, here or by a mail program.",
                       404) from None
+
+
+def _number_of(view: IView, wanted: bytes) -> int:
+    """The number of the message with that unique-id; raises ValueError.  It looks at all."""
+    uidls: list[bytes] = view.uidls(1, len(view.sizes) + 1)
+    return uidls.index(wanted) + 1
 
 
 async def _whole(call: Call) -> bytes:
@@ -105,7 +113,11 @@ async def show_list(call: Call) -> Answer:
     page = min(last, max(1, int(asked))) if re.fullmatch("[0-9]{1,9}", asked) else 1
     newest = count - PAGE * (page - 1)
     numbers = range(newest, max(0, newest - PAGE), -1)
-    headers = await gatherResults([_header(call, view, number) for number in numbers])
+    headers = []
+    for number in numbers:
+        headers.append(await _header(call, view, number))
+        if len(headers) % _TURN == 0:
+            await deferLater(call.backend.reactor, 0)
 
     def read() -> list[letters.Heading]:
         return [letters.heading(each) for each in headers]
@@ -210,10 +222,11 @@ async def delete(call: Call) -> Answer:
         raise Problem("A mail program is fetching from this mailbox at this moment, so that "
                       "nothing can be deleted.  Try again in a minute.", 409) from None
     try:
-        uidls = maildrop.uidls(1, len(maildrop.sizes) + 1)
-        if wanted not in uidls:
-            raise Problem("The message is gone: it was deleted, here or by a mail program.", 404)
-        await maildrop.update({uidls.index(wanted) + 1})
+        number = await call.backend.threads.run(_number_of, maildrop, wanted)
+        await maildrop.update({number})
+    except ValueError:
+        raise Problem("The message is gone: it was deleted, here or by a mail program.",
+                      404) from None
     finally:
         maildrop.release()
     _log.info("message deleted user={user} unique_id={id} client={client}", user=call.user.name,

@@ -53,7 +53,8 @@ class Console(Service):
         self._sessions = Sessions(
             Path(settings.service.data) / "state.sqlite", settings.console)
         self.connections = Connections(
-            settings.console.connections, settings.console.connections, (), reactor, admit=admit)
+            settings.console.connections, settings.console.connections_per_address, (), reactor,
+            admit=admit)
 
         def listening() -> list[tuple[str, str]]:
             return [(each.kind.name, each.address) for each in listeners if each.bound]

@@ -51,6 +51,8 @@ _log = Logger("mailsvc.console")
 _PATIENCE = 60
 #: Largest body of who is not logged in, and how much of bodies a process holds at once, octets.
 _SMALL, _ALL = 65_536, 134_217_728
+#: How much of a body is thrown away, so that its sender hears why, before the connection is cut.
+_THROWN = 33_554_432
 
 #: What pages may do.
 POLICY = ("default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
@@ -138,7 +140,7 @@ class _Request(Request):
 
     channel: _Channel
     _body: UrlEncoded | MultiPart | None = None
-    _held = 0
+    _held = _thrown = 0
     _most = _SMALL
     #: What is wrong with it, found before it had come whole.
     _wrong: Problem | None = None
@@ -157,8 +159,7 @@ class _Request(Request):
             return
         settings = self._console.backend.settings.console
         try:
-            self._session = self._find_session()
-            if self._session.account:
+            if self._find_session().account:
                 # Attachments and the text around them.
                 self._most = settings.message_octets + _SMALL
             self._body = (MultiPart(kinds[0]) if kinds[0].startswith(b"multipart/form-data")
@@ -172,6 +173,9 @@ class _Request(Request):
 
     def handleContentChunk(self, data: bytes) -> None:
         if self._wrong is not None or self._body is None:
+            self._thrown += len(data)
+            if self._thrown > _THROWN:
+                self.channel.abort()
             return
         factory = self._console
         self._held += len(data)
@@ -242,6 +246,8 @@ class _Request(Request):
         if not self._gone:
             for name, value in call.cookies.items():
                 self._set_cookie(name, value)
+        # What goes on while a page is written does so, be there somebody who looks or not.
+        if not self._gone or isinstance(answer, Stream):
             await self._send(factory.pages, call, answer)
 
     async def _routed(self, call: Call) -> Answer:
@@ -361,7 +367,11 @@ class _Request(Request):
             if answer.name:
                 self.setHeader(b"content-disposition", _saved_as(answer.name))
         else:
-            body, kind = pages.render(call, answer).encode(), "text/html; charset=utf-8"
+            # In a thread: a page of some hundred rows takes its time.
+            page = await call.backend.threads.run(pages.render, call, answer)
+            if self._gone:
+                return
+            body, kind = page.encode("utf-8", "replace"), "text/html; charset=utf-8"
             self.setResponseCode(answer.status)
             self._set_headers(answer.policy or POLICY)
         self.setHeader(b"content-type", kind.encode())
@@ -370,14 +380,14 @@ class _Request(Request):
         self.finish()
 
     async def _send_stream(self, pages: Pages, call: Call, answer: Stream) -> None:
-        self._set_headers(POLICY)
-        self.setHeader(b"content-type", b"text/html; charset=utf-8")
-        # For a proxy in front (nginx): what is written is to be seen.
-        self.setHeader(b"x-accel-buffering", b"no")
         before, after = pages.halves(call, answer.page)
-        self.write(before.encode())
+        if not self._gone:
+            self._set_headers(POLICY)
+            self.setHeader(b"content-type", b"text/html; charset=utf-8")
+            # For a proxy in front (nginx): what is written is to be seen.
+            self.setHeader(b"x-accel-buffering", b"no")
+            self.write(before.encode())
         async for piece in answer.pieces:
-            # What goes on does so to its end, be there still somebody who looks or not.
             if not self._gone:
                 self.write(pages.render(call, piece).encode())
         if not self._gone:
