@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import re
 import smtplib
+import socket
 import sqlite3
 import ssl
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from mailsvc.console.sessions import MOST, Sessions, stranger
 from mailsvc.directory import SqliteDirectory
 from mailsvc.names import parse_address
 from tests.command_line import CommandLine
-from tests.console import ACCOUNTS, ALICE, BOB, PASSWORD, Browser, serving
+from tests.console import ACCOUNTS, ALICE, BOB, PASSWORD, Browser, multipart, serving
 from tests.service import PATIENCE, Service, login
 
 
@@ -182,7 +183,42 @@ def test_tls_is_asked_for_unless_it_is_not_needed(tmp_path: Path) -> None:
                         cookie or "")
 
 
-def test_who_logs_in_by_an_app_password_is_counted(service: Service) -> None:
+def test_a_proxy_tells_who_the_browser_is(tmp_path: Path) -> None:
+    """To the brakes and the log, and in the trace of what is sent."""
+    with serving(tmp_path, "--set", 'proxy.networks=["127.0.0.1/32"]', workers=1) as service:
+        browser = Browser(service)
+
+        def ask(path: str, body: bytes = b"", kind: str = "x") -> bytes:
+            with socket.create_connection(browser.address, PATIENCE) as client:
+                cookie = f"Cookie: mailsvc={browser.cookies.get('mailsvc', '')}\r\n"
+                client.sendall((
+                    "PROXY TCP4 192.0.2.7 192.0.2.1 5000 443\r\n"
+                    f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: x\r\n{cookie}"
+                    f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+                    "Connection: close\r\n\r\n").encode() + body)
+                page = b""
+                while block := client.recv(65_536):
+                    page += block
+            if made := re.search(rb"Set-Cookie: mailsvc=([\w-]+)", page):
+                browser.cookies["mailsvc"] = made[1].decode()
+            return page
+
+        def post(path: str, **fields: str) -> bytes:
+            token = re.search(rb'name="token" value="(\w+)"', ask("/nowhere"))
+            assert token
+            return ask(path, *multipart({"token": token[1].decode(), **fields}))
+
+        assert b"403 Forbidden" in post("/login", name=BOB, password="wrong")
+        assert b"303 See Other" in post("/login", name=BOB, password=PASSWORD)
+        sent = post("/send", **{"from": BOB, "to": BOB, "subject": "by a proxy"})
+        assert b'class="good">accepted' in sent
+        log = service.log.read_text()
+        assert "login failed user=bob@example.org client=192.0.2.7 protocol=console" in log
+        (stored,) = (service.maildir(BOB) / "new").iterdir()
+        assert b"([192.0.2.7])" in stored.read_bytes()
+
+
+def test_logins_are_counted(service: Service) -> None:
     figures = CommandLine(service.directory).json("stats")["figures"]
     logins = next(each for each in figures if each["name"] == "mailsvc_logins_total")
     count = {(each["labels"]["mechanism"], each["labels"]["outcome"]): each["value"]

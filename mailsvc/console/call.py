@@ -162,6 +162,7 @@ class Content:
 
     :ivar name: what a browser is to save it as; "" to show it.
     :ivar policy: as of :class:`Page`.
+    :ivar lasting: whether a browser may keep it for a year.
     """
 
     content: bytes

@@ -17,7 +17,7 @@ import email.message
 import email.utils
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.parser import BytesHeaderParser, BytesParser
 from email.policy import compat32
 
@@ -86,6 +86,7 @@ class Letter:
     :ivar text: its text, or None when it is all in HTML.
     :ivar html: its HTML made harmless, or None.
     :ivar hidden: whether something in that would have come from elsewhere.
+    :ivar cut: whether the text goes on beyond what is shown.
     """
 
     heading: Heading
@@ -94,7 +95,7 @@ class Letter:
     html: str | None
     parts: tuple[Part, ...] = ()
     hidden: bool = False
-    cut: bool = field(default=False)
+    cut: bool = False
 
 
 def heading(header: bytes) -> Heading:

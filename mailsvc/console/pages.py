@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mailsvc import __version__
 from mailsvc.console import static
-from mailsvc.console.call import ADMINISTRATOR, USER, Call, Page
+from mailsvc.console.call import ADMINISTRATOR, Call, Page
 from mailsvc.console.texts import LANGUAGES
 
 #: What is told after something was done, by the word in the address.
@@ -67,7 +67,7 @@ class Pages:
         return self._environment.get_template(page.template).render(
             {"call": call, "_": call.translate, "navigation": navigation(call),
              "administrator": call.role == ADMINISTRATOR, "token": call.session.form_token,
-             "notice": NOTICES.get(call.query["notice"], ""), "USER": USER, **page.values})
+             "notice": NOTICES.get(call.query["notice"], ""), **page.values})
 
     def halves(self, call: Call, page: Page) -> tuple[str, str]:
         """The page before and behind the place of what is written while something goes on."""
