@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import re
 import socket
+import sqlite3
 import struct
 import time
 from collections.abc import Iterator
@@ -223,3 +224,18 @@ def test_a_browser_that_leaves_does_no_harm(service: Service, browsers: dict[str
     log = service.log.read_text()
     assert "Traceback" not in log
     assert "Unhandled" not in log
+
+
+def test_a_directory_that_cannot_be_read_is_told_as_that(tmp_path: Path) -> None:
+    with serving(tmp_path, workers=1) as service:
+        browser = Browser(service).log_in(ALICE)
+        for table in ("password", "mailbox"):
+            with contextlib.closing(sqlite3.connect(service.directory / "accounts.sqlite")) as db:
+                db.execute(f"ALTER TABLE {table} RENAME TO gone_{table}")
+        shown = browser.ask("/mailbox")
+        assert (shown.status, "cannot be read now" in shown.text) == (503, True)
+        assert "Traceback" not in service.log.read_text()
+        with contextlib.closing(sqlite3.connect(service.directory / "accounts.sqlite")) as db:
+            db.execute("ALTER TABLE gone_mailbox RENAME TO mailbox")
+            db.execute("ALTER TABLE gone_password RENAME TO password")
+        assert browser.ask("/mailbox").status == 200

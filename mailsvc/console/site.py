@@ -220,16 +220,25 @@ class _Request(Request):
             return
         if self.startedWriting:
             self.channel.abort()
-            return
-        self.setResponseCode(500)
+        else:
+            self._say(500, "This cannot be done now, by a fault of ours; see the log of the "
+                      "service.")
+
+    def _say(self, status: int, text: str) -> None:
+        """Answer without a page."""
+        self.setResponseCode(status)
         self._set_headers(POLICY)
         self.setHeader(b"content-type", b"text/plain; charset=utf-8")
-        self.write(b"This cannot be done now, by a fault of ours; see the log of the service.\n")
+        self.write(text.encode() + b"\n")
         self.finish()
 
     async def _answer(self) -> None:
-        factory = self._console
-        call = self._call()
+        try:
+            call = self._call()
+        except TemporaryFailure as failure:
+            # Nobody knows who asks, hence neither whether there may be a page.
+            self._say(503, failure.text)
+            return
         try:
             answer = await self._routed(call)
         except Problem as problem:
@@ -248,7 +257,7 @@ class _Request(Request):
                 self._set_cookie(name, value)
         # What goes on while a page is written does so, be there somebody who looks or not.
         if not self._gone or isinstance(answer, Stream):
-            await self._send(factory.pages, call, answer)
+            await self._send(self._console.pages, call, answer)
 
     async def _routed(self, call: Call) -> Answer:
         found = find(call.path)
