@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 # The stamps depend on setup.cfg and pyproject.toml: an edit there installs anew, none installs twice.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
 
-.PHONY: run test check lint types docs packaging news coverage bench peers nodemailer kerberos clean
+.PHONY: run test check lint types docs packaging news coverage bench peers nodemailer axe kerberos clean
 
 run: $(VENV)/.installed
 	@exec $(BIN)/mailsvc dev --dir run --hints $(RUN)
@@ -67,6 +67,9 @@ peers: $(VENV)/.installed-test
 # The Node.js mail client that tests/test_interop_smtp.py drives.
 nodemailer: $(VENV)/.nodemailer
 
+# The accessibility checker that tests/test_console_browser.py runs in Chromium.
+axe: $(VENV)/.axe
+
 # What tests/test_sasl_gssapi.py needs; pip builds it against libkrb5-dev, which few have.
 kerberos: $(VENV)/.kerberos
 
@@ -98,6 +101,10 @@ $(VENV)/.kerberos: $(VENV)/.installed-test
 
 $(VENV)/.nodemailer: $(VENV)/.created Makefile
 	npm install --silent --no-package-lock --prefix $(VENV) nodemailer@7
+	@touch $@
+
+$(VENV)/.axe: $(VENV)/.created Makefile
+	npm install --silent --no-package-lock --prefix $(VENV) axe-core@4
 	@touch $@
 
 clean:

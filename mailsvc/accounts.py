@@ -53,7 +53,14 @@ from zope.interface import Interface, implementer
 
 from mailsvc.credentials import Attempt, IProvenName, ScramKeys
 from mailsvc.errors import MaildropInUse
-from mailsvc.interfaces import IDirectory, IKeyring, IMailboxStore, IMaildrop, ISubmitter
+from mailsvc.interfaces import (
+    IAccountHolder,
+    IDirectory,
+    IKeyring,
+    IMailboxStore,
+    IMaildrop,
+    ISubmitter,
+)
 from mailsvc.logindelay import LoginDelay
 from mailsvc.logins import Credentials, StoredPassword
 from mailsvc.mail import Account
@@ -281,6 +288,14 @@ class Submitter:
     account: Account
 
 
+@implementer(IAccountHolder)
+@dataclass(frozen=True, slots=True)
+class AccountHolder:
+    """See :class:`mailsvc.interfaces.IAccountHolder`."""
+
+    account: Account
+
+
 @implementer(IRealm)
 class MailRealm:
     """Opens the maildrop of whoever was authenticated, or lets them submit mail.
@@ -301,7 +316,8 @@ class MailRealm:
 
     def requestAvatar(self, avatarId: str | bytes | tuple[()], mind: object,
                       *interfaces: type[Interface]) -> Deferred[Any]:
-        """(IMaildrop, the maildrop, its release), or (ISubmitter, the submitter, nothing to do).
+        """(IMaildrop, the maildrop, its release), or (ISubmitter, the submitter, nothing to do),
+        or (IAccountHolder, the holder, nothing to do).
 
         Fails with ``UnauthorizedLogin`` when there is no such account or its role is another,
         ``LoginTooSoon``, or as :meth:`IMailboxStore.open_maildrop`.
@@ -310,15 +326,20 @@ class MailRealm:
 
     async def _avatar(self, avatar_id: str | bytes | tuple[()],
                       interfaces: tuple[type[Interface], ...]) -> tuple[Any, Any, Any]:
-        wanted = next((each for each in interfaces if each in (IMaildrop, ISubmitter)), None)
+        wanted = next((each for each in interfaces
+                       if each in (IMaildrop, ISubmitter, IAccountHolder)), None)
         if wanted is None:
-            raise TypeError("a mail account has no other avatar than IMaildrop and ISubmitter")
+            raise TypeError("a mail account has no other avatar than IMaildrop, ISubmitter and "
+                            "IAccountHolder")
         # Anonymous logins have () for their avatar id.
         name = login_name(self._directory, avatar_id or "", self._default_domain)
         local_part, _, domain = name.rpartition("@")
         account = self._directory.account(local_part, domain)
-        if account is None or not (account.receives if wanted is IMaildrop else account.sends):
+        if (account is None or (wanted is IMaildrop and not account.receives)
+                or (wanted is ISubmitter and not account.sends)):
             raise UnauthorizedLogin("Authentication failed")
+        if wanted is IAccountHolder:
+            return IAccountHolder, AccountHolder(account), lambda: None
         if wanted is ISubmitter:
             return ISubmitter, Submitter(account), lambda: None
         if self._login_delay is not None:

@@ -105,7 +105,7 @@ class Authenticator:
         """
         assert self._keyring is not None
         try:
-            await self._wait(attempt.client, name)
+            await self.permit(attempt.client, name)
             return self._keyring.scram_keys(name, attempt)
         except MailFailure:
             self._count(attempt, "refused")
@@ -140,7 +140,7 @@ class Authenticator:
     ) -> tuple[Any, Callable[[], object]]:
         name: bytes = credentials.username
         attempt: Attempt = credentials.attempt
-        await self._wait(attempt.client, name)
+        await self.permit(attempt.client, name)
         try:
             if authorize_as is not None and not same_account(
                     self._directory, name, authorize_as, self._default_domain):
@@ -188,8 +188,11 @@ class Authenticator:
         mechanism = "SCRAM" if attempt.mechanism.startswith("SCRAM") else attempt.mechanism
         self._share.count(figures.LOGINS, attempt.protocol, mechanism, outcome).add()
 
-    async def _wait(self, client: str, name: bytes) -> None:
-        """Make whoever guesses wait; raises TemporaryFailure when it is banned."""
+    async def permit(self, client: str, name: bytes) -> None:
+        """Make whoever guesses wait.
+
+        :raises mailsvc.errors.TemporaryFailure: it is banned.
+        """
         if self._brakes is not None:
             await self._brakes.permit(client, self._full(name))
 

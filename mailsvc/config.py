@@ -30,6 +30,7 @@ from typing import Any, Self
 
 from mailsvc.acme.limits import ACMESettings
 from mailsvc.brakes import BrakeSettings
+from mailsvc.console.limits import ConsoleSettings
 from mailsvc.log import LogSettings
 from mailsvc.mistakes import Mistake, read
 from mailsvc.passwords import PasswordSettings
@@ -139,6 +140,9 @@ class ListenerSettings:
     acme: list[str] = setting(
         [], "Where the authority of acme.names looks whether they lead here, as tcp:80; it has to "
         "be reached on port 80.", check=_endpoints)
+    console: list[str] = setting(
+        [], "Where the pages are for users and administrators, as tcp:8443; with the certificates "
+        "of [tls], but in clear on loopback ([console]).", check=_endpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +188,7 @@ class Settings:
     relay: RelaySettings = field(default_factory=RelaySettings)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
     trace: TraceSettings = TraceSettings()
+    console: ConsoleSettings = field(default_factory=ConsoleSettings)
     log: LogSettings = field(default_factory=LogSettings)
     #: The keys that were given and not left to their defaults, dotted, and where: "FILE:LINE".
     given: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -22,9 +22,9 @@ from zope.interface import Attribute, implementer
 class Attempt:
     """Where and for what somebody tries to log in.
 
-    :ivar protocol: "pop3" to fetch, "submission" to send.
+    :ivar protocol: "pop3" to fetch, "submission" to send, "console" for the pages.
     :ivar client: the peer's IP address, or "" on a Unix socket.
-    :ivar mechanism: the SASL mechanism, or USER or APOP.
+    :ivar mechanism: the SASL mechanism, or USER, APOP or FORM.
     """
 
     protocol: str

@@ -93,6 +93,9 @@ _CREDENTIALS = ("SELECT local_part, domain, quota_octets, quota_messages, role, 
                 "AND key = ?), 0) AS asked) LEFT JOIN mailbox ON mailbox.id = asked "
                 "LEFT JOIN password ON password.mailbox = asked ORDER BY password.id")
 
+#: The id of an account.
+_MAILBOX = "(SELECT id FROM mailbox WHERE domain = ? AND key = ?)"
+
 #: A row as that finds it, of an account that is nobody's.
 _NOBODY = [("", "", 0, 0, "both", "", "", "", None, "", "", None, 0, None, "", 0)]
 
@@ -203,6 +206,17 @@ class SqliteDirectory:
         for row in self._rows(f"{_ALIAS} ORDER BY alias.id, position"):
             gathered.setdefault(row[0], []).append(row)
         return map(_alias, gathered.values())
+
+    def administers(self, account: Account) -> bool:
+        """Whether *account* may change the service itself, in the console."""
+        return bool(self._rows(f"SELECT 1 FROM administrator WHERE mailbox = {_MAILBOX}",
+                               *_key(account)))
+
+    def administrators(self) -> list[str]:
+        """The names of the accounts that may, the oldest first."""
+        return [f"{local_part}@{domain}" for local_part, domain in self._rows(
+            "SELECT local_part, domain FROM mailbox JOIN administrator ON mailbox = id "
+            "ORDER BY id")]
 
     def users_of(self, account: Account) -> list[str]:
         """The aliases, and domains as ``*@domain``, that give their mail to *account*."""
@@ -328,6 +342,16 @@ class SqliteDirectory:
             account = dataclasses.replace(self._account(address), role=role)
             self._change("UPDATE mailbox SET role = ? WHERE domain = ? AND key = ?",
                          role, *_key(account))
+        return account
+
+    def set_administrator(self, address: Address, administers: bool) -> Account:
+        """Let an account change the service itself, in the console, or no longer."""
+        with self.transaction():
+            account = self._account(address)
+            self._change(f"DELETE FROM administrator WHERE mailbox = {_MAILBOX}", *_key(account))
+            if administers:
+                self._change(f"INSERT INTO administrator (mailbox) VALUES ({_MAILBOX})",
+                             *_key(account))
         return account
 
     def set_quota(self, address: Address, *, octets: int | None = None,

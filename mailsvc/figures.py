@@ -33,7 +33,7 @@ PROTOCOLS = (*ACCEPTING, "odmr", "pop3")
 OTHER = "other"
 #: How somebody logs in; SCRAM in all its forms is one.
 MECHANISMS = ("USER", "APOP", "PLAIN", "LOGIN", "SCRAM", "CRAM-MD5", "EXTERNAL", "GSSAPI",
-              "OAUTHBEARER", "XOAUTH2", "XCLIENT", OTHER)
+              "OAUTHBEARER", "XOAUTH2", "XCLIENT", "FORM", OTHER)
 #: Reply codes of refused recipients, with the class and subject of their enhanced status.
 REFUSALS = (("450", "4.2"), ("450", "4.7"), ("451", "4.3"), ("452", "4.2"), ("452", "4.3"),
             ("550", "5.1"), ("550", "5.2"), ("550", "5.3"), ("550", "5.4"), ("550", "5.7"),
@@ -127,11 +127,12 @@ LOGINS = Figure(
     "logins_total", "counter",
     "Logins: succeeded, failed (wrong name or password), refused (banned, maildrop in use, an "
     "error of ours).", ("protocol", "mechanism", "outcome"),
-    tuple(product(("pop3", "submission"), MECHANISMS, ("succeeded", "failed", "refused"))))
+    tuple(product(("pop3", "submission", "console"), MECHANISMS,
+                  ("succeeded", "failed", "refused"))))
 LOGIN = Figure(
     "login_seconds", "histogram",
     "Time that logins took which succeeded, with the wait that the brakes imposed.", ("protocol",),
-    _each("pop3", "submission"), bounds=_QUICK)
+    _each("pop3", "submission", "console"), bounds=_QUICK)
 POP3_SESSION = Figure(
     "pop3_session_seconds", "histogram", "Time from a login on POP3 to its end.", bounds=_SESSION)
 FETCHED = Figure(

@@ -22,6 +22,7 @@ from mailsvc.acme.files import Files
 from mailsvc.config import ConfigurationError, Settings
 from mailsvc.control import Control, ReloadRefused
 from mailsvc.gathering import Gathering
+from mailsvc.history import History
 from mailsvc.listeners import KINDS, CannotStart, Listener
 from mailsvc.monitor import Monitor
 from mailsvc.systemd import NotifyService
@@ -128,7 +129,9 @@ class Front(MultiService):
         data = Path(self.settings.service.data)
         of_kind = {name: [each for each in self.listeners if each.kind.name == name]
                    for name in ("http", "acme")}
-        Monitor(gathering, of_kind["http"], data, self.reactor).setServiceParent(self)
+        history = History(gathering.memory, self.reactor)
+        history.setServiceParent(self)
+        Monitor(gathering, of_kind["http"], data, history, self.reactor).setServiceParent(self)
         Control(self, data, self.reactor).setServiceParent(self)
         if of_kind["acme"]:
             from mailsvc.acme.page import challenges  # noqa: PLC0415 - it takes a while, and memory

@@ -82,10 +82,13 @@ class Family:
 
 
 class Gathering:
-    """The figures of *service*, kept in *memory*."""
+    """The figures of *service*, kept in *memory*.
+
+    :ivar memory: where they are counted.
+    """
 
     def __init__(self, memory: Figures, service: Watched) -> None:
-        self._memory = memory
+        self.memory = memory
         self._service = service
         self._began = time.time()
         #: The processor time of each process that has ended, or had its name before, in seconds;
@@ -109,7 +112,7 @@ class Gathering:
                 if each.serves and each.silence < _SILENT]
         if not rows:
             return "no worker serves"
-        written = self._memory.read().total(figures.WRITTEN, rows=rows)
+        written = self.memory.read().total(figures.WRITTEN, rows=rows)
         assert isinstance(written, float)
         if time.monotonic() - written > _WRITTEN or not written:
             return "the store cannot be written"
@@ -122,7 +125,7 @@ class Gathering:
     def families(self) -> list[Family]:
         """Every figure."""
         processes = self._service.processes()
-        reading = self._memory.read()
+        reading = self.memory.read()
         return [*self._whole(processes),
                 *(self._family(figure, reading, processes) for figure in figures.FIGURES),
                 *self._of_processes(processes)]

@@ -50,6 +50,15 @@ class IMailboxStore(Interface):
             read.  An account that never got mail has an empty maildrop.
         """
 
+    def view(account):
+        """Look into *account*'s maildrop as it is now, without its lock.
+
+        It disturbs no session, and none disturbs it.
+
+        :returns: a Deferred of an :class:`IView`.  It fails with
+            :class:`mailsvc.errors.TemporaryFailure` when the store cannot be read.
+        """
+
     def sweep():
         """Remove what abandoned deliveries left behind (36 hours old, say).
 
@@ -117,17 +126,16 @@ class IQueue(Interface):
         """
 
 
-class IMaildrop(Interface):
-    """An open, exclusively locked maildrop: the avatar of a POP3 login.
+class IView(Interface):
+    """What lay in a maildrop at one moment: to be read, and no more.
 
-    Messages are numbered from 1, fixed at opening; mail that arrives later is not seen.  Deletion
-    marks are the session's (RFC 1939 §5), not the store's.
+    Messages are numbered from 1, fixed at that moment; mail that arrives later is not seen, and
+    what is removed meanwhile has vanished when it is read.
     """
 
     sizes = Attribute("``array('Q')`` of sizes in octets as RETR sends them, CRLF counted, without "
                       "dot-stuffing and terminator; message n is ``sizes[n - 1]``.")
     octets = Attribute("The sum of ``sizes``.")
-    lost = Attribute("A Deferred that fires when the lock is known to be lost; often never.")
 
     def uidl(number):
         """The unique-id of a message: bytes, 1 to 70 of 0x21–0x7E (RFC 1939 §7).
@@ -157,6 +165,15 @@ class IMaildrop(Interface):
             have been).  Cancelling it stops the producer; when the consumer stops it, it fails with
             :class:`twisted.internet.defer.CancelledError` likewise.
         """
+
+
+class IMaildrop(IView):
+    """An open, exclusively locked maildrop: the avatar of a POP3 login.
+
+    Deletion marks are the session's (RFC 1939 §5), not the store's.
+    """
+
+    lost = Attribute("A Deferred that fires when the lock is known to be lost; often never.")
 
     def update(deleted):
         """Remove the messages numbered in *deleted* (a collection of ints), then release.
@@ -224,6 +241,12 @@ class IDirectory(Interface):
 
 class ISubmitter(Interface):
     """Somebody who may submit mail: the avatar of a submission login."""
+
+    account = Attribute("The :class:`mailsvc.mail.Account` that logged in.")
+
+
+class IAccountHolder(Interface):
+    """Somebody who looks after an account of theirs: the avatar of a login to the console."""
 
     account = Attribute("The :class:`mailsvc.mail.Account` that logged in.")
 

@@ -46,7 +46,7 @@ class Kind:
     """One kind of listener.
 
     :ivar name: as in ``[listeners]``.
-    :ivar protocol: "smtp", "pop3" or "http".
+    :ivar protocol: "smtp", "pop3", "http" or "console".
     :ivar tls: whether TLS begins with the first octet (RFC 8314); endpoints name no certificate.
     """
 
@@ -66,6 +66,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("pop3s", "pop3", tls=True),
     Kind("http", "http"),
     Kind("acme", "http"),
+    Kind("console", "console"),
 )}
 
 

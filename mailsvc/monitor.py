@@ -6,7 +6,8 @@ pages are in :mod:`mailsvc.pages`, which is imported when there is a listener fo
 
 The socket is ``{data}/figures`` (:mod:`mailsvc.localsocket`).  Whoever connects gets one JSON
 object: ``ready``, ``unready`` (why not, or null), ``listeners``, each with ``kind`` and ``address``
-(``127.0.0.1:25``, ``[::]:25`` or a path), and ``figures``, each with ``name``, ``type``,
+(``127.0.0.1:25``, ``[::]:25`` or a path), ``history`` (the last minutes of a few figures,
+:mod:`mailsvc.history`), and ``figures``, each with ``name``, ``type``,
 ``help`` and ``samples``; these have ``labels`` and either ``value`` or, of a histogram, ``count``,
 ``sum`` and ``buckets``, pairs of an upper bound (null for none) and how many did not exceed it.
 """
@@ -26,6 +27,7 @@ from twisted.logger import Logger
 from mailsvc import localsocket
 from mailsvc.figures import Spreading, Value
 from mailsvc.gathering import PREFIX, Family, Gathering
+from mailsvc.history import History
 from mailsvc.listeners import Listener
 from mailsvc.localsocket import LocalSocket
 
@@ -43,13 +45,13 @@ class Monitor(MultiService):
     """
 
     def __init__(self, gathering: Gathering, listeners: list[Listener], data: Path,
-                 reactor: Any) -> None:
+                 history: History, reactor: Any) -> None:
         super().__init__()
         self._gathering = gathering
         self._listeners = listeners
         self._reactor = reactor
-        LocalSocket(data, NAME, _Telling(gathering), "mailsvc stats", reactor).setServiceParent(
-            self)
+        LocalSocket(data, NAME, _Telling(gathering, history), "mailsvc stats",
+                    reactor).setServiceParent(self)
 
     def startService(self) -> None:
         if self._listeners:
@@ -69,32 +71,36 @@ class Monitor(MultiService):
 class _Telling(Factory):
     noisy = False
 
-    def __init__(self, gathering: Gathering) -> None:
-        self.gathering = gathering
+    def __init__(self, gathering: Gathering, history: History) -> None:
+        self._gathering = gathering
+        self._history = history
 
     def buildProtocol(self, addr: Any) -> Protocol:
-        return _Told(self.gathering)
+        return _Told(self._gathering, self._history)
 
 
 class _Told(Protocol):
-    def __init__(self, gathering: Gathering) -> None:
+    def __init__(self, gathering: Gathering, history: History) -> None:
         self._gathering = gathering
+        self._history = history
 
     def connectionMade(self) -> None:
         assert self.transport is not None
         try:
-            self.transport.write(json.dumps(described(self._gathering)).encode("ascii"))
+            self.transport.write(json.dumps(
+                described(self._gathering, self._history)).encode("ascii"))
         except Exception:
             _log.failure("the figures cannot be told")
         self.transport.loseConnection()
 
 
-def described(gathering: Gathering) -> dict[str, Any]:
+def described(gathering: Gathering, history: History) -> dict[str, Any]:
     """All figures as JSON can hold them; see the module."""
     reason = gathering.unready()
     return {"ready": reason is None, "unready": reason,
             "listeners": [{"kind": kind, "address": address}
                           for kind, address in gathering.listening()],
+            "history": history.described(),
             "figures": [_family(each) for each in gathering.families()]}
 
 

@@ -1,7 +1,8 @@
 """The tables of the accounts file, and how a file of an older version becomes one of this.
 
 Version 2 has a table of passwords, several to an account, where version 1 had one in the account's
-own row; accounts have roles; and the file has a key of its own.  Accounts lie in ``mailbox``.  A
+own row; accounts have roles; and the file has a key of its own.  Accounts lie in ``mailbox``.
+Version 3 adds which of them administer the service.  A
 file that was migrated has a view ``account`` besides, of the shape of version 1's table: a process
 of the older program that has the file open goes on receiving mail and checking main passwords until
 it is restarted.  It opens no file anew, and so changes nothing, since the version is another.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import secrets
 
 #: PRAGMA user_version of the files made by :func:`script`.
-VERSION = 2
+VERSION = 3
 
 _DOMAINS_AND_ALIASES = """
 CREATE TABLE domain (
@@ -75,6 +76,12 @@ CREATE TABLE file_key (value BLOB NOT NULL);
 INSERT INTO file_key VALUES (x'{key}');
 """
 
+_ADMINISTRATORS = """
+CREATE TABLE administrator (
+    mailbox INTEGER PRIMARY KEY REFERENCES mailbox (id) ON DELETE CASCADE
+);
+"""
+
 # The time that a password of version 1 was made at is not known: 0.
 _FROM_1 = """
 INSERT INTO mailbox (id, domain, key, local_part, quota_octets, quota_messages)
@@ -93,12 +100,12 @@ CREATE VIEW account AS
 
 def script() -> str:
     """What makes the tables of a new file, whose key is made up here."""
-    return _DOMAINS_AND_ALIASES + _accounts()
+    return _DOMAINS_AND_ALIASES + _accounts() + _ADMINISTRATORS
 
 
 def migrations() -> dict[int, str]:
     """For each older version, what makes a file of it one of the next."""
-    return {1: _accounts() + _FROM_1}
+    return {1: _accounts() + _FROM_1, 2: _ADMINISTRATORS}
 
 
 def _accounts() -> str:

@@ -17,6 +17,7 @@ What keeps it from starting is a :class:`CannotStart`, whose text says what to d
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import resource
@@ -24,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.internet import TimerService
 from twisted.cred.checkers import ICredentialsChecker
@@ -105,6 +106,9 @@ from mailsvc.webhooks.delivery import Webhooks
 from mailsvc.webhooks.posting import Poster
 from mailsvc.webhooks.signing import SecretUnusable
 
+if TYPE_CHECKING:
+    from mailsvc.console.service import Console
+
 _log = Logger("mailsvc")
 
 #: How many open files are kept for other things than connections: mail, databases, log, libraries.
@@ -176,6 +180,7 @@ class MailService(Front):
     _brakes: Brakes | None = None
     _queue: Queue | None = None
     _recorder: Recorder | None = None
+    _console: Console | None = None
     #: How many connections this process has descriptors for.
     _room = 0
 
@@ -293,20 +298,39 @@ class MailService(Front):
                 store, router, settings.smtp, hostname, reactor, self._tls, mode, smtp,
                 authenticator, agent if mode.submission else None, queue,
                 self._share)
+        if any(listener.kind.name == "console" for listener in self.listeners):
+            from mailsvc.console.service import Console  # noqa: PLC0415 - it takes a while
+
+            self._console = Console(
+                settings, store, directory, authenticator, realm, self._hasher,
+                lambda login: SMTPFactory(
+                    store, router, dataclasses.replace(
+                        settings.smtp, allow_cleartext_auth="yes", xclient_networks=[]),
+                    hostname, reactor, None, SUBMISSION, smtp, login, agent, queue, self._share),
+                self._admit, self.listeners, reactor,
+                elsewhere=_passwords_elsewhere(self._checkers))
+            self._console.setServiceParent(self)
+            self._connections.append(self._console.connections)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
         self._observe(store, brakes, queue)
-        if settings.trace.enabled:
-            recorder = self._recorder = Recorder(functools.partial(
-                Writer, Path(settings.service.data) / "trace", settings.trace), reactor,
-                self._share)
-            recorder.start()
+        self._open_trace()
         for listener in self.listeners:
             if not listener.for_mail:
                 continue
-            factory = factories[listener.kind.name]
+            factory = (self._console.factory(listener, self._tls)
+                       if self._console is not None and listener.kind.name == "console"
+                       else factories[listener.kind.name])
             listener.open(ProxiedFactory(factory, settings.proxy, reactor)
                           if settings.proxy.networks else factory)
+
+    def _open_trace(self) -> None:
+        settings = self._settings
+        if settings.trace.enabled:
+            recorder = self._recorder = Recorder(functools.partial(
+                Writer, Path(settings.service.data) / "trace", settings.trace), self.reactor,
+                self._share)
+            recorder.start()
 
     def _observe(self, store: Store, brakes: Brakes, queue: Queue) -> None:
         share = self._share
@@ -435,6 +459,8 @@ class MailService(Front):
         """
         if self._queue is not None:
             self._queue.hand_over()
+        if self._console is not None:
+            self._console.connections.shut_down(self._settings.service.grace_seconds)
         return self.close_listeners().addCallback(
             lambda _: gatherResults([each.emptied() for each in self._connections]))
 

@@ -177,20 +177,23 @@ def test_accounts_in_full(run: CommandLine) -> None:
     run("alias", "add", "sales@example.org", "carol@example.org", "bob@example.org")
     run("alias", "add", "all@example.org", "alice@example.org", "CAROL@example.org")
     assert run.json("account", "list") == [
-        {"name": "Bob@example.org", "role": "both", "quota_octets": 0, "quota_messages": 0,
+        {"name": "Bob@example.org", "role": "both", "administrator": False,
+         "quota_octets": 0, "quota_messages": 0,
          "password": True, "apop": True, "app_passwords": 0},
-        {"name": "alice@example.org", "role": "both", "quota_octets": 0, "quota_messages": 0,
+        {"name": "alice@example.org", "role": "both", "administrator": False,
+         "quota_octets": 0, "quota_messages": 0,
          "password": False, "apop": False, "app_passwords": 0},
-        {"name": "carol@example.org", "role": "both", "quota_octets": 1 << 30,
-         "quota_messages": 500, "password": True, "apop": True, "app_passwords": 0}]
+        {"name": "carol@example.org", "role": "both", "administrator": False,
+         "quota_octets": 1 << 30, "quota_messages": 500,
+         "password": True, "apop": True, "app_passwords": 0}]
     assert run("account", "list").splitlines()[1:] == [
         "Bob@example.org    both  -      -         password, APOP",
         "alice@example.org  both  -      -         no",
         "carol@example.org  both  1G     500       password, APOP"]
     assert run.json("account", "show", "Carol@example.org") == {
-        "name": "carol@example.org", "role": "both", "quota_octets": 1 << 30,
-        "quota_messages": 500, "password": True, "apop": True, "app_passwords": 0,
-        "held_octets": 0, "held_messages": 0,
+        "name": "carol@example.org", "role": "both", "administrator": False,
+        "quota_octets": 1 << 30, "quota_messages": 500, "password": True, "apop": True,
+        "app_passwords": 0, "held_octets": 0, "held_messages": 0,
         "mail": f"{run.dir}/mail/example.org/carol",
         "aliases": ["sales@example.org", "all@example.org"]}
     assert run("account", "show", "carol@example.org") == (

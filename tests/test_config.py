@@ -49,7 +49,7 @@ def test_every_section_is_there() -> None:
     assert list(dict.fromkeys(key.section for key in KEYS.values())) == [
         "service", "listeners", "tls", "acme", "smtp", "submission", "pop3", "maildir", "accounts",
         "passwords", "auth", "brakes", "proxy", "routing", "queue", "relay", "webhooks",
-        "trace", "log"]
+        "trace", "console", "log"]
 
 
 def test_the_example_is_the_reference() -> None:

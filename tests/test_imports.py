@@ -23,7 +23,7 @@ PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout
          "webhooks"]
 SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "config", "log",
            "systemd", "headcount", "connections", "listeners", "figures", "gathering",
-           "localsocket", "monitor", "control", "observer", "front"]
+           "history", "localsocket", "monitor", "control", "observer", "front", "console"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -52,7 +52,8 @@ MAY_IMPORT = {
     "figures": [],
     "gathering": ["figures"],
     "localsocket": [],
-    "monitor": ["figures", "gathering", "listeners", "localsocket", "pages"],
+    "history": ["figures"],
+    "monitor": ["figures", "gathering", "history", "listeners", "localsocket", "pages"],
     "control": ["config", "localsocket"],
     "pages": ["figures", "gathering", "web"],
     "web": [],
@@ -147,9 +148,9 @@ MAY_IMPORT = {
     "transport": [],
     "listeners": ["transport"],
     "log": ["settings"],
-    "config": [*PARTS, "toml", "mistakes", "log", "tracing.limits"],
-    "front": ["acme.files", "acme.page", "config", "control", "gathering", "listeners", "monitor",
-              "systemd"],
+    "config": [*PARTS, "console.limits", "toml", "mistakes", "log", "tracing.limits"],
+    "front": ["acme.files", "acme.page", "config", "control", "gathering", "history", "listeners",
+              "monitor", "systemd"],
     "doctor.facts": [],
     "doctor.spf": ["queue.security.lookup"],
     "doctor.host": ["config", "directory", "errors", "localsocket", "monitor", "names", "ownership",
@@ -163,6 +164,15 @@ MAY_IMPORT = {
     "reach": ["config"],
     "installation": [*PEOPLE, "passwords", "certificates", "config", "dkim"],
     "zone": ["dkim", "reach"],
+    "console.limits": ["settings"],
+    "console.forms": [],
+    "console.texts": [],
+    "console.meanings": [],
+    "console.letters": [],
+    "console.graphs": [],
+    "console.sessions": ["state", "console.limits"],
+    "console": [*PARTS, "credentials", "client", "composing", "config", "connections", "history",
+                "listeners", "localsocket", "monitor", "toml", "console"],
     "stopping": [],
     "service": SERVICE,
     "rehearsal": SERVICE,
@@ -185,7 +195,8 @@ SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "databas
            "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
            "webhooks.events", "webhooks.signing", "webhooks.spool",
            "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
-           "queue.security.dane"]
+           "queue.security.dane", "console.limits", "console.forms", "console.texts",
+           "console.meanings", "console.letters", "console.graphs", "console.sessions"]
 ADAPTORS = ["smtp.server", "smtp.passage", "smtp.outgoing", "smtp.incoming", "smtp.severally",
             "smtp.reception", "submission.agent", "pop3.server", "pop3.retrieval"]
 
@@ -221,7 +232,7 @@ def test_a_module_imports_only_what_stands_left_of_it(path: Path) -> None:
     ours = [name.removeprefix("mailsvc.") for name in imports(path)
             if name.startswith("mailsvc.")]
     if module in {"", "smtp", "pop3", "submission", "queue", "doctor", "backup", "importing",
-                  "acme", "tracing"}:
+                  "acme", "tracing", "console"}:
         assert ours in ([], ["__version__"]), "these packages only hold their modules"
         return
     row = next((row for row in MAY_IMPORT if within(module, [row])), None)

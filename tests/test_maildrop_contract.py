@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, DeferredList
+from zope.interface.verify import verifyObject
 
 from mailsvc.errors import (
     MaildropInUse,
+    MessageVanished,
     SomeNotRemoved,
 )
+from mailsvc.interfaces import IView
 from tests import stores
 from tests.stores import (
     ALICE,
@@ -251,3 +254,40 @@ async def test_update_goes_on_without_the_client(store: Any) -> None:
         maildrop.release()
         return
     raise AssertionError("the lock was never given back")
+
+
+# ---- without the lock -------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_view_needs_no_lock_and_takes_none(store: Any) -> None:
+    assert list((await store.view(ALICE)).sizes) == []
+    await deliver(store, MESSAGE)
+    maildrop = await store.open_maildrop(ALICE)
+    view = await store.view(ALICE)
+    verifyObject(IView, view)
+    assert (list(view.sizes), view.octets) == ([len(MESSAGE)], len(MESSAGE))
+    assert view.uidl(1) == maildrop.uidl(1)
+    assert view.uidls(1, 2) == maildrop.uidls(1, 2)
+    assert await read(view, 1) == MESSAGE
+    assert await read(view, 1, 0) == b"Subject: test\r\n\r\n"
+    maildrop.release()
+    again = await store.open_maildrop(ALICE)
+    again.release()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_view_is_of_one_moment(store: Any) -> None:
+    for number in range(3):
+        await deliver(store, b"Subject: %d\r\n\r\n" % number)
+    view = await store.view(ALICE)
+    await deliver(store, MESSAGE)
+    maildrop = await store.open_maildrop(ALICE)
+    await maildrop.update([2])
+    assert len(view.sizes) == 3
+    assert await read(view, 3) == b"Subject: 2\r\n\r\n"
+    with pytest.raises(MessageVanished):
+        await read(view, 2)
+    later = await store.view(ALICE)
+    assert [await read(later, number) for number in (1, 2, 3)] == [
+        b"Subject: 0\r\n\r\n", b"Subject: 2\r\n\r\n", MESSAGE]

@@ -1,4 +1,4 @@
-"""mailsvc.schema: a file of version 1 becomes one of version 2, and nothing is lost."""
+"""mailsvc.schema: a file of an older version becomes one of this, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_nothing_is_lost(path: Path) -> None:
             key = directory.keyed("x", b"y")
         with SqliteDirectory(path) as directory:
             assert directory.keyed("x", b"y") == key
-    assert version(path) == schema.VERSION == 2
+    assert version(path) == schema.VERSION == 3
 
 
 def test_what_was_migrated_can_be_changed(path: Path) -> None:
@@ -183,8 +183,8 @@ def test_an_old_program_that_opens_it_is_told(path: Path) -> None:
     SqliteDirectory(path).close()
     # As every version says it: the version it finds, the one it knows, and what to do.
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 3")
-    with pytest.raises(DirectoryError, match="has schema version 3, not 2; upgrade mailsvc"):
+        db.execute("PRAGMA user_version = 4")
+    with pytest.raises(DirectoryError, match="has schema version 4, not 3; upgrade mailsvc"):
         SqliteDirectory(path)
 
 
@@ -252,3 +252,18 @@ def test_what_may_not_be_used_is_not_migrated(path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DirectoryError, match=r"permission denied on .*accounts\.sqlite"):
         SqliteDirectory(path)
     assert version(path) == 1
+
+
+def test_version_2_has_no_administrators(tmp_path: Path) -> None:
+    """What version 3 adds is added; all else stays as it was."""
+    path = tmp_path / "accounts.sqlite"
+    with SqliteDirectory(path) as directory:
+        directory.add_domain("example.org")
+        directory.add_account(at("alice@example.org"), verifier="$verifier", quota_octets=7)
+    before = dump(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript("DROP TABLE administrator; PRAGMA user_version = 2")
+    with SqliteDirectory(path) as directory:
+        assert directory.administrators() == []
+    assert version(path) == 3
+    assert dump(path) == before

@@ -70,6 +70,7 @@ def _described(directory: SqliteDirectory, account: Account) -> dict[str, Any]:
     return {
         "name": account.name,
         "role": account.role,
+        "administrator": directory.administers(account),
         "quota_octets": account.quota_octets,
         "quota_messages": account.quota_messages,
         "password": credentials is not None and credentials.verifier is not None,
@@ -134,8 +135,9 @@ def add(name: Address, password_file: str | None, octets: int | None, messages: 
 def list_(as_json: bool) -> None:
     """List the accounts.
 
-    The keys in JSON are name, role (both, receive or send), quota_octets, quota_messages (0 for no
-    limit), password and apop (true or false) and app_passwords (how many).
+    The keys in JSON are name, role (both, receive or send), administrator (true or false),
+    quota_octets, quota_messages (0 for no limit), password and apop (true or false) and
+    app_passwords (how many).
 
     \b
     Example:
@@ -197,7 +199,8 @@ def show(name: Address, as_json: bool) -> None:
         return
     for label, text in (
             ("Name", described["name"]),
-            ("Role", ROLE_SENTENCES[described["role"]]),
+            ("Role", ROLE_SENTENCES[described["role"]] + (
+                ", administers the service" if described["administrator"] else "")),
             ("Octets", _of(octets, octets_text(described["quota_octets"]))),
             ("Messages", _of(messages, str(described["quota_messages"]))),
             ("Login", _login(described)),
@@ -276,6 +279,27 @@ def role(name: Address, role: str) -> None:
         if leading:
             click.echo("Note: these lead to it, and mail for them goes without it now, or is "
                        f"refused: {', '.join(leading)}", err=True)
+
+
+@account.command()
+@click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
+@click.argument("administers", type=click.Choice(["yes", "no"]), metavar="[yes|no]")
+@place_options
+def admin(name: Address, administers: str) -> None:
+    """Say whether an account administers the service, in the console.
+
+    An administrator sees the queue and the figures there, makes and removes accounts, and gives
+    them passwords.  It counts at once.
+
+    \b
+    Example:
+      mailsvc account admin alice@example.org yes
+    """
+    with open_directory() as directory:
+        changed = directory.set_administrator(name, administers == "yes")
+        click.echo(f"{changed.name} " + (
+            "administers the service" if administers == "yes" else
+            "does not administer the service"))
 
 
 @account.command()

@@ -56,12 +56,14 @@ from mailsvc.workers import serve
 CHEAP_PASSWORDS = ("passwords.memory_kib=64", "passwords.passes=1",
                    "passwords.scram_iterations=4096")
 #: What would be in the way of a program under test: that its logins fail again and again, that it
-#: sends a lot, that it fetches without TLS, that the exchangers of a test are on loopback.  Other
-#: loopback addresses are braked as anywhere.
+#: sends a lot, that it fetches without TLS, that the exchangers of a test, and servers that a page
+#: sends to, are on loopback.  Other loopback addresses are braked as anywhere.
 FOR_TESTS = (
     'brakes.exempt_networks=["127.0.0.1/32", "::1/128"]',
     "pop3.allow_cleartext_auth=yes",
     "relay.loopback=true",
+    'console.send_networks=["127.0.0.0/8", "::1/128"]',
+    "console.send_ports=[]",
     *(f"submission.{what}_per_{period}=0"
       for what in ("messages", "recipients") for period in ("minute", "hour", "day")),
 )
@@ -173,7 +175,7 @@ def _check_hostname(ctx: click.Context, option: click.Parameter, name: str | Non
 
 #: Where each kind of listener listens without its flag; None for nowhere.
 PORTS = {"smtp": 2525, "submission": 2587, "submissions": 2465, "lmtp": 2024, "odmr": None,
-         "pop3": 2110, "pop3s": 2995, "http": 2080}
+         "pop3": 2110, "pop3s": 2995, "http": 2080, "console": 8025}
 
 
 def _places(command: Callable[..., None]) -> Callable[..., None]:
@@ -195,6 +197,7 @@ _PLACE_HELP = {
     "pop3": "Where POP3 listens; port 0 for any.",
     "pop3s": "The same with TLS from the first octet.",
     "http": "Where figures for Prometheus are shown, liveness and readiness.",
+    "console": "Where the pages for users and administrators are.",
 }
 
 PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
@@ -236,7 +239,7 @@ def dev(
     It prints a line for each listener, such as "smtp 127.0.0.1:2525", and then "ready"; it logs to
     standard error.  Ctrl-C and SIGTERM stop it.  Without accounts it makes one and prints it.
     Passwords are hashed too quickly to be safe, POP3 takes them without TLS, and 127.0.0.1 may
-    guess them: use it for tests.
+    guess them: use it for tests.  The first --account administers the service in the console.
 
     Without any flag for a listener, all but ODMR listen.  With one, SMTP and POP3 do unless they
     are off, and of the others those that have a flag.
@@ -379,6 +382,8 @@ def _make_accounts(
                 directory.set_password(address, verifier, scram=scram)
             else:
                 directory.add_account(address, verifier=verifier, scram=scram)
+        if accounts and not directory.administrators():
+            directory.set_administrator(accounts[0].address, True)
         demo = None if accounts else _demonstration(directory, hasher, domains)
         for address, targets in aliases:
             try:
@@ -413,6 +418,7 @@ def _demonstration(
         directory.add_domain(DEMO_DOMAIN)
     directory.add_account(made.address, verifier=hasher.hash(check_password(made.password)),
                           scram=_scram(hasher, directory, *made), secret=made.password)
+    directory.set_administrator(made.address, True)
     return made
 
 
@@ -455,7 +461,7 @@ def _run(
 
 
 def _hints(listeners: Sequence[Listener], account: NewAccount | None) -> Iterator[str]:
-    """How to send a message, fetch it, and set up a mail program."""
+    """How to send a message, fetch it, see the pages, and set up a mail program."""
     where = {listener.kind.name: listener.address.replace("0.0.0.0", "127.0.0.1")
              .replace("[::]", "[::1]") for listener in listeners
              if not listener.address.startswith("/")}
@@ -474,6 +480,8 @@ def _hints(listeners: Sequence[Listener], account: NewAccount | None) -> Iterato
                    "for line in p.retr(n + 1)[1]]; p.quit()")
         quoted = shlex.quote(program) if set('"$`\\!') & set(program) else f'"{program}"'
         yield f"fetch:  python3 -c {quoted}"
+    if "console" in where:
+        yield f"pages:  http://{where['console']}/ (log in as {name} with {password})"
     ways = []
     if "pop3" in where:
         ways.append(f"incoming POP3 at {where['pop3']}, no encryption, user {name}, password "

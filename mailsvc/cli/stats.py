@@ -28,8 +28,9 @@ def stats(everything: bool, as_json: bool) -> None:
     runs, or it does not answer.
 
     The keys in JSON are ready, unready (why not, or null), listeners, each with kind and address,
-    and figures, each with name, type, help and samples; these have labels, and value or count, sum
-    and buckets.
+    figures, each with name, type, help and samples; these have labels, and value or count, sum and
+    buckets; and history, with curves, each of them how much was counted in the last minutes, every
+    so many seconds.
 
     \b
     Example:

@@ -111,8 +111,9 @@ class SizeCache:
 class ListingCache:
     """The listings of the maildirs that were opened last, with *most* messages in all.
 
-    Whoever opens a maildir has its lock, so a listing is used by one session at a time.  May be
-    used from any thread.
+    Whoever opens a maildir has its lock, so a listing is used by one session at a time; of those
+    who look into it without the lock several may use one, for they only read, and a file that was
+    renamed is found for all of them.  May be used from any thread.
     """
 
     def __init__(self, sizes: SizeCache, most: int) -> None:

@@ -45,7 +45,7 @@ from mailsvc.errors import (
     SomeNotRemoved,
     TemporaryFailure,
 )
-from mailsvc.interfaces import IMailboxStore, IMaildrop
+from mailsvc.interfaces import IMailboxStore, IMaildrop, IView
 from mailsvc.journal import Journal
 from mailsvc.mail import Account
 from mailsvc.settings import OneOf, at_least, setting
@@ -127,6 +127,10 @@ class MaildirStore:
         self._shelf = (Shelf(sync=settings.durability != "none")
                        if settings.keep_deleted_days else None)
         self._listings = ListingCache(SizeCache(), settings.listing_cache_messages)
+        sizes = SizeCache()
+        self._listings = ListingCache(sizes, settings.listing_cache_messages)
+        # Apart from those of sessions, each of which belongs to who has the lock.
+        self._views = ListingCache(sizes, settings.listing_cache_messages // 10)
 
     @property
     def root(self) -> Path:
@@ -223,6 +227,18 @@ class MaildirStore:
             os.close(lock)
             raise
 
+    def view(self, account: Account) -> Deferred[View]:
+        """As ``IMailboxStore.view``."""
+        try:
+            home = self._tree.home(account)
+        except MailFailure:
+            return fail()
+        viewed = self._threads.run(self._tree.within, home, self._view, home)
+        return viewed.addErrback(explain, "look into a maildrop", account=account.name)
+
+    def _view(self, home: bytes) -> View:
+        return View(home, self._views.known(home) or self._views.read(home), self._threads)
+
     def sweep(self) -> Deferred[int]:
         """As ``IMailboxStore.sweep``."""
         now = time.time()
@@ -237,41 +253,29 @@ class MaildirStore:
         return swept.addErrback(stopped)
 
 
-@implementer(IMaildrop)
-class Maildrop:
-    """The locked maildir *home*; *lock* is the descriptor of its lock file.
-
-    *sync_removals* makes durable that names are gone from a directory; it blocks.
-
-    :param shelf: where what is deleted is kept for a time; None where it is not.
-    """
+@implementer(IView)
+class View:
+    """What *listing* lists of the maildir *home*."""
 
     log = Logger()
 
-    def __init__(self, home: bytes, lock: int, listing: Listing, threads: Threads,
-                 sync_removals: Callable[[bytes, Collection[bytes]], None],
-                 shelf: Shelf | None = None) -> None:
+    def __init__(self, home: bytes, listing: Listing, threads: Threads) -> None:
         self.sizes = listing.sizes
         self.octets = listing.octets
-        self.lost: Deferred[None] = Deferred()  # flock(2) is not lost while we live
         self._home = home
-        self._lock: int | None = lock
         self._listing = listing
         self._threads = threads
-        self._sync_removals = sync_removals
-        self._shelf = shelf
-        self._updating = False
 
     def uidl(self, number: int) -> bytes:
-        """As ``IMaildrop.uidl``; raises IndexError where there is no such message."""
+        """As ``IView.uidl``; raises IndexError where there is no such message."""
         return self._listing.uidl(number)
 
     def uidls(self, first: int, end: int) -> list[bytes]:
-        """As ``IMaildrop.uidls``."""
+        """As ``IView.uidls``."""
         return self._listing.uidls(first, end)
 
     def text(self, number: int) -> bytes | None:
-        """As ``IMaildrop.text``."""
+        """As ``IView.text``."""
         size = self._listing.stored(number)
         if size is None or size > AT_ONCE:
             return None
@@ -285,7 +289,7 @@ class Maildrop:
             os.close(fd)
 
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
-        """As ``IMaildrop.read``."""
+        """As ``IView.read``."""
         try:
             sent = self._send(self._listing.open(number), number, consumer, lines)
         except FileNotFoundError:
@@ -304,6 +308,26 @@ class Maildrop:
               lines: int | None) -> Deferred[None]:
         blocks = FileBlocks(fd, self._threads)
         return Retrieval(blocks, consumer, lines, self.sizes[number - 1]).start()
+
+
+@implementer(IMaildrop)
+class Maildrop(View):
+    """The locked maildir *home*; *lock* is the descriptor of its lock file.
+
+    *sync_removals* makes durable that names are gone from a directory; it blocks.
+
+    :param shelf: where what is deleted is kept for a time; None where it is not.
+    """
+
+    def __init__(self, home: bytes, lock: int, listing: Listing, threads: Threads,
+                 sync_removals: Callable[[bytes, Collection[bytes]], None],
+                 shelf: Shelf | None = None) -> None:
+        super().__init__(home, listing, threads)
+        self.lost: Deferred[None] = Deferred()  # flock(2) is not lost while we live
+        self._lock: int | None = lock
+        self._sync_removals = sync_removals
+        self._shelf = shelf
+        self._updating = False
 
     def update(self, deleted: Collection[int]) -> Deferred[None]:
         """As ``IMaildrop.update``; removes nothing when the lock has been given back already."""

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IConsumer
 from zope.interface import implementer
 
 from mailsvc.errors import MailboxFull, MaildropInUse, MessageVanished, SomeNotRemoved
-from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop
+from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop, IView
 from mailsvc.mail import Account
 from mailsvc.store.retrieval import AT_ONCE, MemoryBlocks, Retrieval
 from mailsvc.store.text import CanonicalText, canonical
@@ -80,6 +80,10 @@ class MemoryStore:
         mailbox.locked = True
         return succeed(MemoryMaildrop(mailbox))
 
+    def view(self, account: Account) -> Deferred[MemoryView]:
+        """As ``IMailboxStore.view``."""
+        return succeed(MemoryView(self.mailboxes[account.name]))
+
     def sweep(self) -> Deferred[int]:
         """As ``IMailboxStore.sweep``: nothing is ever left behind."""
         return succeed(0)
@@ -117,39 +121,47 @@ class MemoryDelivery:
         self._blocks.clear()
 
 
-@implementer(IMaildrop)
-class MemoryMaildrop:
-    """An open mailbox."""
+@implementer(IView)
+class MemoryView:
+    """What was in a mailbox at one moment."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
-        self._open = True
         self._ids = list(mailbox.messages)
         self.sizes = array("Q", map(_sent_octets, mailbox.messages.values()))
         self.octets = sum(self.sizes)
-        self.lost: Deferred[None] = Deferred()
 
     def uidl(self, number: int) -> bytes:
-        """As ``IMaildrop.uidl``; raises IndexError where there is no such message."""
+        """As ``IView.uidl``; raises IndexError where there is no such message."""
         if number < 1:
             raise IndexError(number)
         return self._ids[number - 1]
 
     def uidls(self, first: int, end: int) -> list[bytes]:
-        """As ``IMaildrop.uidls``."""
+        """As ``IView.uidls``."""
         return self._ids[first - 1 : end - 1]
 
     def text(self, number: int) -> bytes | None:
-        """As ``IMaildrop.text``."""
+        """As ``IView.text``."""
         message = self._mailbox.messages.get(self.uidl(number))
         return None if message is None or len(message) > AT_ONCE else canonical(message)
 
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
-        """As ``IMaildrop.read``."""
+        """As ``IView.read``."""
         message = self._mailbox.messages.get(self.uidl(number))
         if message is None:
             return fail(MessageVanished("The message is gone: another program removed it."))
         return Retrieval(MemoryBlocks(message), consumer, lines).start()
+
+
+@implementer(IMaildrop)
+class MemoryMaildrop(MemoryView):
+    """An open mailbox."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        super().__init__(mailbox)
+        self._open = True
+        self.lost: Deferred[None] = Deferred()
 
     def update(self, deleted: Collection[int]) -> Deferred[None]:
         """As ``IMaildrop.update``; removes nothing when the lock has been given back already."""

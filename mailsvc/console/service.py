@@ -1,0 +1,88 @@
+"""The console of one process: what it shares among its pages, started and stopped."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.protocols.tls import TLSMemoryBIOFactory
+
+from mailsvc.authentication import Authenticator
+from mailsvc.config import Settings
+from mailsvc.connections import Connections
+from mailsvc.console.call import Backend
+from mailsvc.console.sessions import Sessions
+from mailsvc.console.site import ConsoleFactory
+from mailsvc.directory import SqliteDirectory
+from mailsvc.errors import MailFailure
+from mailsvc.interfaces import IMailboxStore
+from mailsvc.listeners import Listener
+from mailsvc.passwords import PasswordHasher
+from mailsvc.smtp.server import SMTPFactory
+from mailsvc.store.threads import Threads
+
+#: How much may be done at once that takes its time.
+_THREADS = 8
+
+
+class Console(Service):
+    """Serves the pages.
+
+    :param submission: makes a server for submission that lets in whom its authenticator does.
+    :param admit: why a client may not connect, or None.
+    :param listeners: all of the service.
+    :param elsewhere: whether passwords are kept elsewhere than in *directory*.
+    :ivar connections: those of browsers.
+    :raises DirectoryError: what the processes share cannot be used.
+    """
+
+    def __init__(
+        self, settings: Settings, store: IMailboxStore, directory: SqliteDirectory,
+        authenticator: Authenticator, realm: Any, hasher: PasswordHasher,
+        submission: Callable[[Authenticator], SMTPFactory],
+        admit: Callable[[str], MailFailure | None], listeners: list[Listener], reactor: Any, *,
+        elsewhere: bool,
+    ) -> None:
+        self._settings = settings.console
+        self._reactor = reactor
+        self._threads = Threads(reactor, _THREADS, "console")
+        self._sessions = Sessions(
+            Path(settings.service.data) / "state.sqlite", settings.console)
+        self.connections = Connections(
+            settings.console.connections, settings.console.connections_per_address, (), reactor,
+            admit=admit)
+
+        def listening() -> list[tuple[str, str]]:
+            return [(each.kind.name, each.address) for each in listeners if each.bound]
+
+        self._factory = ConsoleFactory(Backend(
+            settings, store, directory, authenticator, self._sessions, self._threads, submission,
+            realm, hasher.verify, reactor, listening, elsewhere), self.connections)
+
+    def factory(self, listener: Listener, tls: Any) -> Any:
+        """What *listener* leads to: with TLS from the first octet, unless it may be without."""
+        # An endpoint such as ssl: brings its own.
+        bare = listener.description.startswith("ssl:") or {
+            "no": False, "yes": True, "loopback": _is_here(listener),
+        }[self._settings.cleartext]
+        return self._factory if bare else TLSMemoryBIOFactory(
+            tls, False, self._factory, self._reactor)
+
+    def startService(self) -> None:
+        super().startService()
+        self._threads.start()
+
+    def stopService(self) -> Deferred[None]:
+        """End; fires when what was begun is done."""
+        super().stopService()
+        return self._threads.stop().addCallback(lambda _: self._sessions.close())
+
+
+def _is_here(listener: Listener) -> bool:
+    """Whether only this machine reaches it."""
+    place = listener.host_and_port
+    return place is None or ipaddress.ip_address(place[0]).is_loopback
