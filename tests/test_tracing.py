@@ -95,7 +95,7 @@ def test_what_names_a_message_or_connection_is_kept(
                    b".qLx", "1763683200.V801I1M2.other"]},
      {"0DJ7W4K2M1Q00F3A", "0DJ7W4K2M1Q00F3B"}),
     ({"size": 3, "hello": "x"}, set()),
-], ids=str)
+])
 def test_the_names_that_an_event_is_found_by(fields: dict[str, Any], names: set[str]) -> None:
     found = entry_of(event(**fields))
     assert [name for name in names if not found.is_found_by(name)] == []
