@@ -117,11 +117,19 @@ def serve(
         if settings.service.workers > 1:
             _log.warn("one worker serves: a store in memory is of one process")
         service = build(settings, reactor, checkers=checkers, optional=optional)
+        service.ready.addCallback(_freeze)
     else:
         service = Supervisor(settings, reactor, listeners_of(settings, reactor, optional),
                              tuple(checkers), log_file)
     service.read_again = read_again
     return service
+
+
+def _freeze(listeners: list[Listener]) -> list[Listener]:
+    """A callback: what there is by now stays, and the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    return listeners
 
 
 @implementer(IReadDescriptor)

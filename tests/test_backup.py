@@ -314,25 +314,6 @@ def test_mail_that_a_power_loss_may_have_spoilt_is_not_copied(tmp_path: Path) ->
     assert not Journal(journal.directory, boot=journal.boot).awaits_recovery()
 
 
-def test_what_leaves_the_queue_meanwhile_is_not(
-        mailsvc: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its file may hold another message by the time that it is read."""
-    path = mailsvc.dir / "queue/message/1"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"{}\n")
-    copy = os.utime
-
-    def leave(fd: int, **times: Any) -> None:
-        path.unlink(missing_ok=True)
-        copy(fd, **times)
-
-    monkeypatch.setattr("mailsvc.backup.snapshot.os.utime", leave)
-    made = mailsvc.json("backup", "make", str(tmp_path / "snapshots"))
-    assert made["queued"] == 0
-    assert not list((Path(made["snapshot"]) / "data/queue/message").iterdir())
-    assert "/message/1" not in (Path(made["snapshot"]) / "manifest").read_text()
-
-
 def test_the_queue_is_in_it(mailsvc: CommandLine, tmp_path: Path) -> None:
     root = mailsvc.dir / "queue"
     mailsvc("domain", "add", "example.org")

@@ -19,11 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from ctypes.util import find_library
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mailsvc.journal import Journal
+from mailsvc.queue.recovery import recover as recover_queue
 from mailsvc.queue.spool import Spool
 from tests.bench.process import private_view
 from tests.conftest import absent
@@ -193,6 +196,9 @@ def check(disk: DiskLog, point: int, scratch: Path, seed: int, keep: float) -> N
     known.check_mail([(whole(path.read_bytes()), path.parent.parent.name)
                       for path in files(data / "mail")], where)
     spool = Spool(data / "queue")
+    journal = Journal(spool.journal, boot=ANOTHER_BOOT)
+    journal.open(partial(recover_queue, spool))
+    journal.close()
     queued = set()
     for id in spool.ids():
         with spool.open(id) as (_, stream):

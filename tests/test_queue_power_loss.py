@@ -34,8 +34,6 @@ __all__ = ["scratch"]
 
 #: How much of a journal there is: so little that it goes round several times.
 MOST = 32 * 1024
-#: How many spares a process has.
-MOST_SPARES = 5
 
 
 def a_spool(root: Path, boot: bytes) -> tuple[Spool, Journal]:
@@ -61,7 +59,6 @@ class Process:
     def start(self) -> None:
         self.committer.start(partial(recover, self.spool))
         self.spool.removed = self._removed
-        self.spool.spares.most = MOST_SPARES
         self.threads.start()
 
     async def stop(self) -> None:

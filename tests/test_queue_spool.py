@@ -304,27 +304,3 @@ def test_a_message_is_claimed_by_one_process_until_it_lets_go_or_ends(tmp_path: 
         assert could
         assert not claims.take("0A") and not claims.take("0B")
     assert claims.take("0A")
-
-
-def test_a_file_is_written_over_when_it_is_durable_that_its_message_is_gone(spool: Spool) -> None:
-    told: list[Any] = []
-    spool.removed = lambda homes, places, tell: told.append(tell)
-    spool.spares.most = 1
-    put(spool, a_message("1A"), b"x" * 9000)
-    put(spool, a_message("2B"), b"x" * 9000)
-    inode = (spool.root / "message" / "1A").stat().st_ino
-    spool.end(spool.load("1A"), spool.load("2B"))
-    assert spool.ids() == set() and os.listdir(spool.root / "spare") == ["1A"]
-    put(spool, a_message("3C"), b"y\r\n")
-    assert (spool.root / "message" / "3C").stat().st_ino != inode
-    told.pop()(True)
-    put(spool, a_message("4D"), b"z\r\n")
-    assert (spool.root / "message" / "4D").stat().st_ino == inode
-    with spool.open("4D") as (_, stream):
-        assert stream.read() == b"z\r\n"
-    # A sweep may take what a process has.
-    spool.end(spool.load("3C"))
-    told.pop()(True)
-    assert spool.sweep() == 1
-    put(spool, a_message("5E"), b"w\r\n")
-    assert spool.ids() == {"4D", "5E"}

@@ -276,7 +276,7 @@ async def test_a_root_that_cannot_be_swept(
 async def test_a_sweep_hides_no_error_of_our_own(
     store: MaildirStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sweep(before: float) -> int:
+    def sweep(*arguments: object) -> int:
         raise ZeroDivisionError
 
     monkeypatch.setattr(store._tree, "sweep", sweep)

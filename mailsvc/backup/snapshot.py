@@ -330,9 +330,7 @@ class _Taking:
                     # A state without its message says nothing.
                     if part == b"/state" and name not in queued:
                         continue
-                    # The file of a message that is gone may hold another (mailsvc.queue.spares).
-                    if self._file(root + part + b"/" + name, b"data/queue" + part + b"/" + name,
-                                  stays=part == b"/message"):
+                    if self._file(root + part + b"/" + name, b"data/queue" + part + b"/" + name):
                         queued.add(name)
             if part == b"/message":
                 self.done.queued = len(queued)
@@ -349,11 +347,8 @@ class _Taking:
         self.done.copied_octets += status.st_size
         self.manifest.add(Entry(os.fsdecode(target), status.st_size, status.st_mtime_ns, digest))
 
-    def _file(self, path: bytes, target: bytes, *, stays: bool = False) -> bool:
-        """Copy an ordinary file; whether it was there, and one.
-
-        :param stays: it counts only if it is still there afterwards.
-        """
+    def _file(self, path: bytes, target: bytes) -> bool:
+        """Copy an ordinary file; whether it was there, and one."""
         try:
             fd = os.open(path, _READ_FILE)
         except OSError as error:
@@ -366,13 +361,12 @@ class _Taking:
             if not stat.S_ISREG(status.st_mode):
                 return False
             self._folder(b"", os.path.dirname(target))
-            return self._copy(fd, status, target, path if stays else None)
+            self._copy(fd, status, target)
+            return True
         finally:
             os.close(fd)
 
-    def _copy(self, source: int, status: os.stat_result, target: bytes,
-              path: bytes | None = None) -> bool:
-        """Copy an open file, unless it is not at *path* any more when that is done."""
+    def _copy(self, source: int, status: os.stat_result, target: bytes) -> None:
         digest, octets = hashlib.sha256(), 0
         fd = os.open(self._draft + b"/" + target, _NEW_FILE, 0o600)
         try:
@@ -383,13 +377,9 @@ class _Taking:
             os.utime(fd, ns=(status.st_mtime_ns, status.st_mtime_ns))
         finally:
             os.close(fd)
-        if path is not None and not _is(path, status):
-            os.unlink(self._draft + b"/" + target)
-            return False
         self.done.copied_octets += octets
         self.manifest.add(Entry(os.fsdecode(target), octets, status.st_mtime_ns,
                                 digest.hexdigest()))
-        return True
 
     def _folder(self, name: bytes, below: bytes) -> None:
         path = below + name
@@ -479,14 +469,6 @@ def _files(root: bytes, left_out: set[bytes] | frozenset[bytes] = frozenset()) -
                     waiting.append(path + b"/")
                 elif entry.is_file(follow_symlinks=False):
                     yield path
-
-
-def _is(path: bytes, status: os.stat_result) -> bool:
-    """Whether *path* is the file of *status*."""
-    try:
-        return os.path.samestat(os.lstat(path), status)
-    except FileNotFoundError:
-        return False
 
 
 def _write(fd: int, block: bytes, path: bytes) -> None:

@@ -33,7 +33,6 @@ from mailsvc.queue.message import queued
 from mailsvc.queue.recovery import recover
 from mailsvc.queue.reports import Reports
 from mailsvc.queue.runner import Runner
-from mailsvc.queue.spares import MOST
 from mailsvc.queue.spool import Draft, Ownership, Spool
 from mailsvc.queue.turns import Turns
 from mailsvc.queue.wake import Teller, WakeFactory
@@ -188,7 +187,6 @@ class Queue(Service):
         self.spool.make()
         self._committer.start(partial(recover, self.spool))
         self.spool.removed = self._committer.removed
-        self.spool.spares.most = MOST
         self.threads.start()
         self._directory = os.open(self.spool.root, os.O_RDONLY | os.O_DIRECTORY)
         self._teller.make_attempts = self.make_attempts

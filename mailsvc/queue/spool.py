@@ -64,7 +64,6 @@ from mailsvc.queue.message import (
     priority_of,
     state_line,
 )
-from mailsvc.queue.spares import Spares
 from mailsvc.store.checkpoint import checkpoint_directory
 from mailsvc.store.tree import sync_directory
 
@@ -90,7 +89,6 @@ class Draft:
     :ivar octets: how many it has, so far.
     :ivar path: its file in ``incoming``, or None; *fd*, while it is open.
     :ivar written: how many octets are there of it.
-    :ivar used: whether the file held another message before.
     :ivar targets: its file in ``message``, once it is complete.
     """
 
@@ -100,7 +98,6 @@ class Draft:
     path: bytes | None = None
     fd: int | None = None
     written: int = 0
-    used: bool = False
     homes: tuple[bytes, ...] = ()
     targets: tuple[bytes, ...] = ()
 
@@ -146,12 +143,10 @@ class Spool:
         self.claims = Claims(self._root + b"/claimed")
         self._incoming, self._message, self._state, self._unreadable = (
             self._root + name for name in (b"/incoming", b"/message", b"/state", b"/unreadable"))
-        self.spares = Spares(self._root + b"/spare")
 
     def make(self) -> None:
         """Make the directories that are missing, durably.  May be called again."""
-        for path in (self._root, self._incoming, self._message, self._state, self._unreadable,
-                     self.spares.directory):
+        for path in (self._root, self._incoming, self._message, self._state, self._unreadable):
             with suppress(FileExistsError):
                 os.mkdir(path, 0o700)
         for path in (self._root, os.path.dirname(self._root)):
@@ -164,11 +159,7 @@ class Spool:
         try:
             if draft.fd is None:
                 draft.path = self._incoming + b"/" + draft.message.id.encode("ascii")
-                draft.fd = self.spares.take(draft.path)
-                if draft.fd is None:
-                    draft.fd = os.open(draft.path, _NEW_FILE, _FILE_MODE)
-                else:
-                    draft.used = True
+                draft.fd = os.open(draft.path, _NEW_FILE, _FILE_MODE)
             _write(draft.fd, data, draft.written)
             draft.written += len(data)
         except BaseException:
@@ -187,8 +178,6 @@ class Spool:
             fd, draft.fd = draft.fd, None
             assert fd is not None
             try:
-                if draft.used:
-                    os.ftruncate(fd, draft.octets)
                 if sync:
                     os.fsync(fd)
             finally:
@@ -218,11 +207,6 @@ class Spool:
     def checkpoint(self, homes: Collection[bytes], paths: Collection[bytes]) -> None:
         """Make durable what the journal says: of the messages at *paths*, and of removals."""
         checkpoint_directory(self._message, paths)
-        sync_directory(self.spares.directory)
-
-    def _sync_removals(self) -> None:
-        for directory in self._message, self.spares.directory:
-            sync_directory(directory)
 
     def restore(self, path: bytes, content: bytes) -> None:
         """Write the message at *path* once more."""
@@ -333,7 +317,7 @@ class Spool:
         May be called again.
         """
         for each in messages:
-            self.spares.put(self._path(each.id), each.size)
+            self.unlink(self._path(each.id))
         if self.removed is None:
             self._ended(messages, False)
         else:
@@ -342,9 +326,7 @@ class Spool:
 
     def _ended(self, messages: Sequence[QueuedMessage], recorded: bool) -> None:
         if not recorded:
-            self._sync_removals()
-        for each in messages:
-            self.spares.ready(self._path(each.id))
+            sync_directory(self._message)
         # Not sooner: a message that came back without it would be as good as new.
         for each in messages:
             if each.saved:
@@ -379,8 +361,6 @@ class Spool:
                    if entry.stat(follow_symlinks=False).st_ctime < before]
         with os.scandir(os.fsdecode(self._state)) as entries:
             old += [entry.path for entry in entries if entry.name not in queued]
-        with os.scandir(os.fsdecode(self.spares.directory)) as entries:
-            old += [entry.path for entry in entries]
         for path in old:
             with suppress(FileNotFoundError):
                 os.unlink(path)
