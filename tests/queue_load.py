@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -64,10 +64,14 @@ def cpu(pids: list[int]) -> float:
 
 def cpu_of_family(parent: int) -> float:
     """The same of *parent* and its children, those included that have ended."""
-    fields = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    ended = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
-    return ended + cpu([parent, *map(int, children)])
+    for _ in range(100):
+        fields = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        ended = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+        # One that has ended meanwhile is counted by its parent at the next look.
+        with suppress(FileNotFoundError):
+            return ended + cpu([parent, *map(int, children)])
+    raise RuntimeError(f"the children of {parent} end too fast to be counted")
 
 
 def resident(pids: list[int]) -> float:
