@@ -23,13 +23,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Factory
 from twisted.logger import Logger
-from twisted.protocols.basic import LineOnlyReceiver
 
 from mailsvc import __version__
 from mailsvc.config import Settings
-from mailsvc.localsocket import LocalSocket, ask
+from mailsvc.localsocket import Answers, LocalSocket, ask
 
 _log = Logger("mailsvc")
 
@@ -72,29 +70,8 @@ class Control(LocalSocket):
     """Answers for *service*."""
 
     def __init__(self, service: Reloadable, data: Path, reactor: Any) -> None:
-        super().__init__(data, NAME, _Asking(service), "mailsvc reload", reactor)
-
-
-class _Asking(Factory):
-    noisy = False
-
-    def __init__(self, service: Reloadable) -> None:
+        super().__init__(data, NAME, Answers(self._answer), "mailsvc reload", reactor)
         self._service = service
-
-    def buildProtocol(self, addr: Any) -> _Asked:
-        return _Asked(self._service)
-
-
-class _Asked(LineOnlyReceiver):
-    delimiter = b"\n"
-
-    def __init__(self, service: Reloadable) -> None:
-        self._service = service
-
-    def lineReceived(self, line: bytes) -> None:
-        answer = Deferred.fromCoroutine(self._answer(line))
-        answer.addErrback(self._bug)
-        answer.addCallback(self._say)
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
@@ -110,15 +87,6 @@ class _Asked(LineOnlyReceiver):
             except ReloadRefused as refused:
                 return {"refused": list(refused.problems)}
         return {"error": "no such action; the command is of another version than the service"}
-
-    def _bug(self, failure: Any) -> dict[str, Any]:
-        _log.failure("a request could not be answered", failure)
-        return {"error": "internal error; see the log of the service"}
-
-    def _say(self, answer: dict[str, Any]) -> None:
-        self.sendLine(json.dumps(answer).encode("ascii"))
-        assert self.transport is not None
-        self.transport.loseConnection()
 
 
 def described(service: Reloadable) -> dict[str, Any]:

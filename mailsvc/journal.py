@@ -193,7 +193,7 @@ class Journal:
 
         What that means is its owner's business; here it is then none of the :meth:`others`.
         """
-        _write_all(segment.fd, self._header(segment, settled=True), 0)
+        write_at(segment.fd, self._header(segment, settled=True), 0)
         os.fdatasync(segment.fd)
 
     def _settle_orphan(self, fd: int) -> None:
@@ -282,7 +282,7 @@ class Journal:
         size = os.fstat(segment.fd).st_size
         # Past its end it grows, once in a while, with zeros behind the records.
         until = max(end, min(self.most, end + STEP)) if end > size else end
-        _write_all(segment.fd, data.ljust(until - at, b"\0"), at)
+        write_at(segment.fd, data.ljust(until - at, b"\0"), at)
         os.fdatasync(segment.fd)
         segment.at, segment.records = end, records + len(payloads)
 
@@ -346,7 +346,8 @@ def _checksum(salt: bytes, number: int, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(salt + _NUMBER.pack(number)))
 
 
-def _write_all(fd: int, data: bytes, at: int) -> None:
+def write_at(fd: int, data: bytes, at: int = 0) -> None:
+    """Write *data* at that octet of *fd*, an open file."""
     rest = memoryview(data)
     while rest:
         written = os.pwrite(fd, rest, at)
@@ -355,7 +356,7 @@ def _write_all(fd: int, data: bytes, at: int) -> None:
 
 def _erase(fd: int) -> None:
     """Make the segment a free one, durably."""
-    _write_all(fd, bytes(BLOCK), 0)
+    write_at(fd, bytes(BLOCK), 0)
     os.fdatasync(fd)
 
 

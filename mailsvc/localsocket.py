@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
+from twisted.protocols.basic import LineOnlyReceiver
 
 _log = Logger("mailsvc")
 
@@ -68,6 +70,43 @@ class LocalSocket(Service):
 
         return maybeDeferred(port.stopListening if port is not None else lambda: None
                              ).addCallback(closed)
+
+
+class Answers(Factory):
+    """Answers each request, a line, by *answer*, and hangs up.
+
+    :param answer: from the line to what is said, as JSON can hold it.
+    """
+
+    noisy = False
+
+    def __init__(self, answer: Callable[[bytes], Coroutine[Any, Any, dict[str, Any]]]) -> None:
+        self.answer = answer
+
+    def buildProtocol(self, addr: Any) -> _Answering:
+        return _Answering(self.answer)
+
+
+class _Answering(LineOnlyReceiver):
+    delimiter = b"\n"
+    MAX_LENGTH = 1 << 20
+
+    def __init__(self, answer: Callable[[bytes], Coroutine[Any, Any, dict[str, Any]]]) -> None:
+        self._answer = answer
+
+    def lineReceived(self, line: bytes) -> None:
+        answered = Deferred.fromCoroutine(self._answer(line))
+        answered.addErrback(self._bug)
+        answered.addCallback(self._say)
+
+    def _bug(self, failure: Any) -> dict[str, Any]:
+        _log.failure("a request could not be answered", failure)
+        return {"error": "internal error; see the log of the service"}
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        self.sendLine(json.dumps(answer).encode("ascii"))
+        assert self.transport is not None
+        self.transport.loseConnection()
 
 
 class NoService(Exception):

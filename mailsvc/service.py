@@ -22,7 +22,6 @@ import functools
 import os
 import resource
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +67,13 @@ from mailsvc.observer import Observer
 from mailsvc.ownership import name_of
 from mailsvc.passwords import PasswordHasher
 from mailsvc.pop3.server import POP3Factory
+from mailsvc.prerequisites import (
+    make_mail_directory,
+    refuse_root,
+    refuse_unanswered,
+    refuse_unreadable,
+    refuse_unusable,
+)
 from mailsvc.proxy import ProxiedFactory
 from mailsvc.queue.attempts import Attempts
 from mailsvc.queue.carrier import Carrier
@@ -94,13 +100,12 @@ from mailsvc.smtp.server import SMTPFactory
 from mailsvc.state import State
 from mailsvc.store import MaildirStore, Store, StoreUnusable, open_store
 from mailsvc.store.threads import Threads
-from mailsvc.store.tree import sync_directory
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable, certificate_places
 from mailsvc.tracing.archive import Writer
 from mailsvc.tracing.recorder import Recorder
-from mailsvc.trust import Trust, Untrusted
+from mailsvc.trust import Untrusted
 from mailsvc.webhooks import spool
 from mailsvc.webhooks.delivery import Webhooks
 from mailsvc.webhooks.posting import Poster
@@ -220,7 +225,7 @@ class MailService(Front):
         if self.bound is None:
             self.privilegedStartService()
         if self.for_good:
-            _refuse_root(self._settings)
+            refuse_root(self._settings)
         try:
             self._open()
         except (DirectoryError, StoreUnusable, TLSUnusable, OSError) as error:
@@ -236,11 +241,11 @@ class MailService(Front):
 
     def _open(self) -> None:
         settings, reactor = self._settings, self.reactor
-        _refuse_unreadable(self._checkers)
-        _refuse_unanswered(settings)
-        _refuse_unusable(settings.relay.authorities)
+        refuse_unreadable(self._checkers)
+        refuse_unanswered(settings)
+        refuse_unusable(settings.relay.authorities)
         hostname, domain = settings.service.hostname, settings.routing.default_domain
-        _make_mail_directory(settings)
+        make_mail_directory(settings)
         self._open_webhooks()
         self._tls.load(aloud=self._place is None or self._place.first)
         store = self._store = open_store(
@@ -514,53 +519,6 @@ def certificate_names(settings: Settings) -> list[str]:
         "acme" if settings.acme.names else "self-signed"]
 
 
-def _refuse_root(settings: Settings) -> None:
-    """Do not serve as root what belongs to somebody else, who could not use it afterwards."""
-    try:
-        owner = os.stat(settings.service.data).st_uid
-    except OSError:
-        return  # opening what lies there tells better what is wrong
-    if os.geteuid() == 0 and owner != 0:
-        name = name_of(owner)
-        raise CannotStart(
-            f"mailsvc cannot start: {settings.service.data} belongs to {name}, and what root made "
-            f"there {name} could not use; give twistd --uid {name} --gid {name}, or run it as "
-            f"{name}: runuser -u {name} -- …")
-
-
-def _refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
-    """Do not serve with a file of passwords that would refuse everybody; Twisted only warns."""
-    for checker in checkers:
-        path = getattr(checker, "filename", None)
-        if isinstance(path, str) and not os.access(path, os.R_OK):
-            raise CannotStart(f"mailsvc cannot start: --auth: {path} cannot be read by user "
-                              f"{os.geteuid()}; name a file that the user who runs the service may "
-                              "read")
-
-
-def _refuse_unanswered(settings: Settings) -> None:
-    """Do not serve when no certificate will ever come."""
-    if not settings.acme.names:
-        return
-    if not settings.acme.agreed:
-        raise CannotStart(
-            f"mailsvc cannot start: acme.names is set, and acme.agreed is not: read the terms of "
-            f"service of {settings.acme.directory} and set it to true, or take acme.names out")
-    if not settings.listeners.acme:
-        raise CannotStart(
-            "mailsvc cannot start: acme.names is set, and the authority would find nobody to "
-            'answer: give listeners.acme an endpoint, as ["tcp:80"], or take acme.names out')
-
-
-def _refuse_unusable(authorities: str) -> None:
-    """Do not serve with authorities that nobody could be verified by: mail would go unprotected."""
-    try:
-        Trust(authorities=authorities).connections("localhost")
-    except Untrusted as problem:
-        raise CannotStart(
-            f"mailsvc cannot start: relay.authorities: {problem.text}") from problem
-
-
 _PASSWORDS = {IUsernamePassword, IUsernameHashedPassword}
 
 
@@ -575,27 +533,3 @@ def _own(checkers: Iterable[ICredentialsChecker], own: DirectoryChecker) -> list
     if _passwords_elsewhere(checkers):
         elsewhere |= _PASSWORDS
     return [interface for interface in own.credentialInterfaces if interface not in elsewhere]
-
-
-def _make_mail_directory(settings: Settings) -> None:
-    """Make the directory that mail lies in, in a data directory that must be there.
-
-    A data directory that is missing is a wrong name or a file system that is not mounted.
-    """
-    scheme, _, place = settings.service.store.partition(":")
-    data = settings.service.data
-    if scheme == "maildir" and os.path.dirname(os.path.abspath(place)) == data:
-        try:
-            with suppress(FileExistsError):
-                os.mkdir(place, 0o700)
-            # Whoever made it may not have got as far as this, and all mail would go with it.
-            sync_directory(os.fsencode(data))
-        except FileNotFoundError:
-            raise CannotStart(
-                f"mailsvc cannot start: there is no directory {data} (service.data); make it for "
-                f"the user that runs mailsvc: install -d -o USER -g USER -m 700 {data}") from None
-        except PermissionError:
-            user = name_of(os.geteuid())
-            raise CannotStart(
-                f"mailsvc cannot start: {user} may not write in {data} (service.data); give it to "
-                f"the user that runs mailsvc: chown -R {user} {data}") from None

@@ -164,7 +164,7 @@ async def test_what_was_withdrawn_stays_so_though_the_journal_failed_meanwhile(
         await deliver(first, MESSAGE)
     calls.fault = lambda _, call: None
     with monkeypatch.context() as patch:
-        patch.setattr("mailsvc.journal._write_all", failing_write)
+        patch.setattr("mailsvc.journal.write_at", failing_write)
         await deliver(first, MESSAGE, BOB)
     await pause(0.1)
     await deliver(first, MESSAGE, BOB)

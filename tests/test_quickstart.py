@@ -225,7 +225,7 @@ def test_a_python_in_a_home_is_refused_before_anything_is_made(
     plan = command._plan(Address("alice", "example.org"), str(tmp_path / "m.toml"),
                          str(tmp_path / "data"), ME, str(tmp_path))
     monkeypatch.undo()
-    monkeypatch.setattr(sys, "base_prefix", "/root/python")
+    monkeypatch.setattr(sys, "base_prefix", "/home/alice/python")
     with pytest.raises(Impossible, match="its unit hides home"):
         command._install(plan, command.Report(), None, (), None)
     assert list(tmp_path.iterdir()) == []

@@ -173,12 +173,12 @@ def test_what_vanishes_while_it_is_looked_at_is_put_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = put(home(tmp_path) / "new", PLACE.rpartition(b"/")[2], MESSAGE)
-    real = recovery._content
+    real = recovery.content_of
 
     def content(name: bytes) -> bytes | None:
         path.unlink(missing_ok=True)
         return real(name)
 
-    monkeypatch.setattr(recovery, "_content", content)
+    monkeypatch.setattr(recovery, "content_of", content)
     assert found(replay(tmp_path, entries.delivered([PLACE], MESSAGE))) == (0, 0, 1, 0)
     assert contents(tmp_path) == [("alice/new/1.ID.host,S=23,W=23", MESSAGE)]

@@ -53,6 +53,7 @@ from mailsvc.backup.manifest import Damaged, Entry
 from mailsvc.journal import Journal
 from mailsvc.store import contents, filenames
 from mailsvc.store.checkpoint import sync_tree
+from mailsvc.store.committer import write_all
 from mailsvc.store.contents import Box, Home
 from mailsvc.store.tree import sync_directory
 
@@ -373,7 +374,7 @@ class _Taking:
             while block := os.read(source, _BLOCK):
                 digest.update(block)
                 octets += len(block)
-                _write(fd, block, self._draft + b"/" + target)
+                write_all(fd, block, self._draft + b"/" + target)
             os.utime(fd, ns=(status.st_mtime_ns, status.st_mtime_ns))
         finally:
             os.close(fd)
@@ -469,16 +470,6 @@ def _files(root: bytes, left_out: set[bytes] | frozenset[bytes] = frozenset()) -
                     waiting.append(path + b"/")
                 elif entry.is_file(follow_symlinks=False):
                     yield path
-
-
-def _write(fd: int, block: bytes, path: bytes) -> None:
-    rest = memoryview(block)
-    try:
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-    except OSError as error:
-        error.filename = path
-        raise
 
 
 def _is_sqlite(path: bytes) -> bool:

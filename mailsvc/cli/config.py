@@ -205,7 +205,7 @@ def diff(file: str | None, as_json: bool) -> None:
     \b
     Example:
       mailsvc config diff && echo nothing to do
-      mailsvc config diff /root/mailsvc-new.toml
+      mailsvc config diff /etc/mailsvc-new.toml
     """
     try:
         told = running(Path(settings().service.data))

@@ -21,12 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Factory
 from twisted.logger import Logger
-from twisted.protocols.basic import LineOnlyReceiver
 
 from mailsvc.journal import Journal
+from mailsvc.localsocket import Answers
 from mailsvc.queue import filter
 from mailsvc.queue.message import QueuedMessage, Unreadable
 from mailsvc.queue.recovery import recover
@@ -43,48 +41,19 @@ _PATIENCE, _TAKING_OVER = 120, 10
 _GROUP = 1000
 
 
-class ControlFactory(Factory):
-    """Answers requests with *runner*."""
-
-    noisy = False
-
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-
-    def buildProtocol(self, addr: Any) -> _Control:
-        return _Control(self.runner)
-
-
-class _Control(LineOnlyReceiver):
-    delimiter = b"\n"
-    MAX_LENGTH = 1 << 20
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-
-    def lineReceived(self, line: bytes) -> None:
-        answer = Deferred.fromCoroutine(self._answer(line))
-        answer.addErrback(self._bug)
-        answer.addCallback(self._say)
-
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+def answers(runner: Runner) -> Answers:
+    """Who answers requests with *runner*."""
+    async def answer(line: bytes) -> dict[str, Any]:
         try:
             action, words, route = read(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             return {"error": str(error)}
-        ids, busy = await self._runner.act(action, words, route)
+        ids, busy = await runner.act(action, words, route)
         _log.info("queue {action} filter={filter} messages={messages}", action=action,
                   filter=" ".join(words), messages=len(ids))
         return {"ids": ids, "busy": busy}
 
-    def _bug(self, failure: Any) -> dict[str, Any]:
-        _log.failure("a request about the queue could not be answered", failure)
-        return {"error": "internal error; see the log of the service"}
-
-    def _say(self, answer: dict[str, Any]) -> None:
-        self.sendLine(json.dumps(answer).encode("ascii"))
-        assert self.transport is not None
-        self.transport.loseConnection()
+    return Answers(answer)
 
 
 def read(request: dict[str, Any]) -> tuple[str, list[str], str]:

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from mailsvc.journal import Orphan
 from mailsvc.queue.spool import Spool
-from mailsvc.store.replay import read
+from mailsvc.store.replay import content_of, read
 
 _log = Logger("mailsvc.queue")
 
@@ -32,7 +32,7 @@ def recover(spool: Spool, orphans: Sequence[Orphan]) -> None:
         path = spool.path(place)
         if content is None:
             removed += spool.unlink(path)
-        elif _content(path) != content:
+        elif content_of(path) != content:
             spool.restore(path, content)
             restored += 1
     spool.checkpoint((), list(map(spool.path, found.delivered)))
@@ -41,11 +41,3 @@ def recover(spool: Spool, orphans: Sequence[Orphan]) -> None:
         "messages restored {restored}, removed again {removed}",
         entries=found.entries, journals=len(orphans), restored=restored, removed=removed,
         event="the machine was restarted" if found.rebooted else "a process was killed")
-
-
-def _content(path: bytes) -> bytes | None:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None

@@ -70,6 +70,8 @@ class Runner:
         self._active: set[str] = set()
         self._again: set[str] = set()
         self._held: set[str] = set()
+        #: The first in time of those that are sent or wait, when it was last looked for.
+        self._oldest = ""
         #: When to look again, and what does.
         self._following: float | None = None
         self._call: IDelayedCall | None = None
@@ -78,20 +80,29 @@ class Runner:
 
     def standing(self, now: float) -> tuple[int, int, int, float]:
         """How many messages are being sent, wait, and are held; and the age of the oldest."""
-        groups: tuple[Collection[str], ...] = self._active, self._due, self._held
+        first = min((each for each in (self._first(), min(self._held, default="")) if each),
+                    default="")
         try:
-            oldest = time_of(min(min(group) for group in groups if group))
+            oldest = time_of(first)
         except ValueError:
             oldest = now  # there is none, or its file was named by somebody else
         return len(self._active), len(self._due), len(self._held), max(0.0, now - oldest)
 
     def oldest(self, now: float) -> tuple[str, float] | None:
         """The id and age of the message that has been on its way for longest, if there is one."""
+        id = self._first()
         try:
-            id = min(min(group) for group in (self._active, self._due) if group)
-            return id, now - time_of(id)
+            return (id, now - time_of(id)) if id else None
         except ValueError:
             return None
+
+    def _first(self) -> str:
+        """The least id of those that are sent or wait, or ""; ids rise with time."""
+        # Not looked for each time: of a hundred thousand that takes too long.
+        if self._oldest not in self._active and self._oldest not in self._due:
+            self._oldest = min((min(group) for group in (self._active, self._due) if group),
+                               default="")
+        return self._oldest
 
     def __len__(self) -> int:
         """How many messages are known."""
@@ -242,6 +253,7 @@ class Runner:
 
     def _wait(self, id: str, when: float) -> None:
         self._due[id] = when
+        self._oldest = min(self._oldest, id)
         heapq.heappush(self._heap, (when, id))
 
     def _advance(self) -> None:

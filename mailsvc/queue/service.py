@@ -28,7 +28,7 @@ from mailsvc.journal import Journal
 from mailsvc.mail import Envelope
 from mailsvc.queue import control, turns
 from mailsvc.queue.attempts import Attempts
-from mailsvc.queue.control import ControlFactory
+from mailsvc.queue.control import answers
 from mailsvc.queue.message import queued
 from mailsvc.queue.recovery import recover
 from mailsvc.queue.reports import Reports
@@ -236,7 +236,7 @@ class Queue(Service):
         self._wake = WakeFactory(runner, self._count, self._reactor)
         self._ports = [
             self._reactor.listenUNIX(wake, self._wake, mode=0o600),
-            self._reactor.listenUNIX(control, ControlFactory(runner), mode=0o600),
+            self._reactor.listenUNIX(control, answers(runner), mode=0o600),
             self._reactor.listenUNIX(turn, self._turns, mode=0o600)]
         self.threads.run(self.spool.sweep).addErrback(
             lambda failure: _log.failure("cannot sweep the queue", failure))

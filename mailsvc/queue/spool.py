@@ -54,6 +54,7 @@ from typing import BinaryIO
 
 from twisted.logger import Logger
 
+from mailsvc.journal import write_at
 from mailsvc.queue.content import SMALL
 from mailsvc.queue.message import (
     HEAD_OCTETS,
@@ -160,7 +161,7 @@ class Spool:
             if draft.fd is None:
                 draft.path = self._incoming + b"/" + draft.message.id.encode("ascii")
                 draft.fd = os.open(draft.path, _NEW_FILE, _FILE_MODE)
-            _write(draft.fd, data, draft.written)
+            write_at(draft.fd, data, draft.written)
             draft.written += len(data)
         except BaseException:
             self.discard(draft)
@@ -213,7 +214,7 @@ class Spool:
         temporary = self._incoming + b"/" + os.path.basename(path)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _FILE_MODE)
         try:
-            _write(fd, content)
+            write_at(fd, content)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -303,7 +304,7 @@ class Spool:
             path = self._incoming + b"/" + name + b".state"
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _FILE_MODE)
             try:
-                _write(fd, state_line(message))
+                write_at(fd, state_line(message))
                 due = _NEVER if message.held else message.due
                 os.utime(fd, (due, due))
                 os.fsync(fd)
@@ -496,10 +497,3 @@ def _opened(path: bytes) -> BinaryIO:
         raise
     os.close(fd)
     return io.BytesIO(data)
-
-
-def _write(fd: int, data: bytes, at: int = 0) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(fd, rest, at)
-        rest, at = rest[written:], at + written

@@ -115,7 +115,7 @@ class Committer:
         try:
             if message.fd is None:
                 message.path, message.fd = self._create(message.homes[0], message.id)
-            _write(message.fd, data, message.path)
+            write_all(message.fd, data, message.path)
         except BaseException:
             self.remove(message)
             raise
@@ -238,7 +238,8 @@ class Committer:
             self.log.warn("cannot remove {path!r}: {error}", path=path, error=error)
 
 
-def _write(fd: int, data: bytes, path: bytes | None) -> None:
+def write_all(fd: int, data: bytes, path: bytes | None) -> None:
+    """Write *data* to *fd*, an open file; an OSError tells of *path*."""
     rest = memoryview(data)
     try:
         while rest:
@@ -252,7 +253,7 @@ def _write_from(source: bytes, fd: int, path: bytes) -> None:
     reading = os.open(source, os.O_RDONLY)
     try:
         while block := os.read(reading, _COPY):
-            _write(fd, block, path)
+            write_all(fd, block, path)
     finally:
         os.close(reading)
 

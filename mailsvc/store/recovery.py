@@ -25,7 +25,8 @@ from twisted.logger import Logger
 from mailsvc.journal import Orphan
 from mailsvc.store import filenames
 from mailsvc.store.checkpoint import checkpoint
-from mailsvc.store.replay import read
+from mailsvc.store.committer import write_all
+from mailsvc.store.replay import content_of, read
 from mailsvc.store.tree import MailTree
 
 _log = Logger()
@@ -93,7 +94,7 @@ class Recovery:
                 changed |= bool(found)
                 continue
             # A rename that another program did may have come to the disk by half: one is enough.
-            whole = [path for path in found if _content(path) == message]
+            whole = [path for path in found if content_of(path) == message]
             keep = (whole or found or [home + b"/new/" + name])[-1]
             if whole:
                 self.whole += 1
@@ -117,20 +118,10 @@ class Recovery:
         temporary = home + b"/tmp/" + filenames.unique_part(name) + b".recovered"
         fd = os.open(temporary, _NEW_FILE, 0o600)
         try:
-            rest = memoryview(message)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
+            write_all(fd, message, temporary)
             # Other programs may look before all is done: never a name for half a file, not even
             # through another power loss.
             os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(temporary, path)
-
-
-def _content(path: bytes) -> bytes | None:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None

@@ -57,6 +57,15 @@ def read(orphans: Sequence[Orphan], check: Callable[[bytes], object]) -> Replay:
     return replay
 
 
+def content_of(path: bytes) -> bytes | None:
+    """What is in the file *path*; None where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
 def _parsed(orphan: Orphan, record: bytes, check: Callable[[bytes], object]
             ) -> entries.Entry | None:
     try:
