@@ -83,9 +83,9 @@ class Runner:
         first = min((each for each in (self._first(), min(self._held, default="")) if each),
                     default="")
         try:
-            oldest = time_of(first)
+            oldest = time_of(first) if first else now
         except ValueError:
-            oldest = now  # there is none, or its file was named by somebody else
+            oldest = now  # its file was named by somebody else
         return len(self._active), len(self._due), len(self._held), max(0.0, now - oldest)
 
     def oldest(self, now: float) -> tuple[str, float] | None:
