@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import datetime
+import fcntl
 import os
 import poplib
 import re
@@ -15,6 +17,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -166,9 +169,10 @@ def test_a_signal_while_it_starts(tmp_path: Path, number: signal.Signals) -> Non
             variables={"TMPDIR": str(tmp_path)}) as process:
         accounts.write(b"alice@example.org:secret\n")
         deadline = time.monotonic() + PATIENCE
-        while not (catches(process.process.pid, signal.SIGTERM) and list(tmp_path.iterdir())):
+        while not (catches(process.process.pid, signal.SIGTERM) and emptied(read)):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        assert list(tmp_path.glob("mailsvc-*"))
         process.process.send_signal(number)
         os.killpg(process.process.pid, number)
         assert process.wait() == 1
@@ -176,6 +180,12 @@ def test_a_signal_while_it_starts(tmp_path: Path, number: signal.Signals) -> Non
     assert process.output.splitlines()[-1] == "Aborted!"
     assert "Traceback" not in process.output
     assert list(tmp_path.iterdir()) == []
+
+
+def emptied(pipe: int) -> bool:
+    waiting = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+    return waiting[0] == 0
 
 
 def catches(pid: int, number: int) -> bool:
