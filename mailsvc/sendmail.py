@@ -52,7 +52,9 @@ _LONGEST_REPLY = 65_536
 _LONGEST_LIST = 4_194_304
 
 HELP = """\
-Hand a message on standard input to the service here, as sendmail does.
+Hand a message to the service here, as sendmail does.
+
+It is read from standard input.
 
 \b
 Usage:  sendmail [OPTIONS] [--] [RECIPIENT...]

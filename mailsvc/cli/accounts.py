@@ -175,10 +175,11 @@ def _login(described: dict[str, Any]) -> str:
 @json_option
 @place_options
 def show(name: Address, as_json: bool) -> None:
-    """Show one account: what it is for and holds, its quota, logins, maildir and aliases.
+    """Show one account: its role, mail, quota and logins.
 
-    The keys in JSON are those of `account list`; held_octets and held_messages, null when they
-    cannot be counted; mail and aliases.
+    Its maildir and the aliases that lead to it are shown too.  The keys in JSON are those of
+    `account list`; held_octets and held_messages, null when they cannot be counted; mail and
+    aliases.
 
     \b
     Example:
@@ -286,10 +287,10 @@ def role(name: Address, role: str) -> None:
 @click.argument("administers", type=click.Choice(["yes", "no"]), metavar="[yes|no]")
 @place_options
 def admin(name: Address, administers: str) -> None:
-    """Say whether an account administers the service, in the console.
+    """Say whether an account administers the service.
 
-    An administrator sees the queue and the figures there, makes and removes accounts, and gives
-    them passwords.  It counts at once.
+    An administrator sees the queue and the figures in the console, makes and removes accounts, and
+    gives them passwords.  It counts at once.
 
     \b
     Example:

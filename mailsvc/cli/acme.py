@@ -26,7 +26,7 @@ def _settings() -> Settings:
 
 @click.group()
 def acme() -> None:
-    """Show the certificate that the service got by ACME, and get another.
+    """Show the certificate got by ACME, and get another.
 
     The service gets and renews it by itself where acme.names is set.
 

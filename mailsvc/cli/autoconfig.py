@@ -64,7 +64,7 @@ def records(found: Zone) -> str:
               help="The name that mail programs connect to [service.hostname].")
 @place_options
 def autoconfig(domain: str, form: str | None, systemd: bool, hostname: str | None) -> None:
-    """Print what to publish for DOMAIN, so that mail programs set themselves up.
+    """Print what lets mail programs set themselves up for DOMAIN.
 
     Mail programs ask the web server of the domain for an XML file, or the DNS for SRV records; both
     are made from [listeners] of the configuration, or with --systemd from the ports that

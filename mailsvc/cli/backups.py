@@ -22,7 +22,7 @@ from mailsvc.config import Settings
 
 @click.group()
 def backup() -> None:
-    """Copy the whole service while it runs, and see that copies are whole.
+    """Copy the whole service while it runs; verify copies.
 
     A directory of snapshots holds one for each time: accounts, mail, queue, keys, counts and the
     configuration.  Mail that the snapshot before has already takes no further room.  `mailsvc
@@ -141,7 +141,9 @@ def list_(directory: Path, as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Every snapshot in it, not only the newest.")
 @json_option
 def verify(snapshot_: Path, every: bool, as_json: bool) -> None:
-    """Read a snapshot, or the newest in DIRECTORY, and compare it with its checksums.
+    """Read a snapshot and compare it with its checksums.
+
+    Of a directory of snapshots it is the newest.
 
     --json prints an array of objects with snapshot and problems.  Status 1: there are problems, or
     no snapshot.

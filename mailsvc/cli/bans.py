@@ -118,7 +118,9 @@ def add(network: Network, seconds: int, reason: str) -> None:
 @click.argument("network", type=_NetworkOrAll(), metavar="NETWORK|all")
 @place_options
 def remove(network: Network | None) -> None:
-    """Lift the ban of a network and those inside it, or all bans; forgive what led to them.
+    """Lift the ban of a network and those inside it, or all.
+
+    What led to them is forgiven.
 
     \b
     Example:

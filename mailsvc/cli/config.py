@@ -110,7 +110,9 @@ def check(file: str | None) -> None:
 @json_option
 @place_options
 def show(file: str | None, as_json: bool) -> None:
-    """Show the values in effect, those that FILE does not set marked as defaults.
+    """Show the values in effect.
+
+    Those that FILE does not set are marked as defaults.
 
     \b
     With --json it is an object of sections, which are objects of keys; a key has
@@ -148,7 +150,10 @@ def show(file: str | None, as_json: bool) -> None:
 @json_option
 @place_options
 def why(key: str, file: str | None, as_json: bool) -> None:
-    """Say what KEY, such as smtp.message_octets, is, and which line of FILE makes it so.
+    """Say what KEY is, and which line of FILE makes it so.
+
+    KEY is as in smtp.message_octets.  Without FILE it is the file of --config, or /etc/mailsvc.toml
+    if there is one.
 
     \b
     Example:
@@ -185,12 +190,12 @@ class _Trouble(click.ClickException):
 @json_option
 @place_options
 def diff(file: str | None, as_json: bool) -> None:
-    """Show what would change if the running service took up FILE, key by key.
+    """Show what would change if the service took up FILE.
 
-    FILE is by default the file that the service reads; the options that it was started with (--set,
-    and those for endpoints) count as they do for it.  "reload" marks what `mailsvc reload` can
-    change; "restart" what it cannot, and then it would refuse the rest, too.  Passwords in URLs
-    are not shown.
+    It goes key by key.  FILE is by default the file that the service reads; the options that it was
+    started with (--set, and those for endpoints) count as they do for it.  "reload" marks what
+    `mailsvc reload` can change; "restart" what it cannot, and then it would refuse the rest, too.
+    Passwords in URLs are not shown.
 
     The status is that of diff: 0 when nothing would change, 1 when something would, 2 when that
     cannot be told: no service runs, or the file has mistakes, which are listed.
@@ -198,9 +203,10 @@ def diff(file: str | None, as_json: bool) -> None:
     \b
     With --json it is an object with
       reload   whether `mailsvc reload` would do: true also if nothing changes
-      changes  an array of objects: key; now and then, the values (null if that version has no such
-               key); where, what makes it so: FILE:LINE, "--set", or null for a default; needs,
-               "reload" or "restart"
+      changes  an array of objects: key; now and then, the values (null if
+               that version has no such key); where, what makes it so:
+               FILE:LINE, "--set", or null for a default; needs, "reload" or
+               "restart"
 
     \b
     Example:
@@ -269,7 +275,9 @@ def _text(value: Any) -> str:
 
 @config.command("reference")
 def print_reference() -> None:
-    """Print the commented example: every key with its default, type, unit and meaning.
+    """Print the commented example, with every key.
+
+    Each has its default, type, unit and meaning.
 
     \b
     Example:

@@ -138,7 +138,7 @@ def doctor(domains: tuple[str, ...], addresses: tuple[str, ...], elsewhere: tupl
            offline: bool, timeout: float, deep: bool, servers: tuple[Server, ...],
            to: Address | None, login: Address | None, password_file: str | None,
            as_json: bool) -> None:
-    """Look at the service, its host and the DNS of its DOMAINs, and say what is wrong.
+    """Say what is wrong with the service, its host and its DNS.
 
     Run it as root, or as the user that runs the service.  Without DOMAIN it looks at all that are
     served.  It changes nothing and, without --deep, sends no mail.  One line is one fact: "ok";

@@ -16,9 +16,10 @@ from mailsvc.mail import Address
 
 @click.group()
 def domain() -> None:
-    """Add, list and remove domains; set who gets mail for unknown names; print their DNS records.
+    """Add, list and remove domains; print their DNS records.
 
-    Mail for any other domain is refused.
+    Mail for any other domain is refused.  A domain may have an account that gets mail for unknown
+    names.
     """
 
 
@@ -98,7 +99,9 @@ def remove(name: str) -> None:
 @click.option("--none", "refuse", is_flag=True, help="Refuse mail for unknown names again.")
 @place_options
 def catch_all(name: str, target: Address | None, refuse: bool) -> None:
-    """Give mail for all unknown names of a domain to TARGET, an account or alias here.
+    """Give mail for all unknown names of a domain to TARGET.
+
+    TARGET is an account or alias here.
 
     \b
     Example:

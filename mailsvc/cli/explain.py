@@ -52,11 +52,12 @@ _ADDRESS = _IPAddress()
 def explain(transaction: str | None, sender: str | None, recipient: str | None,
             client: str | None, account: Address | None, submission: bool, size: int,
             as_json: bool) -> None:
-    """Say what would be answered to a message, by which rule, and which setting.
+    """Say what would be answered to a message, and why.
 
-    The service's own code decides, with its accounts, bans and counts, up to RCPT: then come the
-    message and what depends on it.  Nothing is counted, changed, sent or looked up in the DNS, and
-    the service need not run.  How many connections it has, it alone knows.
+    It names the rule and the setting.  The service's own code decides, with its accounts, bans and
+    counts, up to RCPT: then come the message and what depends on it.  Nothing is counted, changed,
+    sent or looked up in the DNS, and the service need not run.  How many connections it has, it
+    alone knows.
 
     The keys in JSON are accepted, command and reply, rule, settings (each with key, value and
     where: FILE:LINE, or null for a default), standard (the section of an RFC), looked_up (lines),
@@ -65,7 +66,8 @@ def explain(transaction: str | None, sender: str | None, recipient: str | None,
     \b
     Example:
       mailsvc explain 'bob@example.net -> alice@example.org from 192.0.2.7'
-      mailsvc explain 'alice@example.org -> bob@example.net' --as alice@example.org
+      mailsvc explain 'alice@example.org -> bob@example.net' \\
+          --as alice@example.org
     """
     if transaction is not None:
         if sender is not None or recipient is not None:

@@ -22,9 +22,10 @@ from mailsvc.mail import Address
 @json_option
 @place_options
 def export(account: Address, target: str, as_json: bool) -> None:
-    """Write the mail of an account to TARGET, which must not be there yet.
+    """Write the mail of an account to TARGET.
 
-    TARGET is mbox:FILE, maildir:DIR, tar:FILE, or tar:- for standard output.  A maildir, and the
+    TARGET is mbox:FILE, maildir:DIR, tar:FILE, or tar:- for standard output; it must not be
+    there yet.  A maildir, and the
     one in a tar archive, keeps dates, flags, folders, and the unique-ids for `mailsvc import`; an
     mbox keeps the dates.  Nothing changes in the mailbox, and the service may be running.
 

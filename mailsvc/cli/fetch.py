@@ -34,9 +34,10 @@ Example:
   mailsvc fetch --server mail.example.org --user bob@example.org \\
       --password-file secret --into maildir:/home/bob/Maildir --new
 """)
-@click.option("--server", metavar="HOST[:PORT]", required=True)
+@click.option("--server", metavar="HOST[:PORT]", required=True,
+              help="Where to fetch from.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="[995, or 110 without implicit TLS]")
-@click.option("--user", metavar="NAME", required=True)
+@click.option("--user", metavar="NAME", required=True, help="Whose mail to fetch.")
 @password_options("The password, or with XOAUTH2 and OAUTHBEARER the token [asked for].")
 @click.option("--auth", metavar="MECHANISM", default="",
               help="A SASL mechanism, USER or APOP [the best that is offered].")

@@ -89,7 +89,8 @@ def import_(account: Address, source: str, as_json: bool, dry_run: bool, **optio
       mailsvc import bob@example.org pop3s://bob@example.org@old.example.net \\
           --password-file secret
       mailsvc import bob@example.org mbox:/var/mail/bob
-      mailsvc import bob@example.org imaps://old.example.net --user bob --folder INBOX
+      mailsvc import bob@example.org imaps://old.example.net --user bob \\
+          --folder INBOX
     """
     with open_directory() as directory:
         found = directory.account(account.local_part, account.domain)

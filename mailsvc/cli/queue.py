@@ -125,7 +125,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
-@queue.command(help="""Show one message: its envelope, each recipient, and with --text itself.
+@queue.command(help="""Show one message and each of its recipients.
 
     \b
     Example:
@@ -193,7 +193,7 @@ def stats(filter: tuple[str, ...], as_json: bool) -> None:
                    [[domain, str(count)] for domain, count in domains.most_common(20)])
 
 
-def _action(name: str, done: str, sentence: str, example: str) -> None:
+def _action(name: str, done: str, sentence: str, example: str, more: str = "") -> None:
     """Add the command *name*."""
     def run(filter: tuple[str, ...], everything: bool, as_json: bool, route: str = "") -> None:
         _meant(filter)
@@ -219,7 +219,7 @@ def _action(name: str, done: str, sentence: str, example: str) -> None:
     command = click.argument("filter", nargs=-1)(command)
     if name == "reroute":
         command = click.argument("route")(command)
-    queue.command(name=name, help=sentence + "\n" + _FILTER + f"""
+    queue.command(name=name, help=f"{sentence}\n\n    {more}\n" + _FILTER + f"""
     The keys in JSON are ids, of the messages changed, and busy, of those that are being sent.
 
     \b
@@ -228,14 +228,14 @@ def _action(name: str, done: str, sentence: str, example: str) -> None:
 """)(command)
 
 
-_action("hold", "Held", "Keep messages in the queue without trying them, until they are released.",
+_action("hold", "Held", "Keep messages in the queue until they are released.",
         "hold to:@example.org")
-_action("release", "Released", "Let go of held messages, and of those that their senders want to "
-        "be sent later; they are tried at once.", "release status:held")
+_action("release", "Released", "Let go of messages that are held, and try them at once.",
+        "release status:held", "Those that their senders want to be sent later are tried, too.")
 _action("retry", "Retrying", "Try messages now, and not when they are due.",
         "retry reason:greylisted")
-_action("reroute", "Rerouted", "Send messages by another host from now on, and try them at once.  "
-        "ROUTE is as in relay.routes: host:port, smtps://…, or mx for the exchangers.",
-        "reroute backup.example.net:25 to:@example.org")
+_action("reroute", "Rerouted", "Send messages by another host from now on, and try them now.",
+        "reroute backup.example.net:25 to:@example.org",
+        "ROUTE is as in relay.routes: host:port, smtps://…, or mx for the exchangers.")
 _action("drop", "Dropped", "Remove messages from the queue.  Their senders are not told.",
         "drop from:spammer@example.com")

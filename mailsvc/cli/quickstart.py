@@ -142,13 +142,13 @@ def quickstart(ctx: click.Context, address: Address, hostname: str | None,
                addresses: tuple[str, ...], password_file: str | None, config: str | None,
                directory: str | None, user: str | None, acme: bool,
                overrides: tuple[str, ...], unit_folder: str | None, offline: bool) -> None:
-    """Set mailsvc up on this host, with NAME@DOMAIN as its first account.
+    """Set mailsvc up on this host, with its first account.
 
-    Writes the configuration and makes the user and the data directory, the domain and the account,
-    keys that sign mail (DKIM), a self-signed certificate and systemd's units; prints every record
-    for the DNS; looks at host and DNS as `mailsvc doctor` does; and ends with what to do next.  It
-    starts nothing.  What is there already is left as it is, so it may be run again at any time.  A
-    log is kept in the data directory, quickstart.log.
+    NAME@DOMAIN is that account.  Writes the configuration and makes the user and the data
+    directory, the domain and the account, keys that sign mail (DKIM), a self-signed certificate and
+    systemd's units; prints every record for the DNS; looks at host and DNS as `mailsvc doctor`
+    does; and ends with what to do next.  It starts nothing.  What is there already is left as it
+    is, so it may be run again at any time.  A log is kept in the data directory, quickstart.log.
 
     As root it sets up the host.  With --dir anybody can try it: the data are in DIR, and unless
     root does it, the ports are those of `mailsvc dev`, on this machine alone.

@@ -118,10 +118,10 @@ def text_of(found: Zone) -> str:
 @place_options
 def records(domain: str, addresses: tuple[str, ...], hostname: str | None, systemd: bool,
             enforce: bool, tlsa: bool, as_json: bool) -> None:
-    """Print what to publish in the DNS for DOMAIN: MX, SPF, DKIM, DMARC, MTA-STS and all the rest.
+    """Print what to publish in the DNS for DOMAIN.
 
-    They are lines of a zone file, each below a sentence that says what it is for.  `mailsvc doctor`
-    tells which of them are there.
+    That is MX, SPF, DKIM, DMARC, MTA-STS and the rest: lines of a zone file, each below a sentence
+    that says what it is for.  `mailsvc doctor` tells which of them are there.
 
     The keys in JSON are records, each with name, type, value (of TXT the whole text) and meaning;
     and policy, null or an object with url and text.
@@ -129,7 +129,8 @@ def records(domain: str, addresses: tuple[str, ...], hostname: str | None, syste
     \b
     Example:
       mailsvc domain records example.org --address 192.0.2.7
-      mailsvc domain records example.org --json | jq -r '.records[] | select(.type == "TXT").value'
+      mailsvc domain records example.org --json |
+          jq -r '.records[] | select(.type == "TXT").value'
     """
     found = zone_of(settings(), domain, addresses=addresses, hostname=hostname or "",
                     systemd=systemd, enforced=enforce, tlsa=tlsa)

@@ -18,12 +18,12 @@ from mailsvc.localsocket import NoService
 @json_option
 @place_options
 def reload(as_json: bool) -> None:
-    """Let the running service read its configuration again, and wait until it serves by it.
+    """Let the running service read its configuration again.
 
-    No session is cut: new workers take the connections from then on, the former ones end with their
-    last session.  If anything is wrong it goes on exactly as before, and every reason is told; the
-    status is 1 then, as when no service runs.  `mailsvc config diff` shows beforehand what would
-    change.
+    It waits until the service serves by it.  No session is cut: new workers take the connections
+    from then on, the former ones end with their last session.  If anything is wrong it goes on
+    exactly as before, and every reason is told; the status is 1 then, as when no service runs.
+    `mailsvc config diff` shows beforehand what would change.
 
     With --json it is an object: workers, how many serve by it, or null; and refused, the reasons.
 

@@ -39,7 +39,9 @@ from mailsvc.mail import Account, Address
 def restore(place: Path, everything: bool, accounts: tuple[Address, ...],
             domains: tuple[str, ...], messages: tuple[str, ...], dry_run: bool,
             as_json: bool) -> None:
-    """Put back what a snapshot holds; SNAPSHOT is one, or a directory of which the newest is taken.
+    """Put back what a snapshot holds.
+
+    SNAPSHOT is one, or a directory of which the newest is taken.
 
     With --account or --domain, mail is added to a service that may be running: what a mailbox has
     stays, what it lacks comes back, with the unique-ids of old, so that mail programs download
@@ -54,8 +56,9 @@ def restore(place: Path, everything: bool, accounts: tuple[Address, ...],
     \b
     Example:
       mailsvc restore /backup/mail --account alice@example.org
-      mailsvc restore /backup/mail --account alice@example.org --message '<1@example.net>'
-      mailsvc --dir /var/lib/mailsvc restore /backup/mail/20261127T215000Z --everything
+      mailsvc restore /backup/mail --account alice@example.org \\
+          --message '<1@example.net>'
+      mailsvc restore /backup/mail/20261127T215000Z --everything
     """
     if everything == bool(accounts or domains):
         raise click.UsageError("Give either --everything, or --account or --domain.")

@@ -72,8 +72,9 @@ class _StageName(click.ParamType):
 @click.command(epilog="""\b
 Status: 0 done; 2 the command line is wrong; 65 the message cannot be sent as
 it is; 67 no such recipient; 68 no such server; 69 refused for good; 75 try
-again later; 76 the server does not speak the protocol; 77 login or TLS failed,
-or the sender may not do that.  If only some recipients were refused, theirs.
+again later; 76 the server does not speak the protocol; 77 login or TLS
+failed, or the sender may not do that.  If only some recipients were refused,
+theirs.
 
 \b
 Example:
@@ -91,7 +92,8 @@ Example:
 @click.option("--to", metavar="ADDRESS", multiple=True, help="A recipient; again for more.")
 @click.option("--cc", metavar="ADDRESS", multiple=True, help="The same, named in Cc.")
 @click.option("--bcc", metavar="ADDRESS", multiple=True, help="The same, not named.")
-@click.option("--subject", metavar="TEXT", default="test")
+@click.option("--subject", metavar="TEXT", default="test", show_default=True,
+              help="What it is about.")
 @click.option("--body", metavar="TEXT", help="The text [one line that says what this is].")
 @click.option("--html", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
               help="The text in HTML too.")

@@ -26,11 +26,11 @@ from mailsvc.submission.limits import SubmissionSettings
 @click.option("--reset", is_flag=True, help="Forget it, so that the account may send again now.")
 @place_options
 def sent(name: Address | None, as_json: bool, reset: bool) -> None:
-    """Show how much accounts have sent in the last minute, hour and day.
+    """Show how much accounts have sent lately.
 
-    One account, or without a NAME all that have sent anything.  Limits are set in the section
-    [submission] of the configuration.  The keys in JSON are name, and messages and recipients, each
-    with minute, hour and day.
+    That is in the last minute, hour and day.  One account, or without a NAME all that have sent
+    anything.  Limits are set in the section [submission] of the configuration.  The keys in JSON
+    are name, and messages and recipients, each with minute, hour and day.
 
     \b
     Example:

@@ -21,11 +21,11 @@ from mailsvc.monitor import ask
 @json_option
 @place_options
 def stats(everything: bool, as_json: bool) -> None:
-    """Show what the running service has counted since it was started, over all its processes.
+    """Show what the running service has counted.
 
-    They are the figures of /metrics, which docs/operating.rst explains; they are asked for by a
-    socket in the data directory, so that no listener is needed.  The status is 1 when no service
-    runs, or it does not answer.
+    It counts from its start on, over all its processes.  They are the figures of /metrics, which
+    docs/operating.rst explains; they are asked for by a socket in the data directory, so that no
+    listener is needed.  The status is 1 when no service runs, or it does not answer.
 
     The keys in JSON are ready, unready (why not, or null), listeners, each with kind and address,
     figures, each with name, type, help and samples; these have labels, and value or count, sum and

@@ -89,7 +89,7 @@ def _policy(kept: Kept) -> dict[str, Any]:
 @json_option
 @place_options
 def check(domain: str, as_json: bool) -> None:
-    """Look up what the exchangers of a domain have to prove, without connecting to them.
+    """Look up what the exchangers of a domain have to prove.
 
     The keys in JSON are domain; policy, null or as in `list`; policy_failure, why its policy cannot
     be had, or empty; and exchangers, each with host, address, usable and demand, which says why not

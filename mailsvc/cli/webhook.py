@@ -24,7 +24,10 @@ from mailsvc.webhooks.spool import NAME, Event, Spool
 
 @click.group()
 def webhook() -> None:
-    """Tell other programs what happens: see [webhooks] in the configuration."""
+    """Tell other programs what happens.
+
+    The section [webhooks] of the configuration says which programs, and what.
+    """
 
 
 @webhook.command()
@@ -53,10 +56,11 @@ def _receiver(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
 @json_option
 @place_options
 def test(urls: tuple[str, ...], as_json: bool) -> None:
-    """Send a test event to each of webhooks.urls, or to URL..., and show what it says.
+    """Send a test event, and show what each URL says.
 
-    It is signed like any other, and its type is "test"; this command sends it by itself, at once
-    and once.  The status is 1 when a receiver does not take it.
+    It goes to each of webhooks.urls, or to URL....  It is signed like any other, and its type is
+    "test"; this command sends it by itself, at once and once.  The status is 1 when a receiver does
+    not take it.
 
     With --json it is an array of objects: url, seconds, code and text of the answer, or null, and
     problem, or null.
