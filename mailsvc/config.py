@@ -269,6 +269,12 @@ class Key:
             return _ONE[self.kind]
         return f"{'an array' if container is list else 'a table'} of {_MANY[items[-1]]}"
 
+    @property
+    def form(self) -> str:
+        """Type and unit, for what lists the keys: "Number, seconds"."""
+        kind = self.type.removeprefix("an ").removeprefix("a ").capitalize()
+        return f"{kind}, {self.unit}" if self.unit else kind
+
     def expected(self, value: object) -> str | None:
         """What was expected instead of *value*, or None when it will do."""
         expected: str | None = self.type
@@ -530,10 +536,9 @@ def reference(given: Mapping[str, Any] | None = None, heading: str = _HEADING) -
         if key.section != section:
             section = key.section
             lines += ["", f"[{section}]"]
-        kind = key.type.removeprefix("an ").removeprefix("a ").capitalize()
         lines += ["", *textwrap.wrap(key.sentence, 98, initial_indent="# ", subsequent_indent="# ",
                                      break_long_words=False, break_on_hyphens=False),
-                  f"# {kind}, {key.unit}." if key.unit else f"# {kind}.",
+                  f"# {key.form}.",
                   f"{key.name} = {literal(given[str(key)])}" if str(key) in given
                   else f"#{key.name} = {literal(key.default)}"]
     return "\n".join(lines) + "\n"

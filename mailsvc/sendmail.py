@@ -54,7 +54,7 @@ _LONGEST_LIST = 4_194_304
 HELP = """\
 Hand a message to the service here, as sendmail does.
 
-It is read from standard input.
+It is read from standard input.  `mailsvc-sendmail` is the same, and starts faster.
 
 \b
 Usage:  sendmail [OPTIONS] [--] [RECIPIENT...]

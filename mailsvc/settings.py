@@ -32,22 +32,31 @@ def setting(default: Any, sentence: str, *, unit: str = "", check: Check | None 
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def at_least(minimum: int | float) -> Check:
+class AtLeast:
     """A check for numbers: *minimum* or more."""
-    return lambda value: None if value >= minimum else f"{minimum} or more"
+
+    def __init__(self, minimum: int | float) -> None:
+        self.minimum = minimum
+
+    def __call__(self, value: Any) -> str | None:
+        return None if value >= self.minimum else f"{self.minimum} or more"
+
+
+#: As a check is written where a setting is declared.
+at_least = AtLeast
 
 
 class OneOf:
     """A check for names: one of *choices*, which stand for the type of such a setting as well."""
 
     def __init__(self, *choices: str) -> None:
-        self._choices = choices
+        self.choices = choices
 
     def __str__(self) -> str:
-        return "one of " + ", ".join(self._choices)
+        return "one of " + ", ".join(self.choices)
 
     def __call__(self, value: Any) -> str | None:
-        return None if value in self._choices else str(self)
+        return None if value in self.choices else str(self)
 
 
 def networks(values: list[str]) -> str | None:

@@ -159,6 +159,7 @@ MAY_IMPORT = {
     "doctor.examination": ["dialing", "trust", "doctor"],
     "doctor.outgoing": ["config", "client", "queue", "smtp", "trust", "doctor"],
     "doctor": ["queue", "reach", "zone", "doctor"],
+    "jsonschema": ["config", "settings"],
     "reach": ["config"],
     "installation": [*PEOPLE, "passwords", "certificates", "config", "dkim"],
     "zone": ["dkim", "reach"],
@@ -184,7 +185,7 @@ MAY_IMPORT = {
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
     "cli": [*SERVICE, "rehearsal", "service", "stopping", "workers", "tap", "sendmail", "client",
-            "blocking", "composing", "trust", "fetching", "mailfile", "reach", "zone",
+            "jsonschema", "blocking", "composing", "trust", "fetching", "mailfile", "reach", "zone",
             "installation", "doctor", "backup", "importing", "export", "fsck", "cli"],
 }
 

@@ -48,8 +48,8 @@ class _Octets(click.ParamType):
 
 
 class _Duration(click.ParamType):
-    name = "DURATION" _seconds: dict[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w":
-    604_800}  # noqa: RUF012
+    name = "DURATION"
+    _seconds: dict[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # noqa: RUF012
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"([0-9]{1,10})([smhdw])", value, re.ASCII)

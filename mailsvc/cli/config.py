@@ -30,6 +30,7 @@ from mailsvc.config import (
     reference,
 )
 from mailsvc.control import running
+from mailsvc.jsonschema import json_schema
 from mailsvc.localsocket import NoService
 from mailsvc.toml import literal
 from mailsvc.webhooks.signing import SecretUnusable, secrets_at
@@ -284,3 +285,16 @@ def print_reference() -> None:
       mailsvc config reference > mailsvc.toml
     """
     click.echo(reference(), nl=False)
+
+
+@config.command("schema")
+def print_schema() -> None:
+    """Print a JSON Schema of the configuration file.
+
+    Editors that know TOML by it complete keys, explain them and mark what is wrong.
+
+    \b
+    Example:
+      mailsvc config schema > mailsvc.schema.json
+    """
+    print_json(json_schema())
