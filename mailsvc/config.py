@@ -359,9 +359,11 @@ def load(path: str | os.PathLike[str] | None = None, overrides: Iterable[str] = 
                                   f"this user (uid {os.geteuid()}) may read"]) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigurationError([f"{name}:{line}: not UTF-8, which TOML has to be"]) from error
+        raise ConfigurationError([f"{name}:{line}: not UTF-8, which TOML has to be; save it "
+                                  "in that encoding"]) from error
     except RecursionError as error:
-        raise ConfigurationError([f"{name}: arrays or tables are nested too deep"]) from error
+        raise ConfigurationError([f"{name}: arrays or tables are nested too deep; no key "
+                                  "needs it, see `mailsvc config reference`"]) from error
     return Settings(**_Reading(name, lines, mistakes).sections(content, overrides), source=source)
 
 

@@ -168,10 +168,10 @@ class Front(MultiService):
         :raises CannotStart: when it cannot be read for another reason.
         """
         if self.stopping:
-            raise CannotStart("the service is stopping")
+            raise CannotStart("the service is stopping; start it again, and it reads all")
         if self.read_again is None:
             raise CannotStart("there is nothing to read again: this service was started from flags "
-                              "alone (mailsvc dev)")
+                              "alone (mailsvc dev); end it, and start it with others")
         return self.read_again()
 
     @staticmethod

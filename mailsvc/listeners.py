@@ -211,7 +211,7 @@ class Listener:
                       where=where)
             return
         reason = f"{errno.errorcode[code]}, {os.strerror(code)}" if code else str(error)
-        remedy = _REMEDIES.get(code, "")
+        remedy = _REMEDIES.get(code, "; choose another endpoint, or see to that")
         raise CannotStart(f"{self.kind.name} on {where}: {reason}{remedy}") from error
 
 

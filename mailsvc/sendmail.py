@@ -168,7 +168,7 @@ def _take_letters(options: Options, letters: str, rest: list[str]) -> None:
 
 def _next(rest: list[str], name: str) -> str:
     if not rest:
-        raise _usage(f"{name} needs an argument")
+        raise _usage(f"{name} needs an argument; --help says which")
     return rest.pop(0)
 
 
@@ -407,7 +407,7 @@ def _sender(text: str, host: str) -> Address | None:
         return None
     found = _addresses(text, host)
     if len(found) != 1:
-        raise _usage(f"{text!r} is not one address")
+        raise _usage(f"{text!r} is not one address; expected local-part@domain")
     return found[0]
 
 

@@ -262,7 +262,9 @@ class Supervisor(Front):
             self._kill_all()
             self.close_listeners()
             if isinstance(error, OSError):
-                raise CannotStart(f"mailsvc cannot start: no worker: {error.strerror}") from error
+                raise CannotStart(f"mailsvc cannot start: no worker: {error.strerror}; see how "
+                                  "many processes and descriptors it may have (ulimit -a)"
+                                  ) from error
             raise
         for worker in self._workers:
             self._watch(worker)

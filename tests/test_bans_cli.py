@@ -102,7 +102,7 @@ def test_a_network_is_removed_with_what_is_in_it(run: CommandLine) -> None:
     (("add", "example.org"), "'example.org' is not a network; expected an address such as"),
     (("add", "192.0.2.0/33"), "'192.0.2.0/33' is not a network"),
     (("add", "all"), "'all' is not a network"),
-    (("add", "0.0.0.0/0"), "0.0.0.0/0 is everybody; to take no connections stop the service"),
+    (("add", "0.0.0.0/0"), "0.0.0.0/0 is everybody; stop the service to take no connections"),
     (("add", "::/0"), "::/0 is everybody"),
     (("add", "192.0.2.1", "--for", "1"), "'1' is not a time; expected seconds, minutes"),
     (("add", "192.0.2.1", "--for", "0s"), "'0s' is not a time"),

@@ -313,12 +313,13 @@ def test_a_syntax_error(tmp_path: Path, text: str, place: str) -> None:
 
 
 def test_not_utf_8(tmp_path: Path) -> None:
-    assert problems(tmp_path, "[smtp]\n# \udcff\n") == ["2: not UTF-8, which TOML has to be"]
+    assert problems(tmp_path, "[smtp]\n# \udcff\n") == [
+        "2: not UTF-8, which TOML has to be; save it in that encoding"]
 
 
 def test_nested_too_deep(tmp_path: Path) -> None:
     assert problems(tmp_path, "a = " + "[" * 100_000) == [
-        " arrays or tables are nested too deep"]
+        " arrays or tables are nested too deep; no key needs it, see `mailsvc config reference`"]
 
 
 def test_a_byte_order_mark_is_allowed(tmp_path: Path) -> None:

@@ -216,10 +216,11 @@ def _explained(settings: ACMESettings) -> Iterator[None]:
         raise Refused(f"{settings.directory} did not come to an end in {_ORDER} seconds; it will "
                       "be asked again") from error
     except errors.IssuanceError as error:
-        raise Refused(f"{settings.directory} issues no certificate: {_said(error.error)}"
-                      ) from error
+        raise Refused(f"{settings.directory} issues no certificate: {_said(error.error)}; mend "
+                      "what it names, and `mailsvc acme renew` asks again") from error
     except messages.Error as error:
-        raise Refused(f"{settings.directory} refuses: {_said(error)}") from error
+        raise Refused(f"{settings.directory} refuses: {_said(error)}; mend what it names, and "
+                      "`mailsvc acme renew` asks again") from error
     except requests.exceptions.SSLError as error:
         raise Refused(f"{settings.directory} cannot be verified; name whoever vouches for it in "
                       f"acme.authorities ({error})") from error

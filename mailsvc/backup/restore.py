@@ -182,10 +182,12 @@ def _refuse_missing(snapshot: Path, jobs: list[tuple[Account, list[Kept]]],
                     by_name: dict[tuple[str, str], Account], wanted: Collection[str]) -> None:
     if wanted and not any(messages for _, messages in jobs):
         raise Refused(f"{snapshot} has no message {', '.join(wanted)} of "
-                      + ", ".join(account.name for account in by_name.values()))
+                      + ", ".join(account.name for account in by_name.values())
+                      + "; look in another: mailsvc backup list")
     if not jobs:
         raise Refused(f"{snapshot} has no mail of "
-                      + ", ".join(account.name for account in by_name.values()))
+                      + ", ".join(account.name for account in by_name.values())
+                      + "; look in another: mailsvc backup list")
 
 
 def _missing(deposit: Deposit, root: Path, account: Account,

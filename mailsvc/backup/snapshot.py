@@ -450,7 +450,8 @@ def _alone(place: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused(f"another backup into {place} is under way") from None
+            raise Refused(f"another backup into {place} is under way; try again "
+                          "when it has ended") from None
         yield
     finally:
         os.close(fd)

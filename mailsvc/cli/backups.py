@@ -154,7 +154,8 @@ def verify(snapshot_: Path, every: bool, as_json: bool) -> None:
     """
     found = snapshot.snapshots(snapshot_)
     if not found:
-        raise click.ClickException(f"there is no whole snapshot in {snapshot_}")
+        raise click.ClickException(f"there is no whole snapshot in {snapshot_}; name where "
+                                   "`mailsvc backup make` puts them")
     results: list[tuple[Path, list[str]]] = []
     with explained(snapshot_):
         for path in found if every else found[-1:]:

@@ -30,7 +30,7 @@ class _Network(click.ParamType):
             self.fail(f"{value!r} is not a network; expected an address such as 192.0.2.7 or a "
                       "network such as 192.0.2.0/24 or 2001:db8::/32", param, ctx)
         if network.prefixlen == 0:
-            self.fail(f"{value} is everybody; to take no connections stop the service", param, ctx)
+            self.fail(f"{value} is everybody; stop the service to take no connections", param, ctx)
         return network
 
 
@@ -44,7 +44,7 @@ class _NetworkOrAll(_Network):
 
 def _reason(ctx: click.Context, option: click.Parameter, value: str) -> str:
     if not value.isprintable():
-        raise click.BadParameter("it holds control characters", ctx, option)
+        raise click.BadParameter("it holds control characters; leave them out", ctx, option)
     return value
 
 

@@ -261,7 +261,7 @@ def dev(
         # Whoever says where some listen wants these and no more.
         places.update(dict.fromkeys(unasked))
     if not any(places.values()):
-        raise click.UsageError("nothing to do: every listener is off")
+        raise click.UsageError("nothing to do: every listener is off; give one a port")
     # A terminal that is closed leaves no temporary directory behind, either.
     with StopSignals(signal.SIGHUP) as signals, _data_directory(directory) as data:
         given = [*accounts, *_accounts_in(accounts_file)]

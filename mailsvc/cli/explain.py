@@ -84,7 +84,7 @@ def explain(transaction: str | None, sender: str | None, recipient: str | None,
     elif sender is None or recipient is None:
         raise click.UsageError("Say which message: 'SENDER -> RECIPIENT from ADDRESS'.")
     if not (sender + recipient).isprintable():
-        raise click.UsageError("An address holds control characters.")
+        raise click.UsageError("An address holds control characters; leave them out.")
     loaded = settings()
     try:
         verdict = Rehearsal(loaded, client or "127.0.0.1", submission=submission,

@@ -41,7 +41,8 @@ def export(account: Address, target: str, as_json: bool) -> None:
         raise click.UsageError(f"{target!r} is no target; expected mbox:FILE, maildir:DIR or "
                                "tar:FILE")
     if place == "-" and (scheme != "tar" or as_json):
-        raise click.UsageError("only tar:- goes to standard output, and nothing beside it")
+        raise click.UsageError("only tar:- goes to standard output, and nothing beside it; "
+                               "name a file, or leave out --json")
     with open_directory() as directory:
         found = directory.account(account.local_part, account.domain)
     if found is None:

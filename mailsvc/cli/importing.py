@@ -160,10 +160,11 @@ def _server(scheme: str, place: str, options: dict[str, Any]) -> _Server:
     user, _, host = place.rstrip("/").rpartition("@")
     user = options["user"] or user
     if not user:
-        raise click.UsageError(f"{scheme}://{place}: log in as whom?  Add --user NAME")
+        raise click.UsageError(f"{scheme}://{place}: tell as whom to log in; add --user NAME")
     host, port = host_and_port(host, 0)
     if not host:
-        raise click.UsageError(f"{scheme}://{place} names no host")
+        raise click.UsageError(f"{scheme}://{place} names no host; expected "
+                               f"{scheme}://HOST")
     tls = options["tls"] or ("implicit" if scheme.endswith("s") else "starttls")
     if options["folders"] and scheme.startswith("pop3"):
         raise click.UsageError("--folder: POP3 has no folders")

@@ -34,7 +34,7 @@ def _remember(ctx: click.Context, option: click.Parameter, value: str | None) ->
     if value is None:
         return
     if not value.isprintable():
-        raise click.BadParameter(f"{value!r} holds control characters", ctx, option)
+        raise click.BadParameter(f"{value!r} holds control characters; leave them out", ctx, option)
     # ctx.meta is one for the whole command line.
     ctx.meta[f"{__name__}.{option.name}"] = value
 
@@ -72,7 +72,8 @@ def mail_root() -> Path:
     root = _maildirs()
     if root is None:
         raise click.ClickException(f"mail is kept in {settings().service.store}, not in maildirs: "
-                                   "there are no files that this could work on")
+                                   "there are no files that this could work on; name a service "
+                                   "that has some with --config or --dir")
     return root
 
 

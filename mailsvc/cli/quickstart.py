@@ -83,7 +83,8 @@ class Report:
                 give_to_owner_of(self._log.parent, self._log)
         except OSError as error:
             raise click.ClickException(
-                f"cannot write the log {self._log}: {error.strerror}") from error
+                f"cannot write the log {self._log}: {error.strerror}; see that the disk has room, "
+                "and that nothing else is there") from error
 
 
 @dataclass(frozen=True, slots=True)

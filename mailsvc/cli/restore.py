@@ -66,7 +66,8 @@ def restore(place: Path, everything: bool, accounts: tuple[Address, ...],
         raise click.UsageError("--message needs --account: whose message is it?")
     path = snapshot.latest(place)
     if path is None:
-        raise click.ClickException(f"there is no whole snapshot in {place}")
+        raise click.ClickException(f"there is no whole snapshot in {place}; name where "
+                                   "`mailsvc backup make` puts them")
     try:
         with explained(path):
             if everything:
@@ -122,7 +123,8 @@ def _accounts(path: Path, accounts: tuple[Address, ...], domains: tuple[str, ...
                           + "; first add each with: mailsvc account add NAME, or name those that "
                           "are there with --account")
         if not chosen:
-            raise Refused(f"{path} has no mail of {', '.join(domains)}")
+            raise Refused(f"{path} has no mail of {', '.join(domains)}; look in another: "
+                          "mailsvc backup list")
     return list(chosen.values())
 
 

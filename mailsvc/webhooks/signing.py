@@ -46,12 +46,14 @@ def secrets_at(place: str) -> list[bytes]:
             with open(name, "rb") as stream:
                 text = stream.read(_MOST).decode("utf-8", "replace")
         except OSError as error:
-            raise SecretUnusable(f"{name} cannot be read: {error.strerror}",
+            raise SecretUnusable(f"{name} cannot be read: {error.strerror}; name a file that "
+                                 "the user who runs the service may read",
                                  hidden=isinstance(error, PermissionError)) from error
     elif name in os.environ:
         text = os.environ[name]
     elif place:
-        raise SecretUnusable(f"there is no {name} in the environment", hidden=True)
+        raise SecretUnusable(f"there is no {name} in the environment; set it to what "
+                             "`mailsvc webhook secret` prints", hidden=True)
     else:
         raise SecretUnusable("no secret is set: write what `mailsvc webhook secret` prints into a "
                              "file, and name it, as in file:/etc/mailsvc/webhook.secret")
