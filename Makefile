@@ -6,6 +6,7 @@
 #   make coverage   branch coverage of the protocol cores and the store, 98 % at least
 #   make bench      measure against the mail servers installed here
 #   make man        the manual pages, into build/man
+#   make deb        a Debian package, into build/deb
 #   make clean      remove .venv and everything built; ./run, with its mail, stays
 #
 # make PYTHON=python3.12 … picks an interpreter, make RUN="--smtp 2026" … adds options to
@@ -23,7 +24,7 @@ BIN := $(VENV)/bin
 # The stamps depend on setup.cfg and pyproject.toml: an edit there installs anew, none installs twice.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
 
-.PHONY: run test check lint types docs man packaging news coverage bench peers nodemailer axe kerberos clean
+.PHONY: run test check lint types docs man deb packaging news coverage bench peers nodemailer axe kerberos clean
 
 run: $(VENV)/.installed
 	@exec $(BIN)/mailsvc dev --dir run --hints $(RUN)
@@ -46,6 +47,9 @@ docs: $(VENV)/.installed-check
 
 man: $(VENV)/.installed
 	$(BIN)/python -m mailsvc.cli.manual build/man
+
+deb: $(VENV)/.installed
+	PIP="$(BIN)/python -m pip" etc/debian/build
 
 # Both distributions and what is in them; `make test` installs them as well.
 packaging: $(VENV)/.installed-test

@@ -52,6 +52,9 @@ _HEADING = """\
 #   mailsvc config why KEY FILE  says which line makes one so, and what it means
 """
 
+#: Where a package of mailsvc has its units; those in /etc go before them.
+PACKAGED = Path("/usr/lib/systemd/system")
+
 #: What a systemd unit takes as a path without any quoting.
 _PLAIN = re.compile(r"/[A-Za-z0-9_./+@-]*")
 
@@ -192,27 +195,34 @@ def records(settings: Settings, name: str, text: str) -> tuple[Path, Piece]:
             return place, There(f"DNS records {place}")
         make_folders(folder)
     except OSError as error:
-        raise Impossible(f"cannot write {place}: {error.strerror}") from error
+        raise Impossible(f"cannot write {place}: {error.strerror}; see that the disk has room, and "
+                         "that this user may write there") from error
     _write(place, text, 0o600, replace=True)
     return place, Made(f"DNS records {place}")
 
 
 def units(folder: Path, texts: Mapping[str, str]) -> list[Piece]:
-    """The unit files *texts* in *folder*."""
+    """The unit files *texts* in *folder*, but for those that a package has brought as they are."""
     pieces: list[Piece] = []
     for name, text in texts.items():
         place = folder / name
-        if not os.path.lexists(place):
+        if os.path.lexists(place):
+            pieces.append(There(f"unit {place}" + (
+                "" if _says(place, text) else ", other than this version's")))
+        elif _says(PACKAGED / name, text):
+            pieces.append(There(f"unit {PACKAGED / name}"))
+        else:
             _write(place, text, 0o644)
             pieces.append(Made(f"unit {place}"))
-            continue
-        try:
-            differs = place.read_text() != text
-        except OSError:
-            differs = True
-        pieces.append(There(f"unit {place}" + (
-            ", other than this version's" if differs else "")))
     return pieces
+
+
+def _says(place: Path, text: str) -> bool:
+    """Whether the file *place* can be read and holds *text*."""
+    try:
+        return place.read_text() == text
+    except OSError:
+        return False
 
 
 def check_unit_places(*places: Path) -> None:
@@ -293,7 +303,8 @@ def _write(place: Path, text: str, mode: int, *, replace: bool = False) -> None:
             # Unlike a rename, a link does not replace what somebody else has put there meanwhile.
             os.link(new, place)
     except OSError as error:
-        raise Impossible(f"cannot write {place}: {error.strerror}") from error
+        raise Impossible(f"cannot write {place}: {error.strerror}; see that the disk has room, and "
+                         "that this user may write there") from error
     finally:
         if new is not None:
             new.unlink(missing_ok=True)

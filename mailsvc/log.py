@@ -79,6 +79,17 @@ def observer(settings: LogSettings, stream: IO[str]) -> ILogObserver:
 class SharedLogFile(LogFile):
     """A log file that several processes append to; one of them rotates it, the others reopen it."""
 
+    def rotate(self) -> None:
+        """Begin a new file.  The present one becomes ``….1``, if logrotate has not moved it yet."""
+        try:
+            moved = not os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            moved = True
+        if not moved:
+            super().rotate()
+        elif os.access(self.directory, os.W_OK):  # otherwise to the old one, rather than to none
+            self.reopen()
+
     def _openFile(self) -> None:
         super()._openFile()
         # Each event is written at once, and so the lines of two processes do not mix.

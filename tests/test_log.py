@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,15 @@ from twisted.logger import (
 from twisted.python import log as legacy
 from zope.interface.verify import verifyObject
 
-from mailsvc.log import LogSettings, json_line, json_to_stdout, observer, text_line, text_to_stdout
+from mailsvc.log import (
+    LogSettings,
+    SharedLogFile,
+    json_line,
+    json_to_stdout,
+    observer,
+    text_line,
+    text_to_stdout,
+)
 
 HOSTILE = ("x\n2026-01-01T00:00:00.000+00:00 info  mailsvc: forged", "\r\n", "\x1b[2J\x1b]0;t\x07",
            "\x00", "\x7f\x85\x9b1m", "\u2028\u2029", "\u202egnp.exe", "\ud800", "{password}", "%s",
@@ -227,3 +236,21 @@ def test_twistd_takes_the_json_factory(tmp_path: Any) -> None:
         capture_output=True, text=True, timeout=60, check=True)
     entries = [json.loads(line) for line in done.stdout.splitlines()]
     assert [entry["hello"] for entry in entries if entry["namespace"] == "mailsvc.x"] == ["a\nb"]
+
+
+def test_a_log_file_that_logrotate_has_moved(tmp_path: Path) -> None:
+    file = SharedLogFile.fromFullPath(str(tmp_path / "log"))
+    file.write("one\n")
+    file.rotate()
+    file.write("two\n")
+    (tmp_path / "log").rename(tmp_path / "log-20261128")
+    file.rotate()
+    file.write("three\n")
+    # As well when logrotate has made another, which is not to be put aside.
+    (tmp_path / "log").rename(tmp_path / "log-20261129")
+    (tmp_path / "log").touch()
+    file.rotate()
+    file.write("four\n")
+    file.close()
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {
+        "log.1": "one\n", "log-20261128": "two\n", "log-20261129": "three\n", "log": "four\n"}

@@ -319,6 +319,21 @@ def test_units(tmp_path: Path) -> None:
     assert (tmp_path / "mailsvc.service").read_text() == "[Unit]\n"
 
 
+def test_units_of_a_package_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged, own = tmp_path / "packaged", tmp_path / "own"
+    packaged.mkdir()
+    own.mkdir()
+    monkeypatch.setattr(installation, "PACKAGED", packaged)
+    texts = {"mailsvc.service": "[Service]\n", "mailsvc.socket": "[Socket]\n"}
+    for name, text in texts.items():
+        (packaged / name).write_text(text)
+    assert installation.units(own, texts) == [There(f"unit {packaged / name}") for name in texts]
+    # With another way to start it, it needs a unit of its own.
+    changed = {**texts, "mailsvc.socket": "[Socket]\nListenStream=80\n"}
+    assert installation.units(own, changed) == [
+        There(f"unit {packaged / 'mailsvc.service'}"), Made(f"unit {own / 'mailsvc.socket'}")]
+
+
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         absent("systemd-analyze is not installed; it is in the package systemd")
