@@ -175,6 +175,7 @@ MAY_IMPORT = {
     "prerequisites": ["config", "listeners", "ownership", "store.tree", "trust"],
     "service": [*SERVICE, "prerequisites"],
     "rehearsal": SERVICE,
+    "consequences": ["config", "rehearsal", "tracing"],
     "worker": ["config", "listeners", "log", "service"],
     "workers": [*SERVICE, "service", "worker"],
     "blocking": ["client"],
@@ -183,9 +184,10 @@ MAY_IMPORT = {
     "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
-    "cli": [*SERVICE, "rehearsal", "service", "stopping", "workers", "tap", "sendmail", "client",
-            "blocking", "composing", "trust", "fetching", "mailfile", "reach", "zone",
-            "installation", "doctor", "backup", "importing", "export", "fsck", "cli"],
+    "cli": [*SERVICE, "rehearsal", "consequences", "service", "stopping", "workers", "tap",
+            "sendmail", "client", "blocking", "composing", "trust", "fetching", "mailfile",
+            "reach", "zone", "installation", "doctor", "backup", "importing", "export", "fsck",
+            "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

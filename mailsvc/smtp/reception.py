@@ -132,8 +132,10 @@ class Reception:
             answer = from_failure(failure, rcpt=True)
             self._tally.refused(answer)
             self._log.info(
-                "{id} refused recipient={recipient} sender={sender}" + _REFUSED, id=envelope.id,
+                "{id} refused recipient={recipient} sender={sender}"
+                + (" user={user}" if origin.user else "") + _REFUSED, id=envelope.id,
                 recipient=str(asked.forward_path), sender=str(envelope.reverse_path),
+                user=origin.user,
                 client=origin.client, connection=origin.connection, reply=_in_short(answer))
             return answer
         envelope.recipients.append(
