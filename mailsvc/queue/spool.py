@@ -77,6 +77,10 @@ _NEVER = 4_102_444_800.0
 #: How many files the claims are spread over.
 _CLAIM_FILES = 16
 
+#: How long the times of files may stay the same although something changes, seconds; no clock of a
+#: kernel is so coarse.
+_TICK = 2.0
+
 #: The longest envelope that is read, in octets.
 _MOST_ENVELOPE = 64 << 20
 
@@ -142,6 +146,8 @@ class Spool:
         self._root = os.fsencode(root)
         self.journal = self._root + b"/journal"
         self.claims = Claims(self._root + b"/claimed")
+        #: When a message last came or went, before all were listed.
+        self._listed: float | None = None
         self._incoming, self._message, self._state, self._unreadable = (
             self._root + name for name in (b"/incoming", b"/message", b"/state", b"/unreadable"))
 
@@ -238,6 +244,15 @@ class Spool:
     def ids(self) -> set[str]:
         """Every message in the queue."""
         return {name for name in os.listdir(os.fsdecode(self._message)) if _is_id(name)}
+
+    def ids_if_changed(self) -> set[str] | None:
+        """As :meth:`ids`; None if none has come or gone since that was last listed."""
+        now, changed = time.time(), os.stat(self._message).st_mtime
+        if changed == self._listed:
+            return None
+        # What changes within the same tick of the clock has the same time.
+        self._listed = changed if changed < now - _TICK else None
+        return self.ids()
 
     def due(self) -> dict[str, float]:
         """When each message is tried next, seconds since the epoch; 0 for at once."""
