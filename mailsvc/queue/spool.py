@@ -44,6 +44,7 @@ import fcntl
 import hashlib
 import io
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -80,6 +81,9 @@ _CLAIM_FILES = 16
 #: How long the times of files may stay the same although something changes, seconds; no clock of a
 #: kernel is so coarse.
 _TICK = 2.0
+
+#: How much of a file is read before it is asked how long it is, octets: nearly always all of it.
+_FIRST = 32_768
 
 #: The longest envelope that is read, in octets.
 _MOST_ENVELOPE = 64 << 20
@@ -455,11 +459,14 @@ class Claims:
     Each stands for one octet of one of the files *path*.0, *path*.1, …, which are empty: whoever
     works on the message has that octet locked (fcntl(2)).  The kernel unlocks it when that process
     ends, in whatever way.  It looks through all locks on a file to find one; hence several files.
+
+    For any thread; but for one message only one at a time.
     """
 
     def __init__(self, path: bytes) -> None:
         self._path = path
         self._files: dict[int, int] = {}
+        self._opening = threading.Lock()
         self._taken: set[str] = set()
 
     def take(self, id: str) -> bool:
@@ -475,22 +482,25 @@ class Claims:
         return True
 
     def give_back(self, id: str) -> None:
-        """Let others have it."""
-        self._taken.discard(id)
-        fd, octet = self._place(id)
-        fcntl.lockf(fd, fcntl.LOCK_UN, 1, octet)
+        """Let others have it.  May be called again."""
+        if id in self._taken:
+            fd, octet = self._place(id)
+            fcntl.lockf(fd, fcntl.LOCK_UN, 1, octet)
+            self._taken.discard(id)
 
     def _place(self, id: str) -> tuple[int, int]:
         """A descriptor of its file, and which octet there."""
         # Should two messages have the same, one waits for the other.
         octet = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) >> 2
         number = octet % _CLAIM_FILES
-        fd = self._files.get(number)
-        if fd is None:
-            # Never closed: with any descriptor of a file all locks on it go.
-            fd = self._files[number] = os.open(
-                b"%b.%d" % (self._path, number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
-        return fd, octet
+        if number not in self._files:
+            with self._opening:
+                if number not in self._files:
+                    # Never closed: with any descriptor of a file all locks on it go.
+                    self._files[number] = os.open(
+                        b"%b.%d" % (self._path, number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW,
+                        _FILE_MODE)
+        return self._files[number], octet
 
 
 def _is_id(name: str) -> bool:
@@ -501,12 +511,15 @@ def _opened(path: bytes) -> BinaryIO:
     """The file *path*: a small one has been read, in as few system calls as can be."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        size = os.fstat(fd).st_size
-        if size > SMALL:
-            return open(fd, "rb")
-        data = os.read(fd, size)
-        if len(data) < size:
-            raise OSError(errno.EIO, "the file could not be read whole", os.fsdecode(path))
+        data = os.read(fd, _FIRST)
+        if len(data) == _FIRST:
+            size = os.fstat(fd).st_size
+            if size > SMALL:
+                os.lseek(fd, 0, os.SEEK_SET)
+                return open(fd, "rb")
+            data += os.read(fd, size)
+            if len(data) < size:
+                raise OSError(errno.EIO, "the file could not be read whole", os.fsdecode(path))
     except BaseException:
         os.close(fd)
         raise
