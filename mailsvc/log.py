@@ -32,9 +32,11 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any
 
+from constantly import NamedConstant
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
+    ILogFilterPredicate,
     ILogObserver,
     LogEvent,
     LogLevel,
@@ -42,6 +44,7 @@ from twisted.logger import (
     formatEvent,
 )
 from twisted.python.logfile import LogFile
+from zope.interface import provider
 
 from mailsvc.settings import OneOf, setting
 
@@ -73,7 +76,18 @@ def observer(settings: LogSettings, stream: IO[str]) -> ILogObserver:
     for namespace, level in settings.levels.items():
         predicate.setLogLevelForNamespace(namespace, LogLevel.levelWithName(level))
     line = json_line if settings.format == "json" else text_line
-    return FilteringLogObserver(FileLogObserver(stream, line), [predicate])
+
+    @functools.lru_cache(1000)
+    def judged(namespace: str, level: NamedConstant | None) -> NamedConstant:
+        return predicate({"log_namespace": namespace, "log_level": level})
+
+    @provider(ILogFilterPredicate)
+    def remembering(event: LogEvent) -> NamedConstant:
+        # There are few of both, and to judge takes half as long as to write the line.
+        return judged(event.get("log_namespace", ""), event.get("log_level"))
+
+    return FilteringLogObserver(FileLogObserver(stream, line), [
+        remembering])  # type: ignore[list-item]
 
 
 class SharedLogFile(LogFile):
