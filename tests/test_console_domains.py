@@ -91,6 +91,23 @@ def test_an_account_that_gets_no_mail_any_more_is_told_of(browser: Browser,
     mailsvc("alias", "remove", "gone@example.org")
 
 
+def test_a_name_that_needs_quotes_is_changed_and_removed(browser: Browser,
+                                                         mailsvc: CommandLine) -> None:
+    name = '"a <b>, \\"c"@example.org'
+    assert browser.post("/aliases", {"name": name, "targets": ALICE}).status == 303
+    page = browser.ask("/aliases").content.decode()
+    link = re.search(r'href="(/aliases\?change=[^"#]*b%3E[^"#]*)#make"', page)
+    assert link
+    page = browser.ask(link[1]).content.decode()
+    filled = re.search(r'<input id="name"[^>]* value="([^"]*)"', page)
+    assert filled
+    assert html.unescape(filled[1]) == name
+    assert browser.post("/aliases", {"name": name, "targets": BOB, "replace": "on"}).status == 303
+    assert mailsvc.json("alias", "list")[0]["targets"] == [BOB]
+    assert browser.post("/aliases/remove", {"name": name}).status == 303
+    assert mailsvc.json("alias", "list") == []
+
+
 @pytest.mark.parametrize("arguments", [
     ("nonsense", ALICE), ("a@nowhere.example", ALICE), ("a@example.org", "nobody@example.org"),
     ("a@example.org", "a@example.org"), ("taken@example.org", BOB), ("a@example.org", "x y"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 from twisted.logger import Logger
 
 from mailsvc.console.accounts import PAGE, number
 from mailsvc.console.call import Answer, Call, Page, Redirect
 from mailsvc.directory import Alias, SqliteDirectory
+from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, parse_address
 
 _log = Logger("mailsvc.console")
@@ -25,22 +27,29 @@ async def _list(call: Call, wrong: str = "") -> Page:
     def read(directory: SqliteDirectory) -> tuple[list[Alias], list[str], Alias | None]:
         aliases = [each for each in directory.aliases()
                    if wanted in f"{each.name} {' '.join(map(str, each.targets))}".casefold()]
-        local_part, _, domain = call.query["change"].rpartition("@")
-        return (aliases, [each.name for each in directory.domains()],
-                directory.alias(local_part, domain) if domain else None)
+        changed = None
+        with suppress(DirectoryError):
+            address = parse_address(call.query["change"])
+            changed = directory.alias(address.local_part, address.domain)
+        return aliases, [each.name for each in directory.domains()], changed
 
     aliases, domains, changed = await call.backend.change(read)
     filled = {"name": call.form["name"], "targets": call.form.text("targets"),
               "moved": "moved" in call.form, "replace": "replace" in call.form}
     if changed is not None:
-        filled = {"name": changed.name, "targets": "\n".join(map(str, changed.targets)),
+        filled = {"name": _address(changed), "targets": "\n".join(map(str, changed.targets)),
                   "moved": changed.moved, "replace": True}
     first = PAGE * (page - 1)
     return Page("aliases.html", {
-        "aliases": aliases[first:first + PAGE], "count": len(aliases), "page": page,
-        "more": len(aliases) > first + PAGE, "wanted": call.query["q"], "domains": domains,
-        "filled": filled, "wrong": wrong, "changing": changed is not None},
-        400 if wrong else 200)
+        "aliases": [(_address(each), each) for each in aliases[first:first + PAGE]],
+        "count": len(aliases), "page": page, "more": len(aliases) > first + PAGE,
+        "wanted": call.query["q"], "domains": domains, "filled": filled, "wrong": wrong,
+        "changing": changed is not None}, 400 if wrong else 200)
+
+
+def _address(alias: Alias) -> str:
+    """Its name as an address is written: with quotes, if need be."""
+    return str(Address(alias.local_part, alias.domain))
 
 
 async def put(call: Call) -> Answer:
