@@ -37,6 +37,7 @@ class Backend:
         logs in to it by its *authenticator* shows what :mod:`mailsvc.console.inside` gives out.
     :ivar verify: whether something is the password that has a verifier; never in this thread.
     :ivar realm: the cred realm, of all avatars.
+    :ivar lookups: threads for what waits for name servers elsewhere.
     :ivar listening: the kinds of the listeners, and where each is.
     :ivar elsewhere: whether passwords are kept elsewhere, so that they cannot be changed here.
     """
@@ -51,6 +52,7 @@ class Backend:
     realm: Any
     verify: Callable[[str, str | None, bytes], Deferred[bool]]
     reactor: Any
+    lookups: Threads
     listening: Callable[[], list[tuple[str, str]]]
     elsewhere: bool = False
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 from mailsvc.console import (
     accounts,
+    aliases,
     configuration,
+    deleted,
+    domains,
     login,
     mailbox,
     overview,
@@ -20,6 +23,7 @@ from mailsvc.console import (
     queue,
     sending,
     static,
+    tracing,
 )
 from mailsvc.console.call import ADMINISTRATOR, ANYBODY, USER, Answer, Call
 
@@ -59,6 +63,8 @@ ROUTES = (
     Route("/mailbox/{id}/download", USER, {"GET": mailbox.download}),
     Route("/mailbox/{id}/part/{number}", USER, {"GET": mailbox.download_part}),
     Route("/mailbox/{id}/delete", USER, {"GET": mailbox.ask, "POST": mailbox.delete}),
+    Route("/deleted", USER, {"GET": deleted.show_list, "POST": deleted.restore}),
+    Route("/trace", USER, {"GET": tracing.show}),
     Route("/account", USER, {"GET": own.show}),
     Route("/account/password", USER, {"POST": own.change_password}),
     Route("/account/app-passwords", USER, {"POST": own.add_app_password}),
@@ -71,6 +77,12 @@ ROUTES = (
     Route("/accounts/{name}/password", ADMINISTRATOR, {"POST": accounts.set_password}),
     Route("/accounts/{name}/remove", ADMINISTRATOR, {"GET": accounts.ask,
                                                     "POST": accounts.remove}),
+    Route("/aliases", ADMINISTRATOR, {"GET": aliases.show_list, "POST": aliases.put}),
+    Route("/aliases/remove", ADMINISTRATOR, {"POST": aliases.remove}),
+    Route("/domains", ADMINISTRATOR, {"GET": domains.show_list, "POST": domains.add}),
+    Route("/domains/{name}", ADMINISTRATOR, {"GET": domains.show, "POST": domains.change}),
+    Route("/domains/{name}/check", ADMINISTRATOR, {"POST": domains.check}),
+    Route("/domains/{name}/remove", ADMINISTRATOR, {"POST": domains.remove}),
     Route("/configuration", ADMINISTRATOR, {"GET": configuration.show}),
 )
 

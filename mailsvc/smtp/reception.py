@@ -135,8 +135,8 @@ class Reception:
                 "{id} refused recipient={recipient} sender={sender}"
                 + (" user={user}" if origin.user else "") + _REFUSED, id=envelope.id,
                 recipient=str(asked.forward_path), sender=str(envelope.reverse_path),
-                user=origin.user,
-                client=origin.client, connection=origin.connection, reply=_in_short(answer))
+                user=origin.user, client=origin.client, connection=origin.connection,
+                reply=_in_short(answer))
             return answer
         envelope.recipients.append(
             Recipient(asked.forward_path, accounts, remotes, asked.notify, asked.orcpt))
