@@ -26,9 +26,10 @@ from mailsvc.credentials import ScramKeys
 from mailsvc.errors import MailFailure
 from mailsvc.mail import Envelope
 from mailsvc.sasl.context import Context
-from mailsvc.sasl.exchange import LINE_OCTETS, Exchange
-from mailsvc.sasl.steps import Challenge, Guessed, Kind, LogIn, Lookup, Step, Succeeded
+from mailsvc.sasl.exchange import LINE_OCTETS
+from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp import replies
+from mailsvc.smtp.auth import Auth
 from mailsvc.smtp.commands import (
     CHUNKS,
     CLOSED,
@@ -87,8 +88,8 @@ class Session:
     """
 
     __slots__ = (
-        "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening", "_output",
-        "_pending", "_question", "authenticated", "clock", "commands", "envelope", "errors",
+        "_auth", "_idle", "_input", "_messages", "_opening", "_output", "_pending", "_question",
+        "authenticated", "clock", "commands", "envelope", "errors",
         "extended", "hello", "hostname", "intake", "known", "limits", "mode", "phase",
         "refused_recipient", "sasl", "tls_active", "tls_available", "trusted", "turns",
     )  # fmt: skip
@@ -132,8 +133,7 @@ class Session:
         self.intake: Intake | None = None
         self._input = LineReader(
             max(limits.command_octets, LINE_OCTETS) if sasl else limits.command_octets)
-        #: The AUTH command under way, or None.
-        self._exchange: Exchange | None = None
+        self._auth = Auth(self) if sasl else None
         #: The first octet of all.
         self._opening = b""
         self._output: list[bytes] = []
@@ -147,7 +147,6 @@ class Session:
         # Likewise; the number of messages is that of the connection.
         self._idle = 0
         self._messages = 0
-        self._login_failures = 0
         self.ask(Connected())
 
     # ---- for the owner: in and out ----
@@ -239,7 +238,8 @@ class Session:
             transition(self, question, answer)
         elif isinstance(question, Lookup | LogIn | Guessed):
             # Neither right nor wrong: it could not be found out.
-            self._exchange = None
+            assert self._auth is not None
+            self._auth.drop()
             self.refuse(answer)
         elif answer.positive:
             self.say(answer)
@@ -248,30 +248,27 @@ class Session:
 
     def keys(self, keys: ScramKeys) -> None:
         """Answer Lookup."""
-        self._question = None
-        assert self._exchange is not None
-        self._step(self._exchange.answer(keys))
+        self._auth_answered().answer(keys)
 
     def logged_in(self, name: str) -> None:
         """Answer LogIn: the client is who it says, and *name* the account's."""
-        self._question = None
-        assert self._exchange is not None
         self.authenticated = name
-        self._step(self._exchange.answer(True))
+        self._auth_answered().answer(True)
 
     def login_refused(self) -> None:
         """Answer LogIn or Guessed: the login is wrong; whether by name or password is not told."""
-        self._question = None
-        if self._exchange is None:
-            self._wrong_login()
-        else:
-            self._step(self._exchange.answer(False))
+        self._auth_answered().refused()
 
     def login_failed(self, failure: MailFailure) -> None:
         """Answer Lookup, LogIn or Guessed: it could not be found out (RFC 4954 §6)."""
         answer = from_failure(failure)
         temporary = answer.code < 500
         self.reply(Reply(454 if temporary else 534, answer.status, answer.lines))
+
+    def _auth_answered(self) -> Auth:
+        self._question = None
+        assert self._auth is not None
+        return self._auth
 
     def refuse_message(self, answer: Reply) -> None:
         """Decide amid a message how it will end: the rest is swallowed, then *answer* sent."""
@@ -320,6 +317,10 @@ class Session:
         """Send a reply."""
         self._output.append(answer.wire)
 
+    def send(self, octets: bytes) -> None:
+        """Send what is no reply."""
+        self._output.append(octets)
+
     def refuse(self, answer: Reply) -> None:
         """Send a negative reply; too many of them end the session."""
         self.say(answer)
@@ -329,9 +330,8 @@ class Session:
 
     def authenticate(self, mechanism: bytes, initial: bytes | None) -> None:
         """Begin an AUTH exchange."""
-        assert self.sasl is not None
-        self._exchange = Exchange(self.sasl())
-        self._step(self._exchange.start(mechanism, initial))
+        assert self._auth is not None
+        self._auth.begin(mechanism, initial)
 
     def end_transaction(self, reason: str) -> None:
         """Forget the transaction; the owner of a message that has begun is told *reason*."""
@@ -366,14 +366,15 @@ class Session:
         try:
             line = self._input.line()
         except LineTooLong:
-            self._exchange = None
+            if self._auth is not None:
+                self._auth.drop()
             self.refuse(replies.LINE_TOO_LONG)
             return True
         if line is None:
             return False
         self.commands += 1
-        if self._exchange is not None:
-            self._step(self._exchange.receive(line))
+        if self._auth is not None and self._auth.under_way:
+            self._auth.receive(line)
             return True
         if _CONTROL.search(line):
             self.refuse(replies.BAD_CHARACTERS)
@@ -408,31 +409,6 @@ class Session:
             status = command.fault if isinstance(fault, AddressFault) else "5.5.4"
             self.refuse(reply(fault.code, status, printable(str(fault))))
         return True
-
-    def _step(self, step: Step) -> None:
-        """Do what the AUTH exchange asks for (RFC 4954 §4)."""
-        if isinstance(step, Challenge):
-            self._output.append(b"334 " + step.line + b"\r\n")
-        elif isinstance(step, Lookup | LogIn):
-            self.ask(step)
-        elif isinstance(step, Succeeded):
-            self._exchange = None
-            self.say(replies.LOGGED_IN)
-        elif step.kind is Kind.WRONG:
-            self._exchange = None
-            if step.username:
-                self.ask(Guessed(step.username))
-            else:
-                self._wrong_login()
-        else:
-            self._exchange = None
-            self.refuse(replies.FAILED_AUTH[step.kind])
-
-    def _wrong_login(self) -> None:
-        self.refuse(replies.FAILED_AUTH[Kind.WRONG])
-        self._login_failures += 1
-        if self._login_failures >= self.limits.login_failures:
-            self.close(replies.TOO_MANY_LOGINS)
 
     def _read_message(self) -> None:
         intake = self.intake
