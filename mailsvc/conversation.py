@@ -244,14 +244,15 @@ class Conversation(Protocol):
         session, handlers = self.session, self.handlers
         self._advancing = True
         try:
-            while self.writable and not self.at_work:
+            while self.writable and not (
+                    session.waiting or self._stalled or self._held is not None):
                 if self._last:
                     self.say_goodbye(now=False)
                 event = session.next_event()
                 if event is not None:
                     handlers[type(event)](self, event)
-                if self._heir is not None:
-                    return
+                    if self._heir is not None:
+                        return
                 if (self._braked and (session.commands != self._commands
                                       or session.errors != self._errors)
                         and not self.at_work and self._brake()):

@@ -41,6 +41,7 @@ from twisted.logger import (
     LogLevelFilterPredicate,
     formatEvent,
 )
+from constantly import NamedConstant
 from twisted.python.logfile import LogFile
 
 from mailsvc.settings import OneOf, setting
@@ -69,11 +70,26 @@ class LogSettings:
 
 def observer(settings: LogSettings, stream: IO[str]) -> ILogObserver:
     """An observer that writes to *stream*, in the format and from the levels of *settings*."""
-    predicate = LogLevelFilterPredicate(LogLevel.levelWithName(settings.level))
+    predicate = _Levels(LogLevel.levelWithName(settings.level))
     for namespace, level in settings.levels.items():
         predicate.setLogLevelForNamespace(namespace, LogLevel.levelWithName(level))
     line = json_line if settings.format == "json" else text_line
     return FilteringLogObserver(FileLogObserver(stream, line), [predicate])
+
+
+class _Levels(LogLevelFilterPredicate):
+    """As Twisted has it, which finds out anew for each event what it found for the one before."""
+
+    def __init__(self, lowest: NamedConstant) -> None:
+        super().__init__(lowest)
+        self._found: dict[tuple[object, object], NamedConstant] = {}
+
+    def __call__(self, event: LogEvent) -> NamedConstant:
+        key = event.get("log_namespace"), event.get("log_level")
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = super().__call__(event)
+        return found
 
 
 class SharedLogFile(LogFile):

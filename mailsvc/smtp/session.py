@@ -65,7 +65,6 @@ from mailsvc.smtp.replies import Reply, from_failure, printable, reply
 from mailsvc.wire import LineReader, LineTooLong
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_WHITE_SPACE = re.compile(rb"[ \t]+")
 # What a web page can be made to send here (ALPACA), in HTTP or in TLS.  RFC 5321 §3.8 asks for
 # patience with unknown commands, but not with these as the first thing said.
 _HTTP = frozenset((b"CONNECT", b"DELETE", b"GET", b"HEAD", b"OPTIONS", b"PATCH", b"POST", b"PUT"))
@@ -159,8 +158,9 @@ class Session:
 
     def data_to_send(self) -> bytes:
         """The octets owed to the peer, which are thereby forgotten here."""
-        output = b"".join(self._output)
-        self._output.clear()
+        if not self._output:
+            return b""
+        output, self._output = b"".join(self._output), []
         return output
 
     def next_event(self) -> Event | None:
@@ -168,16 +168,17 @@ class Session:
 
         :raises RuntimeError: a question is open.
         """
-        while not self._pending:
+        pending, read = self._pending, self._input
+        while not pending:
             if self._question is not None:
                 raise RuntimeError(f"{self._question!r} has not been answered")
-            if self.phase is CLOSED or not len(self._input):
+            if not read or self.phase is CLOSED:
                 return None
-            if self.receiving:
+            if self.intake is not None and self.intake.chunk != 0:
                 self._read_message()
             elif not self._read_command():
                 return None
-        return self._pending.pop(0)
+        return pending.pop(0)
 
     @property
     def waiting(self) -> bool:
@@ -383,10 +384,12 @@ class Session:
             self.refuse(replies.LINE_TOO_LONG)
             return True
         # bytes.upper() changes ASCII letters only, so no look-alike passes for a letter.
-        word, _, argument = _WHITE_SPACE.sub(b" ", line.rstrip(b" \t"), count=1).partition(b" ")
-        command = COMMANDS.get(word.upper())
+        words = line.rstrip(b" \t").split(None, 1)
+        # In front of a verb there is no space.
+        verb = words[0].upper() if words and line.startswith(words[0]) else b""
+        command = COMMANDS.get(verb)
         if command is None or not command.known(self.mode):
-            if self.phase is START and word.upper() in _HTTP:
+            if self.phase is START and verb in _HTTP:
                 self.close(replies.NOT_HTTP)
             else:
                 self.refuse(replies.UNRECOGNIZED)
@@ -404,7 +407,7 @@ class Session:
             self.refuse(out_of_order(command.verb, self))
             return True
         try:
-            command.act(self, argument)
+            command.act(self, words[1] if len(words) > 1 else b"")
         except SyntaxFault as fault:
             status = command.fault if isinstance(fault, AddressFault) else "5.5.4"
             self.refuse(reply(fault.code, status, printable(str(fault))))
