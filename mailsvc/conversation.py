@@ -47,6 +47,7 @@ from mailsvc.connections import Connections, client_address
 from mailsvc.errors import MailFailure, TemporaryFailure
 from mailsvc.figures import Share
 from mailsvc.handshake import TLSState, describe
+from mailsvc.log import Log
 from mailsvc.mail import new_id
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
@@ -556,7 +557,7 @@ class ConversationFactory(Factory):
         self.hostname = hostname
         self.clock = clock
         self.tls = tls
-        self.log = Logger(self.namespace)
+        self.log: Logger = Log(self.namespace)
         #: When it was last told of clients that may not connect.
         self._refused: OrderedDict[str, float] = OrderedDict()
         self.connections = connections if connections is not None else Connections(

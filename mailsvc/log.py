@@ -37,6 +37,7 @@ from twisted.logger import (
     FilteringLogObserver,
     ILogObserver,
     LogEvent,
+    Logger,
     LogLevel,
     LogLevelFilterPredicate,
     formatEvent,
@@ -100,6 +101,16 @@ class SharedLogFile(LogFile):
         # Each event is written at once, and so the lines of two processes do not mix.
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
         fcntl.fcntl(self._file, fcntl.F_SETFL, flags | os.O_APPEND)
+
+
+class Log(Logger):
+    """A Logger of what happens all the time: it looks for no fault in how it is called."""
+
+    def info(self, format: str | None = None, **fields: object) -> None:
+        """As ``Logger.info``, at less than half the cost."""
+        fields.update(log_logger=self, log_level=LogLevel.info, log_namespace=self.namespace,
+                      log_source=self.source, log_format=format, log_time=time.time())
+        self.observer(fields)
 
 
 def text_to_stdout() -> ILogObserver:
