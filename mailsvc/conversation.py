@@ -47,6 +47,7 @@ from mailsvc.connections import Connections, client_address
 from mailsvc.errors import MailFailure, TemporaryFailure
 from mailsvc.figures import Share
 from mailsvc.handshake import TLSState, describe
+from mailsvc.log import Log
 from mailsvc.mail import new_id
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
@@ -244,14 +245,15 @@ class Conversation(Protocol):
         session, handlers = self.session, self.handlers
         self._advancing = True
         try:
-            while self.writable and not self.at_work:
+            while self.writable and not (
+                    session.waiting or self._stalled or self._held is not None):
                 if self._last:
                     self.say_goodbye(now=False)
                 event = session.next_event()
                 if event is not None:
                     handlers[type(event)](self, event)
-                if self._heir is not None:
-                    return
+                    if self._heir is not None:
+                        return
                 if (self._braked and (session.commands != self._commands
                                       or session.errors != self._errors)
                         and not self.at_work and self._brake()):
@@ -555,7 +557,7 @@ class ConversationFactory(Factory):
         self.hostname = hostname
         self.clock = clock
         self.tls = tls
-        self.log = Logger(self.namespace)
+        self.log: Logger = Log(self.namespace)
         #: When it was last told of clients that may not connect.
         self._refused: OrderedDict[str, float] = OrderedDict()
         self.connections = connections if connections is not None else Connections(

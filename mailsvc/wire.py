@@ -116,11 +116,13 @@ class DotReader:
         # RFC 5321 §4.5.2: behind each CRLF "." there is the end of data, or text that it stuffs.
         # One split finds both; a search for each would take three times as long.
         parts = data.split(_DOT)
-        ended = any(not part or part.startswith(CRLF) for part in parts[1:])
-        end = data.find(END_OF_DATA) if ended else -1
-        if end >= 0:
-            self.rest = data[end + 5 :]
-            data = data[: end + 2].replace(_DOT, CRLF)
+        last = len(parts) - 1
+        # Where a part is empty, the CRLF that ends the data has begun the next one's CRLF ".".
+        end = next((n for n, part in enumerate(parts)
+                    if n and (part.startswith(CRLF) or (not part and n < last))), 0)
+        if end:
+            self.rest = _DOT.join(parts[end:])[2:]
+            data = CRLF.join(parts[:end]) + CRLF
         else:
             self._held = next((tail for tail in _DATA_TAILS if data.endswith(tail)), b"")
             data = CRLF.join(parts)

@@ -120,8 +120,8 @@ class Reception:
                 asked.forward_path, relay=submitter is not None and queue is not None)
             if isinstance(found, Deferred):
                 found = await found
-            accounts = tuple(each for each in found if isinstance(each, Account))
-            remotes = tuple(each for each in found if isinstance(each, Remote))
+            accounts = tuple([each for each in found if isinstance(each, Account)])
+            remotes = tuple([each for each in found if isinstance(each, Remote)])
             if remotes and queue is None:
                 raise RelayDenied("Relaying denied: mail to other hosts is not sent from here")
             for account in accounts:

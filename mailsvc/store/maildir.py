@@ -126,7 +126,6 @@ class MaildirStore:
                 backlog=settings.backlog_octets, seconds=settings.checkpoint_seconds)
         self._shelf = (Shelf(sync=settings.durability != "none")
                        if settings.keep_deleted_days else None)
-        self._listings = ListingCache(SizeCache(), settings.listing_cache_messages)
         sizes = SizeCache()
         self._listings = ListingCache(sizes, settings.listing_cache_messages)
         # Apart from those of sessions, each of which belongs to who has the lock.
