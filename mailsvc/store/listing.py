@@ -243,7 +243,8 @@ class Listing:
 
     def path(self, number: int) -> bytes:
         """Where the file of message *number* was seen last."""
-        return next(self._places(_unmark(self._marked(number))))
+        name = self._marked(number).replace(b"\0", b"")
+        return b"".join((self._home, b"/cur/" if b":" in name else b"/new/", name))
 
     def open(self, number: int) -> int:
         """A descriptor of the file of message *number*, for reading.
@@ -251,11 +252,10 @@ class Listing:
         :raises FileNotFoundError: when it is neither where it was seen last nor just moved from
             new/ to cur/; :meth:`relocate` may find it.
         """
-        name = _unmark(self._marked(number))
         try:
-            return os.open(next(self._places(name)), _OPEN_MESSAGE)
+            return os.open(self.path(number), _OPEN_MESSAGE)
         except FileNotFoundError:
-            return _open(self._places(name))
+            return _open(self._places(_unmark(self._marked(number))))
 
     def stored(self, number: int) -> int | None:
         """The size of the file of message *number* as its name tells it, if it does."""

@@ -58,6 +58,7 @@ from mailsvc.store.group import GroupCommitter
 from mailsvc.store.listing import Listing, ListingCache, SizeCache
 from mailsvc.store.recovery import Recovery
 from mailsvc.store.retrieval import AT_ONCE, FileBlocks, Retrieval, at_once
+from mailsvc.store.text import canonical
 from mailsvc.store.threads import Threads
 from mailsvc.store.tree import MailTree, sync_directory
 
@@ -275,17 +276,26 @@ class View:
 
     def text(self, number: int) -> bytes | None:
         """As ``IView.text``."""
-        size = self._listing.stored(number)
-        if size is None or size > AT_ONCE:
+        if number < 1:
+            raise IndexError(number)
+        octets = self.sizes[number - 1]
+        if octets > AT_ONCE:
             return None
         try:
             fd = self._listing.open(number)
         except OSError:
             return None  # read() will look elsewhere, or tell
         try:
-            return at_once(fd, size)
+            stored = at_once(fd, octets)
         finally:
             os.close(fd)
+        if stored is None:
+            return None
+        # Most are sent as they are stored.
+        unchanged = len(stored) == octets
+        if unchanged or len(stored) == self._listing.stored(number):
+            return canonical(stored, unchanged)
+        return None
 
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
         """As ``IView.read``."""
