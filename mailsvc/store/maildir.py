@@ -372,14 +372,13 @@ class Maildrop(View):
         octets = messages = 0
         for number in self._kept(self._shelf, numbers, remaining) if self._shelf else numbers:
             try:
-                path, size = self._listing.remove(number)
+                directory, name, size = self._listing.remove(number)
             except FileNotFoundError:
                 continue  # another program was faster
             except OSError as error:
                 self._note(error)
                 remaining.append(number)
                 continue
-            directory, name = os.path.split(path)
             removed.setdefault(directory, {})[name] = number
             octets += size
             messages += 1
