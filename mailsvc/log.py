@@ -44,7 +44,6 @@ from twisted.logger import (
     LogLevelFilterPredicate,
     formatEvent,
 )
-from constantly import NamedConstant
 from twisted.python.logfile import LogFile
 from zope.interface import provider
 

@@ -1,4 +1,4 @@
-"""The end of a reactor's turn: when all that has come has been handled, and nothing new is asked for.
+"""The end of a reactor's turn: all that has come has been handled, and nothing new is asked for.
 
 What wakes somebody up, another thread or the peer of a connection, is best done then, and once:
 whoever wakes takes the processor, or the interpreter's lock, from the one that has more to read.

@@ -193,8 +193,8 @@ MAY_IMPORT = {
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
     "cli": [*SERVICE, "rehearsal", "consequences", "service", "stopping", "workers", "tap",
             "sendmail", "client", "blocking", "composing", "trust", "fetching", "mailfile",
-            "reach", "records", "zone", "installation", "doctor", "backup", "importing", "export", "fsck",
-            "cli"],
+            "reach", "records", "zone", "installation", "doctor", "backup", "importing", "export",
+            "fsck", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.
