@@ -36,7 +36,6 @@ from constantly import NamedConstant
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
-    ILogFilterPredicate,
     ILogObserver,
     LogEvent,
     Logger,
@@ -45,7 +44,6 @@ from twisted.logger import (
     formatEvent,
 )
 from twisted.python.logfile import LogFile
-from zope.interface import provider
 
 from mailsvc.settings import OneOf, setting
 
@@ -78,17 +76,7 @@ def observer(settings: LogSettings, stream: IO[str]) -> ILogObserver:
         predicate.setLogLevelForNamespace(namespace, LogLevel.levelWithName(level))
     line = json_line if settings.format == "json" else text_line
 
-    @functools.lru_cache(1000)
-    def judged(namespace: str, level: NamedConstant | None) -> NamedConstant:
-        return predicate({"log_namespace": namespace, "log_level": level})
-
-    @provider(ILogFilterPredicate)
-    def remembering(event: LogEvent) -> NamedConstant:
-        # There are few of both, and to judge takes half as long as to write the line.
-        return judged(event.get("log_namespace", ""), event.get("log_level"))
-
-    return FilteringLogObserver(FileLogObserver(stream, line), [
-        remembering])  # type: ignore[list-item]
+    return FilteringLogObserver(FileLogObserver(stream, line), [predicate])
 
 
 class _Levels(LogLevelFilterPredicate):

@@ -181,10 +181,13 @@ class POP3Protocol(Conversation):
             retrieval.stop()
         if self._logout is None or self.session.state is State.UPDATE:
             return
-        self._count_retrieved()
-        self._tell_retrieved()
-        logout, self._logout, self._maildrop = self._logout, None, None
-        logout()
+        logout, self._logout = self._logout, None
+        try:
+            self._count_retrieved()
+            self._tell_retrieved()
+        finally:  # whatever happens, nobody else is locked out
+            self._maildrop = None
+            logout()
         self.factory.session.observe(time.monotonic_ns() - self._since)
         self.log.info(
             "{connection} logged out user={user!r} retrieved={retrieved} deleted={deleted} "

@@ -141,7 +141,8 @@ class SMTPProtocol(Conversation):
     def _work_on(self, result: Any, work: Coroutine[Any, Any, Reply | list[Reply]]) -> None:
         """Let *work* go on with what it waited for, a Failure if it failed."""
         try:
-            waiting = (work.throw(result.value) if isinstance(result, Failure)
+            waiting = (work.throw(result.value)  # type: ignore[arg-type]  # it has one
+                       if isinstance(result, Failure)
                        else work.send(result))
         except StopIteration as answered:
             answer = answered.value
