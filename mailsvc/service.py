@@ -61,6 +61,7 @@ from mailsvc.front import Front, listeners_of
 from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
+from mailsvc.live import Live
 from mailsvc.logindelay import LoginDelay
 from mailsvc.names import DirectoryError
 from mailsvc.observer import Observer
@@ -186,6 +187,7 @@ class MailService(Front):
     _queue: Queue | None = None
     _recorder: Recorder | None = None
     _console: Console | None = None
+    _live: Live | None = None
     #: How many connections this process has descriptors for.
     _room = 0
 
@@ -318,6 +320,9 @@ class MailService(Front):
             self._connections.append(self._console.connections)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
+        self._live = Live([smtp, pop3], Path(settings.service.data),
+                          0 if place is None else place.row, reactor)
+        self._live.setServiceParent(self)
         self._observe(store, brakes, queue)
         self._open_trace()
         for listener in self.listeners:
@@ -486,6 +491,9 @@ class MailService(Front):
                        connections=connections, seconds=seconds)
         self.notify.stopping(f"stopping: waiting for {connections} connections")
         self.stopping = True
+        if self._live is not None:
+            # A page that shows one would be waited for.
+            self._live.end_watches()
         await self.close_listeners(last=False)
         if self._queue is not None:
             self._queue.let_go()

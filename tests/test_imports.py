@@ -23,7 +23,7 @@ PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout
          "webhooks"]
 SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "config", "log",
            "systemd", "headcount", "connections", "listeners", "figures", "gathering",
-           "history", "localsocket", "monitor", "control", "observer", "front", "console"]
+           "history", "localsocket", "monitor", "control", "observer", "front", "console", "live"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -61,6 +61,9 @@ MAY_IMPORT = {
     "headcount": ["pace"],
     "connections": [*VALUES, "pace", "headcount"],
     "conversation": [*VALUES, *LOGINS, "figures", "authentication", "connections", "handshake"],
+    "transcript": [],
+    "watching": ["connections", "transcript"],
+    "live": ["connections", "localsocket", "watching"],
     "proxy": [*VALUES, "connections"],
     "webhooks.events": ["settings"],
     "webhooks.signing": [],
@@ -170,7 +173,7 @@ MAY_IMPORT = {
     "console.graphs": [],
     "console.sessions": ["state", "console.limits"],
     "console": [*PARTS, "credentials", "client", "composing", "config", "connections", "history",
-                "listeners", "localsocket", "monitor", "toml", "console"],
+                "listeners", "live", "localsocket", "monitor", "toml", "console"],
     "stopping": [],
     "prerequisites": ["config", "listeners", "ownership", "store.tree", "trust"],
     "service": [*SERVICE, "prerequisites"],
@@ -191,7 +194,7 @@ MAY_IMPORT = {
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
-           "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
+           "figures", "transcript", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
            "webhooks.events", "webhooks.signing", "webhooks.spool",
            "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
            "queue.security.dane", "console.limits", "console.forms", "console.texts",
