@@ -19,10 +19,10 @@ another: whoever wants to know of all asks each.  A request is one line, a JSON 
 
 ``watch``
     Tells what is said, for ``seconds``, on the connections that ``address``, ``account`` or
-    ``recipient`` chooses, of ``protocol``, with ``text`` or not (:mod:`mailsvc.watching`).  Answered
-    by ``{"watching": PID}``, and then by a line for each line: ``at``, seconds since the epoch;
-    ``id``, of the connection; ``mark``, "C", "S" or "*" for a note; ``line``.  The last one is
-    ``{"over": WHY}``.
+    ``recipient`` chooses, of ``protocol``, with ``text`` or not (:mod:`mailsvc.watching`).
+    Answered by ``{"watching": PID}``, and then by an object for each line: ``at``, seconds since
+    the epoch; ``id``, of the connection; ``mark``, "C", "S" or "*" for a note; ``line``.  The last
+    one is ``{"over": WHY}``.
 
 What cannot be answered gets ``error``.
 
@@ -75,10 +75,7 @@ class Live(LocalSocket):
         self.watches = Watches(self.connections)
         self.clock = reactor
         self.asked: set[_Asked] = set()
-        factory = Factory.forProtocol(_Asked)
-        factory.noisy = False
-        factory.live = self  # type: ignore[attr-defined]
-        super().__init__(data, f"live-{row}", factory, "mailsvc sessions", reactor)
+        super().__init__(data, f"live-{row}", _Answering(self), "mailsvc sessions", reactor)
 
     def end_watches(self) -> None:
         """The service is stopping: who watches is told."""
@@ -90,19 +87,31 @@ class Live(LocalSocket):
         return super().stopService()
 
 
+class _Answering(Factory):
+    noisy = False
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def buildProtocol(self, addr: Any) -> _Asked:
+        return _Asked(self._live)
+
+
 @implementer(IPushProducer)
 class _Asked(LineOnlyReceiver):
     """Somebody who asks."""
 
     delimiter = b"\n"
     MAX_LENGTH = 1 << 16
-    factory: Any
     transport: Any
     _watch: Watch | None = None
     _timer: Any = None
     #: Whether no line may be told now, and how many were not.
     _full = False
     _dropped = 0
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
 
     def lineReceived(self, line: bytes) -> None:
         if self._watch is not None:
@@ -127,7 +136,7 @@ class _Asked(LineOnlyReceiver):
             self._answer({"error": "internal error; see the log of the service"})
 
     def _connections(self) -> Iterator[Any]:
-        for each in self.factory.live.connections:
+        for each in self._live.connections:
             yield from each
 
     def _answer(self, answer: dict[str, Any]) -> None:
@@ -150,15 +159,14 @@ class _Asked(LineOnlyReceiver):
     def _begin(self, seconds: float, by: str = "", **chosen: Any) -> None:
         if not 0 < seconds <= MOST_SECONDS:
             raise ValueError(f"watch for some seconds, {MOST_SECONDS} at most")
-        live = self.factory.live
         watch = Watch(self._line, **chosen)
         self._tell({"watching": os.getpid()})
         self.transport.registerProducer(self, True)
         self._watch = watch
-        live.asked.add(self)
-        self._timer = live.clock.callLater(seconds, self.end, "time is up")
+        self._live.asked.add(self)
+        self._timer = self._live.clock.callLater(seconds, self.end, "time is up")
         try:
-            live.watches.begin(watch)
+            self._live.watches.begin(watch)
         except ValueError:
             self._leave()
             self.transport.unregisterProducer()
@@ -172,7 +180,7 @@ class _Asked(LineOnlyReceiver):
         if self._full:
             self._dropped += 1
         else:
-            self._tell({"at": self.factory.live.clock.seconds(), "id": id, "mark": mark,
+            self._tell({"at": self._live.clock.seconds(), "id": id, "mark": mark,
                         "line": line})
 
     def pauseProducing(self) -> None:
@@ -200,8 +208,8 @@ class _Asked(LineOnlyReceiver):
     def _leave(self) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:
-            self.factory.live.watches.end(watch)
-            self.factory.live.asked.discard(self)
+            self._live.watches.end(watch)
+            self._live.asked.discard(self)
             if self._timer.active():
                 self._timer.cancel()
 
@@ -227,8 +235,8 @@ def end(data: Path, id: str, *, now: bool = False) -> bool:
     :param now: at once, and not after the transaction that is under way.
     :raises NoService: there is none, or it does not answer.
     """
-    return any([answer["ended"] for answer in _each(data, {"action": "end", "id": id,
-                                                           "now": now})])
+    answers = _each(data, {"action": "end", "id": id, "now": now})
+    return any(answer["ended"] for answer in answers)
 
 
 def _each(data: Path, request: dict[str, Any]) -> list[dict[str, Any]]:

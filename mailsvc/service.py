@@ -320,9 +320,7 @@ class MailService(Front):
             self._connections.append(self._console.connections)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
-        self._live = Live([smtp, pop3], Path(settings.service.data),
-                          0 if place is None else place.row, reactor)
-        self._live.setServiceParent(self)
+        self._tell_of([smtp, pop3])
         self._observe(store, brakes, queue)
         self._open_trace()
         for listener in self.listeners:
@@ -341,6 +339,12 @@ class MailService(Front):
                 Writer, Path(settings.service.data) / "trace", settings.trace), self.reactor,
                 self._share)
             recorder.start()
+
+    def _tell_of(self, connections: list[Connections]) -> None:
+        """Let commands and pages ask for these, and what is said on them."""
+        row = 0 if self._place is None else self._place.row
+        self._live = Live(connections, Path(self._settings.service.data), row, self.reactor)
+        self._live.setServiceParent(self)
 
     def _observe(self, store: Store, brakes: Brakes, queue: Queue) -> None:
         share = self._share

@@ -3,8 +3,8 @@
 A transcript is told the octets that pass, either way, and says lines.  It knows the two protocols
 just well enough to tell a command from a secret and from a message, and errs on the safe side:
 
-* secrets are masked: all of an AUTH exchange but the name of its mechanism (RFC 4954, RFC 5034), the
-  argument of PASS and the digest of APOP (RFC 1939);
+* secrets are masked: all of an AUTH exchange but the name of its mechanism (RFC 4954, RFC 5034),
+  the argument of PASS and the digest of APOP (RFC 1939);
 * of a line only what begins as a command or a reply is shown, of any other the number of octets;
 * messages are counted, or shown as far as :data:`TEXT_OCTETS`.
 
@@ -41,7 +41,7 @@ class _Client(Enum):
 
     COMMANDS = "commands"
     HELD = "held back until a command has its answer"
-    SECRET = "a line of an AUTH exchange"  # noqa: S105 - it is none
+    SECRET = "a line of an AUTH exchange"
     DOTS = "a message that ends with a dot"
     CHUNK = "a message's chunk of so many octets"
     UNKNOWN = "whatever they are, until the client has its answers"
@@ -266,7 +266,7 @@ class SMTPTranscript(Transcript):
                 continue
             self._tell_hidden()
             if code == b"334":
-                self._say("S", f"334 {MASK}" if line[4:] else "334 ")
+                self._say("S", f"334 {MASK}" if line[4:] else "334")
                 self._challenged()
                 continue
             self._say("S", readable(line))
@@ -353,7 +353,7 @@ class POP3Transcript(Transcript):
             return
         self._tell_hidden()
         if word == b"+":
-            self._say("S", f"+ {MASK}" if line[2:] else "+ ")
+            self._say("S", f"+ {MASK}" if line[2:] else "+")
             self._challenged()
             return
         self._say("S", readable(line))

@@ -1,7 +1,7 @@
 """Who watches which connections of this process, and what they are told.
 
-A :class:`Watch` chooses connections by the client's address, by who logs in, or by whom mail is for.
-Each is chosen as soon as that is known, and from then on what passes is told, by a
+A :class:`Watch` chooses connections by the client's address, by who logs in, or by whom mail is
+for.  Each is chosen as soon as that is known, and from then on what passes is told, by a
 :class:`mailsvc.transcript.Transcript`; nothing is kept of what was said before, so nothing can be
 told of it.  Those that are open when the watch begins are chosen by what is known of them then.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from twisted.python.failure import Failure
 
 from mailsvc.cli.listing import json_option
 from mailsvc.cli.place import place_options, settings
@@ -54,9 +55,10 @@ def watch(address: str, account: str, recipient: str, protocol: str | None, minu
     if sum(map(bool, (address, account, recipient))) != 1:
         raise click.UsageError("Say what to watch: one of --address, --account and --recipient.")
     # Not at the top: all other commands do without a reactor, and start the faster.
-    from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
+    from twisted.internet import reactor as installed  # noqa: PLC0415 - it installs one
 
-    outcome: list[Any] = []
+    reactor: Any = installed
+    outcome: list[str | Failure] = []
 
     def heard(told: dict[str, Any]) -> None:
         try:
@@ -70,10 +72,9 @@ def watch(address: str, account: str, recipient: str, protocol: str | None, minu
         except BrokenPipeError:
             follower.stop("nobody reads")
 
-    def over(result: Any) -> None:
+    def over(result: str | Failure) -> None:
         outcome.append(result)
-        if reactor.running:  # type: ignore[attr-defined]
-            reactor.stop()  # type: ignore[attr-defined]
+        reactor.stop()
 
     watching: list[Any] = []
     follower = Follower(
@@ -85,11 +86,11 @@ def watch(address: str, account: str, recipient: str, protocol: str | None, minu
     except NoService as problem:
         raise click.ClickException(str(problem)) from problem
     follower.over.addBoth(over)
-    reactor.run()  # type: ignore[attr-defined]
-    problem = outcome[0].value if outcome and hasattr(outcome[0], "value") else None
-    if problem is not None:
-        raise click.ClickException(str(problem))
-    click.echo(f"over: {outcome[0] if outcome else 'interrupted'}", err=True)
+    reactor.run()
+    why = outcome[0] if outcome else "interrupted"
+    if isinstance(why, Failure):
+        raise click.ClickException(why.getErrorMessage())
+    click.echo(f"over: {why}", err=True)
 
 
 def _line(told: dict[str, Any]) -> str:
