@@ -105,6 +105,8 @@ class _Asked(LineOnlyReceiver):
     MAX_LENGTH = 1 << 16
     transport: Any
     _watch: Watch | None = None
+    #: Who watches.
+    _by = ""
     _timer: Any = None
     #: Whether no line may be told now, and how many were not.
     _full = False
@@ -160,21 +162,22 @@ class _Asked(LineOnlyReceiver):
         if not 0 < seconds <= MOST_SECONDS:
             raise ValueError(f"watch for some seconds, {MOST_SECONDS} at most")
         watch = Watch(self._line, **chosen)
+        self._by = by or "mailsvc watch"
         self._tell({"watching": os.getpid()})
         self.transport.registerProducer(self, True)
         self._watch = watch
         self._live.asked.add(self)
         self._timer = self._live.clock.callLater(seconds, self.end, "time is up")
+        # Whoever may read what others say leaves a trace.
+        _log.info("sessions are watched for {seconds:.0f} seconds by={by} {chosen}",
+                  seconds=seconds, by=self._by,
+                  chosen=" ".join(f"{key}={value}" for key, value in chosen.items() if value))
         try:
             self._live.watches.begin(watch)
-        except ValueError:
-            self._leave()
+        except ValueError as problem:
+            self._leave(str(problem))
             self.transport.unregisterProducer()
             raise
-        # Whoever may read what others say leaves a trace.
-        _log.info("sessions are watched for {seconds:g} seconds by={by} {chosen}",
-                  seconds=seconds, by=by or "mailsvc watch",
-                  chosen=" ".join(f"{key}={value}" for key, value in chosen.items() if value))
 
     def _line(self, id: str, mark: str, line: str) -> None:
         if self._full:
@@ -200,21 +203,22 @@ class _Asked(LineOnlyReceiver):
     def end(self, why: str) -> None:
         """Watch no more."""
         if self._watch is not None:
-            self._leave()
+            self._leave(why)
             self.transport.unregisterProducer()
             self._tell({"over": why})
             self.transport.loseConnection()
 
-    def _leave(self) -> None:
+    def _leave(self, why: str) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:
             self._live.watches.end(watch)
             self._live.asked.discard(self)
             if self._timer.active():
                 self._timer.cancel()
+            _log.info("sessions are watched no more by={by}: {why}", by=self._by, why=why)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._leave()
+        self._leave("whoever watched has left")
 
 
 # ---- for who asks -------------------------------------------------------------------------------

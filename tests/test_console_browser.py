@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from email.header import Header
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tests.service import PATIENCE, Service, fetch, login, submit
 from tests.test_console_letters import CORPUS
 
 #: Every page that there is without a message or an account that was chosen.
-PAGES = ("overview", "mailbox", "send", "queue", "accounts", "account", "configuration",
+PAGES = ("overview", "mailbox", "send", "queue", "accounts", "account", "configuration", "sessions",
          f"accounts/{BOB}", f"accounts/{BOB}/remove", "nowhere")
 AXE = Path(sys.prefix, "node_modules", "axe-core", "axe.min.js")
 
@@ -104,13 +105,26 @@ class Chromium:
 @pytest.fixture(scope="module")
 def chromium(service: Service, program: Callable[[str], str],
              tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    with browsing(service, program, tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+@contextmanager
+def browsing(service: Service, program: Callable[[str], str], profile: Path, *,
+             waits: bool = True) -> Iterator[Chromium]:
+    """A Chromium of its own.
+
+    :param waits: whether it waits for pages to be complete; those that are written while something
+        goes on are not before that is over.
+    """
     options = webdriver.ChromeOptions()
+    options.page_load_strategy = "normal" if waits else "none"
     options.binary_location = program("chromium")
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
                  "disable-background-networking", "disable-component-update", "disable-sync",
                  "disable-dev-shm-usage", "window-size=1280,800", "lang=en",
                  "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-                 f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+                 f"user-data-dir={profile}"):
         options.add_argument(f"--{flag}")
     options.add_experimental_option("prefs", {"intl.accept_languages": "en"})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})

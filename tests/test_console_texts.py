@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mailsvc.console import letters, meanings, overview, pages, sending, texts
+from mailsvc.console import letters, live, meanings, overview, pages, sending, texts
 from mailsvc.queue.filter import STATUSES, summary
 from mailsvc.queue.message import STATES
 
@@ -26,6 +26,7 @@ def words() -> set[str]:
     """Every English word or sentence that pages say through ``_``."""
     found = {*pages.NOTICES.values(), *meanings.all_meanings(), *overview.TILES,
              *overview.GRAPHS.values(), *sending.TLS_CHOICES.values(), *STATUSES, *STATES,
+             *live.ENDINGS.values(), *live.CHOICES.values(),
              *(set(summary([])) - {"messages"}), *letters.FIELDS, "mail", "data"}
     for path in (CONSOLE / "templates").glob("*.html"):
         text = path.read_text()

@@ -173,7 +173,7 @@ MAY_IMPORT = {
     "console.graphs": [],
     "console.sessions": ["state", "console.limits"],
     "console": [*PARTS, "credentials", "client", "composing", "config", "connections", "history",
-                "listeners", "live", "localsocket", "monitor", "toml", "console"],
+                "listeners", "live", "localsocket", "monitor", "toml", "watching", "console"],
     "stopping": [],
     "prerequisites": ["config", "listeners", "ownership", "store.tree", "trust"],
     "service": [*SERVICE, "prerequisites"],
@@ -194,8 +194,8 @@ MAY_IMPORT = {
 #: Left of the servers nothing knows a reactor.
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
-           "figures", "transcript", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
-           "webhooks.events", "webhooks.signing", "webhooks.spool",
+           "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
+           "transcript", "webhooks.events", "webhooks.signing", "webhooks.spool",
            "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
            "queue.security.dane", "console.limits", "console.forms", "console.texts",
            "console.meanings", "console.letters", "console.graphs", "console.sessions"]

@@ -29,6 +29,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
                  ("--workers", "2", "--pop3s", "127.0.0.1:0", "--submission", "127.0.0.1:0",
                   "--lmtp", "127.0.0.1:0")) as running:
         yield running
+    assert list(running.directory.glob("live-*")) == []
 
 
 def run(service: Service | Path, *arguments: str) -> Result:
@@ -56,7 +57,11 @@ def begun(service: Service, kind: str, *said: bytes) -> Dialogue:
     dialogue = Dialogue(service.listeners[kind])
     dialogue.reply()
     for each in said:
-        dialogue.ask(each) if kind == "pop3" else dialogue.say(each)
+        if kind == "pop3":
+            dialogue.send(each + b"\r\n")
+            dialogue.line()
+        else:
+            dialogue.say(each)
     return dialogue
 
 
@@ -71,7 +76,7 @@ STATES: dict[str, tuple[str, tuple[bytes, ...], dict[str, object]]] = {
     "message": ("smtp", (*MAIL, b"RCPT TO:<alice@example.org>", b"DATA"), {"state": "message"}),
     "accepted": ("smtp", (*MAIL, b"RCPT TO:<alice@example.org>", b"DATA", b"hi\r\n."),
                  {"state": "ready", "messages": 1, "from": None}),
-    "auth": ("submission", (b"EHLO me", b"AUTH LOGIN"), {"state": "auth", "login": ""}),
+    "auth": ("pop3", (b"AUTH LOGIN",), {"state": "auth", "login": ""}),
     "lmtp": ("lmtp", (b"LHLO me",), {"state": "ready", "protocol": "lmtp"}),
     "authorization": ("pop3", (b"USER alice@example.org",),
                       {"state": "authorization", "login": "", "messages": 0}),

@@ -23,6 +23,7 @@ NOTICES = {
     "account-added": "The account was made.",
     "account-changed": "The account was changed.",
     "account-removed": "The account was removed.  Its mail stays on disk.",
+    "session-ended": "The connection is being ended.",
     "logged-out": "You are logged out.",
 }
 
@@ -46,8 +47,8 @@ def navigation(call: Call) -> list[Entry]:
     if account.sends:
         entries.append(Entry("/send", "Send"))
     if call.role == ADMINISTRATOR:
-        entries += [Entry("/queue", "Queue"), Entry("/accounts", "Accounts"),
-                    Entry("/configuration", "Configuration")]
+        entries += [Entry("/sessions", "Sessions"), Entry("/queue", "Queue"),
+                    Entry("/accounts", "Accounts"), Entry("/configuration", "Configuration")]
     return entries
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mailsvc.console import (
     accounts,
     configuration,
+    live,
     login,
     mailbox,
     overview,
@@ -64,6 +65,8 @@ ROUTES = (
     Route("/account/app-passwords", USER, {"POST": own.add_app_password}),
     Route("/account/app-passwords/remove", USER, {"POST": own.remove_app_password}),
     Route("/overview", ADMINISTRATOR, {"GET": overview.show}),
+    Route("/sessions", ADMINISTRATOR, {"GET": live.show, "POST": live.end}),
+    Route("/sessions/watch", ADMINISTRATOR, {"POST": live.watch}),
     Route("/queue", ADMINISTRATOR, {"GET": queue.show_list, "POST": queue.act}),
     Route("/queue/{id}", ADMINISTRATOR, {"GET": queue.show}),
     Route("/accounts", ADMINISTRATOR, {"GET": accounts.show_list, "POST": accounts.add}),
