@@ -136,6 +136,9 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._open
+
     def __iter__(self) -> Iterator[Connection]:
         """Those that are open now."""
         return iter(list(self._open))

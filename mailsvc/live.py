@@ -32,10 +32,11 @@ are dropped, and a note says how many.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import ClientFactory, Factory, connectionDone
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
@@ -58,6 +60,8 @@ _log = Logger("mailsvc")
 _NAME = re.compile(r"live-[0-9]+")
 #: The longest that may be watched, seconds.
 MOST_SECONDS = 86_400
+#: How many connections are looked at before others have their turn.
+_AT_ONCE = 100
 #: How often it is seen whether there are more processes, seconds, and how long to look for one.
 _LOOK, _LOST = 1.0, 10.0
 
@@ -122,8 +126,7 @@ class _Asked(LineOnlyReceiver):
             request = json.loads(line)
             action = request.pop("action")
             if action == "list":
-                self._answer({"sessions": [
-                    each.described() for each in self._connections()]})
+                self._do(self._list())
             elif action == "end":
                 self._answer({"ended": self._end(request["id"], now=bool(request.get("now")))})
             elif action == "watch":
@@ -134,12 +137,41 @@ class _Asked(LineOnlyReceiver):
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             self._answer({"error": str(problem)})
         except Exception:
-            _log.failure("a request could not be answered")
-            self._answer({"error": "internal error; see the log of the service"})
+            self._bug(Failure())
 
-    def _connections(self) -> Iterator[Any]:
-        for each in self._live.connections:
-            yield from each
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        Deferred.fromCoroutine(work).addErrback(self._bug)
+
+    def _bug(self, failure: Failure) -> None:
+        _log.failure("a request could not be answered", failure)
+        self._answer({"error": "internal error; see the log of the service"})
+
+    async def _slices(self) -> AsyncIterator[list[Any]]:
+        """All connections, some at a time: there may be thousands, and mail does not wait."""
+        for connections in self._live.connections:
+            every = list(connections)
+            for start in range(0, len(every), _AT_ONCE):
+                if start:
+                    await deferLater(self._live.clock, 0)
+                yield [each for each in every[start:start + _AT_ONCE] if each in connections]
+
+    async def _list(self) -> None:
+        self.transport.write(b'{"sessions": [')
+        comma = b""
+        async for slice in self._slices():
+            if slice:
+                self.transport.write(comma + b", ".join(
+                    json.dumps(each.described()).encode("ascii") for each in slice))
+                comma = b", "
+        self.transport.write(b"]}\n")
+        self.transport.loseConnection()
+
+    async def _look_over(self, watch: Watch) -> None:
+        """Those that are open already may be meant, too."""
+        async for slice in self._slices():
+            for each in slice:
+                if self._watch is watch:
+                    self._live.watches.look(each)
 
     def _answer(self, answer: dict[str, Any]) -> None:
         self._tell(answer)
@@ -149,7 +181,8 @@ class _Asked(LineOnlyReceiver):
         self.sendLine(json.dumps(told).encode("ascii"))
 
     def _end(self, id: str, *, now: bool) -> bool:
-        for each in self._connections():
+        every: Iterable[Any] = itertools.chain.from_iterable(self._live.connections)
+        for each in every:
             if each.id == id:
                 _log.info("{connection} is ended by an administrator", connection=id)
                 each.abort() if now else each.finish()
@@ -178,6 +211,7 @@ class _Asked(LineOnlyReceiver):
             self._leave(str(problem))
             self.transport.unregisterProducer()
             raise
+        self._do(self._look_over(watch))
 
     def _line(self, id: str, mark: str, line: str) -> None:
         if self._full:
@@ -291,8 +325,9 @@ class Follower:
         self._looking: Any = None
         self._directory = -1
         self._open: dict[str, Any] = {}
-        #: When a process was last there.
+        #: When a process was last there, and why the last one is not any more.
         self._seen = 0.0
+        self._why = ""
         self.over: Deferred[str] = Deferred()
 
     def start(self) -> None:
@@ -345,13 +380,19 @@ class Follower:
         elif now - self._seen > _LOST:
             self.stop("no service runs any more")
             return
+        if self._looking is not None and self._looking.active():
+            self._looking.cancel()
         with suppress(NoService):
             for name in _sockets(self._directory):
                 if name not in self._open:
                     following = self._open[name] = _Following(self, name)
                     self._reactor.connectUNIX(
                         f"/proc/self/fd/{self._directory}/{name}", _Dialled(following))
-        self._looking = self._reactor.callLater(_LOOK, self._look)
+        if self._why and not self._open:
+            self.stop(self._why)
+        else:
+            self._why = ""
+            self._looking = self._reactor.callLater(_LOOK, self._look)
 
     def request(self) -> dict[str, Any]:
         """What a process is asked now."""
@@ -369,7 +410,9 @@ class Follower:
         """A process says no more."""
         self._open.pop(name, None)
         if "over" in last and not self._open and self._directory >= 0:
-            self.stop(last["over"])
+            # A reload may have put others in their place.
+            self._why = last["over"]
+            self._look()
 
 
 class _Following(LineOnlyReceiver):

@@ -132,7 +132,7 @@ class Watches:
         self._taps: dict[Any, _Tap] = {}
 
     def begin(self, watch: Watch) -> None:
-        """Tell *watch* from now on.
+        """Tell *watch* from now on; of connections that there are already, :meth:`look` says.
 
         :raises ValueError: there are too many.
         """
@@ -141,8 +141,6 @@ class Watches:
         self._watches.append(watch)
         for each in self._connections:
             each.look = self.look
-            for connection in each:
-                self.look(connection, begun=True)
 
     def end(self, watch: Watch) -> None:
         """Tell it no more.  Harmless when it has ended already."""

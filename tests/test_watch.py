@@ -43,6 +43,8 @@ class Spectator:
         self.watch = Watch(lambda id, mark, line: self.said.append(f"{mark}: {line}"), text=text,
                            **chosen)
         self.watches.begin(self.watch)
+        for one in lines:
+            self.watches.look(one.protocol)
 
     def news(self) -> list[str]:
         news, self.said[:] = list(self.said), []
@@ -428,10 +430,60 @@ def test_a_follower_ends_when_there_is_nobody_any_more(tmp_path: Path) -> None:
 
 
 class _Dialling(Clock):
-    """A clock with a reactor's way to Unix sockets, on which nobody answers."""
+    """A clock with a reactor's way to Unix sockets.
 
-    dialled = 0
+    :ivar dialled: how often it was gone; *open*: who is at the other end of each, by name; nobody
+        unless *answers*.
+    """
+
+    def __init__(self, *, answers: bool = False) -> None:
+        super().__init__()
+        self.dialled = 0
+        self._answers = answers
+        self.open: dict[str, Any] = {}
 
     def connectUNIX(self, address: str, factory: Any) -> None:
         self.dialled += 1
-        factory.clientConnectionFailed(None, None)
+        if not self._answers:
+            factory.clientConnectionFailed(None, None)
+            return
+        protocol = self.open[address.rpartition("/")[2]] = factory.buildProtocol(None)
+        protocol.makeConnection(StringTransport())
+
+
+def test_a_follower_goes_on_in_the_processes_of_a_reload(tmp_path: Path) -> None:
+    clock, told = _Dialling(answers=True), []
+    (tmp_path / "live-0").touch()
+    follower = Follower(tmp_path, {"address": "192.0.2.7"}, 3600, told.append, clock)
+    why: list[str] = []
+    follower.over.addCallback(why.append)
+    follower.start()
+    first = clock.open.pop("live-0")
+    assert json.loads(first.transport.value())["seconds"] == 3600
+    # Another serves before the first one ends, and nobody has had the time to look.
+    (tmp_path / "live-1").touch()
+    (tmp_path / "live-0").unlink()
+    clock.advance(0.5)
+    first.dataReceived(b'{"over": "the service is stopping"}\n')
+    first.connectionLost()
+    assert not why
+    second = clock.open.pop("live-1")
+    assert json.loads(second.transport.value())["seconds"] == 3599.5
+    second.dataReceived(b'{"mark": "C", "line": "NOOP"}\n')
+    assert told == [{"mark": "C", "line": "NOOP"}]
+    (tmp_path / "live-1").unlink()
+    second.dataReceived(b'{"over": "the service is stopping"}\n')
+    second.connectionLost()
+    assert why == ["the service is stopping"] and not clock.getDelayedCalls()
+
+
+def test_a_follower_ends_by_itself_too(tmp_path: Path) -> None:
+    clock = _Dialling(answers=True)
+    (tmp_path / "live-0").touch()
+    follower = Follower(tmp_path, {"address": "192.0.2.7"}, 60, lambda told: None, clock)
+    why: list[str] = []
+    follower.over.addCallback(why.append)
+    follower.start()
+    for _ in range(61):
+        clock.advance(1)
+    assert why == ["time is up"] and not clock.getDelayedCalls()
