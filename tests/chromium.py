@@ -87,13 +87,17 @@ class Chromium:
 
 
 @contextlib.contextmanager
-def browsing(service: Service, program: Callable[[str], str], profile: Path) -> Iterator[Chromium]:
+def browsing(service: Service, program: Callable[[str], str], profile: Path, *,
+             waits: bool = True) -> Iterator[Chromium]:
     """A browser for the console of *service*.
 
     :param program: finds a program, as the fixture of that name.
     :param profile: a directory of its own.
+    :param waits: whether it waits for pages to be complete; those that are written while something
+        goes on are not before that is over.
     """
     options = webdriver.ChromeOptions()
+    options.page_load_strategy = "normal" if waits else "none"
     options.binary_location = program("chromium")
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
                  "disable-background-networking", "disable-component-update", "disable-sync",

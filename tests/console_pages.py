@@ -16,8 +16,8 @@ from tests.service import Service, fetch, submit
 
 #: Every page that there is without a message that was chosen.
 PAGES = ("overview", "mailbox", "deleted", "send", "trace", "queue", "accounts", "account",
-         "aliases", "domains", "domains/example.org", "configuration", f"accounts/{BOB}",
-         f"accounts/{BOB}/remove", f"trace?q={BOB}", "nowhere")
+         "aliases", "domains", "domains/example.org", "configuration", "sessions",
+         f"accounts/{BOB}", f"accounts/{BOB}/remove", f"trace?q={BOB}", "nowhere")
 
 #: Show all that can be folded out.
 UNFOLD = "document.querySelectorAll('details').forEach((each) => { each.open = true; })"

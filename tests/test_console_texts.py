@@ -13,6 +13,7 @@ import pytest
 from mailsvc.console import (
     domains,
     letters,
+    live,
     meanings,
     overview,
     pages,
@@ -37,7 +38,7 @@ def words() -> set[str]:
              *overview.GRAPHS.values(), *overview.REASONS.values(), "something else",
              *tracing.PHASES, *domains.PURPOSES.values(), domains.SPF, domains.DKIM,
              *(words for _, words in domains.VERDICTS.values()), *sending.TLS_CHOICES.values(),
-             *STATUSES, *STATES,
+             *STATUSES, *STATES, *live.ENDINGS.values(), *live.CHOICES.values(),
              *(set(summary([])) - {"messages"}), *letters.FIELDS, "mail", "data"}
     for path in (CONSOLE / "templates").glob("*.html"):
         text = path.read_text()

@@ -23,7 +23,7 @@ PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout
          "webhooks"]
 SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "config", "log",
            "systemd", "headcount", "connections", "listeners", "figures", "gathering",
-           "history", "localsocket", "monitor", "control", "observer", "front", "console"]
+           "history", "localsocket", "monitor", "control", "observer", "front", "console", "live"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
@@ -62,6 +62,9 @@ MAY_IMPORT = {
     "connections": [*VALUES, "pace", "headcount"],
     "conversation": [*VALUES, *LOGINS, "figures", "authentication", "connections", "handshake",
                      "log"],
+    "transcript": [],
+    "watching": ["connections", "transcript"],
+    "live": ["connections", "localsocket", "watching"],
     "proxy": [*VALUES, "connections"],
     "webhooks.events": ["settings"],
     "webhooks.signing": [],
@@ -176,8 +179,8 @@ MAY_IMPORT = {
     "console.graphs": [],
     "console.sessions": ["state", "console.limits"],
     "console": [*PARTS, "credentials", "client", "composing", "config", "connections", "doctor",
-                "history", "listeners", "localsocket", "monitor", "reach", "records", "toml",
-                "tracing", "zone", "console"],
+                "history", "listeners", "live", "localsocket", "monitor", "reach", "records",
+                "toml", "tracing", "watching", "zone", "console"],
     "stopping": [],
     "prerequisites": ["config", "listeners", "ownership", "store.tree", "trust"],
     "service": [*SERVICE, "prerequisites"],
@@ -201,7 +204,7 @@ MAY_IMPORT = {
 SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "database", "state", "bans",
            "schema", "logins", "directory", "srs", "routing", "sasl", "submission", "smtp", "pop3",
            "figures", "queue.limits", "queue.message", "queue.schedule", "queue.filter",
-           "webhooks.events", "webhooks.signing", "webhooks.spool",
+           "transcript", "webhooks.events", "webhooks.signing", "webhooks.spool",
            "queue.dsn", "queue.routes", "queue.security.sts", "queue.security.levels",
            "queue.security.dane", "console.limits", "console.forms", "console.texts",
            "console.meanings", "console.letters", "console.graphs", "console.sessions"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
 
 from mailsvc.authentication import Authenticator
 from mailsvc.config import Settings
@@ -141,10 +142,13 @@ class Stream:
 
     :ivar page: in its template stands ``{{ stream }}`` where the pieces go.
     :ivar pieces: the templates of the pieces, with their values, as they come.
+    :ivar flow: is told when the browser does not take what is written, when it does again, and when
+        it is gone; None for what is short.
     """
 
     page: Page
     pieces: AsyncIterator[Page]
+    flow: IPushProducer | None = None
 
 
 @dataclass(frozen=True, slots=True)

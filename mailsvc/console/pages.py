@@ -31,6 +31,7 @@ NOTICES = {
     "domain-added": "The domain was added.  Publish what follows in its DNS.",
     "domain-changed": "The domain was changed.",
     "domain-removed": "The domain was given up: mail for it is refused now.",
+    "session-ended": "The connection is being ended.",
     "logged-out": "You are logged out.",
 }
 
@@ -55,7 +56,8 @@ def navigation(call: Call) -> list[Entry]:
         entries.append(Entry("/send", "Send"))
     entries.append(Entry("/trace", "Trace"))
     if call.role == ADMINISTRATOR:
-        entries += [Entry("/queue", "Queue"), Entry("/accounts", "Accounts"),
+        entries += [Entry("/sessions", "Sessions"), Entry("/queue", "Queue"),
+                    Entry("/accounts", "Accounts"),
                     Entry("/aliases", "Aliases"), Entry("/domains", "Domains"),
                     Entry("/configuration", "Configuration")]
     return entries

@@ -347,6 +347,18 @@ class POP3Protocol(Conversation):
         self._tell_retrieved()
         self._tell_removed(self._maildrop, numbers)
 
+    # ---- for those who watch ----
+
+    def described(self) -> dict[str, Any]:
+        session = self.session
+        known = session.state is not State.AUTHORIZATION
+        state = ("auth" if session.exchanging else "message" if self._retrieval is not None
+                 else "listing" if self._listing is not None else session.state.value)
+        return {
+            **super().described(), "login": self._user if known else "", "state": state,
+            "messages": self._retrieved, "deleted": self._deleted,
+        }
+
     # ---- failures ----
 
     def _mail_failure(self, failure: Failure) -> MailFailure:

@@ -184,6 +184,11 @@ class Session:
         return self._question is not None and self._event is None
 
     @property
+    def exchanging(self) -> bool:
+        """Whether an AUTH exchange is under way."""
+        return self._exchange is not None
+
+    @property
     def buffered(self) -> int:
         """Octets received and not yet looked at."""
         return len(self._input)

@@ -130,6 +130,32 @@ class SMTPProtocol(Conversation):
             self.writable = True
             self._advance()
 
+    # ---- for those who watch ----
+
+    @property
+    def at_rest(self) -> bool:
+        return super().at_rest and not self.session.receiving
+
+    @property
+    def account(self) -> str:
+        return self._account or self._user
+
+    @property
+    def recipients(self) -> list[str]:
+        envelope = self.session.envelope
+        return [str(each.forward_path) for each in envelope.recipients] if envelope else []
+
+    def described(self) -> dict[str, Any]:
+        session = self.session
+        state = ("turned" if self.turned else "auth" if session.exchanging
+                 else "message" if session.receiving else session.phase)
+        return {
+            **super().described(), "login": session.authenticated, "state": state,
+            "messages": session.messages, "hello": session.hello,
+            "from": str(session.envelope.reverse_path) if session.envelope else None,
+            "recipients": len(self.recipients),
+        }
+
     # ---- questions ----
 
     def _settle(self, work: Coroutine[Any, Any, Reply | list[Reply]]) -> None:
@@ -202,6 +228,7 @@ class SMTPProtocol(Conversation):
         self._known = agent.without_login(self.client, None) if agent is not None else None
         self.session.known = self._known is not None
         self._braked = not self.factory.connections.exempts(self.client)
+        self.be_seen()
         self._settle(self._greet_proxied(event.client.login))
 
     async def _greet_proxied(self, login: str | None) -> Reply:
@@ -237,6 +264,8 @@ class SMTPProtocol(Conversation):
     def _on_rcpt_to(self, event: events.RcptTo) -> None:
         envelope = self.session.envelope
         assert envelope is not None
+        if self.factory.connections.look is not None:
+            self.be_seen(str(event.forward_path))
         self._settle(self.factory.reception.admit_recipient(self._origin, envelope, event))
 
     def _on_verify(self, event: events.Verify) -> None:
@@ -312,6 +341,7 @@ class SMTPProtocol(Conversation):
     def _welcome(self, avatar: Any, log_out: Callable[[], object]) -> None:
         self._account = avatar.account.name
         self._from = None
+        self.be_seen()
         log_out()  # which there is no need to wait for: a submitter holds nothing
         if self.factory.agent is not None:
             self._login = self.factory.agent.logged_in(avatar.account)

@@ -191,6 +191,16 @@ class Session:
         return self.intake is not None and self.intake.chunk != 0
 
     @property
+    def exchanging(self) -> bool:
+        """Whether an AUTH exchange is under way."""
+        return self._auth is not None and self._auth.under_way
+
+    @property
+    def messages(self) -> int:
+        """How many messages were accepted on the connection."""
+        return self._messages
+
+    @property
     def buffered(self) -> int:
         """Octets received and not yet looked at."""
         return len(self._input)
