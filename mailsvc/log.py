@@ -32,7 +32,6 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any
 
-from constantly import NamedConstant
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
@@ -78,16 +77,15 @@ def observer(settings: LogSettings, stream: IO[str]) -> ILogObserver:
     line = json_line if settings.format == "json" else text_line
 
     @functools.lru_cache(1000)
-    def judged(namespace: str, level: NamedConstant | None) -> NamedConstant:
+    def judged(namespace: str, level: Any) -> Any:
         return predicate({"log_namespace": namespace, "log_level": level})
 
     @provider(ILogFilterPredicate)
-    def remembering(event: LogEvent) -> NamedConstant:
+    def remembering(event: LogEvent) -> Any:
         # There are few of both, and to judge takes half as long as to write the line.
         return judged(event.get("log_namespace", ""), event.get("log_level"))
 
-    return FilteringLogObserver(FileLogObserver(stream, line), [
-        remembering])  # type: ignore[list-item]
+    return FilteringLogObserver(FileLogObserver(stream, line), [remembering])
 
 
 class SharedLogFile(LogFile):
