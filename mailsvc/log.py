@@ -32,7 +32,6 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any
 
-from constantly import NamedConstant
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
