@@ -32,6 +32,7 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any
 
+from constantly import NamedConstant
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
