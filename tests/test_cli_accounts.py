@@ -116,7 +116,7 @@ def test_dir_and_config_stand_anywhere(run: CommandLine, tmp_path: Path) -> None
     assert run.misused("account", "list", "--config", str(config)).startswith(
         "Give either --dir or --config, not both.")
     assert run.misused("account", "list", "--config", "a\nb").endswith(
-        r"'a\nb' holds control characters")
+        r"'a\nb' holds control characters; leave them out")
 
 
 def test_the_configuration_of_the_system(run: CommandLine, tmp_path: Path,

@@ -196,8 +196,8 @@ MAY_IMPORT = {
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
     "cli": [*SERVICE, "rehearsal", "consequences", "service", "stopping", "workers", "tap",
-            "sendmail", "client", "jsonschema", "blocking", "composing", "trust", "fetching", "mailfile",
-            "reach", "records", "zone", "installation", "doctor", "backup", "importing", "export",
+            "sendmail", "client", "jsonschema", "blocking", "composing", "trust", "fetching",
+            "mailfile", "reach", "records", "zone", "installation", "doctor", "backup", "importing", "export",
             "fsck", "cli"],
 }
 

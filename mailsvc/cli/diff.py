@@ -44,10 +44,10 @@ class _Trouble(click.ClickException):
 def diff(file: str | None, replay: int, no_replay: bool, as_json: bool) -> None:
     """Show what would change if the service took up FILE, and for whom.
 
-    It goes key by key.  FILE is by default the file that the service reads; the options that it was started with (--set,
-    and those for endpoints) count as they do for it.  "reload" marks what `mailsvc reload` can
-    change; "restart" what it cannot, and then it would refuse the rest, too.  Passwords in URLs
-    are not shown.
+    It goes key by key.  FILE is by default the file that the service reads; the options that it was
+    started with (--set, and those for endpoints) count as they do for it.  "reload" marks what
+    `mailsvc reload` can change; "restart" what it cannot, and then it would refuse the rest, too.
+    Passwords in URLs are not shown.
 
     The envelopes that came within the last day are then played through both, without consequences,
     and those are shown that would be answered otherwise, or go elsewhere.
@@ -57,14 +57,17 @@ def diff(file: str | None, replay: int, no_replay: bool, as_json: bool) -> None:
 
     \b
     With --json it is an object with
-      reload   whether `mailsvc reload` would do: true also if nothing changes
-      changes  an array of objects: key; now and then, the values (null if that version has no such
-               key); where, what makes it so: FILE:LINE, "--set", or null for a default; needs,
-               "reload" or "restart"
-      envelopes  an object: since (RFC 3339); came, how many; unlike, of how many kinds; replayed,
-               how many of these; changes, an array of objects, each with times, client, user,
-               sender, recipient, and now and then, with reply, accounts and onward; null if nothing
-               changes or none can be replayed
+      reload     whether `mailsvc reload` would do: true also if nothing
+                 changes
+      changes    an array of objects: key; now and then, the values (null if
+                 that version has no such key); where, what makes it so:
+                 FILE:LINE, "--set", or null for a default; needs, "reload" or
+                 "restart"
+      envelopes  an object: since (RFC 3339); came, how many; unlike, of how
+                 many kinds; replayed, how many of these; changes, an array of
+                 objects, each with times, client, user, sender, recipient, and
+                 now and then, with reply, accounts and onward; null if nothing
+                 changes or none can be replayed
 
     \b
     Example:

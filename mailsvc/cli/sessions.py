@@ -26,10 +26,9 @@ from mailsvc.localsocket import NoService
 @click.pass_context
 def sessions(ctx: click.Context, address: str | None, account: str | None, protocol: str | None,
              as_json: bool) -> None:
-    """List the connections that the running service has now, over all its processes, the oldest
-    first.
+    """List the connections that there are now.
 
-    STATE tells how far each is.  SMTP: greeting, start (before EHLO), ready, auth, mail and rcpt
+    They are those of all processes of the service, the oldest first.  STATE tells how far each is.  SMTP: greeting, start (before EHLO), ready, auth, mail and rcpt
     (the last command that was accepted), message (it is arriving), chunks (between two of them),
     turned (ATRN).  POP3: authorization, auth, transaction, listing, message, update.  MESSAGES were
     accepted from the client, or fetched by it.  IN and OUT are octets, those of TLS too; IDLE is

@@ -32,8 +32,9 @@ from mailsvc.localsocket import NoService
 @place_options
 def watch(address: str, account: str, recipient: str, protocol: str | None, minutes: int,
           text: bool, as_json: bool) -> None:
-    """Show what is said on connections of one client, account or recipient, as it is said.
+    """Show what is said on chosen connections.
 
+    They are those of one client, account or recipient, and each line is shown as it is said.
     Lines of the client are marked C:, those of the service S:, and notes *.  Passwords, and all of
     an AUTH exchange but its mechanism, are masked; lines that are no command are not shown.
 
