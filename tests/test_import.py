@@ -401,7 +401,7 @@ def test_any_octets_have_a_time(head: bytes) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "error"), [
-    (["pop3s://old.example.net"], "Add --user NAME"),
+    (["pop3s://old.example.net"], "add --user NAME"),
     (["imaps://bob@"], "names no host"),
     (["pop3s://bob@old.example.net", "--folder", "x"], "POP3 has no folders"),
     (["nowhere"], "there is no nowhere; expected mbox:FILE, maildir:DIR, or pop3s://HOST"),

@@ -197,8 +197,8 @@ MAY_IMPORT = {
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
     "cli": [*SERVICE, "rehearsal", "consequences", "service", "stopping", "workers", "tap",
             "sendmail", "client", "jsonschema", "blocking", "composing", "trust", "fetching",
-            "mailfile", "reach", "records", "zone", "installation", "doctor", "backup", "importing", "export",
-            "fsck", "cli"],
+            "mailfile", "reach", "records", "zone", "installation", "doctor", "backup",
+            "importing", "export", "fsck", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

@@ -28,11 +28,12 @@ def sessions(ctx: click.Context, address: str | None, account: str | None, proto
              as_json: bool) -> None:
     """List the connections that there are now.
 
-    They are those of all processes of the service, the oldest first.  STATE tells how far each is.  SMTP: greeting, start (before EHLO), ready, auth, mail and rcpt
-    (the last command that was accepted), message (it is arriving), chunks (between two of them),
-    turned (ATRN).  POP3: authorization, auth, transaction, listing, message, update.  MESSAGES were
-    accepted from the client, or fetched by it.  IN and OUT are octets, those of TLS too; IDLE is
-    how long nothing has come in.
+    They are those of all processes of the service, the oldest first.  STATE tells how far each is.
+    SMTP: greeting, start (before EHLO), ready, auth, mail and rcpt (the last command that was
+    accepted), message (it is arriving), chunks (between two of them), turned (ATRN).  POP3:
+    authorization, auth, transaction, listing, message, update.  MESSAGES were accepted from the
+    client, or fetched by it.  IN and OUT are octets, those of TLS too; IDLE is how long nothing has
+    come in.
 
     The keys in JSON are id, protocol, listener, client, port, since, login, tls, state, messages,
     received, sent and idle; of SMTP also hello, from and recipients; of POP3 deleted.
