@@ -42,6 +42,7 @@ COMMANDS = {
     "stats": "mailsvc.cli.stats",
     "trace": "mailsvc.cli.trace",
     "undelete": "mailsvc.cli.undelete",
+    "upgrade": "mailsvc.cli.upgrade",
     "webhook": "mailsvc.cli.webhook",
 }
 
