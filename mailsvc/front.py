@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, 
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
+from twisted.python.failure import Failure
 
 from mailsvc.acme.files import Files
 from mailsvc.config import ConfigurationError, Settings
@@ -244,8 +245,7 @@ class Front(MultiService):
                 self.predecessor.refuse(str(problem))
             self.ready.errback(problem)
         elif self.predecessor is not None:
-            self.predecessor.ready().addCallback(self._take_over).addErrback(
-                lambda failure: _log.failure("cannot take over", failure))
+            self.predecessor.ready().addCallback(self._take_over).addErrback(self._fail)
         else:
             self._announce(aloud=aloud)
 
@@ -322,7 +322,7 @@ class Front(MultiService):
                 if self.stopping:
                     await successor.end()
                     raise NotReady("the service is stopping")
-            except NotReady:
+            except BaseException:
                 self.successor = None
                 self._tell_status()
                 raise
@@ -393,6 +393,12 @@ class Front(MultiService):
         self._announce()
         assert self.predecessor is not None
         self.predecessor.serves()
+
+    def _fail(self, failure: Failure) -> None:
+        _log.failure("cannot take over", failure)
+        if not self.broken.called:
+            self.broken.errback(CannotStart(
+                f"mailsvc cannot go on: {failure.getErrorMessage()}"))
 
     def _tell_status(self) -> None:
         if not self.stopping and self.ready.called:

@@ -19,6 +19,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +194,8 @@ class Listener:
             # Whoever binds the name next must not find the pid of a process that is gone there, or
             # of one that has got the number since.
             lock = FilesystemLock(port._bindPath + b".lock")
+            with suppress(FileNotFoundError):
+                os.unlink(lock.name + b".new")
             os.symlink(str(os.getpid()), lock.name + b".new")
             os.rename(lock.name + b".new", lock.name)
             lock.locked, port.lockFile = True, lock

@@ -2,8 +2,8 @@
 
 The fork has everything that the supervisor has, and must let go of what is not its: signal
 handlers, the other workers' sockets, and the reactor, in whose place it puts a new one of the same
-kind.  Then it resumes the listeners, says that it is ready, takes connections when the supervisor
-lets it begin, and serves until it is told otherwise:
+kind.  Then it resumes the listeners, says that it is ready, takes connections, at once or when the
+supervisor lets it begin, and serves until it is told otherwise:
 
 * SIGTERM: stop, as :meth:`mailsvc.service.MailService.stopService` does;
 * SIGUSR2: take no more connections, and end with the last session;
@@ -57,6 +57,7 @@ class Task:
 
     :ivar for_good: as :class:`mailsvc.front.Front` has it.
     :ivar log_file: what is logged to, if the supervisor rotates it.
+    :ivar waits: whether it takes no connection before it is let begin.
     :ivar stderr: what standard error is to be, if it is something else now, or -1.
     """
 
@@ -66,6 +67,7 @@ class Task:
     place: Place
     for_good: bool
     log_file: SharedLogFile | None
+    waits: bool = False
     stderr: int = -1
 
 
@@ -144,19 +146,26 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
     crew, row = task.place.crew, task.place.row
     for listener in task.listeners:
         listener.resume(reactor, functools.partial(crew.leads, row))
-        listener.hold()
+        if task.waits:
+            listener.hold()
     service = MailService(task.settings, reactor, task.listeners, task.checkers, task.place)
     service.for_good = task.for_good
     service.ready.addCallback(lambda _: control.sendall(READY))
-    service.privilegedStartService()
-    service.startService()
-    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
-    control.setblocking(False)
+    begun: list[bool] = []
 
     def begin() -> None:
-        if not (stopping or draining):
+        if not (begun or stopping or draining):
+            begun.append(True)
             service.begin()
 
+    stopping: list[bool] = []
+    draining: list[bool] = []
+    service.privilegedStartService()
+    service.startService()
+    if not task.waits:
+        begin()
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    control.setblocking(False)
     reactor.adoptStreamConnection(
         control.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda: _Tether(begin)))
     beat = LoopingCall(crew.beat, row)
@@ -179,8 +188,6 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
             crew.rest(row)
             service.drain().addCallback(stop)
 
-    stopping: list[bool] = []
-    draining: list[bool] = []
     on(signal.SIGTERM, stop)
     on(DRAIN, drain)
     # Nor its handler for processes that we started.

@@ -213,8 +213,9 @@ class Supervisor(Front):
         self._calm = 0.0
         self._failed_starts = 0
         self._ended: Deferred[None] = Deferred()
-        #: Whether workers shall take connections.
-        self._serving = False
+        #: Whether workers shall take connections; and whether all end with their last.
+        self._serving = predecessor is None
+        self._leaving = False
         rows = _GENERATIONS * count(settings)
         #: Those that are free, the first of which is taken.
         self._rows = list(range(rows))
@@ -283,8 +284,6 @@ class Supervisor(Front):
             raise
         for worker in self._workers:
             self._watch(worker)
-        if self.predecessor is None:
-            self._let_begin()
         self._rounds.start(_ROUND, now=False)
         if self.read_again is not None and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
             signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.hang_up))
@@ -297,9 +296,6 @@ class Supervisor(Front):
         for listener in self.listeners:
             if not listener.for_mail:
                 listener.admit()
-        self._let_begin()
-
-    def _let_begin(self) -> None:
         self._serving = True
         for worker in self._workers:
             if worker.since is not None:
@@ -310,12 +306,14 @@ class Supervisor(Front):
         self._workers.append(worker)
         self._wait_for(worker)
 
-    def _fork(self, configuration: Configuration, *, first: bool = False) -> _Worker:
+    def _fork(self, configuration: Configuration, *, first: bool = False,
+              waits: bool = False) -> _Worker:
         settings, checkers = configuration
         row = self._rows.pop(0)
         self._crew.beat(row)
         place = Place(self._crew, self._figures, row, first, count(settings))
         task = Task(settings, checkers, self._for_mail(), place, self.for_good, self._log_file,
+                    waits or not self._serving,
                     self.predecessor.stderr if self.predecessor is not None else -1)
         try:
             pid, control = fork(
@@ -407,7 +405,7 @@ class Supervisor(Front):
             self._workers.remove(worker)
             if not worker.leaving:
                 self._replace(worker, cause)
-        if (self.stopping or self.handed_over) and not (
+        if (self.stopping or self._leaving) and not (
                 self._workers or self._successors or self._ended.called):
             self._ended.callback(None)
 
@@ -500,7 +498,7 @@ class Supervisor(Front):
         self.notify.status("starting workers with another configuration")
         try:
             for number in range(count(configuration[0])):
-                worker = self._fork(configuration, first=number == 0)
+                worker = self._fork(configuration, first=number == 0, waits=True)
                 self._successors.append(worker)
                 self._watch(worker)
         except OSError as error:
@@ -588,6 +586,7 @@ class Supervisor(Front):
         for pause in self._pauses:
             if pause.active():
                 pause.cancel()
+        self._leaving = True
         # It is another's to rotate.
         self._log_octets = 0
         for worker in self._workers:
