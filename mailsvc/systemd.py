@@ -67,7 +67,9 @@ class NotifyService(Service):
 
     def hand_over(self, pid: int, status: str) -> None:
         """Say that the main process is another one from now on, and then nothing any more."""
-        self._send(f"MAINPID={pid}", f"STATUS={_one_line(status)}")
+        # That one feeds the watchdog at its own times, which may be half a period from now.
+        self._send(*["WATCHDOG=1"] * bool(self.watchdog_seconds), f"MAINPID={pid}",
+                   f"STATUS={_one_line(status)}")
         self.quiet = True
 
     def _send(self, *assignments: str) -> None:

@@ -80,7 +80,8 @@ def test_nothing_is_said_any_more_when_another_process_is_the_main_one(
     service.hand_over(4321, "another takes over")
     service.stopping("bye")
     clock.pump([1] * 9)
-    assert received(receiver) == [b"WATCHDOG=1", b"MAINPID=4321\nSTATUS=another takes over"]
+    assert received(receiver) == [
+        b"WATCHDOG=1", b"WATCHDOG=1\nMAINPID=4321\nSTATUS=another takes over"]
     service.stopService()
 
 

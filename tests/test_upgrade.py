@@ -204,7 +204,8 @@ class Program:
         assert done.exit_code == 0, done.output
         told = json.loads(done.stdout)
         assert told["version"] == version
-        assert told["pid"] == self.main != former
+        until(lambda: self.main == told["pid"])
+        assert self.main != former
         return former
 
     def stop(self) -> None:
@@ -430,7 +431,8 @@ def test_a_program_that_does_not_start_leaves_the_other_one_serving(
         if done.exit_code != 1 or not re.search(reason, done.stderr):
             pytest.fail(done.output)
         assert done.stderr.startswith("Error: refused; the program that ran goes on serving:\n")
-        assert (service.processes(), service.status, service.main) == (before, status, main)
+        until(lambda: (service.processes(), service.status, service.main)
+              == (before, status, main))
         smtp.send(b"\r\nHello.\r\n.\r\n")
         assert smtp.reply().startswith(b"250")
         assert smtp.say(b"QUIT").startswith(b"221")
@@ -480,7 +482,7 @@ def test_a_stop_while_the_new_program_starts_stops_both(tmp_path: Path) -> None:
         asking = threading.Thread(target=upgrade)
         asking.start()
         until(lambda: len(service.processes()) == len(before) + 1)
-        assert "; a new program is starting" in service.status
+        until(lambda: "; a new program is starting" in service.status)
         with pytest.raises(UpgradeRefused, match="is starting already"):
             control.upgrade(service.data)
         service.stop()
