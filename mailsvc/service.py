@@ -61,6 +61,7 @@ from mailsvc.front import Front, explained, listeners_of
 from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
+from mailsvc.live import Live
 from mailsvc.logindelay import LoginDelay
 from mailsvc.names import DirectoryError
 from mailsvc.observer import Observer
@@ -188,6 +189,7 @@ class MailService(Front):
     _queue: Queue | None = None
     _recorder: Recorder | None = None
     _console: Console | None = None
+    _live: Live | None = None
     #: How many connections this process has descriptors for.
     _room = 0
 
@@ -333,6 +335,7 @@ class MailService(Front):
             self._connections.append(self._console.connections)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
+        self._tell_of([smtp, pop3])
         self._observe(store, brakes, queue)
         self._open_trace()
         for listener in self.listeners:
@@ -351,6 +354,12 @@ class MailService(Front):
                 Writer, Path(settings.service.data) / "trace", settings.trace), self.reactor,
                 self._share)
             recorder.start()
+
+    def _tell_of(self, connections: list[Connections]) -> None:
+        """Let commands and pages ask for these, and what is said on them."""
+        row = 0 if self._place is None else self._place.row
+        self._live = Live(connections, Path(self._settings.service.data), row, self.reactor)
+        self._live.setServiceParent(self)
 
     def _observe(self, store: Store, brakes: Brakes, queue: Queue) -> None:
         share = self._share
@@ -508,6 +517,9 @@ class MailService(Front):
                        connections=connections, seconds=seconds)
         self.notify.stopping(f"stopping: waiting for {connections} connections")
         self.stopping = True
+        if self._live is not None:
+            # A page that shows one would be waited for.
+            self._live.end_watches()
         await self.close_listeners(last=False)
         if self._queue is not None:
             self._queue.let_go()

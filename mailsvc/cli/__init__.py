@@ -39,10 +39,12 @@ COMMANDS = {
     "restore": "mailsvc.cli.restore",
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
+    "sessions": "mailsvc.cli.sessions",
     "stats": "mailsvc.cli.stats",
     "trace": "mailsvc.cli.trace",
     "undelete": "mailsvc.cli.undelete",
     "upgrade": "mailsvc.cli.upgrade",
+    "watch": "mailsvc.cli.watch",
     "webhook": "mailsvc.cli.webhook",
 }
 

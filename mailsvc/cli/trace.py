@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import ipaddress
-import re
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,8 @@ from mailsvc.cli.place import place_options, settings
 from mailsvc.log import escape
 from mailsvc.names import DirectoryError
 from mailsvc.tracing.archive import Reader
-from mailsvc.tracing.events import folded, is_id
-from mailsvc.tracing.story import Step, Story, story_of, told_of
+from mailsvc.tracing.search import stories
+from mailsvc.tracing.story import Step, Story
 
 #: How often --follow looks, seconds.
 _LOOK_EVERY = 0.5
@@ -61,41 +58,20 @@ def trace(what: str, seconds: int | None, limit: int, follow: bool, as_json: boo
     since = time.time() - seconds if seconds is not None else 0.0
     try:
         with Reader(directory) as reader:
-            stories = _stories(reader, what, since, limit)
+            found = stories(reader, what, since, limit)
             for problem in reader.problems:
                 click.echo(f"Note: {problem}", err=True)
-            if not (stories or follow):
+            if not (found or follow):
                 raise click.ClickException(_unknown(reader, what, seconds))
             if as_json:
-                print_json([_plain(story) for story in stories])
+                print_json([_plain(story) for story in found])
             else:
-                click.echo("\n\n".join(map(_text, stories)))
+                click.echo("\n\n".join(map(_text, found)))
         if follow:
             with suppress(KeyboardInterrupt):
-                _follow(directory, what, since, limit, stories)
+                _follow(directory, what, since, limit, found)
     except DirectoryError as error:
         raise click.ClickException(str(error)) from error
-
-
-def _stories(reader: Reader, what: str, since: float, limit: int) -> list[Story]:
-    if is_id(what.upper()):
-        ids = [what.upper()]
-    else:
-        found = (told_of(reader.newest(name, since), limit) for name in _names(what.strip()))
-        ids = next(filter(None, found), [])
-    return [story for id in ids if (story := story_of(reader, id)) is not None]
-
-
-def _names(what: str) -> Iterable[str]:
-    """What *what* may mean, the likeliest first."""
-    if re.fullmatch(r"<[^<>]*>", what):
-        yield what
-        what = what[1:-1]
-    try:
-        yield str(ipaddress.ip_address(what.strip("[]").removeprefix("IPv6:")))
-    except ValueError:
-        yield folded(what)
-        yield f"<{what}>"
 
 
 def _unknown(reader: Reader, what: str, seconds: int | None) -> str:
@@ -152,7 +128,7 @@ def _follow(directory: Path, what: str, since: float, limit: int, told: list[Sto
     while True:
         time.sleep(_LOOK_EVERY)
         with Reader(directory) as reader:  # files come and go
-            for story in reversed(_stories(reader, what, since, limit)):
+            for story in reversed(stories(reader, what, since, limit)):
                 for step in story.steps:
                     if (story.id, step) not in seen:
                         seen.add((story.id, step))

@@ -19,8 +19,10 @@ from zope.interface import implementer
 
 from mailsvc.console import letters
 from mailsvc.console.call import Answer, Call, Content, Page, Problem, Redirect
+from mailsvc.console.deleted import kept_days
 from mailsvc.errors import MaildropInUse, MessageVanished
 from mailsvc.interfaces import IView
+from mailsvc.tracing.events import message_of
 
 _log = Logger("mailsvc.console")
 
@@ -127,7 +129,7 @@ async def show_list(call: Call) -> Answer:
         "rows": [(view.uidl(number).decode(), view.sizes[number - 1], each)
                  for number, each in zip(numbers, headings, strict=True)],
         "count": count, "octets": view.octets, "page": page, "last": last,
-        "quota": call.user.quota_octets})
+        "quota": call.user.quota_octets, "kept_days": kept_days(call)})
 
 
 def _header(call: Call, view: IView, number: int) -> Deferred[bytes]:
@@ -140,16 +142,15 @@ def _header(call: Call, view: IView, number: int) -> Deferred[bytes]:
 
 async def show(call: Call) -> Answer:
     """One message to read."""
-    data = await _whole(call)
+    data, id = await _whole(call), call.words["id"]
+    shown = {"id": id, "trace": message_of(id), "size": len(data)}
     try:
         letter = await call.backend.threads.run(letters.letter, data)
     except letters.TooStrange as problem:
-        return Page("message.html", {
-            "id": call.words["id"], "letter": None, "strange": str(problem), "size": len(data),
-            "heading": letters.heading(data)})
-    return Page("message.html", {
-        "id": call.words["id"], "letter": letter, "strange": "", "size": len(data),
-        "heading": letter.heading})
+        return Page("message.html", {**shown, "letter": None, "strange": str(problem),
+                                     "heading": letters.heading(data)})
+    return Page("message.html", {**shown, "letter": letter, "strange": "",
+                                 "heading": letter.heading})
 
 
 async def show_html(call: Call) -> Answer:
@@ -207,7 +208,7 @@ async def ask(call: Call) -> Answer:
     """Whether the message is to be deleted."""
     view, number = await _found(call)
     header = await _header(call, view, number)
-    return Page("delete-message.html", {"id": call.words["id"],
+    return Page("delete-message.html", {"id": call.words["id"], "kept_days": kept_days(call),
                                         "heading": letters.heading(header)})
 
 
@@ -229,6 +230,7 @@ async def delete(call: Call) -> Answer:
                       404) from None
     finally:
         maildrop.release()
-    _log.info("message deleted user={user} unique_id={id} client={client}", user=call.user.name,
-              id=call.words["id"], client=call.client)
+    _log.info("{id} deleted user={user} unique_id={unique_id} client={client}",
+              id=message_of(wanted), unique_id=call.words["id"], user=call.user.name,
+              client=call.client)
     return Redirect("/mailbox", "deleted")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from mailsvc.authentication import Authenticator
@@ -50,6 +50,7 @@ class Console(Service):
         self._settings = settings.console
         self._reactor = reactor
         self._threads = Threads(reactor, _THREADS, "console")
+        self._lookups = Threads(reactor, _THREADS, "console-dns")
         self._sessions = Sessions(
             Path(settings.service.data) / "state.sqlite", settings.console)
         self.connections = Connections(
@@ -61,7 +62,7 @@ class Console(Service):
 
         self._factory = ConsoleFactory(Backend(
             settings, store, directory, authenticator, self._sessions, self._threads, submission,
-            realm, hasher.verify, reactor, listening, elsewhere), self.connections)
+            realm, hasher.verify, reactor, self._lookups, listening, elsewhere), self.connections)
 
     def factory(self, listener: Listener, tls: Any) -> Any:
         """What *listener* leads to: with TLS from the first octet, unless it may be without."""
@@ -75,11 +76,13 @@ class Console(Service):
     def startService(self) -> None:
         super().startService()
         self._threads.start()
+        self._lookups.start()
 
     def stopService(self) -> Deferred[None]:
         """End; fires when what was begun is done."""
         super().stopService()
-        return self._threads.stop().addCallback(lambda _: self._sessions.close())
+        ended = gatherResults([self._threads.stop(), self._lookups.stop()])
+        return ended.addCallback(lambda _: self._sessions.close())
 
 
 def _is_here(listener: Listener) -> bool:

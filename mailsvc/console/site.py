@@ -19,7 +19,7 @@ from io import BytesIO
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IPushProducer
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -145,6 +145,8 @@ class _Request(Request):
     #: What is wrong with it, found before it had come whole.
     _wrong: Problem | None = None
     _gone = False
+    #: What is told that the reader is gone.
+    _flow: IPushProducer | None = None
 
     def __init__(self, channel: _Channel, queued: object = None) -> None:
         super().__init__(channel)
@@ -205,6 +207,8 @@ class _Request(Request):
     def connectionLost(self, reason: Failure) -> None:
         self._gone = True
         self._let_go()
+        if self._flow is not None:
+            self._flow.stopProducing()
         super().connectionLost(reason)
 
     # ---- answering ----
@@ -390,6 +394,11 @@ class _Request(Request):
 
     async def _send_stream(self, pages: Pages, call: Call, answer: Stream) -> None:
         before, after = pages.halves(call, answer.page)
+        if answer.flow is not None and self._gone:
+            answer.flow.stopProducing()
+        elif answer.flow is not None:
+            self._flow = answer.flow
+            self.registerProducer(answer.flow, True)
         if not self._gone:
             self._set_headers(POLICY)
             self.setHeader(b"content-type", b"text/html; charset=utf-8")
@@ -401,6 +410,8 @@ class _Request(Request):
                 self.write(pages.render(call, piece).encode())
         if not self._gone:
             self.write(after.encode())
+            if self._flow is not None:
+                self.unregisterProducer()
             self.finish()
 
 

@@ -30,7 +30,7 @@ class Step:
 
     :ivar time: in seconds since the epoch.
     :ivar phase: "came in", "checks", "accepted", "refused", "queue", "delivered", "fetched",
-        "deleted", "report", "login" or "note".
+        "deleted", "restored", "report", "login" or "note".
     :ivar message: the id of the message that it happened to, or empty.
     """
 
@@ -123,6 +123,8 @@ def _linked(entry: Entry, message: str) -> Iterator[str]:
         yield fields["delivered"]
 
 
+#: Where that is logged what is done with mail that has come.
+_OF_READERS = ("mailsvc.pop3", "mailsvc.console")
 _FACTS = ("sender", "message_id", "size", "client", "hello", "tls", "user", "connection")
 
 
@@ -132,8 +134,8 @@ def _facts(entries: list[Entry]) -> dict[str, Any]:
     recipients: dict[str, None] = {}
     for entry in entries:
         fields = entry.fields
-        # POP3's are of who fetched it, a report's of the report.
-        if entry.kind.namespace != "mailsvc.pop3" and "about" not in fields:
+        # Theirs are of who fetched or removed it, a report's of the report.
+        if entry.kind.namespace not in _OF_READERS and "about" not in fields:
             for name in _FACTS:
                 if name in fields:
                     facts[name] = facts.get(name) or fields[name]
@@ -243,6 +245,15 @@ def _by_pop3(entry: Entry) -> str:
             f"{fields['connection']}")
 
 
+def _by_console(phase: str) -> Tell:
+    def tell(entry: Entry) -> Iterator[tuple[str, str]]:
+        fields = entry.fields
+        yield phase, (f"by {fields['user']} from {fields['client'] or 'this machine'} in the "
+                      "console")
+
+    return tell
+
+
 def _as(phase: str, form: str) -> Tell:
     """Tell of *phase*, in the words of *form*."""
     def tell(entry: Entry) -> Iterator[tuple[str, str]]:
@@ -265,6 +276,8 @@ _TELLERS: dict[tuple[str, str], Tell] = {
     ("mailsvc.pop3", "removed "): _deleted,
     ("mailsvc.pop3", "logged out"): _as(
         "login", "{user} logged out after {retrieved} messages, {deleted} deleted: {reason}"),
+    ("mailsvc.console", "deleted "): _by_console("deleted"),
+    ("mailsvc.console", "restored "): _by_console("restored"),
     ("mailsvc.queue", "{state} recipient"): _attempt,
     ("mailsvc.queue", "not connected"): _as(
         "queue", "no connection to {host} [{address}]: {reason}"),
