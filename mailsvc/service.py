@@ -357,8 +357,7 @@ class MailService(Front):
 
     def _tell_of(self, connections: list[Connections]) -> None:
         """Let commands and pages ask for these, and what is said on them."""
-        row = 0 if self._place is None else self._place.row
-        self._live = Live(connections, Path(self._settings.service.data), row, self.reactor)
+        self._live = Live(connections, Path(self._settings.service.data), self.reactor)
         self._live.setServiceParent(self)
 
     def _observe(self, store: Store, brakes: Brakes, queue: Queue) -> None:

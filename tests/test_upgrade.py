@@ -29,7 +29,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
-from mailsvc import control, succession
+from mailsvc import control, live, succession
 from mailsvc.cli import main
 from mailsvc.control import UpgradeRefused
 from mailsvc.directory import SqliteDirectory
@@ -433,6 +433,7 @@ def test_a_program_that_does_not_start_leaves_the_other_one_serving(
         assert done.stderr.startswith("Error: refused; the program that ran goes on serving:\n")
         until(lambda: (service.processes(), service.status, service.main)
               == (before, status, main))
+        assert [each["state"] for each in live.sessions(service.data)] == ["message"]
         smtp.send(b"\r\nHello.\r\n.\r\n")
         assert smtp.reply().startswith(b"250")
         assert smtp.say(b"QUIT").startswith(b"221")
@@ -497,6 +498,8 @@ def test_a_stop_while_the_former_program_drains_stops_both(tmp_path: Path) -> No
         begin(smtp)
         former = [service.upgrade("2.0"), service.upgrade("3.0")]
         assert all(map(alive, former))
+        # Each tells of its own, also when another has begun since.
+        assert [each["state"] for each in live.sessions(service.data)] == ["message"]
         os.kill(service.main, signal.SIGTERM)
         # What was begun may end; the main process waits for that, else systemd would kill the rest.
         until(lambda: service.status.startswith("stopping"))
@@ -504,6 +507,7 @@ def test_a_stop_while_the_former_program_drains_stops_both(tmp_path: Path) -> No
         assert smtp.reply().startswith(b"250")
         until(lambda: not service.processes())
         assert len(service.messages(KEPT)) == 1
+        assert not list(service.data.glob("live-*"))
         assert "Traceback" not in service.text()
 
 
