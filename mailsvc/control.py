@@ -31,7 +31,7 @@ from twisted.logger import Logger
 
 from mailsvc import __version__
 from mailsvc.config import Settings
-from mailsvc.localsocket import Answers, LocalSocket, ask
+from mailsvc.localsocket import Answers, LocalSocket, NoService, ask
 
 _log = Logger("mailsvc")
 
@@ -56,6 +56,10 @@ class UpgradeRefused(Exception):
     """The program stays as it was; the text says why."""
 
 
+class UpgradeFailed(Exception):
+    """The new program ended as it took over, and so does the service; the text says so."""
+
+
 class Reloadable(Protocol):
     """What is asked of a service.
 
@@ -75,7 +79,7 @@ class Reloadable(Protocol):
 
     def upgrade(self) -> Deferred[tuple[int, str]]:
         """Let the program on disk take over; fires with its pid and version, or fails with
-        :class:`UpgradeRefused`."""
+        :class:`UpgradeRefused` or :class:`UpgradeFailed`."""
 
 
 class Control(LocalSocket):
@@ -104,6 +108,8 @@ class Control(LocalSocket):
                 pid, version = await self._service.upgrade()
             except UpgradeRefused as refused:
                 return {"refused": [str(refused)]}
+            except UpgradeFailed as failed:
+                return {"error": str(failed)}
             return {"pid": pid, "version": version}
         return {"error": "no such action; the command is of another version than the service"}
 
@@ -143,9 +149,11 @@ def upgrade(data: Path) -> tuple[int, str]:
     """Let the program on disk take over from that service; its pid and its version.
 
     :raises UpgradeRefused: that one goes on as before.
-    :raises NoService: there is none, or it does not answer.
+    :raises NoService: there is none, it does not answer, or it ends because the new one has.
     """
     answer = ask(data, NAME, {"action": "upgrade"}, _PATIENCE)
     if "pid" not in answer:
-        raise UpgradeRefused("\n".join(answer.get("refused", [answer.get("error", "")])))
+        if "error" in answer:
+            raise NoService(answer["error"])
+        raise UpgradeRefused("\n".join(answer["refused"]))
     return int(answer["pid"]), str(answer["version"])

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 
 from mailsvc.acme.files import Files
 from mailsvc.config import ConfigurationError, Settings
-from mailsvc.control import Control, ReloadRefused, UpgradeRefused
+from mailsvc.control import Control, ReloadRefused, UpgradeFailed, UpgradeRefused
 from mailsvc.gathering import Gathering
 from mailsvc.history import History
 from mailsvc.listeners import KINDS, CannotStart, Listener
@@ -298,13 +298,14 @@ class Front(MultiService):
 
         :returns: fires with its pid and version when it has; this process ends with its last
             session.  Fails with :class:`mailsvc.control.UpgradeRefused`, which was logged, and then
-            it is as if nothing had been asked.
+            it is as if nothing had been asked; or with :class:`mailsvc.control.UpgradeFailed`, and
+            the service ends.
         """
         return Deferred.fromCoroutine(self._upgrade())
 
     def upgrade_by_signal(self) -> None:
         """The same, for SIGUSR2."""
-        self.upgrade().addErrback(lambda failure: failure.trap(UpgradeRefused))
+        self.upgrade().addErrback(lambda failure: failure.trap(UpgradeRefused, UpgradeFailed))
 
     async def _upgrade(self) -> tuple[int, str]:
         try:
@@ -340,7 +341,15 @@ class Front(MultiService):
             raise UpgradeRefused("the service is stopping")
         self.notify.hand_over(successor.pid, f"mailsvc {version} takes over")
         self.origin.hand_over()
-        await successor.go()
+        try:
+            await successor.go()
+        except NotReady as problem:
+            # Too late to go on here: systemd has another main process, or will see this one fail.
+            if not self.stopping:
+                self._fail(Failure())
+            raise UpgradeFailed(
+                f"the new program failed: {problem}; the service ends, to be started again"
+            ) from problem
         _log.info("mailsvc {version}, process {pid}, has taken over; {sessions} sessions end here",
                   version=version, pid=successor.pid, sessions=self.sessions())
         Deferred.fromCoroutine(self._leave(successor)).addErrback(

@@ -46,7 +46,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -200,6 +200,7 @@ class Successor:
         #: Whether it was told to go, and has.
         self._goes = False
         self._serves: Deferred[None] = Deferred()
+        self._hung_up = False
         self.pid = 0
         #: What keeps it from serving, in its own words.
         self._problem = ""
@@ -266,18 +267,16 @@ class Successor:
                 self._outcome.callback(version)
             case {"problem": str(problem)}:
                 self._problem = problem
-            case {"serves": True}:
-                self._gone_on()
+            case {"serves": True} if not self._serves.called:
+                self._serves.callback(None)
             case {"ask": str(what)}:
                 self._asked(what)
 
     def _lost(self) -> None:
         self.abandon("it ended before it was ready")
-        self._gone_on()
-
-    def _gone_on(self) -> None:
-        if not self._serves.called:
-            self._serves.callback(None)
+        self._hung_up = True
+        if self._goes and not self._serves.called:
+            self._serves.errback(NotReady("it ended as it took over"))
 
     def abandon(self, problem: str) -> None:
         """It shall not take over, because of *problem*, if it has not yet."""
@@ -285,8 +284,10 @@ class Successor:
             self._outcome.errback(NotReady(problem))
 
     def go(self) -> Deferred[None]:
-        """It shall take over; fires when it has."""
+        """It shall take over; fires when it has, and fails with :class:`NotReady` when it ended."""
         self._goes = True
+        if self._hung_up:
+            return fail(NotReady("it ended as it took over"))
         if self._link is not None:
             self._link.say({"go": True})
         return self._serves

@@ -465,6 +465,19 @@ def test_without_a_service(tmp_path: Path) -> None:
     assert "no service runs with the data in" in done.stderr
 
 
+def test_a_program_that_ends_as_it_takes_over_ends_the_service_with_a_status(
+    tmp_path: Path
+) -> None:
+    with Program(tmp_path, 1) as service:
+        service.install("2.0", "import os; from mailsvc.front import Front\n"
+                        "Front._take_over = lambda *_: os._exit(7)")
+        done = run("upgrade", "--dir", service.data)
+        assert done.exit_code == 1
+        assert "it ended as it took over; the service ends" in done.stderr
+        assert service.process.wait(PATIENCE) == 1
+        assert not service.processes()
+
+
 # ---- stopping meanwhile -------------------------------------------------------------------------
 
 
