@@ -87,6 +87,9 @@ class ServiceSettings:
     grace_seconds: float = setting(
         30, "How long a stop waits for transactions and sessions in progress.", unit="seconds",
         check=at_least(0))
+    drain_seconds: float = setting(
+        900, "After an upgrade, how long sessions may go on in the former program before it stops.",
+        unit="seconds", check=at_least(0))
     sweep_every_hours: float = setting(
         24, "How often what abandoned deliveries left behind is looked for.", unit="hours",
         check=at_least(0.01))

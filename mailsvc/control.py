@@ -1,4 +1,4 @@
-"""What a service that runs can be asked for: the configuration it goes by, and to read it again.
+"""What a service that runs can be asked for: its configuration, to read it again, to be upgraded.
 
 :class:`Control` is part of the supervisor, or of the only process there is.  It answers at the
 socket ``{data}/control`` (:mod:`mailsvc.localsocket`).  A request is one line, a JSON object whose
@@ -12,6 +12,10 @@ socket ``{data}/control`` (:mod:`mailsvc.localsocket`).  A request is one line, 
 ``reload``
     Answered when it is done by ``workers``, how many serve by the configuration as it is now; or by
     ``refused``, everything that keeps it from that, and then nothing has changed.
+
+``upgrade``
+    Answered when the program that is on disk now has taken over, by its ``pid`` and ``version``; or
+    by ``refused``, and then nothing has changed.
 
 What cannot be answered gets ``error``.
 """
@@ -27,7 +31,7 @@ from twisted.logger import Logger
 
 from mailsvc import __version__
 from mailsvc.config import Settings
-from mailsvc.localsocket import Answers, LocalSocket, ask
+from mailsvc.localsocket import Answers, LocalSocket, NoService, ask
 
 _log = Logger("mailsvc")
 
@@ -48,6 +52,14 @@ class ReloadRefused(Exception):
         super().__init__("\n".join(problems))
 
 
+class UpgradeRefused(Exception):
+    """The program stays as it was; the text says why."""
+
+
+class UpgradeFailed(Exception):
+    """The new program ended as it took over, and so does the service; the text says so."""
+
+
 class Reloadable(Protocol):
     """What is asked of a service.
 
@@ -64,6 +76,10 @@ class Reloadable(Protocol):
     def reload(self) -> Deferred[int]:
         """Read the configuration again; fires with how many workers serve by it, or fails with
         :class:`ReloadRefused`."""
+
+    def upgrade(self) -> Deferred[tuple[int, str]]:
+        """Let the program on disk take over; fires with its pid and version, or fails with
+        :class:`UpgradeRefused` or :class:`UpgradeFailed`."""
 
 
 class Control(LocalSocket):
@@ -86,6 +102,15 @@ class Control(LocalSocket):
                 return {"workers": await self._service.reload()}
             except ReloadRefused as refused:
                 return {"refused": list(refused.problems)}
+        if action == "upgrade":
+            _log.info("`mailsvc upgrade` asks for the program on disk to take over")
+            try:
+                pid, version = await self._service.upgrade()
+            except UpgradeRefused as refused:
+                return {"refused": [str(refused)]}
+            except UpgradeFailed as failed:
+                return {"error": str(failed)}
+            return {"pid": pid, "version": version}
         return {"error": "no such action; the command is of another version than the service"}
 
 
@@ -118,3 +143,17 @@ def reload(data: Path) -> int:
     if "workers" not in answer:
         raise ReloadRefused(*answer.get("refused", [answer.get("error", "")]))
     return int(answer["workers"])
+
+
+def upgrade(data: Path) -> tuple[int, str]:
+    """Let the program on disk take over from that service; its pid and its version.
+
+    :raises UpgradeRefused: that one goes on as before.
+    :raises NoService: there is none, it does not answer, or it ends because the new one has.
+    """
+    answer = ask(data, NAME, {"action": "upgrade"}, _PATIENCE)
+    if "pid" not in answer:
+        if "error" in answer:
+            raise NoService(answer["error"])
+        raise UpgradeRefused("\n".join(answer["refused"]))
+    return int(answer["pid"]), str(answer["version"])

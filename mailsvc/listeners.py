@@ -7,14 +7,19 @@ Several processes may share what one of them has bound: that one pauses its list
 each child resumes them on a reactor of its own.  Each takes one connection at a time, and when it
 has clearly more than another, leaves those that follow to the others for a moment: else a burst of
 clients that stay could all be with the first that wakes up.
+
+What another program has bound can be inherited (:mod:`mailsvc.succession`).  It belongs to both
+then, until that one lets go of it: who closes it leaves the other's alone.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +29,11 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.internet.protocol import Factory
+from twisted.internet.unix import Port as UNIXPort
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
+from twisted.python.lockfile import FilesystemLock
 
 from mailsvc.transport import send_by_turns
 
@@ -82,18 +89,23 @@ class Listener:
     :ivar kind: what it is for.
     :ivar description: the endpoint string.
     :ivar optional: whether it is left out, with a line in the log, when its port is taken.
+    :ivar held: whether it takes no connection until :meth:`admit`; they wait.
+    :param inherited: a descriptor of its socket, which another program has bound.
     """
 
     def __init__(self, kind: Kind, description: str, reactor: Any, *,
-                 optional: bool = False) -> None:
+                 optional: bool = False, inherited: int | None = None) -> None:
         self.kind = kind
         self.description = description
         self.optional = optional
         self._entrance = _Entrance()
         self._port: Any = None  # IListeningPort, and what all of Twisted's have more
-        self._resumed = False
+        self.held = False
+        #: Whether others have the socket, too.
+        self._shared = inherited is not None
         try:
-            self._endpoint = serverFromString(reactor, description)
+            self._endpoint = serverFromString(reactor, description) if inherited is None else (
+                serverFromString(_Adopting(reactor, inherited), _SYSTEMD.sub("tcp:0", description)))
         except Exception as error:
             remedy = ("systemd has passed no such socket; start the service by "
                       "`systemctl start mailsvc.socket mailsvc.service`, or name an endpoint such "
@@ -132,6 +144,11 @@ class Listener:
         host = self._port.getHost() if self._port is not None else None
         return (host.host, host.port) if isinstance(host, IPv4Address | IPv6Address) else None
 
+    @property
+    def socket(self) -> socket.socket | None:
+        """Its socket, if it is bound."""
+        return self._port.socket if self._port is not None else None
+
     def bind(self) -> Deferred[None]:
         """Take the port; fails with a :class:`CannotStart`."""
         if self._port is not None:
@@ -151,6 +168,38 @@ class Listener:
             # listen on this one, in the middle of their accept(2).
             self._port._shouldShutdown = False
 
+    def hold(self) -> None:
+        """Take no connection in this process before :meth:`admit`."""
+        self.held = True
+        if self._port is not None:
+            self._port.stopReading()
+
+    def admit(self) -> None:
+        """Take connections."""
+        if self.held and self._port is not None:
+            self._port.startReading()
+        self.held = False
+
+    def share(self) -> None:
+        """Another program has the socket, too, and its name is that one's from now on."""
+        self._shared = True
+        if self._port is not None:
+            self._port._shouldShutdown = False
+
+    def own(self) -> None:
+        """The name of the socket is ours, which the program that bound it leaves behind."""
+        self._shared = False
+        port = self._port
+        if isinstance(port, UNIXPort) and port.wantPID and port.lockFile is None:
+            # Whoever binds the name next must not find the pid of a process that is gone there, or
+            # of one that has got the number since.
+            lock = FilesystemLock(port._bindPath + b".lock")
+            with suppress(FileNotFoundError):
+                os.unlink(lock.name + b".new")
+            os.symlink(str(os.getpid()), lock.name + b".new")
+            os.rename(lock.name + b".new", lock.name)
+            lock.locked, port.lockFile = True, lock
+
     def resume(self, reactor: Any, leads: Callable[[], bool]) -> None:
         """Listen in this process, which was forked from the one that bound the port.
 
@@ -162,8 +211,11 @@ class Listener:
         factory = bound.factory
         if isinstance(factory, TLSMemoryBIOFactory):  # an endpoint such as ssl:
             factory._clock = reactor
-        port = self._port = reactor.adoptStreamPort(
-            bound.fileno(), bound.addressFamily, factory)
+        port = self._port = (
+            _adopt_unix(reactor, bound.fileno(), bound._bindPath, factory, bound.backlog,
+                        bound.mode)
+            if isinstance(bound, UNIXPort) else
+            reactor.adoptStreamPort(bound.fileno(), bound.addressFamily, factory))
         bound.socket.close()
         send_by_turns(port)
 
@@ -178,14 +230,14 @@ class Listener:
 
         self._entrance.lead_to(port, 0)
         self._entrance.take_turns = take_turns
-        self._resumed = True
+        self._shared = True
 
     def close(self) -> Deferred[None]:
         """Give the port back, if it is bound."""
         port, self._port = self._port, None
         if self._entrance.factory is not None:
             self._entrance.factory.stopFactory()
-        if self._resumed and port is not None and port.addressFamily == socket.AF_UNIX:
+        if self._shared and port is not None and port.addressFamily == socket.AF_UNIX:
             # Not stopListening: it would remove the name of a socket that others listen on.
             port.stopReading()
             port.socket.close()
@@ -197,6 +249,8 @@ class Listener:
         send_by_turns(port)
         self._port = port
         self._entrance.lead_to(port, _BATCH)
+        if self.held:
+            self.hold()
 
     def _explain(self, failure: Failure) -> None:
         error, where = failure.value, self.description
@@ -223,6 +277,49 @@ _REMEDIES = {
                   "choose a port from 1024 up, or give Python the capability "
                   "(setcap cap_net_bind_service=+ep)",
 }
+
+
+#: What an endpoint that systemd passes is called, in an endpoint string.
+_SYSTEMD = re.compile(r"\bsystemd(:(domain|index|name)=[^:]*)+")
+
+
+class _Adopting:
+    """A reactor for one endpoint, which adopts the socket *fd* where that would bind one."""
+
+    def __init__(self, reactor: Any, fd: int) -> None:
+        self._reactor = reactor
+        self._fd = fd
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
+        bound = socket.socket(fileno=self._fd)
+        try:
+            return self._reactor.adoptStreamPort(self._fd, bound.family, factory)
+        finally:
+            bound.close()
+
+    def listenSSL(self, port: int, factory: Any, context: Any, backlog: int = 50,
+                  interface: str = "") -> Any:
+        return self.listenTCP(port, TLSMemoryBIOFactory(context, False, factory))
+
+    def listenUNIX(self, address: str, factory: Any, backlog: int = 50, mode: int = 0o666,
+                   wantPID: bool = False) -> Any:
+        try:
+            port = _adopt_unix(self._reactor, self._fd, address, factory, backlog, mode)
+        finally:
+            os.close(self._fd)
+        port.wantPID = wantPID
+        return port
+
+
+def _adopt_unix(reactor: Any, fd: int, path: Any, factory: Any, backlog: int, mode: int) -> Any:
+    """As ``adoptStreamPort``, which would open the socket to everybody."""
+    port = UNIXPort(path, factory, backlog, mode, reactor)
+    port._preexistingSocket = socket.fromfd(fd, socket.AF_UNIX, socket.SOCK_STREAM)
+    port.startListening()
+    return port
 
 
 class _Entrance(Factory):

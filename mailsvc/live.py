@@ -1,9 +1,9 @@
 """The connections that there are now, and what is said on them, for commands and pages that ask.
 
 :class:`Live` is part of each process that serves.  It answers at a socket of its own in the data
-directory, ``live-0``, ``live-1`` … (:mod:`mailsvc.localsocket`), so that no process speaks for
-another: whoever wants to know of all asks each.  A request is one line, a JSON object whose
-``action`` is
+directory, ``live-PID`` (:mod:`mailsvc.localsocket`), so that no process speaks for another, not
+even for one of the program before: whoever wants to know of all asks each.  A request is one line,
+a JSON object whose ``action`` is
 
 ``list``
     Answered by ``sessions``, each with ``id``; ``protocol`` (smtp, submission, lmtp, odmr or pop3);
@@ -69,17 +69,23 @@ _LOOK, _LOST = 1.0, 10.0
 class Live(LocalSocket):
     """Answers for one process.
 
-    :param row: which of the service's processes this is.
     :param connections: those that are told of.
     """
 
-    def __init__(self, connections: Iterable[Connections], data: Path, row: int,
-                 reactor: Any) -> None:
+    def __init__(self, connections: Iterable[Connections], data: Path, reactor: Any) -> None:
         self.connections = list(connections)
         self.watches = Watches(self.connections)
         self.clock = reactor
         self.asked: set[_Asked] = set()
-        super().__init__(data, f"live-{row}", _Answering(self), "mailsvc sessions", reactor)
+        super().__init__(data, f"live-{os.getpid()}", _Answering(self), "mailsvc sessions", reactor)
+
+    def startService(self) -> None:
+        # Who was killed has left its name.
+        with suppress(OSError):
+            for name in os.listdir(self._data):
+                if _NAME.fullmatch(name) and not _lives(int(name.removeprefix("live-"))):
+                    os.unlink(self._data / name)
+        super().startService()
 
     def end_watches(self) -> None:
         """The service is stopping: who watches is told."""
@@ -89,6 +95,16 @@ class Live(LocalSocket):
     def stopService(self) -> Deferred[Any]:
         self.end_watches()
         return super().stopService()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class _Answering(Factory):

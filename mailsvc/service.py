@@ -30,7 +30,7 @@ from twisted.application.internet import TimerService
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
 from twisted.cred.portal import Portal
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -57,7 +57,7 @@ from mailsvc.figures import (
     Figures,
     Share,
 )
-from mailsvc.front import Front, listeners_of
+from mailsvc.front import Front, explained, listeners_of
 from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
@@ -102,6 +102,7 @@ from mailsvc.state import State
 from mailsvc.store import MaildirStore, Store, StoreUnusable, open_store
 from mailsvc.store.threads import Threads
 from mailsvc.submission.agent import SubmissionAgent
+from mailsvc.succession import Predecessor
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable, certificate_places
 from mailsvc.tracing.archive import Writer
@@ -141,17 +142,18 @@ class Place:
 
 def build(
     settings: Settings, reactor: Any, *, checkers: Iterable[ICredentialsChecker] = (),
-    optional: Sequence[str] = (),
+    optional: Sequence[str] = (), predecessor: Predecessor | None = None,
 ) -> MailService:
     """The service that *settings* describe, in this process.
 
     :param checkers: who checks passwords, instead of the directory, or tokens; those for the same
         credentials are asked in turn.
     :param optional: the kinds of listeners that are left out when their port is taken.
+    :param predecessor: the program that serves until this one is ready.
     :raises CannotStart: when an endpoint cannot be understood, or there is none.
     """
-    return MailService(settings, reactor, listeners_of(settings, reactor, optional),
-                       tuple(checkers))
+    return MailService(settings, reactor, listeners_of(settings, reactor, optional, predecessor),
+                       tuple(checkers), predecessor=predecessor)
 
 
 def open_security(settings: Settings, exchangers: Exchangers, threads: Threads, post: Post,
@@ -194,9 +196,11 @@ class MailService(Front):
     def __init__(
         self, settings: Settings, reactor: Any, listeners: list[Listener],
         checkers: tuple[ICredentialsChecker, ...], place: Place | None = None,
+        predecessor: Predecessor | None = None,
     ) -> None:
         super().__init__(reactor, listeners,
-                         NotifyService(reactor) if place is None else NotifyService(reactor, {}))
+                         NotifyService(reactor) if place is None else NotifyService(reactor, {}),
+                         predecessor)
         self._settings = settings
         self._checkers = checkers
         self._place = place
@@ -212,13 +216,14 @@ class MailService(Front):
             part.setServiceParent(self)
         if place is None or place.first:
             if settings.acme.names:
-                Renewal(settings.acme, files, reactor).setServiceParent(self)
+                Renewal(settings.acme, files, reactor).setServiceParent(self.alone)
             sweep = TimerService(3600 * settings.service.sweep_every_hours, self._sweep)
             sweep.clock = reactor
-            sweep.setServiceParent(self)
+            sweep.setServiceParent(self.alone)
 
     # ---- starting ----
 
+    @explained
     def startService(self) -> None:
         """Open what the listeners lead to, and begin to serve.
 
@@ -235,11 +240,21 @@ class MailService(Front):
             raise CannotStart(f"mailsvc cannot start: {error}") from error
         if self._place is None:
             self.watch(Gathering(self._figures, self))
+            if self.predecessor is None:
+                self.begin()
         super().startService()
         assert self.bound is not None
         # Not before the reactor runs, and with it the handlers of the signals that stop it.
         self.bound.addCallback(lambda problem: self.reactor.callWhenRunning(
             functools.partial(self.announce, problem, aloud=self._place is None)))
+
+    def begin(self) -> None:
+        """See :class:`Front`; a worker does so when the supervisor says so."""
+        assert self._queue is not None
+        self.alone.setServiceParent(self)
+        self._queue.join()
+        for listener in self.listeners:
+            listener.admit()
 
     def _open(self) -> None:
         settings, reactor = self._settings, self.reactor
@@ -342,8 +357,7 @@ class MailService(Front):
 
     def _tell_of(self, connections: list[Connections]) -> None:
         """Let commands and pages ask for these, and what is said on them."""
-        row = 0 if self._place is None else self._place.row
-        self._live = Live(connections, Path(self._settings.service.data), row, self.reactor)
+        self._live = Live(connections, Path(self._settings.service.data), self.reactor)
         self._live.setServiceParent(self)
 
     def _observe(self, store: Store, brakes: Brakes, queue: Queue) -> None:
@@ -434,6 +448,7 @@ class MailService(Front):
             functools.partial(threads.run, signer.sign))
         queue.make_runner = lambda: Runner(queue.spool, threads, attempts(), reactor, senders)
         queue.make_attempts = attempts if senders > 1 else None
+        queue.joined = False
         queue.setServiceParent(self)
         return queue
 
@@ -467,10 +482,10 @@ class MailService(Front):
     # ---- stopping ----
 
     def drain(self) -> Deferred[Any]:
-        """Take no more connections; fires when those that there are have ended by themselves.
-
-        What waits in the queue is another process's to send from now on.
-        """
+        """As :class:`Front`; what waits in the queue is another process's to send from now on."""
+        if self.alone.parent is not None:
+            maybeDeferred(self.alone.disownServiceParent).addErrback(
+                lambda failure: _log.failure("cannot end what another does now", failure))
         if self._queue is not None:
             self._queue.hand_over()
         if self._console is not None:
@@ -478,11 +493,17 @@ class MailService(Front):
         return self.close_listeners().addCallback(
             lambda _: gatherResults([each.emptied() for each in self._connections]))
 
+    def sessions(self) -> int:
+        """How many connections there are."""
+        return sum(map(len, self._connections))
+
     def stopService(self) -> Deferred[None]:
         """End all connections and all work; fires when there is none left."""
         return Deferred.fromCoroutine(self._stop())
 
     def hurry(self) -> None:
+        if self.predecessor is not None:
+            self.predecessor.ask("hurry")
         for each in self._connections:
             each.abort()
         if self._queue is not None:
@@ -490,7 +511,7 @@ class MailService(Front):
 
     async def _stop(self) -> None:
         seconds = self._settings.service.grace_seconds
-        connections = sum(map(len, self._connections))
+        connections = self.sessions()
         _log.info("stopping; {connections} connections have {seconds:g} seconds to end",
                        connections=connections, seconds=seconds)
         self.notify.stopping(f"stopping: waiting for {connections} connections")
@@ -501,7 +522,8 @@ class MailService(Front):
         await self.close_listeners(last=False)
         if self._queue is not None:
             self._queue.let_go()
-        await gatherResults([each.shut_down(seconds) for each in self._connections])
+        await gatherResults([each.shut_down(seconds) for each in self._connections]
+                            + [Deferred.fromCoroutine(self.stop_others())])
         await super().stopService()
         if self._brakes is not None:
             await self._brakes.stop()

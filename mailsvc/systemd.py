@@ -26,6 +26,8 @@ class NotifyService(Service):
 
     While it runs, it feeds the watchdog at twice the rate that systemd asks for, through the
     reactor: a reactor that is stuck stops feeding it.
+
+    :ivar quiet: whether nothing is said, since another process speaks for the service.
     """
 
     _log = Logger()
@@ -37,6 +39,7 @@ class NotifyService(Service):
             self._address = "\0" + self._address[1:]
         self._watchdog = LoopingCall(self._send, "WATCHDOG=1")
         self._watchdog.clock = reactor
+        self.quiet = False
         #: How long systemd waits for a sign of life; 0 for ever.
         self.watchdog_seconds = _watchdog_seconds(environ)
 
@@ -62,8 +65,15 @@ class NotifyService(Service):
         """Change what ``systemctl status`` shows."""
         self._send(f"STATUS={_one_line(status)}")
 
+    def hand_over(self, pid: int, status: str) -> None:
+        """Say that the main process is another one from now on, and then nothing any more."""
+        # That one feeds the watchdog at its own times, which may be half a period from now.
+        self._send(*["WATCHDOG=1"] * bool(self.watchdog_seconds), f"MAINPID={pid}",
+                   f"STATUS={_one_line(status)}")
+        self.quiet = True
+
     def _send(self, *assignments: str) -> None:
-        if not self._address:
+        if self.quiet or not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:

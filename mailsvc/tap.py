@@ -26,6 +26,7 @@ from mailsvc.listeners import KINDS, CannotStart
 from mailsvc.log import SharedLogFile
 from mailsvc.service import MailService
 from mailsvc.stopping import StopSignals
+from mailsvc.succession import Origin, Predecessor, command
 from mailsvc.toml import literal
 from mailsvc.workers import Supervisor, serve
 
@@ -117,8 +118,19 @@ def makeService(options: Options) -> MailService | Supervisor:
     twistd: Mapping[str, Any] = options.parent or {}
     file = _log_file(twistd)
     service = serve(settings, reactor, checkers=options.get("credCheckers", ()),
-                    read_again=options.read_again, log_file=file)
+                    read_again=options.read_again, log_file=file,
+                    predecessor=Predecessor.from_environment())
     service.for_good = True
+
+    def let_go() -> None:
+        # Both are the successor's now: twistd would remove the one at its end, the other would be
+        # rotated by two.
+        if options.parent is not None:
+            options.parent["pidfile"] = ""
+        if file is not None:
+            file.rotateLength = None
+
+    service.origin = Origin(command(), os.getcwd(), twistd.get("pidfile") or "", let_go)
     StopSignals().serve(reactor, service.hurry)
     if file is not None:
         service.log_observer = log.observer(settings.log, cast(IO[str], file))
@@ -128,6 +140,9 @@ def makeService(options: Options) -> MailService | Supervisor:
             signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(rotate))
     elif not (twistd.get("logger") or twistd.get("syslog")):
         service.log_observer = log.observer(settings.log, sys.stdout)
+    if signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR2,
+                      lambda *_: reactor.callFromThread(service.upgrade_by_signal))
     if not isinstance(service, Supervisor) and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(service.hang_up))
     for outcome in service.ready, service.broken:

@@ -2,7 +2,8 @@
 
 The fork has everything that the supervisor has, and must let go of what is not its: signal
 handlers, the other workers' sockets, and the reactor, in whose place it puts a new one of the same
-kind.  Then it resumes the listeners and serves until it is told otherwise:
+kind.  Then it resumes the listeners, says that it is ready, takes connections, at once or when the
+supervisor lets it begin, and serves until it is told otherwise:
 
 * SIGTERM: stop, as :meth:`mailsvc.service.MailService.stopService` does;
 * SIGUSR2: take no more connections, and end with the last session;
@@ -38,8 +39,8 @@ from mailsvc.service import MailService, Place
 
 _log = Logger("mailsvc.workers")
 
-#: What a worker says when it serves.
-READY = b"+"
+#: What a worker says when it could serve, and what it is told when it shall.
+READY = BEGIN = b"+"
 #: The signal for the last sessions.
 DRAIN = signal.SIGUSR2
 #: How often, in seconds, it shows that its reactor runs.
@@ -56,6 +57,8 @@ class Task:
 
     :ivar for_good: as :class:`mailsvc.front.Front` has it.
     :ivar log_file: what is logged to, if the supervisor rotates it.
+    :ivar waits: whether it takes no connection before it is let begin.
+    :ivar stderr: what standard error is to be, if it is something else now, or -1.
     """
 
     settings: Settings
@@ -64,6 +67,8 @@ class Task:
     place: Place
     for_good: bool
     log_file: SharedLogFile | None
+    waits: bool = False
+    stderr: int = -1
 
 
 def fork(task: Task, reactor: Any, strangers: Iterable[socket.socket]) -> tuple[int, socket.socket]:
@@ -95,6 +100,8 @@ def _become(task: Task, reactor: Any, parent: int, control: socket.socket,
             strangers: list[socket.socket]) -> NoReturn:
     status = 1
     try:
+        if task.stderr >= 0:
+            os.dup2(task.stderr, 2)
         _cut_off(parent, strangers)
         _serve(task, _new_reactor(reactor), control)
         status = 0
@@ -139,15 +146,28 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
     crew, row = task.place.crew, task.place.row
     for listener in task.listeners:
         listener.resume(reactor, functools.partial(crew.leads, row))
+        if task.waits:
+            listener.hold()
     service = MailService(task.settings, reactor, task.listeners, task.checkers, task.place)
     service.for_good = task.for_good
     service.ready.addCallback(lambda _: control.sendall(READY))
+    begun: list[bool] = []
+
+    def begin() -> None:
+        if not (begun or stopping or draining):
+            begun.append(True)
+            service.begin()
+
+    stopping: list[bool] = []
+    draining: list[bool] = []
     service.privilegedStartService()
     service.startService()
+    if not task.waits:
+        begin()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     control.setblocking(False)
     reactor.adoptStreamConnection(
-        control.fileno(), socket.AF_UNIX, Factory.forProtocol(_Tether))
+        control.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda: _Tether(begin)))
     beat = LoopingCall(crew.beat, row)
     beat.clock = reactor
     beat.start(BEAT)
@@ -162,12 +182,12 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
             reactor.stop()
 
     def drain() -> None:
+        draining.append(True)
         if beat.running:
             beat.stop()
             crew.rest(row)
             service.drain().addCallback(stop)
 
-    stopping: list[bool] = []
     on(signal.SIGTERM, stop)
     on(DRAIN, drain)
     # Nor its handler for processes that we started.
@@ -180,7 +200,13 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
 
 
 class _Tether(Protocol):
-    """The supervisor says nothing; when it is gone, so are we."""
+    """The supervisor says when to begin, and no more; when it is gone, so are we."""
+
+    def __init__(self, begin: Callable[[], object]) -> None:
+        self._begin = begin
+
+    def dataReceived(self, data: bytes) -> None:
+        self._begin()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         os._exit(1)

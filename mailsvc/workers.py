@@ -23,10 +23,13 @@ likes, because it starts no thread and opens no database.
 * SIGHUP reads the configuration again.  When that has no mistake, a second generation of workers is
   started, and once it serves the first one takes no more connections and ends with its last
   session.  When it has, or they do not start, it is as if nothing had been asked.
+* An upgrade starts the program anew from disk (:mod:`mailsvc.succession`).  When that is ready, all
+  workers of this one end with their last sessions, and then the supervisor.
 * A worker whose reactor is stuck for as long as systemd's watchdog waits is killed and replaced.
 
 **Limits.**  Needs Linux.  Sessions of TLS are resumed only by the worker that began them, logins
-that succeeded a moment ago are known only where they did.  Listeners are not changed by SIGHUP.
+that succeeded a moment ago are known only where they did.  Listeners are not changed by SIGHUP.  An
+upgrade counts connections anew.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -55,14 +58,15 @@ from zope.interface import implementer
 from mailsvc.config import SECTIONS, ConfigurationError, Settings
 from mailsvc.control import ReloadRefused
 from mailsvc.figures import RELOADS, RESTARTS, Figures, Share
-from mailsvc.front import Configuration, Front, listeners_of
+from mailsvc.front import Configuration, Front, explained, listeners_of
 from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.log import SharedLogFile
 from mailsvc.service import MailService, Place, build, certificate_names
+from mailsvc.succession import Predecessor
 from mailsvc.systemd import NotifyService
-from mailsvc.worker import DRAIN, READY, Task, fork
+from mailsvc.worker import BEGIN, DRAIN, READY, Task, fork
 
 _log = Logger("mailsvc.workers")
 
@@ -104,23 +108,26 @@ def _cores() -> int:
 def serve(
     settings: Settings, reactor: Any, *, checkers: Iterable[ICredentialsChecker] = (),
     optional: Sequence[str] = (), read_again: Callable[[], Configuration] | None = None,
-    log_file: SharedLogFile | None = None,
+    log_file: SharedLogFile | None = None, predecessor: Predecessor | None = None,
 ) -> MailService | Supervisor:
     """The service that *settings* describe, in as many processes as they say.
 
     :param read_again: what SIGHUP asks for the configuration; without, SIGHUP is left alone.
     :param log_file: what all processes log to, if it is to be rotated.
+    :param predecessor: the program that serves until this one is ready.
     :raises CannotStart: as :func:`mailsvc.service.build`.
     """
     service: MailService | Supervisor
     if count(settings) == 1:
         if settings.service.workers > 1:
             _log.warn("one worker serves: a store in memory is of one process")
-        service = build(settings, reactor, checkers=checkers, optional=optional)
+        service = build(settings, reactor, checkers=checkers, optional=optional,
+                        predecessor=predecessor)
         service.ready.addCallback(_freeze)
     else:
-        service = Supervisor(settings, reactor, listeners_of(settings, reactor, optional),
-                             tuple(checkers), log_file)
+        service = Supervisor(settings, reactor,
+                             listeners_of(settings, reactor, optional, predecessor),
+                             tuple(checkers), log_file, predecessor)
     service.read_again = read_again
     return service
 
@@ -168,6 +175,11 @@ class _Worker:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def begin(self) -> None:
+        """Let it take connections."""
+        with suppress(OSError):  # it has just ended
+            self.control.send(BEGIN)
+
     @property
     def problem(self) -> str:
         """What kept it from serving, in its own words."""
@@ -180,9 +192,9 @@ class Supervisor(Front):
     def __init__(
         self, settings: Settings, reactor: Any, listeners: list[Listener],
         checkers: tuple[ICredentialsChecker, ...],
-        log_file: SharedLogFile | None = None,
+        log_file: SharedLogFile | None = None, predecessor: Predecessor | None = None,
     ) -> None:
-        super().__init__(reactor, listeners, NotifyService(reactor))
+        super().__init__(reactor, listeners, NotifyService(reactor), predecessor)
         self._configuration: Configuration = settings, checkers
         self._log_file = log_file
         self._log_octets = 0
@@ -201,6 +213,9 @@ class Supervisor(Front):
         self._calm = 0.0
         self._failed_starts = 0
         self._ended: Deferred[None] = Deferred()
+        #: Whether workers shall take connections; and whether all end with their last.
+        self._serving = predecessor is None
+        self._leaving = False
         rows = _GENERATIONS * count(settings)
         #: Those that are free, the first of which is taken.
         self._rows = list(range(rows))
@@ -217,6 +232,7 @@ class Supervisor(Front):
 
     # ---- starting ----
 
+    @explained
     def startService(self) -> None:
         """Start the workers.
 
@@ -230,6 +246,8 @@ class Supervisor(Front):
         else:
             self.bound.addCallback(self._begin_late)
         self.watch(self._gathering)
+        if self.predecessor is None:
+            self.alone.setServiceParent(self)
         super().startService()
         # Not before the reactor runs, and with it the handlers of the signals that stop it.
         self.bound.addCallback(
@@ -274,17 +292,31 @@ class Supervisor(Front):
         _log.info("{workers} workers serve", workers=len(self._workers),
                   pids=[worker.pid for worker in self._workers])
 
+    def begin(self) -> None:
+        """See :class:`Front`."""
+        self.alone.setServiceParent(self)
+        for listener in self.listeners:
+            if not listener.for_mail:
+                listener.admit()
+        self._serving = True
+        for worker in self._workers:
+            if worker.since is not None:
+                worker.begin()
+
     def _start_first(self) -> None:
         worker = self._fork(self._configuration, first=True)
         self._workers.append(worker)
         self._wait_for(worker)
 
-    def _fork(self, configuration: Configuration, *, first: bool = False) -> _Worker:
+    def _fork(self, configuration: Configuration, *, first: bool = False,
+              waits: bool = False) -> _Worker:
         settings, checkers = configuration
         row = self._rows.pop(0)
         self._crew.beat(row)
         place = Place(self._crew, self._figures, row, first, count(settings))
-        task = Task(settings, checkers, self._for_mail(), place, self.for_good, self._log_file)
+        task = Task(settings, checkers, self._for_mail(), place, self.for_good, self._log_file,
+                    waits or not self._serving,
+                    self.predecessor.stderr if self.predecessor is not None else -1)
         try:
             pid, control = fork(
                 task, self.reactor,
@@ -300,7 +332,10 @@ class Supervisor(Front):
         return [listener for listener in self.listeners if listener.for_mail]
 
     def _sockets(self) -> Iterator[socket.socket]:
-        """Those by which we tell how the service is."""
+        """Those by which we tell how the service is, and talk to other programs."""
+        for listener in self.listeners:
+            if not listener.for_mail and listener.socket is not None:
+                yield listener.socket
         for each in {*self.reactor.getReaders(), *self.reactor.getWriters()}:
             if isinstance(getattr(each, "socket", None), socket.socket):
                 yield each.socket
@@ -343,6 +378,8 @@ class Supervisor(Front):
         elif worker.since is None and worker.said.startswith(READY):
             worker.since = time.monotonic()
             self._failed_starts = 0
+            if self._serving and worker not in self._successors:
+                worker.begin()
             self._switch()
 
     def _reap(self, worker: _Worker) -> None:
@@ -370,7 +407,8 @@ class Supervisor(Front):
             self._workers.remove(worker)
             if not worker.leaving:
                 self._replace(worker, cause)
-        if self.stopping and not (self._workers or self._successors):
+        if (self.stopping or self._leaving) and not (
+                self._workers or self._successors or self._ended.called):
             self._ended.callback(None)
 
     def _replace(self, worker: _Worker, cause: str) -> None:
@@ -462,7 +500,7 @@ class Supervisor(Front):
         self.notify.status("starting workers with another configuration")
         try:
             for number in range(count(configuration[0])):
-                worker = self._fork(configuration, first=number == 0)
+                worker = self._fork(configuration, first=number == 0, waits=True)
                 self._successors.append(worker)
                 self._watch(worker)
         except OSError as error:
@@ -477,6 +515,8 @@ class Supervisor(Front):
             raise CannotStart("a change of " + " and of ".join(fixed) + " needs a restart")
         if self._successors:
             raise CannotStart("workers for the last change are still starting; try again")
+        if self.successor is not None:
+            raise CannotStart("a new program is starting, which reads the configuration by itself")
         if count(new) > len(self._rows):
             leaving = [worker for worker in self._workers if worker.leaving]
             self._tell(signal.SIGTERM, leaving)
@@ -494,6 +534,8 @@ class Supervisor(Front):
         former = [worker for worker in self._workers if not worker.leaving]
         for worker in former:
             worker.leaving = True
+        for worker in self._successors:
+            worker.begin()
         self._tell(DRAIN, former)
         self._workers += self._successors
         self._successors = []
@@ -501,7 +543,7 @@ class Supervisor(Front):
         self._reloads.add()
         _log.info("the configuration was read again; {workers} workers serve by it",
                   workers=count(self.settings))
-        self.notify.status("serving " + ", ".join(map(str, self.listeners)))
+        self.notify.status(self.status())
         self._reloaded.callback(count(self.settings))
 
     def _give_up_successors(self, cause: str) -> None:
@@ -509,9 +551,8 @@ class Supervisor(Front):
             self._failed_reloads.add()
             _log.error("the configuration stays as it was: workers cannot start with what is there "
                        "now: {problem}", problem=cause)
-            self.notify.status("serving " + ", ".join(map(str, self.listeners)))
+            self.notify.status(self.status())
         for worker in self._successors:
-            # Those that serve already have sessions.
             worker.leaving = True
         self._tell(DRAIN, self._successors)
         self._workers += self._successors
@@ -534,6 +575,33 @@ class Supervisor(Front):
         """What the certificates of the workers are called."""
         return certificate_names(self.settings)
 
+    # ---- another program ----
+
+    def cannot_upgrade(self) -> str | None:
+        """As :class:`Front`; a reload has to be over."""
+        return super().cannot_upgrade() or (
+            "workers for a changed configuration are starting; try again" if self._successors
+            else None)
+
+    def drain(self) -> Deferred[Any]:
+        """As :class:`Front`."""
+        for pause in self._pauses:
+            if pause.active():
+                pause.cancel()
+        self._leaving = True
+        # It is another's to rotate.
+        self._log_octets = 0
+        for worker in self._workers:
+            worker.leaving = True
+        self._tell(DRAIN, self._workers)
+        if not (self._workers or self._ended.called):
+            self._ended.callback(None)
+        return gatherResults([self.close_listeners(), self._ended])
+
+    def sessions(self) -> int:
+        """Those of all workers."""
+        return sum(each.total() for each in self._crew.counts.values())
+
     # ---- stopping ----
 
     def stopService(self) -> Deferred[None]:
@@ -541,6 +609,8 @@ class Supervisor(Front):
         return Deferred.fromCoroutine(self._stop())
 
     def hurry(self) -> None:
+        if self.predecessor is not None:
+            self.predecessor.ask("hurry")
         self._tell(signal.SIGKILL, [*self._workers, *self._successors])
 
     async def _stop(self) -> None:
@@ -556,6 +626,7 @@ class Supervisor(Front):
         for worker in workers:
             worker.leaving = True
         self._tell(signal.SIGTERM, workers)
+        others = Deferred.fromCoroutine(self.stop_others())
         if workers:
             patience = self.settings.service.grace_seconds + _TO_END
             killing = self.reactor.callLater(patience, self._kill)
@@ -563,6 +634,7 @@ class Supervisor(Front):
             if killing.active():
                 killing.cancel()
         await closed
+        await others
         await super().stopService()
         _log.info("stopped")
 

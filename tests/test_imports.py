@@ -22,7 +22,7 @@ PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout
          "certificates", "tls", "acme", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace",
          "webhooks"]
 SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "config", "log",
-           "systemd", "headcount", "connections", "listeners", "figures", "gathering",
+           "systemd", "succession", "headcount", "connections", "listeners", "figures", "gathering",
            "history", "localsocket", "monitor", "control", "observer", "front", "console", "live"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
@@ -150,11 +150,12 @@ MAY_IMPORT = {
     "systemd": ["settings"],
     "turn": [],
     "transport": ["turn"],
+    "succession": [],
     "listeners": ["transport"],
     "log": ["settings"],
     "config": [*PARTS, "console.limits", "toml", "mistakes", "log", "tracing.limits"],
     "front": ["acme.files", "acme.page", "config", "control", "gathering", "history", "listeners",
-              "monitor", "systemd"],
+              "monitor", "succession", "systemd"],
     "doctor.facts": [],
     "doctor.spf": ["queue.security.lookup"],
     "doctor.host": ["config", "directory", "errors", "localsocket", "monitor", "names", "ownership",

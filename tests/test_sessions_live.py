@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from twisted.internet.testing import MemoryReactorClock
 
 from mailsvc import live
 from mailsvc.cli import main
@@ -167,13 +169,19 @@ def test_a_message_under_way_may_end_or_not(service: Service) -> None:
 
 
 def test_a_socket_that_a_killed_process_left_is_no_answer(service: Service) -> None:
-    left = service.directory / "live-99"
+    ended = subprocess.Popen(["true"])
+    ended.wait(PATIENCE)
+    left = service.directory / f"live-{ended.pid}"
     with socket.socket(socket.AF_UNIX) as forgotten:
         forgotten.bind(str(left))
     with begun(service, "smtp"):
         assert len(told(service)) == 1
-    left.unlink()
     until(lambda: not told(service))
+    sockets = set(service.directory.glob("live-*"))
+    beginning = live.Live([], service.directory, MemoryReactorClock())
+    beginning.startService()
+    assert set(service.directory.glob("live-*")) == sockets - {left}
+    beginning.stopService()
 
 
 def test_nobody_else_may_ask(service: Service) -> None:

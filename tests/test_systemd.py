@@ -70,6 +70,21 @@ def test_states_are_told(manager: tuple[socket.socket, str]) -> None:
         b"STOPPING=1\nSTATUS=finishing 2 sessions"]
 
 
+def test_nothing_is_said_any_more_when_another_process_is_the_main_one(
+    manager: tuple[socket.socket, str]
+) -> None:
+    receiver, name = manager
+    clock = Clock()
+    service = NotifyService(clock, {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "6000000"})
+    service.startService()
+    service.hand_over(4321, "another takes over")
+    service.stopping("bye")
+    clock.pump([1] * 9)
+    assert received(receiver) == [
+        b"WATCHDOG=1", b"WATCHDOG=1\nMAINPID=4321\nSTATUS=another takes over"]
+    service.stopService()
+
+
 def test_the_watchdog_is_fed_twice_per_period(manager: tuple[socket.socket, str]) -> None:
     receiver, name = manager
     clock = Clock()

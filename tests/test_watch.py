@@ -235,7 +235,7 @@ class Asking:
 
     def __init__(self, line: Line, path: Path, **request: object) -> None:
         self.clock = Clock()
-        self.live = Live([line.factory.connections], path, 0, self.clock)
+        self.live = Live([line.factory.connections], path, self.clock)
         self.transport = StringTransport()
         self.protocol: Any = self.live._factory.buildProtocol(None)
         self.protocol.makeConnection(self.transport)

@@ -43,6 +43,7 @@ COMMANDS = {
     "stats": "mailsvc.cli.stats",
     "trace": "mailsvc.cli.trace",
     "undelete": "mailsvc.cli.undelete",
+    "upgrade": "mailsvc.cli.upgrade",
     "watch": "mailsvc.cli.watch",
     "webhook": "mailsvc.cli.webhook",
 }

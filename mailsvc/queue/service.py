@@ -69,6 +69,7 @@ class Queue(Service):
     :ivar make_runner: makes the part that sends, when this process may.
     :ivar make_attempts: makes what tries messages for another process that sends; None where this
         one does not help.
+    :ivar joined: whether it takes part, besides taking messages in; else :meth:`join` is to come.
     :param threads: where its files are written and read; it stops them.
     :param grace_seconds: how long what is being sent may take to end when the service stops.
     :param share: where is told what the queue holds.
@@ -110,6 +111,7 @@ class Queue(Service):
         self._has_begun = False
         #: Whether this process sends when it may.
         self._willing = True
+        self.joined = True
 
     # ---- into the queue ----
 
@@ -195,9 +197,15 @@ class Queue(Service):
         super().startService()
         self._try()
 
+    def join(self) -> None:
+        """Send, or help whoever does, from now on."""
+        if not self.joined:
+            self.joined = True
+            self._try()
+
     def _try(self) -> None:
         self._look = None
-        if not self.running:
+        if not (self.running and self.joined):
             return
         pause = _LOOK_EVERY if self._teller.connected else _SEEK_EVERY
         if self.runner is not None:
