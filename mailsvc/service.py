@@ -303,8 +303,9 @@ class MailService(Front):
                 store, router, settings.smtp, hostname, reactor, self._tls, mode, smtp,
                 authenticator, agent if mode.submission else None, queue,
                 self._share)
-        if any(listener.kind.name == "console" for listener in self.listeners):
-            from mailsvc.console.service import Console  # noqa: PLC0415 - it takes a while
+        if any(listener.kind.protocol == "console" for listener in self.listeners):
+            from mailsvc.api.site import Api  # noqa: PLC0415 - it takes a while
+            from mailsvc.console.service import Console  # noqa: PLC0415
 
             self._console = Console(
                 settings, store, directory, authenticator, realm, self._hasher,
@@ -312,7 +313,7 @@ class MailService(Front):
                     store, router, dataclasses.replace(
                         settings.smtp, allow_cleartext_auth="yes", xclient_networks=[]),
                     hostname, reactor, None, SUBMISSION, smtp, login, agent, queue, self._share),
-                self._admit, self.listeners, reactor,
+                self._admit, self.listeners, Api, reactor,
                 elsewhere=_passwords_elsewhere(self._checkers))
             self._console.setServiceParent(self)
             self._connections.append(self._console.connections)
@@ -324,7 +325,7 @@ class MailService(Front):
             if not listener.for_mail:
                 continue
             factory = (self._console.factory(listener, self._tls)
-                       if self._console is not None and listener.kind.name == "console"
+                       if self._console is not None and listener.kind.protocol == "console"
                        else factories[listener.kind.name])
             listener.open(ProxiedFactory(factory, settings.proxy, reactor)
                           if settings.proxy.networks else factory)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import datetime
-import ipaddress
-import re
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import click
 
+from mailsvc import plain
 from mailsvc.cli.arguments import DURATION
-from mailsvc.cli.listing import json_option, local_time, print_json
+from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import place_options, settings
 from mailsvc.log import escape
 from mailsvc.names import DirectoryError
+from mailsvc.plain import local_time
 from mailsvc.tracing.archive import Reader
-from mailsvc.tracing.events import folded, is_id
-from mailsvc.tracing.story import Step, Story, story_of, told_of
+from mailsvc.tracing.story import Step, Story, stories_of
 
 #: How often --follow looks, seconds.
 _LOOK_EVERY = 0.5
@@ -61,13 +58,13 @@ def trace(what: str, seconds: int | None, limit: int, follow: bool, as_json: boo
     since = time.time() - seconds if seconds is not None else 0.0
     try:
         with Reader(directory) as reader:
-            stories = _stories(reader, what, since, limit)
+            stories = stories_of(reader, what, since, limit)
             for problem in reader.problems:
                 click.echo(f"Note: {problem}", err=True)
             if not (stories or follow):
                 raise click.ClickException(_unknown(reader, what, seconds))
             if as_json:
-                print_json([_plain(story) for story in stories])
+                print_json([plain.story(story) for story in stories])
             else:
                 click.echo("\n\n".join(map(_text, stories)))
         if follow:
@@ -75,27 +72,6 @@ def trace(what: str, seconds: int | None, limit: int, follow: bool, as_json: boo
                 _follow(directory, what, since, limit, stories)
     except DirectoryError as error:
         raise click.ClickException(str(error)) from error
-
-
-def _stories(reader: Reader, what: str, since: float, limit: int) -> list[Story]:
-    if is_id(what.upper()):
-        ids = [what.upper()]
-    else:
-        found = (told_of(reader.newest(name, since), limit) for name in _names(what.strip()))
-        ids = next(filter(None, found), [])
-    return [story for id in ids if (story := story_of(reader, id)) is not None]
-
-
-def _names(what: str) -> Iterable[str]:
-    """What *what* may mean, the likeliest first."""
-    if re.fullmatch(r"<[^<>]*>", what):
-        yield what
-        what = what[1:-1]
-    try:
-        yield str(ipaddress.ip_address(what.strip("[]").removeprefix("IPv6:")))
-    except ValueError:
-        yield folded(what)
-        yield f"<{what}>"
 
 
 def _unknown(reader: Reader, what: str, seconds: int | None) -> str:
@@ -152,20 +128,8 @@ def _follow(directory: Path, what: str, since: float, limit: int, told: list[Sto
     while True:
         time.sleep(_LOOK_EVERY)
         with Reader(directory) as reader:  # files come and go
-            for story in reversed(_stories(reader, what, since, limit)):
+            for story in reversed(stories_of(reader, what, since, limit)):
                 for step in story.steps:
                     if (story.id, step) not in seen:
                         seen.add((story.id, step))
                         click.echo(f"{story.id}{escape(_line(step, story.steps[0].time, story))}")
-
-
-# ---- for programs -------------------------------------------------------------------------------
-
-
-def _plain(story: Story) -> dict[str, Any]:
-    first = story.steps[0].time
-    return {"id": story.id, "kind": story.kind, "facts": story.facts, "steps": [
-        {"time": datetime.datetime.fromtimestamp(step.time, datetime.UTC).isoformat(
-            timespec="milliseconds"),
-         "elapsed": round(step.time - first, 3), "phase": step.phase, "text": step.text,
-         "message": step.message} for step in story.steps]}

@@ -11,6 +11,8 @@ What an entry says that nothing here knows is told as the log has it.
 from __future__ import annotations
 
 import datetime
+import ipaddress
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -18,7 +20,7 @@ from typing import Any
 
 from mailsvc.mail import time_of
 from mailsvc.tracing.archive import Reader
-from mailsvc.tracing.events import Entry, alone, is_id
+from mailsvc.tracing.events import Entry, alone, folded, is_id
 
 #: How many messages that follow from each other make one story.
 _LINKED = 20
@@ -64,6 +66,32 @@ def story_of(reader: Reader, id: str) -> Story | None:
     if any(entry.fields.get("connection") == id for entry in entries):
         return _of_connection(id, entries)
     return _of_message(reader, id, entries)
+
+
+def stories_of(reader: Reader, what: str, since: float, most: int) -> list[Story]:
+    """The stories, *most* at most and the newest first, of what is not older than *since*.
+
+    :param what: an id, of a message or a connection; a Message-ID in angle brackets; an address, of
+        sender or recipient; or a client's IP address.
+    """
+    if is_id(what.upper()):
+        ids = [what.upper()]
+    else:
+        found = (told_of(reader.newest(name, since), most) for name in _meant(what.strip()))
+        ids = next(filter(None, found), [])
+    return [story for id in ids if (story := story_of(reader, id)) is not None]
+
+
+def _meant(what: str) -> Iterator[str]:
+    """The names that *what* may mean, the likeliest first."""
+    if re.fullmatch(r"<[^<>]*>", what):
+        yield what
+        what = what[1:-1]
+    try:
+        yield str(ipaddress.ip_address(what.strip("[]").removeprefix("IPv6:")))
+    except ValueError:
+        yield folded(what)
+        yield f"<{what}>"
 
 
 def told_of(entries: Iterable[Entry], most: int) -> list[str]:
