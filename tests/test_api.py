@@ -318,3 +318,27 @@ def test_curl_as_the_documentation_has_it(
         ran = subprocess.run(command, capture_output=True, check=False, timeout=2 * PATIENCE)
         assert (ran.returncode, ran.stderr) == (0, b""), ran
         assert json.loads(ran.stdout)
+
+
+# ---- mailsvc api ----
+
+
+def test_the_command_asks_the_service(service: Service, local: Api) -> None:
+    command = CommandLine(service.directory)
+    assert json.loads(command("api", "GET", "/accounts")) == local.get("/accounts")
+    made = json.loads(command("api", "post", "/api/v1/accounts", "--data", "-",
+                              stdin='{"name": "by-command@example.org"}'))
+    assert made == local.get("/accounts/by-command@example.org")
+    assert command("api", "DELETE", "/accounts/by-command@example.org") == ""
+    assert "404 There is no such account." in command.fails(
+        "api", "DELETE", "/accounts/by-command@example.org")
+    submit(service, b"Subject: by command\r\n\r\nHello.\r\n", (BOB,))
+    id = messages(local, BOB)[0]["id"]
+    assert "Subject: by command" in command("api", "GET", f"/accounts/{BOB}/messages/{id}")
+
+
+def test_the_command_says_what_it_lacks(tmp_path: Path) -> None:
+    assert "start it" in CommandLine(tmp_path).fails("api", "GET", "/accounts")
+    with Service(tmp_path / "data", (), ("--workers", "1")) as service:
+        problem = CommandLine(service.directory).fails("api", "GET", "/accounts")
+        assert "listeners.api" in problem

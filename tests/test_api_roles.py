@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,3 +206,10 @@ def test_no_answer_is_kept_by_who_passes_it_on(callers: dict[str, Api]) -> None:
         assert "set-cookie" not in headers
         assert "server" not in headers
     assert json.loads(callers[OWNER].ask("GET", "/nowhere").content)["title"] == "Not Found"
+
+
+def test_the_documentation_has_every_operation() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "api.rst").read_text()
+    told = re.findall(r"^   \* - ``([A-Z]+ /\S*)``$", text, re.MULTILINE)
+    assert sorted(told) == sorted(
+        f"{method} {route.path}" for route in ROUTES for method in route.operations)
