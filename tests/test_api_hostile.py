@@ -99,6 +99,26 @@ def test_bodies(service: Service, alice: Api, name: str) -> None:
     assert Api(service, BOB).ask("POST", "/accounts", body=body, **headers).status == 403
 
 
+def test_what_has_too_many_parts_is_not_looked_at_one_by_one(alice: Api) -> None:
+    many = ["a@b"] * 100_000
+    for method, path, value in (
+            ("PUT", "/aliases/many@example.org", {"targets": many}),
+            ("POST", "/accounts/me/submissions", {"to": many}),
+            ("POST", "/accounts/me/submissions", {"to": [BOB], "text": many})):
+        told = alice.ask(method, path, value)
+        assert told.status == 422, told
+        assert told.value["pointer"] in ("/targets", "/to", "/text")
+
+
+def test_nothing_is_outside_of_its_path(service: Service) -> None:
+    connection = Api(service, local=True).connection()
+    for path in ("/accounts", "/", "/api/v1", "/api/v2/accounts", "/api/v1x/accounts", "*"):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (404, True), path
+    connection.close()
+
+
 def test_a_refusal_names_the_part_that_is_wrong(alice: Api) -> None:
     told = alice.ask("POST", "/accounts/me/submissions", {
         "to": [BOB, "bob"], "text": "secret words"})

@@ -46,7 +46,7 @@ def description() -> Plain:
             "securitySchemes": {"basic": {"type": "http", "scheme": "basic"},
                                 "bearer": {"type": "http", "scheme": "bearer"}},
             "responses": {str(status): _problem(status) for status in (
-                400, 401, 403, 404, 409, 411, 413, 415, 422, 429, 503)}}}
+                400, 401, 403, 404, 409, 413, 415, 422, 503)}}}
 
 
 def _own() -> Plain:

@@ -82,7 +82,7 @@ class Exchange:
         self._client = channel.client
         self._method = channel.method.decode("ascii", "replace")
         path, _, self._query = channel.path.decode("ascii", "replace").partition("?")
-        self._path = path.removeprefix(ROOT)
+        self._path = path.removeprefix(ROOT) if path.startswith(f"{ROOT}/") else ""
         self._operation: Operation | None = None
         self._words: dict[str, str] = {}
         self._body = bytearray()
@@ -277,13 +277,12 @@ class Exchange:
         assert self._caller is not None
         query = self._asked(operation)
         value: Any = None
-        if operation.takes is not None:
-            self._check_type(operation.takes)
-            value = bytes(self._body)
-            if not isinstance(operation.takes, str):
-                value = shapes.read(value)
-                shapes.check(operation.takes, value, "The body")
-        elif self._body:
+        taken, body = operation.takes, bytes(self._body)
+        if taken is not None:
+            self._check_type(taken)
+            value = body if isinstance(taken, str) else await self._backend.threads.run(
+                _read, taken, body)
+        elif body:
             raise Problem(422, "Nothing may be sent with this.")
         tags = self._request.getHeader(b"if-none-match") or b""
         known = [each.strip().removeprefix("W/")
@@ -387,6 +386,13 @@ def _of_mail(failure: MailFailure) -> Problem:
 
 def _bug() -> Problem:
     return Problem(500, "This cannot be done now, by a fault of ours; see the log of the service.")
+
+
+def _read(shape: shapes.Schema, body: bytes) -> object:
+    """What *body* says; raises Problem."""
+    value = shapes.read(body)
+    shapes.check(shape, value, "The body")
+    return value
 
 
 def _field(name: str, texts: list[str] | None, schema: shapes.Schema) -> Any:

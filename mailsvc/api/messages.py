@@ -83,7 +83,8 @@ async def read(call: Call) -> Answer:
     except MessageVanished:
         raise Problem(404, _GONE) from None
     # What a mail program takes for its own must not be run by a browser.
-    headers = {"ETag": tag, "Content-Security-Policy": "default-src 'none'; sandbox",
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache",
+               "Content-Security-Policy": "default-src 'none'; sandbox",
                "Content-Disposition": "attachment"}
     if tag in call.known or "*" in call.known:
         return Answer(status=304, headers=headers)

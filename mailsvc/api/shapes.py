@@ -33,10 +33,8 @@ def record(required: Mapping[str, Schema] | None = None, /, **optional: Schema) 
 
 def listed(each: Schema, most: int | None = None, least: int = 0) -> Schema:
     """An array."""
-    found: Schema = {"type": "array", "items": each}
-    if most is not None:
-        found |= {"minItems": least, "maxItems": most}
-    return found
+    bounds = {} if most is None else {"minItems": least, "maxItems": most}
+    return {"type": "array", **bounds, "items": each}
 
 
 def or_null(schema: Schema) -> Schema:
@@ -67,38 +65,42 @@ def choice(*values: str) -> Schema:
 
 # ---- what comes in ----
 
-LINE: Schema = {"type": "string", "pattern": r"^[^\x00-\x1f\x7f]*$", "maxLength": 998,
+# Lengths stand first: what is too long is not looked at closely.
+
+LINE: Schema = {"type": "string", "maxLength": 998, "pattern": r"^[^\x00-\x1f\x7f]*$",
                 "description": "One line without control characters."}
 NAME: Schema = {
-    "type": "string", "pattern": r"^[^\x00-\x20\x7f@]+@[^\x00-\x20\x7f@]+$", "maxLength": 320,
+    "type": "string", "maxLength": 320, "pattern": r"^[^\x00-\x20\x7f@]+@[^\x00-\x20\x7f@]+$",
     "description": "A mailbox, local-part@domain."}
-DOMAIN: Schema = {"type": "string", "pattern": r"^[^\x00-\x20\x7f@/]+$", "maxLength": 255,
+DOMAIN: Schema = {"type": "string", "maxLength": 255, "pattern": r"^[^\x00-\x20\x7f@/]+$",
                   "description": "The name of a domain."}
 PASSWORD: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
 QUOTA: Schema = {"type": "integer", "minimum": 0, "maximum": (1 << 53) - 1,
                  "description": "0 for no limit."}
 ROLE = choice(*ROLES)
-LABEL: Schema = {"type": "string", "pattern": r"^[^\x00-\x1f\x7f]+$",
-                 "maxLength": LABEL_CHARACTERS, "description": "A word or two."}
+LABEL: Schema = {"type": "string", "maxLength": LABEL_CHARACTERS,
+                 "pattern": r"^[^\x00-\x1f\x7f]+$", "description": "A word or two."}
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 #: RFC 5321's Mailbox with a Dot-string.
 ADDRESS: Schema = {
-    "type": "string", "pattern": rf"^{_ATOM}(?:\.{_ATOM})*@{_HOST}(?:\.{_HOST})*$",
-    "maxLength": 254, "description": "An address, local-part@domain, in ASCII."}
+    "type": "string", "maxLength": 254,
+    "pattern": rf"^{_ATOM}(?:\.{_ATOM})*@{_HOST}(?:\.{_HOST})*$",
+    "description": "An address, local-part@domain, in ASCII."}
 
 _PATH = r"(?:<>|[A-Za-z0-9._%+=-]*@[A-Za-z0-9.-]*)"
 _WORD = (r"-?(?:age[<>]=?[0-9]{1,15}[smhdw]|size[<>]=?[0-9]{1,15}[KMGkmg]?"
          rf"|attempts[<>]=?[0-9]{{1,15}}|(?:to|from|account):{_PATH}"
          rf"|status:(?:{'|'.join(STATUSES)})|(?:reason|id):[!-~]+|[A-Za-z0-9]{{1,40}})")
 FILTER: Schema = {
-    "type": "string", "pattern": rf"^(?:{_WORD}(?: {_WORD})*)?$", "maxLength": 1000,
+    "type": "string", "maxLength": 1000, "pattern": rf"^(?:{_WORD}(?: {_WORD})*)?$",
     "description": "Which messages: words that all have to hold, as `mailsvc queue` has them, such "
     "as to:@example.org status:deferred age>4h; empty for every message."}
 ROUTE: Schema = {
-    "type": "string", "pattern": rf"^(?:mx|{_HOST}(?:\.{_HOST})*:[1-9][0-9]{{0,3}})$",
-    "maxLength": 260, "description": "host:port, or mx for the exchangers of each domain."}
+    "type": "string", "maxLength": 260,
+    "pattern": rf"^(?:mx|{_HOST}(?:\.{_HOST})*:[1-9][0-9]{{0,3}})$",
+    "description": "host:port, or mx for the exchangers of each domain."}
 ACTION = choice(*ACTIONS)
 
 # ---- what goes out ----

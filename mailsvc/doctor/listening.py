@@ -29,6 +29,8 @@ _RENEWED = 14
 SECURED = ("submissions", "pop3s", "submission", "pop3", "smtp")
 
 _IMPLICIT = ("submissions", "pop3s")
+#: Those that HTTP is spoken on.
+_WEB = ("http", "acme", "console", "api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Listening:
         if is_proxied(self._settings):
             return [note(what, "not looked at: connections from this machine have to begin with a "
                          "PROXY header (proxy.networks)")]
-        if kind == "http":
+        if kind in _WEB:
             return [await self._connects(what, address)]
         try:
             answer = await self.ask(kind, address)
