@@ -10,9 +10,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -65,6 +66,34 @@ def peer_uid(transport: object) -> int | None:
 _CREDENTIALS = struct.Struct("=iII")
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the kernel knows of a TCP connection, with the octets of TLS.
+
+    :ivar received: octets that came in.
+    :ivar sent: octets that the peer has acknowledged.
+    :ivar idle: seconds since the last octet came in.
+    """
+
+    received: int
+    sent: int
+    idle: float
+
+
+def traffic(transport: Any) -> Traffic | None:
+    """What has passed by *transport*; None when that is no TCP connection."""
+    try:
+        info = transport.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    except (AttributeError, OSError):
+        return None
+    # struct tcp_info of linux/tcp.h: tcpi_last_data_recv, tcpi_bytes_acked, tcpi_bytes_received.
+    if len(info) < 136:
+        return None
+    (idle,) = struct.unpack_from("=I", info, 52)
+    sent, received = struct.unpack_from("=QQ", info, 120)
+    return Traffic(received, sent, idle / 1000)
+
+
 #: Of how many clients it is remembered how they are counted.
 _KNOWN_SOURCES = 1024
 
@@ -80,7 +109,11 @@ class Connections:
     :param commands_per_minute: the same of commands, over all connections of an address.
     :param counts: the counts that the limits are held against; those of this process without.
     :ivar admit: why else a client may not connect, or None; to be asked first.
+    :ivar look: is told of a connection when something is known of whose it is, while somebody
+        watches (:mod:`mailsvc.watching`); None while nobody does.
     """
+
+    look: Callable[..., object] | None = None
 
     def __init__(
         self, most: int, most_per_address: int, exempt: Iterable[str], clock: IReactorTime,
@@ -102,6 +135,13 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._open
+
+    def __iter__(self) -> Iterator[Connection]:
+        """Those that are open now."""
+        return iter(list(self._open))
 
     def add(self, connection: Connection, client: str) -> None:
         """Count a new connection from *client*, an IP address or "".

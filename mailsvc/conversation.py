@@ -19,6 +19,7 @@ its last command still gets all that it asked for: the end of input is not the e
 
 from __future__ import annotations
 
+import os
 import typing
 from abc import abstractmethod
 from collections import OrderedDict
@@ -43,11 +44,12 @@ from zope.interface import Interface, implementer
 
 from mailsvc import figures
 from mailsvc.authentication import Authenticator, Who
-from mailsvc.connections import Connections, client_address
+from mailsvc.connections import Connections, client_address, traffic
 from mailsvc.errors import MailFailure, TemporaryFailure
 from mailsvc.figures import Share
 from mailsvc.handshake import TLSState, describe
-from mailsvc.mail import new_id
+from mailsvc.log import Log
+from mailsvc.mail import new_id, time_of
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 
@@ -83,7 +85,8 @@ class Conversation(Protocol):
     :ivar id: names the connection in log lines.
     :ivar client: the peer's IP address, or "" on a Unix socket.
     :ivar session: the state machine; has ``receive``, ``next_event``, ``data_to_send``,
-        ``waiting``, ``buffered``, ``errors``, ``commands``, ``tls_active`` and ``tls_started``.
+        ``waiting``, ``buffered``, ``exchanging``, ``errors``, ``commands``, ``tls_active`` and
+        ``tls_started``.
     :ivar writable: whether the peer takes what it is sent.
     :cvar handlers: event class -> method.
     :cvar avatar: what a login is for.
@@ -180,6 +183,8 @@ class Conversation(Protocol):
                 "{connection} refused client={client}: {reason}",
                 connection=self.id, client=self.client, reason=failure.text,
             )
+        if factory.connections.look is not None:
+            factory.connections.look(self, begun=False)
         self.begin(refusal)
         self._advance()
 
@@ -233,6 +238,11 @@ class Conversation(Protocol):
         """Whether it is not for the client to go on."""
         return self.session.waiting or self._stalled or self._held is not None
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the client has all its answers, and a command comes next."""
+        return not (self.at_work or self.session.buffered or self.session.exchanging)
+
     def _advance(self) -> None:
         """Handle events until input, an answer, the peer or something else must be waited for."""
         if self._advancing or not self._connected or self._heir is not None:
@@ -244,14 +254,15 @@ class Conversation(Protocol):
         session, handlers = self.session, self.handlers
         self._advancing = True
         try:
-            while self.writable and not self.at_work:
+            while self.writable and not (
+                    session.waiting or self._stalled or self._held is not None):
                 if self._last:
                     self.say_goodbye(now=False)
                 event = session.next_event()
                 if event is not None:
                     handlers[type(event)](self, event)
-                if self._heir is not None:
-                    return
+                    if self._heir is not None:
+                        return
                 if (self._braked and (session.commands != self._commands
                                       or session.errors != self._errors)
                         and not self.at_work and self._brake()):
@@ -366,14 +377,55 @@ class Conversation(Protocol):
     def log_in(self, question: LogIn) -> None:
         """The handler of LogIn."""
         self._user = question.credentials.username.decode("utf-8", "replace")
+        self.be_seen()
         self._once(self.factory.authenticator.log_in(
             question.credentials, self.avatar, self.who, question.authorize_as), self._admit)
 
     def count_guess(self, question: Guessed) -> None:
         """The handler of Guessed."""
+        self._user = question.username.decode("utf-8", "replace")
+        self.be_seen()
         self.factory.authenticator.failed(
             question.username, self.sasl_context().attempt("SCRAM"), self.who, "wrong proof")
         self.session.login_refused()
+
+    # ---- for those who watch ----
+
+    def be_seen(self, recipient: str = "") -> None:
+        """Something is known of whose connection this is: tell who watches, if anybody does.
+
+        :param recipient: whom mail is for, as was said just now.
+        """
+        look = self.factory.connections.look
+        if look is not None:
+            look(self, recipient)
+
+    @property
+    def account(self) -> str:
+        """Who has logged in, or tries to, as far as is known; or ""."""
+        return self._user
+
+    @property
+    def recipients(self) -> list[str]:
+        """Whom the mail under way is for."""
+        return []
+
+    @property
+    def turned(self) -> bool:
+        """Whether the conversation is over, and somebody else has the connection."""
+        return self._heir is not None
+
+    def described(self) -> dict[str, Any]:
+        """What it is at this moment, as JSON can hold it; see :mod:`mailsvc.live`."""
+        peer, here = self.transport.getPeer(), self.transport.getHost()
+        passed = traffic(self.transport)
+        return {
+            "id": self.id, "protocol": self.factory.protocol_name, "listener": _place(here),
+            "client": self.client, "port": getattr(peer, "port", None), "since": time_of(self.id),
+            "tls": f"{self.tls.version} {self.tls.cipher}" if self.tls else "",
+            "received": passed and passed.received, "sent": passed and passed.sent,
+            "idle": passed and passed.idle,
+        }
 
     @property
     def who(self) -> Who:
@@ -508,6 +560,16 @@ class Conversation(Protocol):
             self._advance()
 
 
+def _place(address: IAddress) -> str:
+    """An address of ours as people write it: ``127.0.0.1:25``, ``[::1]:25``, or a path."""
+    host = getattr(address, "host", None)
+    if host is None:
+        name = getattr(address, "name", None)
+        return os.fsdecode(name) if name else ""
+    port = getattr(address, "port", 0)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Refusal(Protocol):
     """A connection that is told *reason*, and no more: nothing is kept of it."""
 
@@ -548,6 +610,7 @@ class ConversationFactory(Factory):
         *, share: Share, protocol: str,
     ) -> None:
         self.authenticator = authenticator
+        self.protocol_name = protocol
         self.sessions = share.count(figures.SESSIONS, protocol)
         self.turned_away = share.count(figures.TURNED_AWAY, protocol)
         self.open = share.level(figures.CONNECTIONS, protocol)
@@ -555,7 +618,7 @@ class ConversationFactory(Factory):
         self.hostname = hostname
         self.clock = clock
         self.tls = tls
-        self.log = Logger(self.namespace)
+        self.log: Logger = Log(self.namespace)
         #: When it was last told of clients that may not connect.
         self._refused: OrderedDict[str, float] = OrderedDict()
         self.connections = connections if connections is not None else Connections(

@@ -49,6 +49,7 @@ class Database:
         self.path = path.absolute()
         self._version = version
         self._changing = False  # whether a transaction is open
+        self._changes = 0  # how often something was changed over this connection
         try:
             _require_access(self.path, create)
             if not self.path.exists():
@@ -108,17 +109,29 @@ class Database:
             raise self._unusable(error) from error
         finally:
             self._changing = False
+            self._changes += 1
             if db.in_transaction:
                 db.execute("ROLLBACK")
             db.execute(f"PRAGMA busy_timeout = {QUERY_TIMEOUT * 1000:.0f}")
 
     def change(self, statement: str, *parameters: Any) -> int | None:
         """Run a statement inside a transaction; returns the id of the row it inserted, if any."""
+        self._changes += 1
         return self._db.execute(statement, parameters).lastrowid
 
     def change_all(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement inside a transaction for each of *rows* of parameters."""
+        self._changes += 1
         self._db.executemany(statement, rows)
+
+    def version(self) -> tuple[int, int]:
+        """What is another value after any change, by whatever process; the cheapest query.
+
+        Raises as :meth:`rows` does.
+        """
+        # SQLite's own version tells of all connections but this.
+        ((others,),) = self.rows("PRAGMA data_version")
+        return self._changes, others
 
     def rows(self, query: str, *parameters: Any) -> list[Any]:
         """All rows of a query; text that is not Unicode (a lone surrogate) finds none.

@@ -3,7 +3,8 @@
 Any number of processes may read it while another changes it, and see the change at their next
 look-up (:mod:`mailsvc.database`).  Changes are checked first; a refused one leaves the file as it
 was and raises :class:`DirectoryError`, whose text says what to do.  Look-ups are single indexed
-queries of 5 to 15 µs, with nothing cached.  SQL gets values as parameters only.
+queries of 5 to 15 µs, with nothing cached; who caches what they found asks :meth:`version`.  SQL
+gets values as parameters only.
 
 **Names** are folded as :mod:`mailsvc.names` says: case does not matter.  The spelling an account
 was made with is kept, for it names the maildir.
@@ -134,6 +135,8 @@ class SqliteDirectory:
                             migrations=schema.migrations())
         self._rows = self._db.rows
         self._change = self._db.change
+        #: As ``IDirectory.version``.
+        self.version = self._db.version
         #: What accounts log in with.
         self.passwords = PasswordTable(self._db)
         self._file_key: bytes | None = None

@@ -28,26 +28,26 @@ class Curve:
     """What one graph shows.
 
     :ivar counted: whether its figures only grow.
+    :ivar outcomes: which series count, by their last label; all of them if there is none.
     """
 
     name: str
     figures: tuple[Figure, ...]
     counted: bool = True
+    outcomes: tuple[str, ...] = ()
 
 
 CURVES = (
+    Curve("sessions", (figures.SESSIONS,)),
     Curve("accepted", (figures.ACCEPTED,)),
     Curve("refused", (figures.REFUSED_RECIPIENTS,)),
     Curve("fetched", (figures.FETCHED,)),
-    Curve("relayed", (figures.DELIVERIES,)),
-    Curve("logins_failed", (figures.LOGINS,)),
+    Curve("relayed", (figures.DELIVERIES,), outcomes=("relayed", "delivered")),
+    Curve("logins", (figures.LOGINS,), outcomes=("succeeded",)),
+    Curve("logins_failed", (figures.LOGINS,), outcomes=("failed",)),
     Curve("connections", (figures.CONNECTIONS,), counted=False),
     Curve("queue", (figures.QUEUE,), counted=False),
 )
-
-#: Which series of a figure count; all of those not named here.
-_OUTCOMES = {figures.DELIVERIES: ("relayed", "delivered"), figures.LOGINS: ("failed",)}
-
 
 class History(Service):
     """The last rows of *memory*."""
@@ -93,7 +93,7 @@ def _total(curve: Curve, reading: Reading) -> float:
     total = 0.0
     for figure in curve.figures:
         for values in figure.values:
-            if figure not in _OUTCOMES or values[-1] in _OUTCOMES[figure]:
+            if not curve.outcomes or values[-1] in curve.outcomes:
                 value = reading.total(figure, *values)
                 assert isinstance(value, float | int)
                 total += value

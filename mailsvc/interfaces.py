@@ -194,6 +194,9 @@ class IDirectory(Interface):
     Each method raises :class:`mailsvc.errors.TemporaryFailure` when the directory cannot be read.
     """
 
+    def version():
+        """A value that is another one after any change: until then each look-up finds the same."""
+
     def domain(name):
         """The :class:`mailsvc.directory.Domain` of that name, or None when it is not ours."""
 

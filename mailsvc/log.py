@@ -32,11 +32,13 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any
 
+from constantly import NamedConstant
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
     ILogObserver,
     LogEvent,
+    Logger,
     LogLevel,
     LogLevelFilterPredicate,
     formatEvent,
@@ -69,11 +71,27 @@ class LogSettings:
 
 def observer(settings: LogSettings, stream: IO[str]) -> ILogObserver:
     """An observer that writes to *stream*, in the format and from the levels of *settings*."""
-    predicate = LogLevelFilterPredicate(LogLevel.levelWithName(settings.level))
+    predicate = _Levels(LogLevel.levelWithName(settings.level))
     for namespace, level in settings.levels.items():
         predicate.setLogLevelForNamespace(namespace, LogLevel.levelWithName(level))
     line = json_line if settings.format == "json" else text_line
+
     return FilteringLogObserver(FileLogObserver(stream, line), [predicate])
+
+
+class _Levels(LogLevelFilterPredicate):
+    """As Twisted has it, which finds out anew for each event what it found for the one before."""
+
+    def __init__(self, lowest: NamedConstant) -> None:
+        super().__init__(lowest)
+        self._found: dict[tuple[object, object], NamedConstant] = {}
+
+    def __call__(self, event: LogEvent) -> NamedConstant:
+        key = event.get("log_namespace"), event.get("log_level")
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = super().__call__(event)
+        return found
 
 
 class SharedLogFile(LogFile):
@@ -84,6 +102,16 @@ class SharedLogFile(LogFile):
         # Each event is written at once, and so the lines of two processes do not mix.
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
         fcntl.fcntl(self._file, fcntl.F_SETFL, flags | os.O_APPEND)
+
+
+class Log(Logger):
+    """A Logger of what happens all the time: it looks for no fault in how it is called."""
+
+    def info(self, format: str | None = None, **fields: object) -> None:
+        """As ``Logger.info``, at less than half the cost."""
+        fields.update(log_logger=self, log_level=LogLevel.info, log_namespace=self.namespace,
+                      log_source=self.source, log_format=format, log_time=time.time())
+        self.observer(fields)
 
 
 def text_to_stdout() -> ILogObserver:

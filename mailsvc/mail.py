@@ -105,8 +105,8 @@ class Remote:
 class Recipient:
     """One accepted RCPT: the forward-path as given, and where it led.
 
-    :ivar accounts: the accounts here.
-    :ivar remotes: the mailboxes elsewhere.
+    :ivar accounts: the accounts here, each once.
+    :ivar remotes: the mailboxes elsewhere, each once.
     :ivar notify: of what its sender wants reports, NOTIFY (RFC 3461 §4.1): "NEVER", or of
         "SUCCESS", "FAILURE" and "DELAY"; empty when it was not said.
     :ivar orcpt: the original recipient, ORCPT (§4.2), ``type;address`` decoded; or empty.
@@ -186,10 +186,14 @@ class Envelope:
 
     def accounts(self) -> tuple[Account, ...]:
         """Every account to deliver to, each once, in the order first named."""
+        if len(self.recipients) == 1:
+            return self.recipients[0].accounts
         return tuple(dict.fromkeys(a for r in self.recipients for a in r.accounts))
 
     def remotes(self) -> tuple[Remote, ...]:
         """Every mailbox to relay to, each once, in the order first named."""
+        if len(self.recipients) == 1:
+            return self.recipients[0].remotes
         return tuple(dict.fromkeys(a for r in self.recipients for a in r.remotes))
 
 

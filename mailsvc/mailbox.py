@@ -2,13 +2,14 @@
 
 Reading takes no lock and changes nothing: a POP3 session that is open sees nothing of it, and
 whoever reads sees the messages as they are at that moment.  Deletion is POP3's: it opens the
-maildrop, with its lock, removes the message and closes it.  While another session has it, nothing
-is deleted.
+maildrop, with its lock, removes the message and closes it.  What was deleted is put back under that
+lock as well: no mail program finds something there in the middle of its session, and what is asked
+for twice comes back once.  While another session has it, nothing is deleted or put back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -20,6 +21,7 @@ from mailsvc.errors import MessageVanished
 from mailsvc.interfaces import IMailboxStore, IView
 from mailsvc.mail import Account
 from mailsvc.store.threads import Threads
+from mailsvc.store.undeletion import Undeletion
 
 #: Most octets of a header that are read.
 _HEADER_OCTETS = 65_536
@@ -115,6 +117,23 @@ class Mailbox:
         try:
             number = await self._threads.run(_number_of, maildrop, unique_id)
             await maildrop.update({number})
+        finally:
+            maildrop.release()
+
+    async def put_back(self, undeletion: Undeletion, unique_ids: Collection[str]) -> list[str]:
+        """Put deleted messages of this account back; the unique-ids of those that there were.
+
+        :raises OSError: some are not back.
+        :raises mailsvc.errors.MaildropInUse: a session has the mailbox.
+        """
+        def do() -> list[str]:
+            meant = [each for each in undeletion.messages() if each.unique_id in unique_ids]
+            undeletion.put_back(meant)
+            return [each.unique_id for each in meant]
+
+        maildrop = await self._store.open_maildrop(self._account)
+        try:
+            return await self._threads.run(do)
         finally:
             maildrop.release()
 

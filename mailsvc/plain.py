@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import time
+from email import policy
+from email.parser import BytesHeaderParser
 from typing import Any
 
 from mailsvc.bans import Ban
@@ -15,9 +17,13 @@ from mailsvc.logins import StoredPassword
 from mailsvc.mail import Account
 from mailsvc.queue.filter import status
 from mailsvc.queue.message import QueuedMessage
+from mailsvc.store.undeletion import Deleted
 from mailsvc.tracing.story import Story
 
 Plain = dict[str, Any]
+
+#: Most octets of a header that are looked at.
+_HEAD = 65_536
 
 
 def local_time(seconds: float) -> str:
@@ -69,6 +75,20 @@ def domain(domain: Domain) -> Plain:
     """A domain that is served here."""
     return {"name": domain.name, "catch_all": domain.catch_all and str(domain.catch_all),
             "separators": domain.separators}
+
+
+def deleted(message: Deleted) -> Plain:
+    """A deleted message that can be had back; it is read.
+
+    :raises FileNotFoundError: it is kept no longer.
+    """
+    octets, _, head = message.head(_HEAD)
+    fields = BytesHeaderParser(policy=policy.compat32).parsebytes(head)
+    sender, subject, message_id = (
+        " ".join("".join(c if c.isprintable() else " " for c in str(fields.get(name, ""))).split())
+        for name in ("From", "Subject", "Message-ID"))
+    return {"deleted": message.day, "unique_id": message.unique_id, "octets": octets,
+            "from": sender, "subject": subject, "message_id": message_id.strip("<>")}
 
 
 def queued(message: QueuedMessage) -> Plain:

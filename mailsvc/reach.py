@@ -10,7 +10,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 from mailsvc.config import ListenerSettings
 
@@ -48,6 +49,22 @@ SERVICES = (
 #: ``etc/mailsvc.socket`` opens.
 UNITS = ListenerSettings(smtp=["tcp:25"], pop3=["tcp:110"], submissions=["tcp:465"],
                          submission=["tcp:587"], pop3s=["tcp:995"])
+
+
+def bound(found: Iterable[tuple[str, str]]) -> ListenerSettings:
+    """The listeners that are bound, as endpoints: by the systemd units, say.
+
+    :param found: the kind of each, and its address: ``127.0.0.1:25``, ``[::]:25`` or a path.
+    """
+    endpoints: dict[str, list[str]] = {each.name: [] for each in fields(ListenerSettings)}
+    for kind, address in found:
+        interface, _, port = address.rpartition(":")
+        if address.startswith("/"):
+            endpoints[kind].append(f"unix:{address}")
+        else:
+            escaped = interface.strip("[]").replace(":", "\\:")
+            endpoints[kind].append(f"tcp:{port}:interface={escaped}")
+    return ListenerSettings(**endpoints)
 
 
 def ports(listeners: ListenerSettings) -> dict[str, list[int]]:

@@ -106,79 +106,89 @@ class Verdict:
 
 
 class Rehearsal:
-    """One client's transaction, by *settings*.
+    """Transactions by *settings*; use as a context manager.
 
-    :param client: its IP address.
-    :param submission: whether it comes to a listener for submission.
-    :param login: the account that it is logged in as there; empty for none.
+    :raises mailsvc.names.DirectoryError: on entry: the files of the service cannot be used.
     """
 
-    def __init__(self, settings: Settings, client: str, *, submission: bool = False,
-                 login: str = "") -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = client
-        self._submission = submission or bool(login)
-        self._login = login
+        self._parts = contextlib.ExitStack()
         #: Who refused last, and how; and where a recipient leads.
         self._refusal: tuple[str, MailFailure] | None = None
         self._found: tuple[Account | Remote, ...] = ()
         self._looked_up: list[str] = []
 
-    def play(self, sender: str, recipient: str, size: int = 0) -> Verdict:
+    def __enter__(self) -> Rehearsal:
+        with contextlib.ExitStack() as stack:
+            self._build(stack)
+            self._parts = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parts.close()
+
+    def play(self, sender: str, recipient: str, size: int = 0, *, client: str = "127.0.0.1",
+             submission: bool = False, login: str = "") -> Verdict:
         """Send from *sender*, empty for the null reverse-path, to *recipient*.
 
         :param size: octets that it declares; 0 for none.
-        :raises mailsvc.names.DirectoryError: the files of the service cannot be used.
-        :raises mailsvc.errors.MailFailure: they cannot now.
+        :param client: the IP address that it comes from.
+        :param submission: whether to a listener for submission.
+        :param login: the account that it is logged in as there; empty for none.
+        :raises mailsvc.errors.MailFailure: the files of the service cannot be used now.
         """
-        with self._stage() as (factory, router):
-            command, reply = self._talk(factory, sender, recipient, size)
-            verdict = Verdict(command, reply, Rule(""), list(dict.fromkeys(self._looked_up)))
-            if verdict.accepted:
-                verdict.accounts = [each.name for each in self._found if isinstance(each, Account)]
-                verdict.onward = list(self._onward(router, sender))
-            verdict.rule = self._rule(verdict)
-            return verdict
+        factory = self._listener(client, submission or bool(login), login)
+        command, reply = self._talk(factory, client, login, sender, recipient, size)
+        verdict = Verdict(command, reply, Rule(""), list(dict.fromkeys(self._looked_up)))
+        if verdict.accepted:
+            verdict.accounts = [each.name for each in self._found if isinstance(each, Account)]
+            verdict.onward = list(self._onward(sender, login))
+        verdict.rule = self._rule(verdict, submission or bool(login))
+        return verdict
 
     # ---- the stage ----
 
-    @contextlib.contextmanager
-    def _stage(self) -> Iterator[tuple[SMTPFactory, Router]]:
-        settings, clock = self._settings, Clock()
-        clock.advance(time.time())
+    def _build(self, stack: contextlib.ExitStack) -> None:
+        settings = self._settings
         hostname, domain = settings.service.hostname, settings.routing.default_domain
-        with contextlib.ExitStack() as stack:
-            directory = stack.enter_context(
-                SqliteDirectory(settings.accounts.database, create=False))
-            memory = Path(stack.enter_context(_copied(Path(settings.service.data))))
-            brakes = Brakes(settings.brakes, memory, clock, in_thread=maybeDeferred)
-            brakes.start()
-            stack.callback(brakes.stop)
-            rates: Any = Ledger(State(memory), settings.submission)
-            stack.callback(rates.close)
-            watched: Any = _Watched(directory, self._looked_up)
-            router = Router(watched, hostname, settings.routing)
-            agent = SubmissionAgent(settings.submission, router, rates, hostname)
-            store: Any = _Quotas(settings.service.store)
-            queue: Any = _Queue()
-            portal = Portal(MailRealm(store, directory, default_domain=domain))
-            portal.registerChecker(DirectoryChecker(
-                directory, PasswordHasher(settings.passwords, clock), domain))
-            for part, names in ((router, ["route"]), (agent, ["admit_sender", "admit_recipient"]),
-                                (brakes, ["admit"]), (store, ["room"])):
-                for name in names:
-                    self._listen(part, name)
-            mode = SUBMISSION if self._submission else TRANSPORT
-            smtp = dataclasses.replace(
-                settings.smtp, greeting_delay_seconds=0,
-                # Who speaks for the account is believed, as a proxy that has checked its password.
-                xclient_networks=[self._client] if self._login else [])
-            yield SMTPFactory(
-                store, router, smtp, hostname, clock, None, mode,
-                Connections(1, 1, [], clock, admit=brakes.admit),
-                Authenticator(portal, directory, settings.auth, hostname=hostname,
-                              default_domain=domain),
-                agent if self._submission else None, queue, Share()), router
+        self._clock = clock = Clock()
+        clock.advance(time.time())
+        self._directory = directory = stack.enter_context(
+            SqliteDirectory(settings.accounts.database, create=False))
+        memory = Path(stack.enter_context(_copied(Path(settings.service.data))))
+        self._brakes = Brakes(settings.brakes, memory, clock, in_thread=maybeDeferred)
+        self._brakes.start()
+        stack.callback(self._brakes.stop)
+        rates: Any = Ledger(State(memory), settings.submission)
+        stack.callback(rates.close)
+        watched: Any = _Watched(directory, self._looked_up)
+        self._router = Router(watched, hostname, settings.routing)
+        self._agent = SubmissionAgent(settings.submission, self._router, rates, hostname)
+        store: Any = _Quotas(settings.service.store)
+        self._store = store
+        portal = Portal(MailRealm(store, directory, default_domain=domain))
+        portal.registerChecker(DirectoryChecker(
+            directory, PasswordHasher(settings.passwords, clock), domain))
+        self._authenticator = Authenticator(
+            portal, directory, settings.auth, hostname=hostname, default_domain=domain)
+        for part, names in ((self._router, ["route"]),
+                            (self._agent, ["admit_sender", "admit_recipient"]),
+                            (self._brakes, ["admit"]), (store, ["room"])):
+            for name in names:
+                self._listen(part, name)
+
+    def _listener(self, client: str, submission: bool, login: str) -> SMTPFactory:
+        queue: Any = _Queue()
+        smtp = dataclasses.replace(
+            self._settings.smtp, greeting_delay_seconds=0,
+            # Who speaks for the account is believed, as a proxy that has checked its password.
+            xclient_networks=[client] if login else [])
+        return SMTPFactory(
+            self._store, self._router, smtp, self._settings.service.hostname, self._clock, None,
+            SUBMISSION if submission else TRANSPORT,
+            Connections(1, 1, [], self._clock, admit=self._brakes.admit), self._authenticator,
+            self._agent if submission else None, queue, Share())
 
     def _listen(self, part: Any, name: str) -> None:
         """Note what *part* answers when its method of that *name* is called."""
@@ -198,19 +208,19 @@ class Rehearsal:
 
         setattr(part, name, heard)
 
-    def _talk(self, factory: SMTPFactory, sender: str, recipient: str, size: int
-              ) -> tuple[str, str]:
+    def _talk(self, factory: SMTPFactory, client: str, login: str, sender: str, recipient: str,
+              size: int) -> tuple[str, str]:
         """Say it all; the last command, or the first that was refused, and its reply."""
-        literal = f"IPv6:{self._client}" if ":" in self._client else self._client
+        literal = f"IPv6:{client}" if ":" in client else client
         commands = [f"EHLO [{literal}]"]
-        if self._login:
-            commands = [f"XCLIENT LOGIN={encode(self._login)}", *commands]
+        if login:
+            commands = [f"XCLIENT LOGIN={encode(login)}", *commands]
         ascii_only = sender.isascii() and recipient.isascii()
         commands += [f"MAIL FROM:<{sender}>" + (f" SIZE={size}" if size else "")
                      + ("" if ascii_only else " SMTPUTF8"), f"RCPT TO:<{recipient}>"]
-        address = (IPv6Address if ":" in self._client else IPv4Address)(
-            "TCP", self._client, 49_152)
+        address = (IPv6Address if ":" in client else IPv4Address)("TCP", client, 49_152)
         transport = StringTransport(peerAddress=address)
+        self._refusal = None
         protocol = factory.buildProtocol(address)
         protocol.makeConnection(transport)
         said, command = "connecting", ""
@@ -231,7 +241,7 @@ class Rehearsal:
                     if command.startswith("XCLIENT"):
                         # That was our way in; theirs ends so.
                         refused = FAILED_AUTH[Kind.WRONG].wire.decode().rstrip("\r\n")
-                        return f"AUTH as {self._login}", refused
+                        return f"AUTH as {login}", refused
                     break
         finally:
             if hasattr(protocol, "session"):
@@ -240,8 +250,8 @@ class Rehearsal:
 
     # ---- what follows, and why ----
 
-    def _onward(self, router: Router, sender: str) -> Iterator[tuple[str, Hop, str]]:
-        relay = self._settings.relay
+    def _onward(self, sender: str, login: str) -> Iterator[tuple[str, Hop, str]]:
+        relay, router = self._settings.relay, self._router
         routes = Routes(relay, router.kept)
         local_part, _, domain = sender.rpartition("@")
         path = Address(local_part, domain)
@@ -249,17 +259,17 @@ class Rehearsal:
             if isinstance(each, Remote):
                 # A message that is forwarded has another reverse-path, of the alias's domain.
                 source = path if each.alias is None else router.srs.forward(path, each.alias.domain)
-                message = QueuedMessage("", 0.0, source, [], account=self._login)
+                message = QueuedMessage("", 0.0, source, [], account=login)
                 hop = routes.hop(message, each.address)
-                key = routes.key(self._login, source, each.address.domain)
+                key = routes.key(login, source, each.address.domain)
                 yield each.name, hop, (
                     "routing.atrn_domains" if hop.kept else
                     "relay.smarthost" if key is None or (key not in relay.routes
                     and key == "*") else f"relay.routes.{key}")
 
-    def _rule(self, verdict: Verdict) -> Rule:
+    def _rule(self, verdict: Verdict, submission: bool) -> Rule:
         if verdict.accepted:
-            return self._welcome(verdict)
+            return self._welcome(verdict, submission)
         if self._refusal is not None:
             where, failure = self._refusal
             for place, kind, status, rule in _REFUSALS:
@@ -273,10 +283,10 @@ class Rehearsal:
             f"the command {verdict.command.partition(' ')[0]} is not right, as the reply says",
             standard="RFC 5321 §4.1"))
 
-    def _welcome(self, verdict: Verdict) -> Rule:
+    def _welcome(self, verdict: Verdict, submission: bool) -> Rule:
         lines = verdict.looked_up
         if any(line.endswith(": not served here") for line in lines[:1]):
-            if self._submission:
+            if submission:
                 return Rule("whoever submits may send to any host",
                             ("submission.trusted_networks",), "RFC 6409 §3")
             return Rule("mail for this domain is taken from anybody and sent on",

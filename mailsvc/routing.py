@@ -144,6 +144,8 @@ class RoutingSettings:
 class Router:
     """The router of the domains in *directory*.
 
+    It remembers where forward-paths led, for as long as the directory is of one version.
+
     :param hostname: the service's own name, the default domain if it is one of the domains.
     """
 
@@ -162,10 +164,27 @@ class Router:
         self.fetched = bool(fetched)
         #: The domains whose mail goes nowhere until it is fetched.
         self.kept = frozenset(fetched - self._relayed)
+        #: What was found for forward-paths in one version of the directory.
+        self._found: dict[tuple[Address, bool], tuple[Account | Remote, ...]] = {}
+        self._version: object = None
         #: How senders are rewritten whose mail is forwarded, and found again.
         self.srs = SRS(lambda value: directory.keyed("srs", value))
 
     def route(self, forward_path: Address, relay: bool = False) -> tuple[Account | Remote, ...]:
+        # Asked before anything is looked up: what changes meanwhile makes it another one.
+        version = self._directory.version()
+        if version != self._version or len(self._found) >= _REMEMBERED:
+            self._found.clear()
+            self._version = version
+        found = self._found.get((forward_path, relay))
+        if found is None:
+            found = self._route(forward_path, relay)
+            # Whether an address of SRS leads anywhere, the day says as well.
+            if self.srs.reverse(forward_path.local_part) is None:
+                self._found[forward_path, relay] = found
+        return found
+
+    def _route(self, forward_path: Address, relay: bool) -> tuple[Account | Remote, ...]:
         try:
             domain = self._domain(forward_path)
         except RelayDenied:
@@ -357,6 +376,9 @@ class Router:
                 return account
         raise TemporaryFailure("No account is set up here yet", NOT_SET_UP)
 
+
+#: Of how many forward-paths is remembered where they lead.
+_REMEMBERED = 4096
 
 #: RFC 3463 §3.4: system incorrectly configured.
 NOT_SET_UP = EnhancedStatus(4, 3, 5)

@@ -61,6 +61,7 @@ from mailsvc.front import Front, listeners_of
 from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
 from mailsvc.listeners import CannotStart, Listener
+from mailsvc.live import Live
 from mailsvc.logindelay import LoginDelay
 from mailsvc.names import DirectoryError
 from mailsvc.observer import Observer
@@ -186,6 +187,7 @@ class MailService(Front):
     _queue: Queue | None = None
     _recorder: Recorder | None = None
     _console: Console | None = None
+    _live: Live | None = None
     #: How many connections this process has descriptors for.
     _room = 0
 
@@ -276,12 +278,11 @@ class MailService(Front):
         authenticator = Authenticator(
             portal, directory, settings.auth, hostname=hostname, keyring=keyring, brakes=brakes,
             default_domain=domain, share=self._share)
-        place = self._place
         # What is over a limit is told so; what has no descriptor is not, nor could mail be written.
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._room = descriptors - min(descriptors // 2, _SPARE_DESCRIPTORS)
-        counts = {} if place is None else {
-            name: each.share(place.row) for name, each in place.crew.counts.items()}
+        counts = {} if self._place is None else {
+            name: each.share(self._place.row) for name, each in self._place.crew.counts.items()}
         smtp, pop3 = (
             Connections(section.connections, section.connections_per_address,
                         section.exempt_networks, reactor, section.connections_per_minute,
@@ -319,6 +320,7 @@ class MailService(Front):
             self._connections.append(self._console.connections)
         for kind, plain in ("submissions", "submission"), ("pop3s", "pop3"):
             factories[kind] = TLSMemoryBIOFactory(self._tls, False, factories[plain], reactor)
+        self._tell_of([smtp, pop3])
         self._observe(store, brakes, queue)
         self._open_trace()
         for listener in self.listeners:
@@ -337,6 +339,12 @@ class MailService(Front):
                 Writer, Path(settings.service.data) / "trace", settings.trace), self.reactor,
                 self._share)
             recorder.start()
+
+    def _tell_of(self, connections: list[Connections]) -> None:
+        """Let commands and pages ask for these, and what is said on them."""
+        row = 0 if self._place is None else self._place.row
+        self._live = Live(connections, Path(self._settings.service.data), row, self.reactor)
+        self._live.setServiceParent(self)
 
     def _observe(self, store: Store, brakes: Brakes, queue: Queue) -> None:
         share = self._share
@@ -487,6 +495,9 @@ class MailService(Front):
                        connections=connections, seconds=seconds)
         self.notify.stopping(f"stopping: waiting for {connections} connections")
         self.stopping = True
+        if self._live is not None:
+            # A page that shows one would be waited for.
+            self._live.end_watches()
         await self.close_listeners(last=False)
         if self._queue is not None:
             self._queue.let_go()

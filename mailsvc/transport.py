@@ -4,22 +4,20 @@ Twisted's transports put what is written into a buffer, ask epoll to tell when t
 octets, send when it does, and take the question back: two system calls and a turn of the reactor
 beside each ``send``.  The socket of a conversation is empty nearly always when there is something
 to say.  So :class:`TurnServer` and :class:`TurnClient` send when all that came in this turn has
-been read, and leave to Twisted what the socket does not take then.
-
-Not sooner: who is sent an answer wakes up, and on a busy machine takes the processor from the one
-that has more to read.
+been read (:mod:`mailsvc.turn`), and leave to Twisted what the socket does not take then.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import IConnector, IListeningPort
 from twisted.logger import Logger
+
+from mailsvc.turn import at_end_of_turn
 
 _log = Logger()
 
@@ -33,8 +31,7 @@ class _ByTurns(tcp.Connection):
     """What a connection does to send so."""
 
     reactor: Any  # IReactorFDSet, and IReactorTime
-    #: The connections that have something to send at the end of this turn.
-    _due: ClassVar[list[_ByTurns]] = []
+    #: Whether there is something to send at the end of this turn.
     _is_due = False
 
     def startWriting(self) -> None:
@@ -44,11 +41,16 @@ class _ByTurns(tcp.Connection):
             super().startWriting()
         elif not self._is_due:
             self._is_due = True
-            if not self._due:
-                self.reactor.callLater(0, _send_all)
-            self._due.append(self)
+            at_end_of_turn(self.reactor, self._end_turn)
 
-    def send(self) -> None:
+    def _end_turn(self) -> None:
+        try:
+            self._send()
+        except Exception:
+            _log.failure("a connection is cut off")
+            self.abortConnection()
+
+    def _send(self) -> None:
         """Send what was written in this turn."""
         self._is_due = False
         if not self.connected:
@@ -97,22 +99,6 @@ def notice_absence(transport: Any) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _ABSENCE.items():
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def _send_all() -> None:
-    due = _ByTurns._due.copy()
-    _ByTurns._due.clear()
-    for each in due:
-        try:
-            each.send()
-        except Exception:  # as the reactor has it: a fault of one is not to be felt by the others
-            _log.failure("a connection is cut off")
-            each.abortConnection()
-
-
-# A worker is forked amid a turn of its supervisor, whose connections are not the worker's: with any
-# of them left here, no end of a turn would be asked for, and nothing sent, ever.
-os.register_at_fork(after_in_child=_ByTurns._due.clear)
 
 
 def send_by_turns(port: IListeningPort) -> None:

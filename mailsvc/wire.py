@@ -16,10 +16,17 @@ does the same at the price of a longest line.)
 
 from __future__ import annotations
 
+import re
+
 CRLF = b"\r\n"
 #: The end of data and of a POP3 multi-line response.
 END_OF_DATA = b"\r\n.\r\n"
 _DOT = b"\r\n."
+_DOT_FOUND = re.compile(rb"\r\n\.")
+
+#: How long a text must be, and how far apart its dots, for it to be the faster way to look at
+#: each of them.
+_LONG, _APART = 8192, 2048
 
 _DATA_TAILS = tuple(END_OF_DATA[:n] for n in (4, 3, 2, 1))
 
@@ -116,11 +123,13 @@ class DotReader:
         # RFC 5321 §4.5.2: behind each CRLF "." there is the end of data, or text that it stuffs.
         # One split finds both; a search for each would take three times as long.
         parts = data.split(_DOT)
-        ended = any(not part or part.startswith(CRLF) for part in parts[1:])
-        end = data.find(END_OF_DATA) if ended else -1
-        if end >= 0:
-            self.rest = data[end + 5 :]
-            data = data[: end + 2].replace(_DOT, CRLF)
+        last = len(parts) - 1
+        # Where a part is empty, the CRLF that ends the data has begun the next one's CRLF ".".
+        end = next((n for n, part in enumerate(parts)
+                    if n and (part.startswith(CRLF) or (not part and n < last))), 0)
+        if end:
+            self.rest = _DOT.join(parts[end:])[2:]
+            data = CRLF.join(parts[:end]) + CRLF
         else:
             self._held = next((tail for tail in _DATA_TAILS if data.endswith(tail)), b"")
             data = CRLF.join(parts)
@@ -217,8 +226,7 @@ class DotStuffer:
         self._held = CRLF if block.endswith(CRLF) else b"\r" if block.endswith(b"\r") else b""
         if self._held:
             block = block[: -len(self._held)]
-        # What replace() does, in one pass instead of two.
-        block = b"\r\n..".join(block.split(_DOT))
+        block = _stuffed(block)
         if block and not self._started:
             self._started = True
             return block[2:]
@@ -236,7 +244,26 @@ def dot_stuffed(text: bytes) -> bytes:
     """A whole message as :class:`DotStuffer` makes it ready, its end included."""
     end = b".\r\n" if text.endswith(CRLF) or not text else END_OF_DATA
     first = b"." if text.startswith(b".") else b""
-    return b"".join((first, b"\r\n..".join(text.split(_DOT)), end))
+    return b"".join((first, _stuffed(text), end))
+
+
+def _stuffed(text: bytes) -> bytes:
+    """*text* with another dot before each that follows a CRLF in it."""
+    # One octet is found thirty times as fast as three together, and what is long has few dots:
+    # base64 has none.
+    parts = []
+    start = at = 0
+    for _ in range((len(text) - _LONG) // _APART):
+        at = text.find(b".", at)
+        if at < 0:
+            break
+        if text[at - 2 : at] == CRLF:
+            parts.append(text[start:at])
+            start = at
+        at += 1
+    rest = text[start:] if start else text
+    parts.append(_DOT_FOUND.sub(b"\r\n..", rest) if at >= 0 else rest)
+    return b".".join(parts)
 
 
 class LineEnds:

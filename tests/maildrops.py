@@ -41,6 +41,9 @@ class Sizes:
     def uidls(self, first: int, end: int) -> list[bytes]:
         return list(map(self.uidl, range(first, end)))
 
+    def text(self, number: int) -> None:
+        return None
+
 
 @implementer(IMaildrop)
 class FakeMaildrop:

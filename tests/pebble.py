@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from urllib.request import urlopen
 
 from tests.authority import Authority, pem
 from tests.daemons import free_port, wait_for
@@ -24,7 +26,7 @@ class Pebble:
 
     def __init__(self, program: Callable[[str], str], folder: Path, http: int,
                  nameserver: str) -> None:
-        port = free_port()
+        port, self._management = free_port(), free_port()
         authority = Authority()
         authority.issue("localhost").write(folder)
         self.root = folder / "root.pem"
@@ -33,7 +35,8 @@ class Pebble:
         self._address = ("127.0.0.1", port)
         configuration = folder / "pebble.json"
         configuration.write_text(json.dumps({"pebble": {
-            "listenAddress": f"127.0.0.1:{port}", "managementListenAddress": "",
+            "listenAddress": f"127.0.0.1:{port}",
+            "managementListenAddress": f"127.0.0.1:{self._management}",
             "certificate": str(folder / "fullchain.pem"), "privateKey": str(folder / "privkey.pem"),
             "httpPort": http, "tlsPort": 1, "ocspResponderURL": "",
             "externalAccountBindingRequired": False}}))
@@ -44,6 +47,14 @@ class Pebble:
     def log(self) -> str:
         return self._log.read_text()
 
+    def issuer(self) -> bytes:
+        """The certificate, PEM, that vouches for those that it issues."""
+        context = ssl.create_default_context(cafile=self.root)
+        with urlopen(f"https://localhost:{self._management}/roots/0", context=context,
+                     timeout=20) as answer:
+            certificate: bytes = answer.read()
+        return certificate
+
     def __enter__(self) -> Pebble:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -51,6 +62,7 @@ class Pebble:
                 # It would dawdle, and refuse more good nonces, to try clients out.
                 env={**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "3"})
         wait_for(self._address)
+        wait_for(("127.0.0.1", self._management))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from mailsvc.tracing.events import message_of
 from tests.api import ROOT, Api, serving
 from tests.command_line import CommandLine
 from tests.console import ALICE, BOB, PASSWORD
@@ -166,7 +167,7 @@ def test_a_message_is_read_as_it_lies_there(service: Service, bob: Api) -> None:
         assert bob.ask("GET", path, If_None_Match='"other"').status == 200
 
 
-def test_a_message_is_deleted_and_had_back(service: Service, bob: Api) -> None:
+def test_a_message_is_deleted_and_had_back(service: Service, bob: Api, local: Api) -> None:
     submit(service, b"Subject: to and fro\r\n\r\nHello.\r\n", (BOB,))
     id = messages(bob)[0]["id"]
     path = f"/accounts/me/messages/{urllib.parse.quote(id)}"
@@ -180,6 +181,19 @@ def test_a_message_is_deleted_and_had_back(service: Service, bob: Api) -> None:
     assert [bob.ask("POST", restore).status for _ in range(2)] == [204, 404]
     assert id in [each["id"] for each in messages(bob)]
     assert bob.ask("GET", path).status == 200
+    with login(service, BOB):
+        assert "mail program" in bob.ask("POST", restore).problem
+    _until(lambda: local.ask("DELETE", path.replace("/me/", f"/{BOB}/")).status == 204)
+    ways = [("deleted", f"by {BOB} from 127.0.0.1 by the API"),
+            ("restored", f"by {BOB} from 127.0.0.1 by the API"),
+            ("deleted", "by (local) from this machine by the API")]
+
+    def known() -> bool:
+        return [(step["phase"], step["text"])
+                for story in local.get(f"/trace?of={message_of(id)}")["items"]
+                for step in story["steps"]][-3:] == ways
+
+    _until(known)
 
 
 def _until(done: Callable[[], bool]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -531,7 +532,7 @@ def test_what_cannot_be_meant(service: Service, mailsvc: CommandLine, taken: Pat
     assert "either" in mailsvc.misused("restore", str(taken), "--everything", "--account", ALICE)
     assert "whose" in mailsvc.misused("restore", str(taken), "--domain", "example.org",
                                       "--message", "x")
-    assert "first add it" in mailsvc.fails("restore", str(taken), "--account", "x@example.org")
+    assert "first add each" in mailsvc.fails("restore", str(taken), "--account", "x@example.org")
     assert "not empty" in mailsvc.fails("restore", str(taken), "--everything")
     assert "no whole snapshot" in mailsvc.fails("restore", str(tmp_path), "--account", ALICE)
 
@@ -544,9 +545,52 @@ def test_accounts_that_are_not_there_are_named(
     mailsvc("account", "add", "--password-stdin", BOB, stdin="secret pass phrase\n")
     (mailsvc.dir / "mail").mkdir()
     text = mailsvc.fails("restore", str(taken), "--domain", "example.org")
-    assert "that are not there: alice@example.org" in text
+    assert "these accounts are not there: alice@example.org; " in text
+    assert "--with-accounts" in text and "mailsvc account add alice@example.org" in text
     mailsvc("account", "remove", "--yes", BOB)
     mailsvc("account", "add", "--password-stdin", "Bob@example.org", stdin="secret pass phrase\n")
     mailsvc("restore", str(taken), "--account", BOB)
     assert (mailsvc.dir / "mail/example.org/Bob").is_dir()
     assert len(contents.homes(os.fsencode(mailsvc.dir / "mail"))) == 1
+
+
+def test_an_account_comes_back_as_it_was(mailsvc: CommandLine, tmp_path: Path) -> None:
+    with Service(tmp_path / "data", ACCOUNTS) as service:
+        mailsvc.dir = service.directory
+        submit(service, message(1), (ALICE,))
+        mailsvc("account", "quota", ALICE, "--messages", "7")
+        app = mailsvc("account", "app-password", "add", ALICE, "phone").strip()
+        before = mailsvc.json("account", "show", ALICE)
+        mailsvc("backup", "make", str(tmp_path / "b"))
+        (kept,) = uidls(service)
+        mailsvc("account", "remove", "--yes", ALICE)
+        shutil.rmtree(service.maildir(ALICE))
+        restored = ("restore", str(tmp_path / "b"), "--account", ALICE)
+        assert "--with-accounts" in mailsvc.fails(*restored)
+        again = (*restored, "--with-accounts")
+        (told,) = mailsvc.json(*again, "--dry-run")
+        assert (told["made"], told["restored"]) == (True, 1)
+        assert "no account" in mailsvc.fails("account", "show", ALICE)
+        (told,) = mailsvc.json(*again)
+        assert (told["made"], told["restored"]) == (True, 1)
+        after = mailsvc.json("account", "show", ALICE)
+        # An administrator is made by an administrator.
+        assert (before.pop("administrator"), after.pop("administrator")) == (True, False)
+        assert {**after, "made": 0} == {**before, "made": 0}
+        # Both passwords are good again, and the program finds what it knows.
+        assert uidls(service) == [kept]
+        service.passwords[ALICE] = app
+        assert uidls(service) == [kept]
+        (told,) = mailsvc.json(*again)
+        assert (told["made"], told["restored"], told["there"]) == (False, 0, 1)
+    # In another accounts file app passwords are good for nothing.
+    mailsvc.dir = tmp_path / "other"
+    mailsvc("domain", "add", "example.com")
+    (mailsvc.dir / "mail").mkdir()
+    mailsvc(*again)
+    assert "have to be made anew: phone." in mailsvc.notes
+    assert mailsvc.json("account", "app-password", "list", ALICE) == []
+    assert "x@example.org" in mailsvc.fails(
+        "restore", str(tmp_path / "b"), "--account", "x@example.org", "--with-accounts")
+    assert "leave out" in mailsvc.misused("restore", str(tmp_path), "--everything",
+                                          "--with-accounts")

@@ -95,7 +95,8 @@ def test_another_site_cannot_make_a_browser_do_anything(
 def test_what_holds_for_every_answer(browsers: dict[str, Browser]) -> None:
     browser = browsers[ADMINISTRATOR]
     for path in ("/login", "/overview", "/mailbox", "/send", "/queue", "/accounts", "/account",
-                 "/configuration", "/nowhere", "/static/console.css", "/mailbox/x/html", "/"):
+                 "/configuration", "/trace", "/deleted", "/aliases", "/domains",
+                 "/domains/example.org", "/nowhere", "/static/console.css", "/mailbox/x/html", "/"):
         headers = browser.ask(path).headers
         policy = dict(each.split(maxsplit=1) for each in
                       headers["content-security-policy"].split("; "))
@@ -113,7 +114,8 @@ def test_no_page_has_a_script_or_style_of_its_own(
         browsers: dict[str, Browser]) -> None:
     browser = browsers[ADMINISTRATOR]
     for path in ("/login", "/overview", "/mailbox", "/send", "/queue", "/accounts", "/account",
-                 "/configuration", f"/accounts/{BOB}", f"/accounts/{BOB}/remove"):
+                 "/configuration", "/trace", "/deleted", "/aliases", "/domains",
+                 "/domains/example.org", f"/accounts/{BOB}", f"/accounts/{BOB}/remove"):
         content = browser.ask(path).content.decode()
         assert browser.ask(path).status in (200, 303)
         assert not re.search(r"\son\w+=|\sstyle=|<style|javascript:", content), path
@@ -140,7 +142,9 @@ def test_a_user_reaches_nothing_of_another(service: Service, browsers: dict[str,
     "/mailbox/..%2f..%2fx", "/mailbox/%00", "/mailbox/%ff%fe", "//login", "/mailbox//html",
     "/queue/..%2f..%2fstate.sqlite", "/queue/%00", "/accounts/%ff@x", "/%", "/mailbox?page=-1",
     "/accounts?page=" + "9" * 50, "/mailbox?page=%C3%BC", "/configuration?q=%00%ff",
-    "/queue?filter=%00",
+    "/queue?filter=%00", "/trace?q=%00", "/trace?q=" + "9" * 5000, "/deleted?page=-1",
+    "/domains/%00", "/domains/..%2f..%2fx", "/domains/example.org?address=%00",
+    "/aliases?change=%00", "/aliases?change=@", "/aliases?page=0",
     "/queue?filter=age%3E" + "9" * 40, "/" + "a" * 8000, "/mailbox?" + "a=1&" * 1000,
 ])
 def test_odd_paths_get_an_answer(browsers: dict[str, Browser], path: str) -> None:

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from mailsvc.console import letters, meanings, overview, pages, sending, texts
+from mailsvc.console import (
+    domains,
+    letters,
+    live,
+    meanings,
+    overview,
+    pages,
+    sending,
+    texts,
+    tracing,
+)
 from mailsvc.queue.filter import STATUSES, summary
 from mailsvc.queue.message import STATES
 
@@ -25,7 +35,10 @@ _VALUE = re.compile(r':\s*"([^"]*)"')
 def words() -> set[str]:
     """Every English word or sentence that pages say through ``_``."""
     found = {*pages.NOTICES.values(), *meanings.all_meanings(), *overview.TILES,
-             *overview.GRAPHS.values(), *sending.TLS_CHOICES.values(), *STATUSES, *STATES,
+             *overview.GRAPHS.values(), *overview.REASONS.values(), "something else",
+             *tracing.PHASES, *domains.PURPOSES.values(), domains.SPF, domains.DKIM,
+             *(words for _, words in domains.VERDICTS.values()), *sending.TLS_CHOICES.values(),
+             *STATUSES, *STATES, *live.ENDINGS.values(), *live.CHOICES.values(),
              *(set(summary([])) - {"messages"}), *letters.FIELDS, "mail", "data"}
     for path in (CONSOLE / "templates").glob("*.html"):
         text = path.read_text()

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import array
-import contextlib
-import datetime
-import fcntl
 import os
-import poplib
 import re
 import shlex
-import signal
 import smtplib
 import socket
-import ssl
 import subprocess
 import sys
 import tempfile
-import termios
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,8 +30,7 @@ from mailsvc.cli.dev import (
 )
 from mailsvc.directory import SqliteDirectory
 from mailsvc.mail import Address
-from mailsvc.stopping import SAME
-from tests.service import PATIENCE, Dialogue, Service, fetch, login, submit
+from tests.service import PATIENCE, Service, fetch, login, submit
 from tests.twistd import IPV6, Twistd
 
 MESSAGE = b"Subject: hello\r\n\r\nHello.\r\n"
@@ -126,132 +112,6 @@ def test_hints_work(tmp_path: Path, program: Callable[[str], str]) -> None:
                 assert (done.returncode, done.stderr) == (0, ""), hint
             assert done.stdout.splitlines()[-3:] == ["Subject: hello", "", "It works."]
             assert f"user {account}, password {secret}" in hints[2]
-
-
-# ---- ending -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals_end_it_well(tmp_path: Path, number: signal.Signals) -> None:
-    with Service(tmp_path / "data") as service:
-        pids = service.pids()
-        assert service.pid in pids
-        service.process.send_signal(number)
-        assert service.process.wait(PATIENCE) == 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_sent_again_is_the_same(
-    tmp_path: Path, number: signal.Signals, workers: int
-) -> None:
-    # As timeout(1) does: the process, then its group.
-    for gap in 0.002, 0.02:
-        with Twistd([*DEV, *ANY_PORT, "--workers", str(workers)],
-                    variables={"TMPDIR": str(tmp_path)}) as process:
-            process.wait_for("^ready$")
-            process.process.send_signal(number)
-            time.sleep(gap)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.process.pid, number)
-            assert process.wait() == 0, gap
-        assert list(tmp_path.iterdir()) == [], gap
-        assert "Traceback" not in process.output, process.output
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_it_starts(tmp_path: Path, number: signal.Signals) -> None:
-    # It waits for the end of the list of accounts.
-    read, write = os.pipe()
-    with open(write, "wb", buffering=0) as accounts, Twistd(
-            [*DEV, *ANY_PORT, "--accounts", f"/proc/{os.getpid()}/fd/{read}"],
-            variables={"TMPDIR": str(tmp_path)}) as process:
-        accounts.write(b"alice@example.org:secret\n")
-        deadline = time.monotonic() + PATIENCE
-        while not (catches(process.process.pid, signal.SIGTERM) and emptied(read)):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert list(tmp_path.glob("mailsvc-*"))
-        process.process.send_signal(number)
-        os.killpg(process.process.pid, number)
-        assert process.wait() == 1
-    os.close(read)
-    assert process.output.splitlines()[-1] == "Aborted!"
-    assert "Traceback" not in process.output
-    assert list(tmp_path.iterdir()) == []
-
-
-def emptied(pipe: int) -> bool:
-    waiting = array.array("i", [0])
-    fcntl.ioctl(pipe, termios.FIONREAD, waiting)
-    return waiting[0] == 0
-
-
-def catches(pid: int, number: int) -> bool:
-    caught = re.findall(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(),
-                        re.MULTILINE)
-    return bool(int(caught[0], 16) >> (number - 1) & 1)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_impatient_interrupt_does_not_wait(tmp_path: Path, workers: int) -> None:
-    command = [*DEV, *ANY_PORT, "--account", "alice@example.org:secret", "--workers", str(workers)]
-    with Twistd(command, variables={"TMPDIR": str(tmp_path)}) as process:
-        (port,) = process.wait_for(r"^smtp 127\.0\.0\.1:(\d+)$")
-        process.wait_for("^ready$")
-        with Dialogue(("127.0.0.1", int(port))) as smtp:
-            smtp.reply()
-            for line in (b"EHLO client.example", b"MAIL FROM:<bob@example.net>",
-                         b"RCPT TO:<alice@example.org>"):
-                assert smtp.say(line).startswith(b"250")
-            assert smtp.say(b"DATA").startswith(b"354")
-            process.process.send_signal(signal.SIGINT)
-            process.wait_for("stopping; 1 connections")
-            began = time.monotonic()
-            while process.process.poll() is None:
-                # Those that come at once do not count.
-                assert time.monotonic() < began + PATIENCE / 3
-                process.process.send_signal(signal.SIGINT)
-                time.sleep(0.1)
-            assert process.wait() == -signal.SIGINT
-            assert time.monotonic() - began > SAME / 2
-    assert "stopping at once" in process.output
-    assert "Traceback" not in process.output
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_temporary_directory_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with Twistd([*DEV, *ANY_PORT], variables={"TMPDIR": str(tmp_path)}) as process:
-        process.wait_for("^ready$")
-        (folder,) = tmp_path.iterdir()
-        assert {"mail", "accounts.sqlite"} <= {path.name for path in folder.iterdir()}
-        assert folder.stat().st_mode & 0o77 == 0
-        assert process.stop() == 0
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_keys_that_cannot_be_used_are_told_of_at_the_start(tmp_path: Path) -> None:
-    key = tmp_path / "dkim" / "example.org" / "e1.pem"
-    key.parent.mkdir(parents=True)
-    key.write_text("nothing")
-    with command("--dir", tmp_path, "--domain", "example.org", *ANY_PORT) as process:
-        process.wait_for("^ready$")
-        assert process.stop() == 0
-    assert f"what users send waits, since it cannot be signed: {key} holds no" in process.output
-
-
-def test_a_port_in_use_ends_it(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with command("--dir", tmp_path, "--smtp", port, "--pop3", "0") as process:
-            assert process.wait() == 1
-    assert f"smtp on 127.0.0.1:{port}: EADDRINUSE" in process.output
-    assert "Traceback" not in process.output
-    assert "\nready\n" not in process.output
 
 
 # ---- listeners ----------------------------------------------------------------------------------
@@ -513,120 +373,6 @@ def test_new_directories_are_private(tmp_path: Path) -> None:
             assert path.stat().st_mode & 0o77 == 0
         (message,) = (service.maildir("alice@example.org") / "new").iterdir()
         assert message.read_bytes().endswith(MESSAGE)
-
-
-# ---- TLS ----------------------------------------------------------------------------------------
-
-
-def certificate(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey,
-                issuer_key: ec.EllipticCurvePrivateKey, *, ca: bool) -> x509.Certificate:
-    now = datetime.datetime.now(datetime.UTC)
-    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-             for name in (subject, issuer)]
-    return (x509.CertificateBuilder().subject_name(names[0]).issuer_name(names[1])
-            .public_key(key.public_key()).serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(subject)]), critical=False)
-            .sign(issuer_key, hashes.SHA256()))
-
-
-def pem(thing: x509.Certificate | ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:
-    if isinstance(thing, x509.Certificate):
-        return thing.public_bytes(serialization.Encoding.PEM)
-    return thing.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(password) if password
-        else serialization.NoEncryption())
-
-
-@pytest.fixture(scope="module")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files: a root, a certificate of mx.example.org with the one between them, and keys."""
-    folder = tmp_path_factory.mktemp("tls")
-    root, middle, own = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
-    between = certificate("middle", "root", middle, root, ca=True)
-    contents = {
-        "root": pem(certificate("root", "root", root, root, ca=True)),
-        "chain": pem(certificate("mx.example.org", "middle", own, middle, ca=False)) + pem(between),
-        "key": pem(own),
-        "other": pem(middle),
-        "locked": pem(own, b"passphrase"),
-        "empty": b"",
-    }
-    files = {name: folder / f"{name}.pem" for name in contents}
-    for name, content in contents.items():
-        files[name].write_bytes(content)
-    return files
-
-
-def test_starttls_and_stls(tmp_path: Path, identity: dict[str, Path]) -> None:
-    options = ("--tls-cert", str(identity["chain"]), "--tls-key", str(identity["key"]))
-    trusting = ssl.create_default_context(cafile=identity["root"])
-    with Service(tmp_path / "data", ("alice@example.org:secret",), options) as service:
-        with smtplib.SMTP(*service.smtp) as client:
-            # The name of the certificate, which the client holds against what it asked for.
-            client._host = "mx.example.org"  # type: ignore[attr-defined]
-            assert client.starttls(context=trusting)[0] == 220
-            assert client.sock.version() in {"TLSv1.2", "TLSv1.3"}  # type: ignore[union-attr]
-            client.sendmail("bob@example.net", ["alice@example.org"], MESSAGE)
-        session = poplib.POP3(*service.pop3)
-        session.host = "mx.example.org"
-        session.stls(context=trusting)
-        session.user("alice@example.org")
-        session.pass_("secret")
-        assert session.retr(1)[1][-1] == b"Hello."
-        session.quit()
-
-
-@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
-def test_nothing_older_than_tls_1_2(tmp_path: Path, identity: dict[str, Path]) -> None:
-    options = ("--tls-cert", str(identity["chain"]), "--tls-key", str(identity["key"]))
-    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    old.check_hostname = False
-    old.verify_mode = ssl.CERT_NONE
-    old.set_ciphers("ALL:@SECLEVEL=0")
-    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
-    with Service(tmp_path / "data", ("alice@example.org:secret",), options) as service:
-        client = smtplib.SMTP(*service.smtp)
-        with pytest.raises(ssl.SSLError):
-            client.starttls(context=old)
-        client.close()
-
-
-def test_without_a_certificate_there_is_a_self_signed_one(tmp_path: Path) -> None:
-    with Service(tmp_path / "data", options=("--submission", "0")) as service:
-        with smtplib.SMTP(*service.smtp) as client:
-            client.ehlo()
-            # Programs that use what is offered would refuse it.
-            assert not client.has_extn("starttls")
-        assert "STLS" not in poplib.POP3(*service.pop3).capa()
-        with smtplib.SMTP(*service.listeners["submission"]) as client:
-            client.ehlo()
-            trusting = ssl.create_default_context(cafile=tmp_path / "data/tls/self-signed.pem")
-            client._host = "mx.example.org"  # type: ignore[attr-defined]
-            assert client.starttls(context=trusting)[0] == 220
-        assert "no certificate is set: clients get a self-signed one" in service.log.read_text()
-
-
-@pytest.mark.parametrize(("files", "said"), [
-    (("chain", None), "give both or neither"),
-    ((None, "key"), "give both or neither"),
-    (("chain", "other"), "chain.pem: the key belongs to another certificate"),
-    (("chain", "locked"), "locked.pem: the private key is encrypted"),
-    (("chain", "chain"), "chain.pem: no private key in PEM"),
-    (("key", "key"), "key.pem: no certificate in PEM"),
-    (("empty", "key"), "empty.pem: no certificate in PEM"),
-    (("none", "key"), "/none.pem: no such file; put it there, or name another place"),
-])
-def test_wrong_certificates(identity: dict[str, Path], files: tuple[str | None, str | None],
-                            said: str) -> None:
-    arguments = [part for flag, name in zip(("--tls-cert", "--tls-key"), files, strict=True)
-                 if name for part in (flag, identity.get(name, Path("/none.pem")))]
-    status, text = refused(*arguments)
-    assert status == 2
-    assert said in text
 
 
 def test_the_help_names_every_flag() -> None:

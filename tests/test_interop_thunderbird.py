@@ -1,7 +1,9 @@
-"""Thunderbird sets itself up for an address, by what ``mailsvc autoconfig`` says, and logs in.
+"""Thunderbird sets itself up for an address, by what ``mailsvc autoconfig`` says, and logs in; and
+it shows our delivery reports.
 
-It runs without a window and is driven by Marionette, its own remote control: what runs inside it
-(``interop/thunderbird.js``) calls the search and the check of its account set-up.
+It runs without a window and is driven by Marionette, its own remote control.  What runs inside it
+calls the search and the check of its account set-up (``interop/thunderbird-setup.js``), or opens a
+message as a double click does and reads what its window shows (``interop/thunderbird-report.js``).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -23,11 +26,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from mailsvc.cli.autoconfig import thunderbird
+from mailsvc.mail import Address
+from mailsvc.queue.dsn import TEXTS, Report
+from mailsvc.queue.message import QueuedMessage, QueuedRecipient
 from tests.authority import Authority
 from tests.service import PATIENCE, Service
 
 USER, PASSWORD = "alice@example.org", "se cret"
-SCRIPT = Path(__file__).parent / "interop" / "thunderbird.js"
+SCRIPTS = Path(__file__).parent / "interop"
 #: As Thunderbird counts them: TLS from the first octet, STARTTLS; a password as it is.
 TLS, STARTTLS, PLAIN = 3, 2, 3
 
@@ -93,6 +99,22 @@ class Marionette:
             self.process.kill()
             raise
 
+    def __enter__(self) -> Marionette:
+        self.tell("WebDriver:NewSession", capabilities={
+            "alwaysMatch": {"timeouts": {"script": 60_000}}})
+        self.tell("Marionette:SetContext", value="chrome")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def run(self, script: str, *arguments: str) -> Any:
+        """What comes of a file of SCRIPTS."""
+        outcome = self.tell("WebDriver:ExecuteAsyncScript", script=(SCRIPTS / script).read_text(),
+                            args=arguments)["value"]
+        assert "error" not in outcome, outcome
+        return outcome
+
     def _connect(self, port: int) -> socket.socket:
         deadline = time.monotonic() + 2 * PATIENCE
         while True:
@@ -142,18 +164,9 @@ def test_an_account_sets_itself_up(program: Callable[[str], str], tmp_path: Path
         xml = thunderbird("example.org", "localhost", {
             "_pop3s": [ports["pop3s"]], "_pop3": [ports["pop3"]],
             "_submissions": [ports["submissions"]], "_submission": [ports["submission"]]})
-        with web(xml.encode()) as proxy:
-            client = Marionette(command, tmp_path, proxy)
-            try:
-                client.tell("WebDriver:NewSession", capabilities={
-                    "alwaysMatch": {"timeouts": {"script": 60_000}}})
-                client.tell("Marionette:SetContext", value="chrome")
-                root = base64.b64encode(authority.root.public_bytes(Encoding.DER)).decode()
-                outcome = client.tell("WebDriver:ExecuteAsyncScript", script=SCRIPT.read_text(),
-                                      args=[USER, PASSWORD, root])["value"]
-            finally:
-                client.stop()
-        assert "error" not in outcome, outcome
+        root = base64.b64encode(authority.root.public_bytes(Encoding.DER)).decode()
+        with web(xml.encode()) as proxy, Marionette(command, tmp_path, proxy) as client:
+            outcome = client.run("thunderbird-setup.js", USER, PASSWORD, root)
 
         def server(kind: str, protocol: str, security: int) -> dict[str, Any]:
             return {"hostname": "localhost", "port": ports[kind], "socketType": security,
@@ -165,3 +178,29 @@ def test_an_account_sets_itself_up(program: Callable[[str], str], tmp_path: Path
                                                 server("submission", "smtp", STARTTLS)]
         # Its own check has fetched nothing, over TLS with the certificate verified.
         assert f"logged in user='{USER}' messages=0" in service.log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", TEXTS)
+def test_a_report_is_shown(program: Callable[[str], str], tmp_path: Path, language: str) -> None:
+    command = program("thunderbird")
+    bob = Address("bob", "example.net")
+    recipient = QueuedRecipient(bob, bob, status="5.1.1", reply="550 5.1.1 No such user",
+                                host="mx.example.net", tried=0.0)
+    message = QueuedMessage("M1", 0.0, Address("alice", "example.org"), [recipient])
+    report = Report("failed", message, [recipient], "mx.example.org", 0.0, language=language)
+    file = tmp_path / "report.eml"
+    file.write_bytes(report.write(
+        "R1", b"Subject: lunch\r\nFrom: alice@example.org\r\n\r\nAt noon?\r\n"))
+    with Marionette(command, tmp_path, 1) as client:
+        shown = client.run("thunderbird-report.js", str(file))
+    words = TEXTS[language]
+    assert shown["subject"].endswith(words.subjects["failed"])
+    # First what is for people, then what is for programs, then the header of the message.
+    text = "".join(shown["text"].split())
+    paragraph = words.paragraphs["failed"].format(host="mx.example.org")
+    _, _, below = text.partition("".join(paragraph.split()))
+    assert below.startswith("<bob@example.net>"), text
+    assert re.search("Final-Recipient:rfc822;bob@example.net.*Action:failed.*Status:5.1.1.*"
+                     "Diagnostic-Code:smtp;5505.1.1Nosuchuser.*Subject:lunch", below), below
+    assert shown["attachments"] == []

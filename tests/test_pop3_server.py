@@ -334,9 +334,9 @@ def test_a_store_that_reads_on_when_it_was_cancelled() -> None:
 def test_a_bug_behind_a_message_cuts_the_session_off() -> None:
     maildrop = two()
     maildrop.late = {"read"}
-    maildrop.uidl = None  # type: ignore[method-assign,assignment]
+    maildrop.uidls = None  # type: ignore[method-assign,assignment]
     client = Client(maildrop).log_in()
-    client.ask("DELE 1", "RETR 2", "UIDL 2", "QUIT")
+    client.ask("DELE 1", "RETR 2", "UIDL", "QUIT")
     with log() as lines:
         maildrop.go_on()
     assert lines == ["is cut off", "logged out user='mrose' retrieved=1 deleted=0 "

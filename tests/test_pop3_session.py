@@ -404,6 +404,26 @@ def test_the_last_error_ends_the_session() -> None:
         "-ERR Too many malformed commands; connect again"]
 
 
+def test_what_is_at_hand_is_sent_without_a_question() -> None:
+    maildrop = FakeMaildrop([b".a\r\n", b"b\r\n.\r\n"])
+    subject = session(T, maildrop)
+    maildrop.way = "at hand"
+    assert ask(subject, "RETR 2", "RETR 1", "DELE 1", "RETR 1", "RETR 2") == (
+        "+OK 6 octets\r\nb\r\n..\r\n.\r\n+OK 4 octets\r\n..a\r\n.\r\n+OK Message 1 deleted\r\n"
+        "-ERR Message 1 is marked as deleted\r\n+OK 6 octets\r\nb\r\n..\r\n.\r\n")
+    assert subject.take_retrieved() == [2, 1, 2]
+    assert subject.take_retrieved() == []
+    maildrop.way = "at once"
+    assert event(subject, "RETR 2") == events.Retrieve(2, None)
+    subject.message_block(b"b\r\n.\r\n")
+    assert subject.take_retrieved() == []
+    subject.retrieved()
+    assert subject.take_retrieved() == [2]
+    assert event(subject, "TOP 2 0") == events.Retrieve(2, 0)
+    subject.retrieved()
+    assert subject.take_retrieved() == []
+
+
 def test_short_commands_with_long_answers_are_not_answered_all_at_once() -> None:
     subject = session(T, Sizes([10**9] * BLOCK_LINES))
     subject.receive(b"UIDL\r\n" * 500)

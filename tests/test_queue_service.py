@@ -41,7 +41,11 @@ class Noting:
     def take(self, ids: Collection[str]) -> None:
         self.taken += ids
 
-    missed = take
+    def compare(self, ids: Collection[str]) -> tuple[list[str], list[str]]:
+        return list(ids), []
+
+    def missed(self, ids: Collection[str], gone: Collection[str]) -> None:
+        self.take(ids)
 
     def abort(self) -> None:
         pass

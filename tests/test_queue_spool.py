@@ -169,6 +169,17 @@ def test_spoilt_files_are_set_aside(spool: Spool) -> None:
     assert spool.ids() == set()
 
 
+def test_what_has_not_changed_is_not_listed_again(spool: Spool) -> None:
+    put(spool, a_message("7A"), b"x\r\n")
+    # What came in the same moment may have come behind the listing.
+    assert spool.ids_if_changed() == spool.ids_if_changed() == {"7A"}
+    os.utime(spool.root / "message", (1e9, 1e9))
+    assert spool.ids_if_changed() == {"7A"}
+    assert spool.ids_if_changed() is None
+    put(spool, a_message("7B"), b"x\r\n")
+    assert spool.ids_if_changed() == {"7A", "7B"}
+
+
 @pytest.mark.parametrize("id", ["", "../1", "a/b", ".", "a\0b"])
 def test_ids_name_no_other_file(spool: Spool, id: str) -> None:
     with pytest.raises(FileNotFoundError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sqlite3
 import threading
@@ -16,13 +17,18 @@ from click.testing import CliRunner, Result
 
 from mailsvc import control
 from mailsvc.cli import main
-from mailsvc.cli.config import _changes
+from mailsvc.cli.diff import _changes
 from mailsvc.config import load
 from mailsvc.control import ReloadRefused
 from mailsvc.localsocket import NoService
+from mailsvc.tracing.archive import Reader
+from mailsvc.tracing.events import Entry
 from tests.service import PATIENCE, Dialogue, Service
 from tests.test_workers import children, until
 from tests.twistd import TWISTD, Twistd, add_account
+
+#: What `config diff --json` says where nothing differs.
+UNCHANGED = {"reload": True, "changes": [], "envelopes": None}
 
 BASE = """
 [service]
@@ -71,7 +77,7 @@ def serving(_serving: tuple[Path, Twistd]) -> Iterator[tuple[Path, Twistd]]:
     yield path, process
     assert "Traceback" not in process.output
     write(path)
-    assert diff(path) == {"reload": True, "changes": []}
+    assert diff(path) == UNCHANGED
     assert banner(process).startswith(b"220 mx.example.org")
 
 
@@ -102,13 +108,15 @@ def test_what_a_reload_would_change(serving: tuple[Path, Twistd]) -> None:
     configuration, _ = serving
     done = run("config", "diff", "--config", configuration)
     assert (done.exit_code, done.stdout) == (0, f"nothing would change by {configuration}\n")
-    assert diff(configuration) == {"reload": True, "changes": []}
+    assert diff(configuration) == UNCHANGED
     write(configuration, "[smtp]\nrecipients = 7\n", hostname="other.example.org")
-    assert diff(configuration, status=1) == {"reload": True, "changes": [
+    found = diff(configuration, status=1)
+    assert found["envelopes"]["changes"] == []
+    assert (found["reload"], found["changes"]) == (True, [
         {"key": "service.hostname", "now": "mx.example.org", "then": "other.example.org",
          "where": f"{configuration}:4", "needs": "reload"},
         {"key": "smtp.recipients", "now": 1000, "then": 7, "where": f"{configuration}:10",
-         "needs": "reload"}]}
+         "needs": "reload"}])
     done = run("config", "diff", "--config", configuration)
     assert done.exit_code == 1
     assert [line.split() for line in done.stdout.splitlines()[:3]] == [
@@ -116,7 +124,7 @@ def test_what_a_reload_would_change(serving: tuple[Path, Twistd]) -> None:
         ["service.hostname", '"mx.example.org"', '"other.example.org"', f"{configuration}:4",
          "reload"],
         ["smtp.recipients", "1000", "7", f"{configuration}:10", "reload"]]
-    assert done.stdout.endswith("`mailsvc reload` changes it without dropping a session.\n")
+    assert "\n`mailsvc reload` changes it without dropping a session.\n" in done.stdout
 
 
 def test_what_needs_a_restart(serving: tuple[Path, Twistd], tmp_path: Path) -> None:
@@ -149,6 +157,61 @@ def test_options_of_the_service_count_and_passwords_are_not_shown(configuration:
             (change,) = diff(configuration, status=1)["changes"]
             assert (change["now"], change["then"]) == (
                 "smtps://carol:...@a.example.net", f"smtps://carol:{expected}@{host}.example.net")
+
+
+def test_envelopes_are_played_through_what_would_come(configuration: Path) -> None:
+    submits = ("[submission]\n" 'trusted_networks = ["127.0.0.1/32"]\n')
+    write(configuration, submits + '[routing]\nrelay_domains = ["backup.example"]\n')
+    with twistd(configuration, "--submission", "tcp:0:interface=127.0.0.1") as process:
+        process.wait_for("pop3 listens on")
+        for name, recipients in (("smtp", ["alice@example.org", "x@backup.example", "x@far.example",
+                                           "x@backup.example"]),
+                                 ("submission", ["y@far.example"])):
+            with Dialogue(("127.0.0.1", process.port(name))) as smtp:
+                assert smtp.reply().startswith(b"220")
+                assert smtp.say(b"EHLO [127.0.0.1]").startswith(b"250")
+                assert smtp.say(b"MAIL FROM:<a@example.org>").startswith(b"250")
+                for recipient in recipients:
+                    smtp.say(b"RCPT TO:<%b>" % recipient.encode())
+                assert smtp.say(b"DATA").startswith(b"354")
+                assert smtp.say(b"Subject: x\r\n\r\n.").startswith(b"250")
+        directory = configuration.parent / "data" / "trace"
+        until(lambda: len(events(directory)) == 3)
+        write(configuration, submits + """
+            [relay.routes]
+            "far.example" = "smtp://smart.example.net"
+        """)
+        found = diff(configuration, status=1)["envelopes"]
+        assert (found["came"], found["unlike"], found["replayed"]) == (5, 4, 4)
+        mine = {"client": "127.0.0.1", "sender": "a@example.org"}
+        assert [{key: value for key, value in each.items() if key not in ("now", "then", "user")}
+                for each in found["changes"]] == [
+            {"times": 2, "recipient": "x@backup.example", **mine},
+            {"times": 1, "recipient": "y@far.example", **mine}]
+        relayed, submitted = found["changes"]
+        assert relayed["now"]["reply"].startswith("250 2.1.5 ")
+        assert relayed["then"]["reply"].startswith("550 5.7.1 ")
+        assert (relayed["user"], bool(submitted["user"])) == ("", True)
+        assert submitted["now"]["reply"] == submitted["then"]["reply"]
+        assert submitted["now"]["onward"] == [{"address": "y@far.example", "hop": "far.example"}]
+        assert submitted["then"]["onward"] == [
+            {"address": "y@far.example", "hop": "smart.example.net:25"}]
+        text = run("config", "diff", "--config", configuration).stdout
+        assert re.search(r"^Of 5 envelopes since \S+, 3 would be answered otherwise\.$", text,
+                         re.MULTILINE)
+        assert "a@example.org -> x@backup.example" in text
+        for options in (("--no-replay",), ("--replay", "1s")):
+            until(lambda options=options: not (diff(configuration, *options, status=1)["envelopes"]
+                                               or {"came": 0})["came"])
+        # Nobody has noticed.
+        assert len(events(directory)) == 3
+
+
+def events(directory: Path) -> list[Entry]:
+    """What is kept of envelopes that were offered."""
+    with Reader(directory) as reader:
+        return [each for each in reader.everything(0.0)
+                if each.kind.namespace == "mailsvc.smtp" and "sender" in each.kind.fields]
 
 
 def test_what_cannot_be_compared(serving: tuple[Path, Twistd], tmp_path: Path) -> None:
@@ -194,7 +257,7 @@ def test_reload_waits_until_all_serve_by_it(configuration: Path, service: Twistd
         done = run("reload", "--config", configuration)
         assert (done.exit_code, done.output) == (
             0, "reloaded: 3 workers serve by the configuration as it is now\n")
-        assert diff(configuration) == {"reload": True, "changes": []}
+        assert diff(configuration) == UNCHANGED
         # The session that there was goes on.
         assert smtp.say(b"EHLO x.example").startswith(b"250")
         done = run("reload", "--json", "--config", configuration)

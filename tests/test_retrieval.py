@@ -19,7 +19,7 @@ from twisted.logger import globalLogPublisher
 from mailsvc.errors import TemporaryFailure
 from mailsvc.store.maildir import MaildirStore
 from mailsvc.store.retrieval import AT_ONCE, BLOCK, MemoryBlocks, Retrieval
-from mailsvc.store.text import CanonicalText, Top
+from mailsvc.store.text import CanonicalText, Top, canonical
 from tests.stores import ALICE, Sink, descriptors, home, maildir_store, pause, put, read
 from tests.system_calls import SystemCalls
 
@@ -124,7 +124,7 @@ async def test_what_is_at_hand(store: MaildirStore, tmp_path: Path,
     for name, content in (
             ("1.a.h,S=6,W=6", b"one\n\r\n"), ("2.a.h,S=4,W=6", b"a\nb\n"), ("3.a.h,W=4", b"ab\r\n"),
             ("4.a.h,S=9,W=9", b"shorter"), ("5.a.h,S=2,W=2", b"longer"), ("6.a.h,S=1,W=1", b"x"),
-            ("7.a.h,S=131072,W=131074", b"x" * 131072), ("8.a.h,S=131073,W=131075", b"")):
+            ("7.a.h,S=131070,W=131072", b"x" * 131070), ("8.a.h,S=131071,W=131073", b"")):
         path = put(home(tmp_path), "new/" + name, content)
         if name.startswith("6"):
             gone = path
@@ -135,7 +135,8 @@ async def test_what_is_at_hand(store: MaildirStore, tmp_path: Path,
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, at, flags: real(fd, buffers, at))
     descriptors = len(os.listdir("/proc/self/fd"))
     assert list(map(maildrop.text, range(1, 9))) == [
-        b"one\r\n\r\n", b"a\r\nb\r\n", None, None, None, None, b"x" * 131072 + b"\r\n", None]
+        b"one\r\n\r\n", b"a\r\nb\r\n", b"ab\r\n", None, None, None, b"x" * 131070 + b"\r\n",
+        None]
 
     def not_cached(*_: object) -> int:
         raise BlockingIOError
@@ -412,8 +413,8 @@ def test_text_agrees_with_a_line_at_a_time(
 @pytest.mark.parametrize("lines", [None, 0, 1, 2, 3])
 def test_wherever_the_blocks_are_cut(content: bytes, lines: int | None) -> None:
     expected = sent_by_line(content, lines)
-    canonical = sent_by_line(content, None)
-    for first, second in itertools.combinations_with_replacement(range(len(canonical) + 1), 2):
+    whole = sent_by_line(content, None)
+    for first, second in itertools.combinations_with_replacement(range(len(whole) + 1), 2):
         text = CanonicalText()
         top = Top(lines) if lines is not None else None
         sent = b""
@@ -421,23 +422,23 @@ def test_wherever_the_blocks_are_cut(content: bytes, lines: int | None) -> None:
             ready = text.end() if block is None else text.feed(block)
             sent += ready if top is None else top.cut(ready)
         assert sent == expected
-        assert text.octets == len(canonical)
+        assert text.octets == len(whole)
         if lines is not None:
             # Whoever gave the lines their ends may cut them anywhere, too.
             top = Top(lines)
-            blocks = (canonical[:first], canonical[first:second], canonical[second:])
+            blocks = (whole[:first], whole[first:second], whole[second:])
             assert b"".join(map(top.cut, blocks)) == expected
             assert not top.complete or expected.count(b"\n") >= lines + 1
 
 
 @given(content=texts, first=st.integers(0, 48), second=st.integers(0, 48))
 def test_text_whose_size_tells_that_it_is_right(content: bytes, first: int, second: int) -> None:
-    canonical = sent_by_line(content, None)
-    first, second = sorted((min(first, len(canonical)), min(second, len(canonical))))
+    whole = sent_by_line(content, None)
+    first, second = sorted((min(first, len(whole)), min(second, len(whole))))
     text = CanonicalText(unchanged=True)
-    blocks = canonical[:first], canonical[first:second], canonical[second:]
-    assert b"".join(map(text.feed, blocks)) + text.end() == canonical
-    assert text.octets == len(canonical)
+    blocks = whole[:first], whole[first:second], whole[second:]
+    assert b"".join(map(text.feed, blocks)) + text.end() == whole
+    assert text.octets == len(whole)
 
 
 def test_text_whose_size_tells_a_lie() -> None:
@@ -447,6 +448,16 @@ def test_text_whose_size_tells_a_lie() -> None:
     # One that shows later than in the first block is passed on.
     text = CanonicalText(unchanged=True)
     assert text.feed(b"a\r\n") + text.feed(b"b\nc") + text.end() == b"a\r\nb\nc\r\n"
+
+
+@pytest.mark.parametrize(("content", "sent"), [
+    (b"", b""), (b"a\r\n", b"a\r\n"), (b"\r\n", b"\r\n"), (b"a\n\r\n", b"a\r\n\r\n"),
+    (b"\n\r\n", b"\r\n\r\n"), (b"a\r\nb", b"a\r\nb\r\n"), (b"a\r\nb\n", b"a\r\nb\r\n"),
+    # Only the first line's end and the last's are looked at.
+    (b"a\r\nb\nc\r\n", b"a\r\nb\nc\r\n")])
+def test_a_whole_text_whose_size_tells_a_lie(content: bytes, sent: bytes) -> None:
+    assert canonical(content, unchanged=True) == sent
+    assert canonical(content) == sent_by_line(content, None)
 
 
 def test_text_that_is_right_is_not_copied() -> None:

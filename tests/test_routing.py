@@ -31,6 +31,7 @@ from mailsvc.mail import Account, Address, Remote
 from mailsvc.names import fold_domain, fold_local_part, parse_address
 from mailsvc.routing import Router, RoutingSettings
 from mailsvc.smtp.replies import from_failure
+from mailsvc.srs import DAYS, SRS
 
 at = parse_address
 
@@ -301,6 +302,70 @@ def test_only_aliases_expand(router: Router, name: str) -> None:
         router.expand(path(name))
 
 
+# ---- what is remembered --------------------------------------------------------------------------
+
+
+class Counting:
+    """*directory*, counting its look-ups of names."""
+
+    def __init__(self, directory: SqliteDirectory) -> None:
+        self._directory = directory
+        self.asked = 0
+
+    def account(self, local_part: str, domain: str) -> Account | None:
+        self.asked += 1
+        return self._directory.account(local_part, domain)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._directory, name)
+
+
+def test_nothing_is_looked_up_twice_until_something_changes(tmp_path: Path) -> None:
+    file = tmp_path / "accounts.sqlite"
+    with SqliteDirectory(file) as own, SqliteDirectory(file) as others:
+        own.add_domain("one.example")
+        own.add_account(at("bob@one.example"))
+        counting: Any = Counting(own)
+        router = Router(counting, "mx.example.org")
+
+        def leads(asks: bool) -> list[str]:
+            before = counting.asked
+            found = [[each.name for each in router.route(path("bob@one.example"))]
+                     for _ in range(2)]
+            assert found[0] == found[1]
+            assert counting.asked - before == asks
+            return found[0]
+
+        assert leads(True) == ["bob@one.example"]
+        assert leads(False) == ["bob@one.example"]
+        others.add_account(at("alice@one.example"))
+        assert leads(True) == ["bob@one.example"]
+        others.set_quota(at("bob@one.example"), octets=1000)
+        assert leads(True) == ["bob@one.example"]
+        assert [each.quota_octets for each in router.route(path("bob@one.example"))
+                if isinstance(each, Account)] == [1000]
+        own.add_alias(at("bob@one.example"), [at("alice@one.example")])
+        assert leads(True) == ["alice@one.example"]
+        others.remove_alias(at("bob@one.example"))
+        assert leads(True) == ["bob@one.example"]
+        own.remove_account(at("bob@one.example"))
+        with pytest.raises(UnknownMailbox):
+            router.route(path("bob@one.example"))
+
+
+def test_where_an_address_of_srs_leads_is_not_remembered(tmp_path: Path) -> None:
+    now = 1_800_000_000.0
+    with SqliteDirectory(tmp_path / "accounts.sqlite") as directory:
+        directory.add_domain("one.example")
+        router = Router(directory, "mx.example.org")
+        router.srs = SRS(lambda value: directory.keyed("srs", value), lambda: now)
+        ours = router.srs.forward(at("ann@far.example"), "one.example")
+        assert router.route(ours) == (Remote(at("ann@far.example")),)
+        now += 86_400 * (DAYS + 1)
+        with pytest.raises(UnknownMailbox):
+            router.route(ours)
+
+
 # ---- any graph, also ones that a directory would refuse ------------------------------------------
 
 
@@ -313,6 +378,9 @@ class Graph:
     boxes: set[tuple[str, str]] = field(default_factory=set)
     leads: dict[tuple[str, str], Alias] = field(default_factory=dict)
     asked: int = 0
+
+    def version(self) -> object:
+        return object()
 
     def domain(self, name: str) -> Domain | None:
         return self.known.get(fold_domain(name))

@@ -16,6 +16,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
+from mailsvc import turn
 from mailsvc.transport import TurnServer, notice_absence, send_by_turns
 
 
@@ -66,7 +67,7 @@ def read(client: socket.socket, octets: int) -> bytes:
     return bytes(received)
 
 
-def turn() -> Deferred[None]:
+def next_turn() -> Deferred[None]:
     """Fires when the reactor has done what it has to do now."""
     return deferLater(reactor, 0)
 
@@ -81,7 +82,7 @@ def test_what_is_written_leaves_when_the_turn_is_over(connection):
     with pytest.raises(BlockingIOError):
         client.recv(100)
     assert transport not in reactor.getWriters()
-    yield turn()
+    yield next_turn()
     assert client.recv(100) == b"250 not yet\r\n250 nor this\r\n"
 
 
@@ -113,7 +114,7 @@ def test_a_fault_of_one_connection_is_not_felt_by_others(connection):
     broken = Broken()
     broken.startWriting()
     transport.write(b"250 all the same\r\n")
-    yield turn()
+    yield next_turn()
     assert broken.aborted
     assert client.recv(100) == b"250 all the same\r\n"
 
@@ -124,7 +125,7 @@ def test_what_is_lost_meanwhile_is_not_sent_to(connection):
     transport.write(b"250 to nobody\r\n")
     transport.abortConnection()
     yield factory.lost
-    yield turn()
+    yield next_turn()
 
 
 @pytest_twisted.inlineCallbacks
@@ -165,14 +166,14 @@ def test_a_lost_connection_is_reported_by_the_reactor_not_from_inside_write(conn
 def test_a_forked_process_sends_what_is_its_own() -> None:
     """A supervisor that answers in the turn in which it forks a worker."""
     left: Any = object()
-    TurnServer._due.append(left)
+    turn._due.append(left)
     try:
         if (pid := os.fork()) == 0:
-            os._exit(len(TurnServer._due))
+            os._exit(len(turn._due))
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert TurnServer._due == [left]
+        assert turn._due == [left]
     finally:
-        TurnServer._due.remove(left)
+        turn._due.remove(left)
 
 
 def test_a_peer_that_is_gone_is_noticed_within_half_a_minute() -> None:

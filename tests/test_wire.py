@@ -438,6 +438,13 @@ def test_lines_are_read(parts: list[bytes], limit: int) -> None:
 
 
 @settings(deadline=None)
+@given(st.lists(st.integers(0, 20_000), max_size=40), st.lists(st.integers(0, 20_000), max_size=3),
+       st.sampled_from([b"\r\n.", b".", b"\r\n..", b"\n.", b"\r."]))
+def test_dots_few_or_many_in_a_long_message(dots: list[int], at: list[int], dot: bytes) -> None:
+    check_dot_stuffer(cut(dot.join(cut(b"a" * 20_000, dots)), at))
+
+
+@settings(deadline=None)
 @given(st.binary(max_size=60), places)
 def test_any_octets_go_out_and_come_back(message: bytes, at: list[int]) -> None:
     check_dot_stuffer(cut(message, at))

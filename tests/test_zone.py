@@ -146,7 +146,7 @@ def test_a_host_called_like_its_domain_has_one_spf_record() -> None:
 
 
 def test_what_cannot_be_told_is_said(mailsvc: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailsvc.cli.records.own_addresses", lambda: ["10.0.0.2", "fe80::1"])
+    monkeypatch.setattr("mailsvc.records.own_addresses", lambda: ["10.0.0.2", "fe80::1"])
     text = mailsvc("--dir", str(mailsvc.dir), "domain", "records", "example.org", "--hostname",
                    "vm")
     assert "cannot be told from here: give --address" in text
@@ -155,7 +155,7 @@ def test_what_cannot_be_told_is_said(mailsvc: CommandLine, monkeypatch: pytest.M
     assert mailsvc.notes.startswith("Note: other machines do not find vm; give --hostname")
     text = text_of(Zone("example.org", "mx.example.org", receives=False))
     assert "so there is no MX record" in text and "mta-sts" not in text
-    monkeypatch.setattr("mailsvc.cli.records.own_addresses", lambda: ["9.9.9.7", "10.0.0.2"])
+    monkeypatch.setattr("mailsvc.records.own_addresses", lambda: ["9.9.9.7", "10.0.0.2"])
     text = mailsvc("domain", "records", "example.org", "--hostname", "mx.example.org")
     assert read(text)["mx.example.org", "A"] == {"9.9.9.7"}
 

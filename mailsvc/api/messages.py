@@ -10,13 +10,14 @@ import binascii
 import datetime
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IConsumer
 from twisted.logger import Logger
 
-from mailsvc.api.call import NOTHING, Answer, Call, paged, part
+from mailsvc import plain
+from mailsvc.api.call import NOTHING, Answer, Call, paged
 from mailsvc.api.problems import Problem
 from mailsvc.client import BadArgument, Outcome, SendingFailure
 from mailsvc.composing import Attachment, BadPart, compose
@@ -26,7 +27,8 @@ from mailsvc.errors import MaildropInUse, MessageVanished
 from mailsvc.mail import Account
 from mailsvc.mailbox import Mailbox
 from mailsvc.smtp.failures import said
-from mailsvc.store.undelete import Deleted, DeletedMail
+from mailsvc.store.undeletion import Undeletion
+from mailsvc.tracing.events import message_of
 
 _log = Logger("mailsvc.api")
 
@@ -109,8 +111,9 @@ async def delete(call: Call) -> Answer:
     except MaildropInUse:
         raise Problem(409, "A mail program is fetching from this mailbox at this moment, so that "
                       "nothing can be deleted.  Try again in a minute.") from None
-    _log.info("message deleted account={account} unique_id={id} user={user} client={client}",
-              account=call.words["account"], id=id, user=call.caller.name,
+    # Of the mailbox of *user*, as those of POP3 and of the console: so traces tell of it.
+    _log.info("{id} deleted user={user} unique_id={unique_id} by={by} client={client}",
+              id=message_of(id), unique_id=id, user=call.words["account"], by=call.caller.name,
               client=call.caller.client)
     return NOTHING
 
@@ -118,36 +121,42 @@ async def delete(call: Call) -> Answer:
 # ---- deleted mail ----
 
 
-async def _deleted(call: Call) -> DeletedMail:
-    account, service = await _receiver(call), call.backend.settings.service
-    scheme, _, root = service.store.partition(":")
-    if scheme != "maildir":
+async def _deleted(call: Call) -> tuple[Account, Undeletion]:
+    account, root = await _receiver(call), call.backend.maildirs
+    if root is None:
         raise Problem(409, "Mail is not kept in maildirs here, so that none can be had back.")
-    return DeletedMail(Path(root), account, service.hostname)
+    return account, Undeletion(root, account, call.backend.settings.service.hostname)
 
 
 async def list_deleted(call: Call) -> Answer:
     """List the deleted messages that can be had back, the newest first."""
-    mail = await _deleted(call)
-    return part(call, await call.backend.threads.run(mail.messages), Deleted.plain)
+    _, undeletion = await _deleted(call)
+    offset, limit = call.query["offset"], call.query["limit"]
+
+    def read() -> Answer:
+        messages, told = list(undeletion.messages()), []
+        for each in messages[offset:offset + limit]:
+            with suppress(FileNotFoundError):  # its time was over
+                told.append(plain.deleted(each))
+        return paged(call, told, len(messages))
+
+    return await call.backend.threads.run(read)
 
 
 async def undelete(call: Call) -> Answer:
     """Put a deleted message back into the mailbox, with its unique-id."""
-    mail, id = await _deleted(call), call.words["message"]
-
-    def back() -> None:
-        found = [each for each in mail.messages(wanted=[id]) if each.unique_id == id]
-        if not found:
-            raise Problem(404, "No such message is kept.")
-        mail.put_back(found)
-
+    (account, undeletion), id = await _deleted(call), call.words["message"]
     try:
-        await call.backend.threads.run(back)
-    except FileNotFoundError:
-        raise Problem(404, "No such message is kept.") from None
-    _log.info("message undeleted account={account} unique_id={id} user={user} client={client}",
-              account=call.words["account"], id=id, user=call.caller.name,
+        restored = await call.backend.mailbox(account).put_back(undeletion, [id])
+    except MaildropInUse:
+        raise Problem(409, "A mail program is fetching from this mailbox at this moment, so that "
+                      "nothing can be put back.  Try again in a minute.") from None
+    except OSError as error:
+        raise Problem(503, f"It cannot be put back now: {error.strerror or error}") from error
+    if not restored:
+        raise Problem(404, "No such message is kept.")
+    _log.info("{id} restored user={user} unique_id={unique_id} by={by} client={client}",
+              id=message_of(id), unique_id=id, user=account.name, by=call.caller.name,
               client=call.caller.client)
     return NOTHING
 

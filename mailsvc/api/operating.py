@@ -21,7 +21,7 @@ from mailsvc.queue.message import QueuedMessage, Unreadable
 from mailsvc.queue.spool import Spool
 from mailsvc.state import State
 from mailsvc.tracing.archive import Reader
-from mailsvc.tracing.story import stories_of
+from mailsvc.tracing.search import stories
 
 _log = Logger("mailsvc.api")
 
@@ -124,7 +124,7 @@ async def trace(call: Call) -> Answer:
 
     def read() -> list[plain.Plain]:
         with Reader(call.backend.data / "trace") as reader:
-            return list(map(plain.story, stories_of(reader, query["of"], since, query["limit"])))
+            return list(map(plain.story, stories(reader, query["of"], since, query["limit"])))
 
     return Answer({"items": await call.backend.threads.run(read)})
 

@@ -27,6 +27,7 @@ from typing import BinaryIO
 
 from mailsvc import database
 from mailsvc.backup import manifest
+from mailsvc.backup.former import ACCOUNTS
 from mailsvc.backup.manifest import Damaged, Entry
 from mailsvc.backup.snapshot import verify
 from mailsvc.mail import Account
@@ -38,9 +39,6 @@ from mailsvc.store.deposit import Deposit
 from mailsvc.store.tree import sync_directory
 
 Progress = Callable[[int, int], None]
-
-#: Where a snapshot has the accounts.
-ACCOUNTS = "accounts.sqlite"
 
 _INFO = re.compile(rb"2,([A-Za-z]*)")
 

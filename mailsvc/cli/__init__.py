@@ -40,9 +40,11 @@ COMMANDS = {
     "restore": "mailsvc.cli.restore",
     "send": "mailsvc.cli.send",
     "sendmail": "mailsvc.cli.sendmail",
+    "sessions": "mailsvc.cli.sessions",
     "stats": "mailsvc.cli.stats",
     "trace": "mailsvc.cli.trace",
     "undelete": "mailsvc.cli.undelete",
+    "watch": "mailsvc.cli.watch",
     "webhook": "mailsvc.cli.webhook",
 }
 

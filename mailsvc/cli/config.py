@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mailsvc import __version__
 from mailsvc.certificates import (
     CertificateProblem,
     Watched,
@@ -19,18 +16,16 @@ from mailsvc.certificates import (
     revocations_in,
 )
 from mailsvc.cli import place
-from mailsvc.cli.listing import json_option, print_json, print_rows
+from mailsvc.cli.diff import diff
+from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import place_options, settings
 from mailsvc.config import (
-    DEFAULT_PATH,
     ConfigurationError,
     Settings,
     key_named,
     load,
     reference,
 )
-from mailsvc.control import running
-from mailsvc.localsocket import NoService
 from mailsvc.toml import literal
 from mailsvc.webhooks.signing import SecretUnusable, secrets_at
 
@@ -174,97 +169,7 @@ def why(key: str, file: str | None, as_json: bool) -> None:
     click.echo(click.wrap_text(found.sentence, 79, "  ", "  "))
 
 
-class _Trouble(click.ClickException):
-    """As of diff(1)."""
-
-    exit_code = 2
-
-
-@config.command()
-@file_argument
-@json_option
-@place_options
-def diff(file: str | None, as_json: bool) -> None:
-    """Show what would change if the running service took up FILE, key by key.
-
-    FILE is by default the file that the service reads; the options that it was started with (--set,
-    and those for endpoints) count as they do for it.  "reload" marks what `mailsvc reload` can
-    change; "restart" what it cannot, and then it would refuse the rest, too.  Passwords in URLs
-    are not shown.
-
-    The status is that of diff: 0 when nothing would change, 1 when something would, 2 when that
-    cannot be told: no service runs, or the file has mistakes, which are listed.
-
-    \b
-    With --json it is an object with
-      reload   whether `mailsvc reload` would do: true also if nothing changes
-      changes  an array of objects: key; now and then, the values (null if that version has no such
-               key); where, what makes it so: FILE:LINE, "--set", or null for a default; needs,
-               "reload" or "restart"
-
-    \b
-    Example:
-      mailsvc config diff && echo nothing to do
-      mailsvc config diff /etc/mailsvc-new.toml
-    """
-    try:
-        told = running(Path(settings().service.data))
-        if told["overrides"] is None and file is None:
-            raise _Trouble("the service reads no configuration file (mailsvc dev); name a FILE")
-        then = load(file or told["config"], told["overrides"] or ())
-    except (NoService, ConfigurationError) as error:
-        raise _Trouble(str(error)) from error
-    except _Trouble:
-        raise
-    except click.ClickException as error:
-        raise _Trouble(error.message) from error
-    if told["version"] != __version__:
-        click.echo(f"Note: the service is still of version {told['version']}, this command of "
-                   f"{__version__}", err=True)
-    changes = list(_changes(told, then))
-    possible = all(each["needs"] == "reload" for each in changes)
-    if as_json:
-        print_json({"reload": possible, "changes": changes})
-    elif changes:
-        print_rows(["key", "now", "then", "from", "needs"], [
-            [each["key"], _text(each["now"]), _text(each["then"]), each["where"] or "default",
-             each["needs"]] for each in changes])
-        click.echo("`mailsvc reload` changes it without dropping a session." if possible else
-                   "`mailsvc reload` would be refused: restart the service to change it.")
-    else:
-        click.echo(f"nothing would change by {file or told['config'] or DEFAULT_PATH}")
-    if changes:
-        sys.exit(1)
-
-
-def _changes(told: dict[str, Any], then: Settings) -> Iterator[dict[str, Any]]:
-    """Each key that differs between what a service *told* of itself and *then*."""
-    now = dict(told["values"])
-    new = {str(key): value for key, value in then.entries()}
-    for key in dict.fromkeys([*new, *now]):
-        if key in now and key in new and now[key] == new[key]:
-            continue
-        fixed = key not in now or key not in new or not {key, key.partition(".")[0]}.isdisjoint(
-            told["fixed"])
-        before, after = _masked(now.get(key)), _masked(new.get(key))
-        yield {"key": key, "now": before,
-               "then": _masked(new[key], "another") if before == after else after,
-               "where": then.given.get(key), "needs": "restart" if fixed else "reload"}
-
-
-def _masked(value: Any, password: str = "...") -> Any:
-    """*value* with *password* in the place of those in URLs."""
-    if isinstance(value, list):
-        return [_masked(each, password) for each in value]
-    if isinstance(value, dict):
-        return {key: _masked(each, password) for key, each in value.items()}
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"(//[^\s/:@]*):[^\s/@]*@", rf"\1:{password}@", value)
-
-
-def _text(value: Any) -> str:
-    return "-" if value is None else literal(value)
+config.add_command(diff)
 
 
 @config.command("reference")

@@ -5,7 +5,6 @@ One line for each fact, the verdict last; the exit status says the same.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,31 +12,28 @@ from functools import partial
 from typing import Any
 
 import click
-from cryptography import x509
 
 from mailsvc.blocking import run
-from mailsvc.certificates import CertificateProblem
 from mailsvc.cli import place
 from mailsvc.cli.arguments import DOMAIN, MAILBOX, password_options
 from mailsvc.cli.config import unusable
 from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import open_directory, place_options
-from mailsvc.cli.records import IP_ADDRESS, chains, zone_of
+from mailsvc.cli.records import IP_ADDRESS
 from mailsvc.cli.remote import host_and_port, read_secret
-from mailsvc.config import ListenerSettings, Settings
+from mailsvc.config import Settings
 from mailsvc.doctor import examination, host
 from mailsvc.doctor.examination import Server
 from mailsvc.doctor.facts import Check, Fact, Verdict, examine, fail, in_thread, note, ok
 from mailsvc.doctor.listening import Listening, is_proxied, place_of
 from mailsvc.doctor.outgoing import Outgoing
 from mailsvc.doctor.probes import ENDS, PROBES
-from mailsvc.doctor.published import Published
-from mailsvc.listeners import KINDS
+from mailsvc.doctor.world import World, shown_by
 from mailsvc.mail import Address
-from mailsvc.queue.exchangers import Exchangers
-from mailsvc.queue.security.https import HTTPS
-from mailsvc.queue.security.lookup import Lookup
-from mailsvc.reach import is_public, own_addresses
+from mailsvc.names import DirectoryError
+from mailsvc.reach import bound
+from mailsvc.records import zone_of
+from mailsvc.zone import Zone
 
 #: How many domains are looked at, at most.
 _DOMAINS = 20
@@ -253,12 +249,13 @@ async def _diagnosed(settings: Settings, domains: Sequence[str], addresses: Sequ
     ], timeout, reactor, tell, waiting)
     # Where the service listens is known only now.
     checks = list(_of_listeners(settings, listeners, timeout / 3, reactor))
-    lookup: Lookup | None = None
+    world: World | None = None
     if not offline:
-        relay = settings.relay
-        lookup = Lookup(relay.dns, {"auto": None, "on": True, "off": False}[relay.dane], reactor)
-        checks += _elsewhere(settings, domains, addresses, elsewhere, listeners, lookup, timeout,
-                             reactor)
+        if listeners:
+            # Where it really listens: by the systemd units, say.
+            settings = replace(settings, listeners=bound(listeners))
+        world = World(settings, addresses, shown_by(settings), timeout, reactor)
+        checks += _elsewhere(settings, domains, elsewhere, world, timeout, reactor)
     try:
         facts += await examine(checks, timeout, reactor, tell, waiting)
         if deep is not None and is_proxied(settings):
@@ -272,8 +269,8 @@ async def _diagnosed(settings: Settings, domains: Sequence[str], addresses: Sequ
                                      timeout, tell, waiting)
         return facts
     finally:
-        if lookup is not None:
-            lookup.stop()
+        if world is not None:
+            world.stop()
 
 
 async def _examined(deep: Deep, listeners: Sequence[tuple[str, str]], timeout: float,
@@ -321,39 +318,21 @@ def _of_listeners(settings: Settings, listeners: list[tuple[str, str]], seconds:
     yield Check("certificate", partial(listening.certificate, listeners))
 
 
-def _elsewhere(settings: Settings, domains: Sequence[str], addresses: Sequence[str],
-               elsewhere: Sequence[str], listeners: Sequence[tuple[str, str]], lookup: Lookup,
+def _elsewhere(settings: Settings, domains: Sequence[str], elsewhere: Sequence[str], world: World,
                timeout: float, reactor: Any) -> Iterator[Check]:
     """What the DNS says, and whether mail gets out."""
-    relay, hostname = settings.relay, settings.service.hostname
-    exchangers = Exchangers(relay, hostname, (), reactor)
-    web = HTTPS(exchangers.addresses, relay.authorities, relay.loopback, reactor)
-    out = Outgoing(settings, exchangers, timeout / 3, reactor)
+    relay = settings.relay
+    out = Outgoing(settings, world.exchangers, timeout / 3, reactor)
 
-    async def get(host: str, path: str, kind: str, most: int) -> bytes:
-        port = "" if relay.policy_port == 443 else f":{relay.policy_port}"
-        return await web.get(f"https://{host}{port}{path}", kind, most)
-
-    if listeners:
-        # Where it really listens: by the systemd units, say.
-        settings = replace(settings, listeners=_listeners(listeners))
-    shown: list[tuple[x509.Certificate, ...]] = []
-    with contextlib.suppress(CertificateProblem):  # a fact of its own tells why
-        shown = chains(settings)
-    leaving = list(addresses or relay.bind or filter(is_public, own_addresses()))
-
-    def published(domain: str) -> Published | Fact:
+    def zone(domain: str) -> Zone | Fact:
         try:
-            zone = zone_of(settings, domain, addresses=leaving)
-        except click.ClickException as error:
-            return fail(f"DKIM {domain}", error.message, "see to that file")
-        return Published(zone, leaving, shown, lookup, get, timeout / 2, reactor)
+            return zone_of(settings, domain, addresses=world.addresses)
+        except DirectoryError as error:
+            return fail(f"DKIM {domain}", str(error), "see to that file")
 
-    of_host = published(domains[0] if domains else hostname)
-    if isinstance(of_host, Published):
-        yield Check("host name", of_host.host)
-        yield Check("reverse DNS", of_host.reverse)
-        yield Check(f"DNSSEC {hostname}", of_host.signed_host)
+    of_host = zone(domains[0] if domains else settings.service.hostname)
+    if isinstance(of_host, Zone):
+        yield from world.of_host(of_host)
     if relay.smarthost:
         yield Check("smarthost", out.smarthost)
     for domain in elsewhere:
@@ -365,15 +344,11 @@ def _elsewhere(settings: Settings, domains: Sequence[str], addresses: Sequence[s
         yield _told(note("domains", f"{len(domains) - _DOMAINS} of {len(domains)} not looked at",
                          f"name those that shall be, {_DOMAINS} at a time"))
     for domain in domains[:_DOMAINS]:
-        found = published(domain)
+        found = zone(domain)
         if isinstance(found, Fact):
             yield _told(found)
-            continue
-        for what, find in (
-                ("MX", found.exchangers), ("SPF", found.spf), ("DKIM", found.dkim),
-                ("DMARC", found.dmarc), ("MTA-STS", found.mta_sts), ("TLS-RPT", found.tls_reports),
-                ("SRV", found.programs), ("DNSSEC", found.signed_domain)):
-            yield Check(f"{what} {domain}", find)
+        else:
+            yield from world.of_domain(found)
 
 
 def _told(fact: Fact) -> Check:
@@ -382,16 +357,3 @@ def _told(fact: Fact) -> Check:
         return [fact]
 
     return Check(fact.what, find)
-
-
-def _listeners(found: Sequence[tuple[str, str]]) -> ListenerSettings:
-    """The listeners that are bound, as endpoints."""
-    endpoints: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    for kind, address in found:
-        interface, _, port = address.rpartition(":")
-        if address.startswith("/"):
-            endpoints[kind].append(f"unix:{address}")
-        else:
-            escaped = interface.strip("[]").replace(":", "\\:")
-            endpoints[kind].append(f"tcp:{port}:interface={escaped}")
-    return ListenerSettings(**endpoints)

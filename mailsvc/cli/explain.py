@@ -85,8 +85,9 @@ def explain(transaction: str | None, sender: str | None, recipient: str | None,
         raise click.UsageError("An address holds control characters.")
     loaded = settings()
     try:
-        verdict = Rehearsal(loaded, client or "127.0.0.1", submission=submission,
-                            login=str(account or "")).play(sender, recipient, size)
+        with Rehearsal(loaded) as rehearsal:
+            verdict = rehearsal.play(sender, recipient, size, client=client or "127.0.0.1",
+                                     submission=submission, login=str(account or ""))
     except (DirectoryError, MailFailure) as error:
         raise click.ClickException(str(error)) from error
     if as_json:

@@ -25,7 +25,7 @@ from mailsvc.cli.accounts import ask_password
 from mailsvc.cli.arguments import DOMAIN, MAILBOX, password_options
 from mailsvc.cli.dev import PORTS
 from mailsvc.cli.doctor import Screen, diagnose, summary
-from mailsvc.cli.records import IP_ADDRESS, text_of, zone_of
+from mailsvc.cli.records import IP_ADDRESS, text_of
 from mailsvc.config import DEFAULT_PATH, ConfigurationError, ServiceSettings, Settings, load
 from mailsvc.doctor.facts import Fact
 from mailsvc.errors import MailFailure
@@ -37,6 +37,7 @@ from mailsvc.names import DirectoryError
 from mailsvc.ownership import give_to_owner_of
 from mailsvc.passwords import new_app_password
 from mailsvc.reach import UNITS, receives
+from mailsvc.records import zone_of
 from mailsvc.toml import literal
 
 _UNIT_FOLDER = "/etc/systemd/system"

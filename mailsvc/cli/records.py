@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
-from cryptography import x509
 
 from mailsvc import zone
-from mailsvc.certificates import CertificateProblem, certificate_at
+from mailsvc.certificates import CertificateProblem
 from mailsvc.cli.arguments import DOMAIN
 from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import place_options, settings
-from mailsvc.config import Settings
-from mailsvc.dkim import Keys
 from mailsvc.names import DirectoryError
-from mailsvc.ownership import remedy_for
-from mailsvc.queue.routes import parse_route
-from mailsvc.reach import UNITS, is_public, own_addresses, ports, receives
+from mailsvc.records import zone_of
 from mailsvc.zone import Zone
 
 
@@ -37,45 +29,6 @@ class _IPAddress(click.ParamType):
 
 
 IP_ADDRESS = _IPAddress()
-
-
-def zone_of(found: Settings, domain: str, *, addresses: Sequence[str] = (), hostname: str = "",
-            systemd: bool = False, enforced: bool = False, tlsa: bool = False) -> Zone:
-    """What the DNS has to say of *domain* by these settings.
-
-    :param addresses: of this host as others see them; empty for those that can be told from here.
-    :param systemd: whether the ports of the systemd units count in the place of ``[listeners]``.
-    :raises click.ClickException: keys or certificates cannot be read.
-    """
-    listeners = UNITS if systemd else found.listeners
-    root = Path(found.service.data) / "dkim"
-    try:
-        keys = Keys(root).of(domain)
-        certificates = [] if not tlsa else [
-            chain[0] for chain in chains(found)]
-    except (DirectoryError, CertificateProblem) as problem:
-        raise click.ClickException(str(problem)) from problem
-    except OSError as error:
-        place = Path(error.filename or root)
-        remedy = remedy_for(place) if isinstance(error, PermissionError) else "see to it first"
-        raise click.ClickException(
-            f"{place} cannot be used: {error.strerror}; {remedy}") from error
-    return Zone(
-        domain, hostname or found.service.hostname,
-        addresses=addresses or [each for each in own_addresses() if is_public(each)],
-        receives=receives(listeners), reachable=ports(listeners), keys=keys,
-        senders=found.relay.bind, enforced=enforced, certificates=certificates,
-        smarthost=parse_route(found.relay.smarthost).host if found.relay.smarthost else "")
-
-
-def chains(found: Settings) -> list[tuple[x509.Certificate, ...]]:
-    """The certificates that the service shows, each with its issuers.
-
-    :raises CertificateProblem: one cannot be read.
-    """
-    places = found.tls.certificates or [
-        os.path.join(found.service.data, "tls", "self-signed.pem")]
-    return [certificate_at(place).load().chain for place in places]
 
 
 def text_of(found: Zone) -> str:
@@ -131,8 +84,11 @@ def records(domain: str, addresses: tuple[str, ...], hostname: str | None, syste
       mailsvc domain records example.org --address 192.0.2.7
       mailsvc domain records example.org --json | jq -r '.records[] | select(.type == "TXT").value'
     """
-    found = zone_of(settings(), domain, addresses=addresses, hostname=hostname or "",
-                    systemd=systemd, enforced=enforce, tlsa=tlsa)
+    try:
+        found = zone_of(settings(), domain, addresses=addresses, hostname=hostname or "",
+                        systemd=systemd, enforced=enforce, tlsa=tlsa)
+    except (DirectoryError, CertificateProblem) as problem:
+        raise click.ClickException(str(problem)) from problem
     if as_json:
         print_json({
             "records": [{"name": each.name, "type": each.kind, "value": each.value,

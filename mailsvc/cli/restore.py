@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
 from mailsvc.backup import restore as restoring
 from mailsvc.backup import snapshot
+from mailsvc.backup.former import Former
 from mailsvc.backup.manifest import Damaged
 from mailsvc.backup.restore import Refused, Restored
 from mailsvc.cli.arguments import DOMAIN, MAILBOX
@@ -33,23 +35,26 @@ from mailsvc.mail import Account, Address
               help="Add the mail of all accounts of this domain.")
 @click.option("--message", "messages", metavar="UIDL|MESSAGE-ID", multiple=True,
               help="With --account: only this message.")
+@click.option("--with-accounts", is_flag=True,
+              help="Make accounts that are gone again, as they were.")
 @click.option("--dry-run", is_flag=True, help="Compare checksums and tell; change nothing.")
 @json_option
 @place_options
 def restore(place: Path, everything: bool, accounts: tuple[Address, ...],
-            domains: tuple[str, ...], messages: tuple[str, ...], dry_run: bool,
-            as_json: bool) -> None:
+            domains: tuple[str, ...], messages: tuple[str, ...], with_accounts: bool,
+            dry_run: bool, as_json: bool) -> None:
     """Put back what a snapshot holds; SNAPSHOT is one, or a directory of which the newest is taken.
 
     With --account or --domain, mail is added to a service that may be running: what a mailbox has
     stays, what it lacks comes back, with the unique-ids of old, so that mail programs download
-    nothing twice.  Accounts must be there.  With --everything, the service of --dir or --config
-    must have no data yet, and be started afterwards.  Checksums are compared before anything is
-    put anywhere.
+    nothing twice.  Accounts must be there, or --with-accounts makes them again, with their
+    passwords, roles and quotas; not with aliases, nor as administrators.  With --everything, the
+    service of --dir or --config must have no data yet, and be started afterwards.  Checksums are
+    compared before anything is put anywhere.
 
-    --json prints an array of objects with account, restored, there (what the mailbox had), octets
-    and unique_ids; with --everything, an object with data and configuration (files that are left
-    to you).
+    --json prints an array of objects with account, made (whether it was made again), restored,
+    there (what the mailbox had), octets and unique_ids; with --everything, an object with data and
+    configuration (files that are left to you).
 
     \b
     Example:
@@ -59,6 +64,8 @@ def restore(place: Path, everything: bool, accounts: tuple[Address, ...],
     """
     if everything == bool(accounts or domains):
         raise click.UsageError("Give either --everything, or --account or --domain.")
+    if with_accounts and everything:
+        raise click.UsageError("--everything brings all accounts back; leave out --with-accounts.")
     if messages and not accounts:
         raise click.UsageError("--message needs --account: whose message is it?")
     path = snapshot.latest(place)
@@ -69,20 +76,28 @@ def restore(place: Path, everything: bool, accounts: tuple[Address, ...],
             if everything:
                 _everything(path, dry_run, as_json)
             else:
-                _mail(path, accounts, domains, messages, dry_run, as_json)
+                _mail(path, accounts, domains, messages, with_accounts, dry_run, as_json)
     except (Damaged, Refused) as problem:
         raise click.ClickException(str(problem)) from problem
 
 
 def _mail(path: Path, accounts: tuple[Address, ...], domains: tuple[str, ...],
-          messages: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    chosen = _accounts(path, accounts, domains)
+          messages: tuple[str, ...], with_accounts: bool, dry_run: bool, as_json: bool) -> None:
+    chosen, absent = _accounts(path, accounts, domains)
+    made = []
+    if absent and not with_accounts:
+        _refuse(absent)
+    if absent:
+        made = _made(path, absent, dry_run)
+        chosen += made
     with progress("octets") as tell:
         results = restoring.mail(path, mail_root(), settings().service.hostname, chosen,
                                  wanted=messages, dry_run=dry_run, progress=tell)
     if as_json:
-        print_json([{"account": each.account, "restored": each.restored, "there": each.there,
-                     "octets": each.octets, "unique_ids": each.unique_ids} for each in results])
+        names = {account.name for account in made}
+        print_json([{"account": each.account, "made": each.account in names,
+                     "restored": each.restored, "there": each.there, "octets": each.octets,
+                     "unique_ids": each.unique_ids} for each in results])
         return
     print_rows(["account", "would restore" if dry_run else "restored", "were there", "octets"],
                [_row(each) for each in results])
@@ -93,34 +108,50 @@ def _row(each: Restored) -> list[str]:
 
 
 def _accounts(path: Path, accounts: tuple[Address, ...], domains: tuple[str, ...]
-              ) -> list[Account]:
-    """Those meant that are there; one that is in the snapshot and not there is refused."""
+              ) -> tuple[list[Account], list[Address]]:
+    """Those meant that are there, and those that are not."""
+    meant = list(accounts)
+    if domains:
+        found = [Address(local_part, domain)
+                 for (domain, local_part), _ in restoring.mailboxes(path) if domain in domains]
+        if not found and not accounts:
+            raise Refused(f"{path} has no mail of {', '.join(domains)}")
+        meant += found
     with open_directory() as directory:
-        chosen: dict[str, Account] = {}
-        for address in accounts:
+        there: dict[str, Account] = {}
+        absent: dict[str, Address] = {}
+        for address in meant:
             account = directory.account(address.local_part, address.domain)
             if account is None:
-                raise Refused(f"there is no account {address}; first add it with: mailsvc account "
-                              f"add {address}")
-            chosen[account.name] = account
-        absent = []
-        if domains:
-            for (domain, local_part), _ in restoring.mailboxes(path):
-                if domain in domains:
-                    account = directory.account(local_part, domain)
-                    if account is None:
-                        absent.append(f"{local_part}@{domain}")
-                    else:
-                        chosen[account.name] = account
-        if absent:
-            raise Refused("the snapshot has mail of accounts that are not there: "
-                          + ", ".join(absent[:5])
-                          + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-                          + "; first add each with: mailsvc account add NAME, or name those that "
-                          "are there with --account")
-        if not chosen:
-            raise Refused(f"{path} has no mail of {', '.join(domains)}")
-    return list(chosen.values())
+                absent[str(address)] = address
+            else:
+                there[account.name] = account
+    return list(there.values()), list(absent.values())
+
+
+def _made(path: Path, absent: list[Address], dry_run: bool) -> list[Account]:
+    """Accounts made again as *path* has them, which says so."""
+    made = []
+    with Former(path) as former, open_directory() as directory:
+        for address in absent:
+            account = former.account(address)
+            if account is None:
+                raise Refused(f"there is no account {address}, and {path} has none; first add it "
+                              f"with: mailsvc account add {address}")
+            made.append(account)
+        for account in made if not dry_run else ():
+            lost = former.make(account, directory)
+            click.echo(f"Made {account.name} again, with its password."
+                       + (f" These app passwords are of another accounts file, and have to be made "
+                          f"anew: {', '.join(lost)}." if lost else ""), err=True)
+    return made
+
+
+def _refuse(absent: list[Address]) -> NoReturn:
+    names = ", ".join(map(str, absent[:5])) + (
+        f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+    raise Refused(f"these accounts are not there: {names}; make them again as they were with "
+                  f"--with-accounts, or first add each with: mailsvc account add {absent[0]}")
 
 
 def _everything(path: Path, dry_run: bool, as_json: bool) -> None:

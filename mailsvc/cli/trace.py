@@ -17,7 +17,8 @@ from mailsvc.log import escape
 from mailsvc.names import DirectoryError
 from mailsvc.plain import local_time
 from mailsvc.tracing.archive import Reader
-from mailsvc.tracing.story import Step, Story, stories_of
+from mailsvc.tracing.search import stories
+from mailsvc.tracing.story import Step, Story
 
 #: How often --follow looks, seconds.
 _LOOK_EVERY = 0.5
@@ -58,18 +59,18 @@ def trace(what: str, seconds: int | None, limit: int, follow: bool, as_json: boo
     since = time.time() - seconds if seconds is not None else 0.0
     try:
         with Reader(directory) as reader:
-            stories = stories_of(reader, what, since, limit)
+            found = stories(reader, what, since, limit)
             for problem in reader.problems:
                 click.echo(f"Note: {problem}", err=True)
-            if not (stories or follow):
+            if not (found or follow):
                 raise click.ClickException(_unknown(reader, what, seconds))
             if as_json:
-                print_json([plain.story(story) for story in stories])
+                print_json([plain.story(story) for story in found])
             else:
-                click.echo("\n\n".join(map(_text, stories)))
+                click.echo("\n\n".join(map(_text, found)))
         if follow:
             with suppress(KeyboardInterrupt):
-                _follow(directory, what, since, limit, stories)
+                _follow(directory, what, since, limit, found)
     except DirectoryError as error:
         raise click.ClickException(str(error)) from error
 
@@ -128,7 +129,7 @@ def _follow(directory: Path, what: str, since: float, limit: int, told: list[Sto
     while True:
         time.sleep(_LOOK_EVERY)
         with Reader(directory) as reader:  # files come and go
-            for story in reversed(stories_of(reader, what, since, limit)):
+            for story in reversed(stories(reader, what, since, limit)):
                 for step in story.steps:
                     if (story.id, step) not in seen:
                         seen.add((story.id, step))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import datetime
+from contextlib import suppress
+from pathlib import Path
 
 import click
 
+from mailsvc import plain
 from mailsvc.cli.arguments import MAILBOX
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import explained, mail_root, open_directory, place_options, settings
 from mailsvc.mail import Address
-from mailsvc.store.undelete import DeletedMail
+from mailsvc.ownership import acting_as_owner_of
+from mailsvc.plain import Plain
+from mailsvc.store.undeletion import Deleted, Undeletion
 
 
 @click.command()
@@ -43,21 +48,34 @@ def undelete(account: Address, only_list: bool, since: datetime.datetime | None,
     if found is None:
         raise click.ClickException(f"there is no account {account}; see `mailsvc account list`")
     root = mail_root()
+    undeletion = Undeletion(root, found, settings().service.hostname)
     with explained(root):
-        mail = DeletedMail(root, found, settings().service.hostname)
-        messages = mail.messages(since.strftime("%Y%m%d") if since is not None else "", wanted)
+        messages = _messages(root, undeletion, f"{since:%Y-%m-%d}" if since else "", set(wanted))
         if wanted and not messages:
             raise click.ClickException(f"no message {', '.join(wanted)} is kept; see `mailsvc "
                                        f"undelete {found.name} --list`")
         if not only_list:
-            mail.put_back(messages)
+            undeletion.put_back(each for each, _ in messages)
     if as_json:
-        print_json([each.plain() for each in messages])
+        print_json([told for _, told in messages])
     elif only_list:
-        print_rows(["deleted", "unique-id", "octets", "from", "subject"],
-                   [[each.day, each.unique_id, str(each.octets), each.sender, each.subject]
-                    for each in messages])
+        print_rows(["deleted", "unique-id", "octets", "from", "subject"], [
+            [str(told[key]) for key in ("deleted", "unique_id", "octets", "from", "subject")]
+            for _, told in messages])
     else:
         click.echo(f"{len(messages)} messages are back")
     if not messages and not settings().maildir.keep_deleted_days:
         click.echo("Note: deleted mail is not kept; maildir.keep_deleted_days is 0", err=True)
+
+
+def _messages(root: Path, undeletion: Undeletion, since: str, wanted: set[str]
+              ) -> list[tuple[Deleted, Plain]]:
+    """What is kept and is meant, the newest first."""
+    names = {text.strip("<>") for text in wanted}
+    found = []
+    for each in undeletion.messages(since):
+        with acting_as_owner_of(root), suppress(FileNotFoundError):  # swept
+            told = plain.deleted(each)
+            if not wanted or each.unique_id in wanted or told["message_id"] in names:
+                found.append((each, told))
+    return found

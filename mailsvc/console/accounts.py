@@ -27,7 +27,7 @@ async def show_list(call: Call) -> Answer:
 
 async def _list(call: Call, status: int = 200, wrong: str = "") -> Page:
     wanted = call.query["q"].casefold()
-    page = _number(call.query["page"])
+    page = number(call.query["page"])
 
     def read(directory: SqliteDirectory) -> tuple[list[Account], set[str], list[str]]:
         accounts = [each for each in directory.accounts() if wanted in each.name.casefold()]
@@ -43,7 +43,8 @@ async def _list(call: Call, status: int = 200, wrong: str = "") -> Page:
         "form": call.form, "elsewhere": call.backend.elsewhere}, status)
 
 
-def _number(text: str) -> int:
+def number(text: str) -> int:
+    """The number of a page, as it stands in an address."""
     return max(1, int(text)) if re.fullmatch("[0-9]{1,6}", text) else 1
 
 

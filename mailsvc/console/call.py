@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
 
 from mailsvc.authentication import Authenticator
 from mailsvc.config import Settings
@@ -38,6 +39,7 @@ class Backend:
         logs in to it by its *authenticator* shows what :mod:`mailsvc.console.inside` gives out.
     :ivar verify: whether something is the password that has a verifier; never in this thread.
     :ivar realm: the cred realm, of all avatars.
+    :ivar lookups: threads for what waits for name servers elsewhere.
     :ivar listening: the kinds of the listeners, and where each is.
     :ivar elsewhere: whether passwords are kept elsewhere, so that they cannot be changed here.
     """
@@ -52,6 +54,7 @@ class Backend:
     realm: Any
     verify: Callable[[str, str | None, bytes], Deferred[bool]]
     reactor: Any
+    lookups: Threads
     listening: Callable[[], list[tuple[str, str]]]
     elsewhere: bool = False
 
@@ -59,6 +62,12 @@ class Backend:
     def data(self) -> Path:
         """The data directory."""
         return Path(self.settings.service.data)
+
+    @property
+    def maildirs(self) -> Path | None:
+        """Below what the maildirs are; None if mail is kept otherwise."""
+        scheme, _, place = self.settings.service.store.partition(":")
+        return Path(place) if scheme == "maildir" else None
 
     def mailbox(self, account: Account) -> Mailbox:
         """That of *account*, who receives mail."""
@@ -144,10 +153,13 @@ class Stream:
 
     :ivar page: in its template stands ``{{ stream }}`` where the pieces go.
     :ivar pieces: the templates of the pieces, with their values, as they come.
+    :ivar flow: is told when the browser does not take what is written, when it does again, and when
+        it is gone; None for what is short.
     """
 
     page: Page
     pieces: AsyncIterator[Page]
+    flow: IPushProducer | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from twisted.logger import Logger
 
 from mailsvc.console import letters
 from mailsvc.console.call import Answer, Call, Content, Page, Problem, Redirect
+from mailsvc.console.deleted import kept_days
 from mailsvc.errors import MaildropInUse, MessageVanished
 from mailsvc.mailbox import Mailbox
+from mailsvc.tracing.events import message_of
 
 _log = Logger("mailsvc.console")
 
@@ -67,21 +69,20 @@ async def show_list(call: Call) -> Answer:
         "rows": [(view.uidl(number).decode(), view.sizes[number - 1], each)
                  for number, each in zip(numbers, headings, strict=True)],
         "count": count, "octets": view.octets, "page": page, "last": last,
-        "quota": call.user.quota_octets})
+        "quota": call.user.quota_octets, "kept_days": kept_days(call)})
 
 
 async def show(call: Call) -> Answer:
     """One message to read."""
-    data = await _whole(call)
+    data, id = await _whole(call), call.words["id"]
+    shown = {"id": id, "trace": message_of(id), "size": len(data)}
     try:
         letter = await call.backend.threads.run(letters.letter, data)
     except letters.TooStrange as problem:
-        return Page("message.html", {
-            "id": call.words["id"], "letter": None, "strange": str(problem), "size": len(data),
-            "heading": letters.heading(data)})
-    return Page("message.html", {
-        "id": call.words["id"], "letter": letter, "strange": "", "size": len(data),
-        "heading": letter.heading})
+        return Page("message.html", {**shown, "letter": None, "strange": str(problem),
+                                     "heading": letters.heading(data)})
+    return Page("message.html", {**shown, "letter": letter, "strange": "",
+                                 "heading": letter.heading})
 
 
 async def show_html(call: Call) -> Answer:
@@ -142,7 +143,7 @@ async def ask(call: Call) -> Answer:
         header = await mailbox.header(*await mailbox.find(call.words["id"]))
     except MessageVanished:
         raise _gone() from None
-    return Page("delete-message.html", {"id": call.words["id"],
+    return Page("delete-message.html", {"id": call.words["id"], "kept_days": kept_days(call),
                                         "heading": letters.heading(header)})
 
 
@@ -155,6 +156,7 @@ async def delete(call: Call) -> Answer:
                       "nothing can be deleted.  Try again in a minute.", 409) from None
     except MessageVanished:
         raise _gone() from None
-    _log.info("message deleted user={user} unique_id={id} client={client}", user=call.user.name,
-              id=call.words["id"], client=call.client)
+    _log.info("{id} deleted user={user} unique_id={unique_id} client={client}",
+              id=message_of(call.words["id"]), unique_id=call.words["id"], user=call.user.name,
+              client=call.client)
     return Redirect("/mailbox", "deleted")

@@ -17,21 +17,32 @@ from mailsvc.monitor import ask
 
 #: The graphs, by the curves of :mod:`mailsvc.history`, with what is counted in them.
 GRAPHS = {
-    "accepted": "Messages accepted", "refused": "Recipients refused", "relayed": "Delivered",
-    "fetched": "Messages fetched", "logins_failed": "Failed logins",
-    "connections": "Open connections", "queue": "In the queue",
+    "sessions": "Sessions", "accepted": "Messages accepted", "refused": "Recipients refused",
+    "relayed": "Delivered", "fetched": "Messages fetched", "logins": "Logins",
+    "logins_failed": "Failed logins", "connections": "Open connections", "queue": "In the queue",
 }
 
 #: What is told in numbers: a figure of ``mailsvc stats``, and the labels that it has to have.
 TILES: dict[str, tuple[str, dict[str, str]]] = {
+    "Sessions": ("sessions_total", {}),
+    "Open connections": ("connections", {}),
+    "Logins": ("logins_total", {"outcome": "succeeded"}),
+    "Failed logins": ("logins_total", {"outcome": "failed"}),
     "Messages accepted": ("messages_accepted_total", {}),
     "Recipients refused": ("recipients_refused_total", {}),
     "In the queue": ("queue_messages", {}),
     "Oldest in the queue": ("queue_oldest_age_seconds", {}),
+    "Delivered elsewhere": ("deliveries_total", {"outcome": "relayed"}),
     "Messages fetched": ("messages_fetched_total", {}),
-    "Open connections": ("connections", {}),
-    "Failed logins": ("logins_total", {"outcome": "failed"}),
     "Banned networks": ("bans", {}),
+}
+
+#: What recipients are refused for, by the class and subject of the enhanced status (RFC 3463 §3).
+REASONS = {
+    "4.2": "the mailbox, for now", "4.3": "the service itself, for now",
+    "4.7": "a rule, for now", "5.1": "the address", "5.2": "the mailbox",
+    "5.3": "the service itself", "5.4": "the way there",
+    "5.7": "a rule: relaying, a sender, a login",
 }
 
 Told = dict[str, Any]
@@ -58,12 +69,31 @@ async def show(call: Call) -> Answer:
         "certificates": sorted(
             (each["value"], each["labels"]["certificate"])
             for each in figures.get("certificate_expiry_timestamp_seconds", ())),
+        "refusals": _refusals(figures), "states": _states(figures),
         "disks": _disks(figures), "version": _version(figures)})
 
 
 def _sum(figures: Told, name: str, **labels: str) -> float:
     return float(sum(each["value"] for each in figures.get(name, ())
                      if labels.items() <= each["labels"].items()))
+
+
+def _refusals(figures: Told) -> list[tuple[float, str, str]]:
+    """How many recipients were refused, by which code, and for what; the most first."""
+    found: dict[tuple[str, str], float] = {}
+    for each in figures.get("recipients_refused_total", ()):
+        labels = each["labels"]
+        key = labels["code"], labels["status"]
+        found[key] = found.get(key, 0) + each["value"]
+    return sorted(((count, code if status == code else f"{code} {status}", REASONS.get(
+        status, "something else")) for (code, status), count in found.items() if count),
+        reverse=True)
+
+
+def _states(figures: Told) -> list[tuple[str, float]]:
+    """How many messages of the queue are in which state."""
+    return [(each["labels"]["state"], each["value"])
+            for each in figures.get("queue_messages", ())]
 
 
 def _disks(figures: Told) -> list[tuple[str, float, float]]:

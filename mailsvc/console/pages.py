@@ -18,11 +18,20 @@ from mailsvc.console.texts import LANGUAGES
 #: What is told after something was done, by the word in the address.
 NOTICES = {
     "deleted": "The message was deleted.",
+    "restored": "Back in the mailbox.",
     "password": "The password was changed.  Whoever else was logged in with it is not any more.",
     "app-password-removed": "The app password was removed.",
     "account-added": "The account was made.",
     "account-changed": "The account was changed.",
     "account-removed": "The account was removed.  Its mail stays on disk.",
+    "alias-set": "The alias was set.",
+    "alias-set-for-account": "The alias was set.  The account of that name gets no mail now; to "
+    "keep a copy there, name it among the targets.",
+    "alias-removed": "The alias was removed.",
+    "domain-added": "The domain was added.  Publish what follows in its DNS.",
+    "domain-changed": "The domain was changed.",
+    "domain-removed": "The domain was given up: mail for it is refused now.",
+    "session-ended": "The connection is being ended.",
     "logged-out": "You are logged out.",
 }
 
@@ -45,8 +54,11 @@ def navigation(call: Call) -> list[Entry]:
         entries.append(Entry("/mailbox", "Mailbox"))
     if account.sends:
         entries.append(Entry("/send", "Send"))
+    entries.append(Entry("/trace", "Trace"))
     if call.role == ADMINISTRATOR:
-        entries += [Entry("/queue", "Queue"), Entry("/accounts", "Accounts"),
+        entries += [Entry("/sessions", "Sessions"), Entry("/queue", "Queue"),
+                    Entry("/accounts", "Accounts"),
+                    Entry("/aliases", "Aliases"), Entry("/domains", "Domains"),
                     Entry("/configuration", "Configuration")]
     return entries
 
@@ -59,7 +71,7 @@ class Pages:
             loader=PackageLoader("mailsvc.console"), autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True)
         environment.filters.update(octets=octets, duration=duration, moment=moment,
-                                   iso=iso, segment=segment)
+                                   second=second, elapsed=elapsed, iso=iso, segment=segment)
         environment.globals.update(static=static.address, version=__version__, languages=LANGUAGES)
 
     def render(self, call: Call, page: Page) -> str:
@@ -100,6 +112,17 @@ def duration(seconds: float) -> str:
 def moment(seconds: float) -> str:
     """A time as this machine's clocks show it."""
     return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def second(seconds: float) -> str:
+    """The same to the millisecond."""
+    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(
+        " ", timespec="milliseconds").partition("+")[0]
+
+
+def elapsed(seconds: float) -> str:
+    """How much later: 0.035 s, 4 min."""
+    return f"{seconds:.3f} s" if seconds < 100 else duration(seconds)
 
 
 def iso(seconds: float) -> str:

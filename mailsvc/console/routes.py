@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 from mailsvc.console import (
     accounts,
+    aliases,
     configuration,
+    deleted,
+    domains,
+    live,
     login,
     mailbox,
     overview,
@@ -19,6 +23,7 @@ from mailsvc.console import (
     queue,
     sending,
     static,
+    tracing,
 )
 from mailsvc.console.call import ADMINISTRATOR, ANYBODY, USER, Answer, Call
 from mailsvc.paths import match
@@ -59,11 +64,15 @@ ROUTES = (
     Route("/mailbox/{id}/download", USER, {"GET": mailbox.download}),
     Route("/mailbox/{id}/part/{number}", USER, {"GET": mailbox.download_part}),
     Route("/mailbox/{id}/delete", USER, {"GET": mailbox.ask, "POST": mailbox.delete}),
+    Route("/deleted", USER, {"GET": deleted.show_list, "POST": deleted.restore}),
+    Route("/trace", USER, {"GET": tracing.show}),
     Route("/account", USER, {"GET": own.show}),
     Route("/account/password", USER, {"POST": own.change_password}),
     Route("/account/app-passwords", USER, {"POST": own.add_app_password}),
     Route("/account/app-passwords/remove", USER, {"POST": own.remove_app_password}),
     Route("/overview", ADMINISTRATOR, {"GET": overview.show}),
+    Route("/sessions", ADMINISTRATOR, {"GET": live.show, "POST": live.end}),
+    Route("/sessions/watch", ADMINISTRATOR, {"POST": live.watch}),
     Route("/queue", ADMINISTRATOR, {"GET": queue.show_list, "POST": queue.act}),
     Route("/queue/{id}", ADMINISTRATOR, {"GET": queue.show}),
     Route("/accounts", ADMINISTRATOR, {"GET": accounts.show_list, "POST": accounts.add}),
@@ -71,6 +80,12 @@ ROUTES = (
     Route("/accounts/{name}/password", ADMINISTRATOR, {"POST": accounts.set_password}),
     Route("/accounts/{name}/remove", ADMINISTRATOR, {"GET": accounts.ask,
                                                     "POST": accounts.remove}),
+    Route("/aliases", ADMINISTRATOR, {"GET": aliases.show_list, "POST": aliases.put}),
+    Route("/aliases/remove", ADMINISTRATOR, {"POST": aliases.remove}),
+    Route("/domains", ADMINISTRATOR, {"GET": domains.show_list, "POST": domains.add}),
+    Route("/domains/{name}", ADMINISTRATOR, {"GET": domains.show, "POST": domains.change}),
+    Route("/domains/{name}/check", ADMINISTRATOR, {"POST": domains.check}),
+    Route("/domains/{name}/remove", ADMINISTRATOR, {"POST": domains.remove}),
     Route("/configuration", ADMINISTRATOR, {"GET": configuration.show}),
 )
 

@@ -8,7 +8,7 @@ submission; an administrator may name another server instead (:mod:`mailsvc.cons
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from email.utils import getaddresses
 from typing import Any
@@ -31,6 +31,7 @@ from mailsvc.console import abroad, recipes
 from mailsvc.console.call import ADMINISTRATOR, Answer, Call, Page, Problem, Stream
 from mailsvc.console.inside import PATIENCE, submit
 from mailsvc.console.meanings import meaning
+from mailsvc.tracing.events import is_id
 
 _log = Logger("mailsvc.console")
 
@@ -175,9 +176,16 @@ class _Sending:
             failure = self._call.translate("By a fault of ours; see the log of the service.")
         self._told.put(Page("_outcome.html", {
             "outcomes": outcomes, "failure": failure, "meaning": meaning,
+            "id": self._id(outcomes),
             "swaks": recipes.swaks(self._server(), self._letter),
             "python": recipes.python(self._server(), self._letter)}))
         self._told.put(None)
+
+    def _id(self, outcomes: Iterable[Outcome]) -> str:
+        """What the message is called here; "" for one that is not here."""
+        replies = [each.reply for each in outcomes if each.accepted and each.reply is not None]
+        words = [word for reply in replies for line in reply.lines for word in line.split()]
+        return next(filter(is_id, words), "") if self._way is None else ""
 
     def _server(self) -> recipes.Server:
         letter, settings = self._letter, self._call.backend.settings

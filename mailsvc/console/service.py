@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.web.http import Request
 
@@ -64,6 +64,7 @@ class Console(Service):
         self._settings = settings.console
         self._reactor = reactor
         self._threads = Threads(reactor, _THREADS, "console")
+        self._lookups = Threads(reactor, _THREADS, "console-dns")
         self._sessions = Sessions(
             Path(settings.service.data) / "state.sqlite", settings.console)
         self.connections = Connections(
@@ -75,7 +76,7 @@ class Console(Service):
 
         backend = Backend(
             settings, store, directory, authenticator, self._sessions, self._threads, submission,
-            realm, hasher.verify, reactor, listening, elsewhere)
+            realm, hasher.verify, reactor, self._lookups, listening, elsewhere)
         programs = api(backend)
         self._factories: dict[str, WebFactory] = {
             "console": ConsoleFactory(backend, self.connections, programs.below_its_path),
@@ -93,11 +94,13 @@ class Console(Service):
     def startService(self) -> None:
         super().startService()
         self._threads.start()
+        self._lookups.start()
 
     def stopService(self) -> Deferred[None]:
         """End; fires when what was begun is done."""
         super().stopService()
-        return self._threads.stop().addCallback(lambda _: self._sessions.close())
+        ended = gatherResults([self._threads.stop(), self._lookups.stop()])
+        return ended.addCallback(lambda _: self._sessions.close())
 
 
 def _is_here(listener: Listener) -> bool:

@@ -20,6 +20,7 @@ from io import BytesIO
 from typing import cast
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request, datetimeToString
@@ -90,6 +91,8 @@ class _Request(Request):
     _gone = False
     #: Who answers it instead.
     _exchange: Exchange | None = None
+    #: What is told that the reader is gone.
+    _flow: IPushProducer | None = None
 
     def __init__(self, channel: Channel, queued: object = None) -> None:
         super().__init__(channel)
@@ -160,6 +163,8 @@ class _Request(Request):
         self._let_go()
         if self._exchange is not None:
             self._exchange.lost()
+        if self._flow is not None:
+            self._flow.stopProducing()
         super().connectionLost(reason)
 
     # ---- answering ----
@@ -348,6 +353,11 @@ class _Request(Request):
 
     async def _send_stream(self, pages: Pages, call: Call, answer: Stream) -> None:
         before, after = pages.halves(call, answer.page)
+        if answer.flow is not None and self._gone:
+            answer.flow.stopProducing()
+        elif answer.flow is not None:
+            self._flow = answer.flow
+            self.registerProducer(answer.flow, True)
         if not self._gone:
             self._set_headers(POLICY)
             self.setHeader(b"content-type", b"text/html; charset=utf-8")
@@ -359,6 +369,8 @@ class _Request(Request):
                 self.write(pages.render(call, piece).encode())
         if not self._gone:
             self.write(after.encode())
+            if self._flow is not None:
+                self.unregisterProducer()
             self.finish()
 
 

@@ -288,7 +288,8 @@ class Published:
         except Unusable as problem:
             return [fail(what, str(problem), remedy)]
         except HTTPFailure as failure:
-            return [fail(what, f"there is a record, and no policy: {failure.text}",
+            # RFC 8461 §3.3: then others deliver as though there were none.
+            return [warn(what, f"there is a record, and no policy: {failure.text}",
                          f"{remedy}, or take the record out of the DNS")]
         if policy.mode == "none":
             return [note(what, "mode none: nobody obeys it")]

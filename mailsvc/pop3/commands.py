@@ -39,9 +39,9 @@ class State(Enum):
     CLOSED = "closed"
 
 
-_BEFORE_LOGIN = frozenset({State.AUTHORIZATION})
-_LOGGED_IN = frozenset({State.TRANSACTION})
-_ANY = _BEFORE_LOGIN | _LOGGED_IN
+_BEFORE_LOGIN = (State.AUTHORIZATION,)
+_LOGGED_IN = (State.TRANSACTION,)
+_ANY = _BEFORE_LOGIN + _LOGGED_IN
 
 #: How a command is refused that is not legal in this state.
 OUT_OF_ORDER = {
@@ -73,7 +73,7 @@ class Command:
 
     verb: str
     parse: Callable[[bytes], tuple[Any, ...]]
-    legal: frozenset[State]
+    legal: tuple[State, ...]
     act: Callable[..., None]
     syntax: str
     capability: Callable[[Session], str] = _not_announced
@@ -205,7 +205,11 @@ def _uidl(session: Session, number: int | None) -> None:
 
 def _retr(session: Session, number: int) -> None:
     if _can_be_had(session, number):
-        session.ask(Retrieve(number, None))
+        text = session.maildrop.text(number)
+        if text is None:
+            session.ask(Retrieve(number, None))
+        else:
+            session.message(number, text)
 
 
 def _top(session: Session, number: int, lines: int) -> None:

@@ -40,7 +40,7 @@ class ApopLogin:
 
 @dataclass(frozen=True, slots=True)
 class Retrieve:
-    """Question: RETR, or TOP when *lines* is not None.
+    """Question: RETR of what is not at hand, or TOP when *lines* is not None.
 
     Hand the message over by ``message_block``, then answer ``retrieved`` or ``retrieve_failed``.
     """

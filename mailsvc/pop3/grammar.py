@@ -14,6 +14,8 @@ import re
 import unicodedata
 
 _DIGEST = re.compile(rb"[0-9a-f]{32}\Z")
+#: Numbers with more digits need not be told apart: there are never so many messages or lines.
+_DIGITS = 20
 
 
 class Malformed(Exception):
@@ -34,8 +36,10 @@ def perhaps_mechanism(argument: bytes) -> tuple[bytes, bytes | None]:
 
 def message(argument: bytes) -> tuple[int]:
     """A message number, which may be any: whether there is such a message is not asked here."""
-    # Without a space around it, nearly always.
-    return (_decimal(argument if argument.isdigit() else _words(argument, 1, 1)[0]),)
+    # Short, and without a space around it, nearly always.
+    if argument.isdigit() and len(argument) <= _DIGITS:
+        return (int(argument),)
+    return (_decimal(_words(argument, 1, 1)[0]),)
 
 
 def perhaps_message(argument: bytes) -> tuple[int | None]:
@@ -91,9 +95,7 @@ def _decimal(word: bytes) -> int:
     # bytes.isdigit() knows ASCII digits only.
     if not word.isdigit():
         raise Malformed
-    # Beyond twenty digits numbers need not be told apart: there are never so many messages or
-    # lines.
-    return int(word.lstrip(b"0")[:20] or b"0")
+    return int(word.lstrip(b"0")[:_DIGITS] or b"0")
 
 
 def _decoded(argument: bytes) -> str:

@@ -28,6 +28,9 @@ class Maildrop(Protocol):
     def uidls(self, first: int, end: int) -> list[bytes]:
         """The unique-ids of the messages from *first* up to before *end*."""
 
+    def text(self, number: int) -> bytes | None:
+        """A message that is short and at hand, or None."""
+
 
 class MarkedMaildrop:
     """*maildrop* with deletion marks; messages are numbered from 1 (RFC 1939 §5).
@@ -86,6 +89,10 @@ class MarkedMaildrop:
     def uidl(self, number: int) -> bytes:
         """The unique-id of message *number*."""
         return self._maildrop.uidl(number)
+
+    def text(self, number: int) -> bytes | None:
+        """Message *number*, if it is short and at hand: CRLF lines, not dot-stuffed."""
+        return self._maildrop.text(number)
 
     def sizes(self) -> Iterator[bytes]:
         """The lines of LIST, in blocks that are made one by one."""

@@ -43,6 +43,11 @@ def from_failure(failure: MailFailure) -> bytes:
     return negative(code + failure.text)
 
 
+def octets_follow(octets: int) -> bytes:
+    """The ``+OK`` before a message of so many octets."""
+    return b"+OK %d octet%b\r\n" % (octets, b"" if octets == 1 else b"s")
+
+
 def plural(count: int, noun: str) -> str:
     """*count* and *noun*: ``1 message``, ``2 messages``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

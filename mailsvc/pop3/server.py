@@ -78,8 +78,8 @@ class POP3Protocol(Conversation):
     _listing: Iterator[bytes] | None = None
     _retrieved = 0
     _deleted = 0
-    #: The unique-ids of messages retrieved that the log has not been told of, and since when.
-    _untold: list[bytes]
+    #: The numbers of messages retrieved that the log has not been told of, and since when.
+    _untold: list[int]
     _untold_since = 0.0
     #: When it began, by time.monotonic_ns().
     _since = 0
@@ -128,6 +128,7 @@ class POP3Protocol(Conversation):
 
     def _flush(self) -> bool:
         said = super()._flush()
+        self._count_retrieved()
         if said:
             # Each whole command has its answer, so to answer is to have seen a sign of life.
             self._renew()
@@ -180,9 +181,13 @@ class POP3Protocol(Conversation):
             retrieval.stop()
         if self._logout is None or self.session.state is State.UPDATE:
             return
-        logout, self._logout, self._maildrop = self._logout, None, None
-        logout()
-        self._tell_retrieved()
+        logout, self._logout = self._logout, None
+        try:
+            self._count_retrieved()
+            self._tell_retrieved()
+        finally:  # whatever happens, nobody else is locked out
+            self._maildrop = None
+            logout()
         self.factory.session.observe(time.monotonic_ns() - self._since)
         self.log.info(
             "{connection} logged out user={user!r} retrieved={retrieved} deleted={deleted} "
@@ -236,19 +241,13 @@ class POP3Protocol(Conversation):
     # ---- other questions ----
 
     def _on_retrieve(self, event: events.Retrieve) -> None:
-        text = self._maildrop.text(event.number) if event.lines is None else None
-        if text is not None:
-            self._count_retrieved(event.number)
-            self.session.message(text)
-            return
         retrieval = self._retrieval = Retrieval(self)
         reading: Deferred[None] = maybeDeferred(
             self._maildrop.read, event.number, retrieval, event.lines
         )
         retrieval.reading = reading
         reading.addCallbacks(
-            self._message_read, self._message_failed, (retrieval, event),
-            errbackArgs=(retrieval,),
+            self._message_read, self._message_failed, (retrieval,), errbackArgs=(retrieval,)
         )
         reading.addCallback(self._go_on)
         reading.addErrback(self._bug)
@@ -260,32 +259,38 @@ class POP3Protocol(Conversation):
         if not self._advancing or self.session.owed >= GATHER:
             self._flush()
 
-    def _message_read(self, _: object, retrieval: Retrieval, event: events.Retrieve) -> None:
+    def _message_read(self, _: object, retrieval: Retrieval) -> None:
         if not retrieval.stopped:
             self._retrieval = None
-            if event.lines is None:
-                self._count_retrieved(event.number)
             self.session.retrieved()
 
-    def _count_retrieved(self, number: int) -> None:
-        self._retrieved += 1
-        self.factory.fetched.add()
-        self.factory.fetched_octets.add(self._maildrop.sizes[number - 1])
-        untold, now = self._untold, self.factory.clock.seconds()
-        if untold and (len(untold) == _TOLD or now - self._untold_since > _TELL_AFTER):
+    def _count_retrieved(self) -> None:
+        """Count what has been retrieved since this was called last."""
+        numbers = self.session.take_retrieved()
+        if not numbers:
+            return
+        self._retrieved += len(numbers)
+        self.factory.fetched.add(len(numbers))
+        sizes = self._maildrop.sizes
+        self.factory.fetched_octets.add(sum([sizes[number - 1] for number in numbers]))
+        now = self.factory.clock.seconds()
+        if now - self._untold_since > _TELL_AFTER:
             self._tell_retrieved()
-            untold = self._untold
-        if not untold:
+        if not self._untold:
             self._untold_since = now
-        untold.append(self._maildrop.uidl(number))
+        self._untold += numbers
+        if len(self._untold) >= _TOLD:
+            self._tell_retrieved()
 
     def _tell_retrieved(self) -> None:
         """Name the messages; together, since one by one would cost more than to send them."""
         untold, self._untold = self._untold, []
-        if untold:
+        for start in range(0, len(untold), _TOLD):
             self.log.debug("{connection} retrieved {messages} user={user} client={client}",
-                           connection=self.id, messages=untold, user=self._user,
-                           client=self.client, since=self._untold_since)
+                           connection=self.id, user=self._user, client=self.client,
+                           since=self._untold_since,
+                           messages=[self._maildrop.uidl(number)
+                                     for number in untold[start:start + _TOLD]])
 
     def _tell_removed(self, maildrop: Any, numbers: Sequence[int]) -> None:
         for start in range(0, min(len(numbers), _TOLD_A_TURN), _TOLD):
@@ -338,8 +343,21 @@ class POP3Protocol(Conversation):
     def _count_deleted(self, numbers: Sequence[int]) -> None:
         self._deleted = len(numbers)
         self.factory.deleted.add(len(numbers))
+        self._count_retrieved()
         self._tell_retrieved()
         self._tell_removed(self._maildrop, numbers)
+
+    # ---- for those who watch ----
+
+    def described(self) -> dict[str, Any]:
+        session = self.session
+        known = session.state is not State.AUTHORIZATION
+        state = ("auth" if session.exchanging else "message" if self._retrieval is not None
+                 else "listing" if self._listing is not None else session.state.value)
+        return {
+            **super().described(), "login": self._user if known else "", "state": state,
+            "messages": self._retrieved, "deleted": self._deleted,
+        }
 
     # ---- failures ----
 

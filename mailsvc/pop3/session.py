@@ -6,9 +6,10 @@ peer is owed is in :meth:`Session.data_to_send`.  It knows no reactor, clock, fi
 Some events are *questions* (their classes say so, and how each is answered).  A question must be
 answered before the next event is asked for; until then nothing more is handed out, so pipelined
 commands (RFC 2449 §6.6) wait in place and answers cannot come out of order.  STAT, LIST, UIDL, DELE
-and RSET are answered here, from the listing that the maildrop brought along at login.  Deletion
-marks are kept here too and leave as one set in ``Update``, at QUIT alone: a session that ends in
-any other way deletes nothing (RFC 1939 §3, §6).
+and RSET are answered here, from the listing that the maildrop brought along at login, and so is
+RETR where the maildrop has the message at hand.  Deletion marks are kept here too and leave as one
+set in ``Update``, at QUIT alone: a session that ends in any other way deletes nothing (RFC 1939 §3,
+§6).
 
 Extensions: CAPA, response codes, PIPELINING, EXPIRE and LOGIN-DELAY (2449), [SYS/TEMP], [SYS/PERM]
 and [AUTH] (3206), UTF8 and LANG (6856), STLS (2595) where the listener has a certificate, AUTH
@@ -46,7 +47,7 @@ from mailsvc.pop3.events import (
 )
 from mailsvc.pop3.limits import POP3Settings
 from mailsvc.pop3.marks import Maildrop, MarkedMaildrop
-from mailsvc.pop3.replies import from_failure, negative, plural, positive
+from mailsvc.pop3.replies import from_failure, negative, octets_follow, plural, positive
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.exchange import LINE_OCTETS, Exchange
 from mailsvc.sasl.steps import Challenge, Failed, Guessed, Kind, LogIn, Lookup, Step
@@ -63,7 +64,7 @@ _HTTP = frozenset(
 #: The first octet of a TLS handshake (RFC 8446 §5.1).
 _TLS_HANDSHAKE = b"\x16"
 #: The states in which commands are taken.
-_LISTENING = frozenset({State.AUTHORIZATION, State.TRANSACTION})
+_LISTENING = (State.AUTHORIZATION, State.TRANSACTION)
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -94,8 +95,8 @@ class Session:
 
     __slots__ = (
         "_event", "_exchange", "_heard_nothing", "_input", "_login_failures", "_output", "_owed",
-        "_question", "_stuffer", "commands", "errors", "hostname", "maildrop", "sasl", "settings",
-        "state", "timestamp", "tls_active", "tls_available", "user", "utf8",
+        "_question", "_retrieved", "_stuffer", "commands", "errors", "hostname", "maildrop", "sasl",
+        "settings", "state", "timestamp", "tls_active", "tls_available", "user", "utf8",
     )  # fmt: skip
 
     maildrop: MarkedMaildrop
@@ -131,6 +132,7 @@ class Session:
         #: What next_event hands out next; a question stays in `_question` until it is answered.
         self._event: Event | None = None
         self._question: Event | None = None
+        self._retrieved: list[int] = []
         #: Stuffs the message being sent, from its first block on.
         self._stuffer: DotStuffer | None = None
         #: Command lines received.
@@ -182,6 +184,11 @@ class Session:
         return self._question is not None and self._event is None
 
     @property
+    def exchanging(self) -> bool:
+        """Whether an AUTH exchange is under way."""
+        return self._exchange is not None
+
+    @property
     def buffered(self) -> int:
         """Octets received and not yet looked at."""
         return len(self._input)
@@ -190,6 +197,11 @@ class Session:
     def private(self) -> bool:
         """Whether this client may log in: nobody listens, or the operator does not mind."""
         return self.sasl is None or self.sasl().private
+
+    def take_retrieved(self) -> list[int]:
+        """The messages that RETR was answered by since the last call."""
+        numbers, self._retrieved = self._retrieved, []
+        return numbers
 
     @property
     def owed(self) -> int:
@@ -232,11 +244,6 @@ class Session:
         else:
             self.end(answer, "too many failed logins")
 
-    def message(self, text: bytes) -> None:
-        """Send the message asked for, all of it: CRLF lines, not dot-stuffed."""
-        self._begin_message(self._answer(Retrieve))
-        self.send(dot_stuffed(text))
-
     def message_block(self, block: bytes) -> None:
         """Send a block of the message asked for: CRLF lines, not dot-stuffed, cut anywhere."""
         question = self._question
@@ -250,6 +257,8 @@ class Session:
         question = self._answer(Retrieve)
         self.send(self._stuffed(question).finish())
         self._stuffer = None
+        if question.lines is None:
+            self._retrieved.append(question.number)
 
     def _stuffed(self, question: Retrieve) -> DotStuffer:
         """The stuffer of the message asked for; the first call sends the status line."""
@@ -261,7 +270,7 @@ class Session:
 
     def _begin_message(self, question: Retrieve) -> None:
         if question.lines is None:
-            self.ok(plural(self.maildrop.size(question.number), "octet"))
+            self.send(octets_follow(self.maildrop.size(question.number)))
         else:
             self.ok("Top of message follows")
 
@@ -327,6 +336,12 @@ class Session:
         """Answer a command with a few *lines*, none of which begins with a dot."""
         self.ok(first)
         self.send("".join(f"{line}\r\n" for line in (*lines, ".")).encode("ascii"))
+
+    def message(self, number: int, text: bytes) -> None:
+        """Answer RETR by the *text* of message *number*: CRLF lines, not dot-stuffed."""
+        self.send(octets_follow(self.maildrop.size(number)))
+        self.send(dot_stuffed(text))
+        self._retrieved.append(number)
 
     def no(self, text: str) -> None:
         """Refuse a command that is well-formed."""
@@ -401,7 +416,7 @@ class Session:
         # bytes.upper() changes ASCII letters only, so no look-alike passes for a letter.
         word, _, argument = line.partition(b" ")
         command = COMMANDS.get(word.upper())
-        if word in _HTTP:
+        if command is None and word in _HTTP:
             self.end(negative("This is POP3, not HTTP"), "HTTP request")
         elif command is None:
             self.refuse("Unknown command")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
@@ -58,6 +59,18 @@ _TLS_OPTIONAL = re.compile(
 
 #: Signs the octets of a message from a domain: what to send before it.
 Sign = Callable[[bytes, str], bytes]
+
+
+class _Taken(Exception):
+    """Another process works on the message."""
+
+
+class _SetAside(Exception):
+    """A message cannot be read, and is in *place* now."""
+
+    def __init__(self, problem: Unreadable, place: Path) -> None:
+        super().__init__(str(problem))
+        self.place = place
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +175,21 @@ class Attempts:
     async def _claimed(self, id: str, fetching: Fetching | None) -> After:
         if self._stopped:
             return After(self._clock.seconds())
-        if not self._spool.claims.take(id):
+        try:
+            opened = await self._opening.do(id)
+        except _Taken:
             # It had it from the process that sent before this one.
             return After(self._clock.seconds() + _CLAIMED)
+        except FileNotFoundError:
+            return After(None)
+        except _SetAside as problem:
+            _log.error("{id} cannot be read and was moved to {place}: {problem}",
+                       id=id, place=str(problem.place), problem=str(problem))
+            return After(None)
         try:
-            return await self._attempt(id, fetching)
+            return await self._attempt(*opened, fetching)
         finally:
+            opened[1].close()
             self._spool.claims.give_back(id)
 
     def _failed(self, failure: Any, id: str) -> After:
@@ -186,39 +208,29 @@ class Attempts:
                     each.callback(None)
         return after
 
-    async def _attempt(self, id: str, fetching: Fetching | None) -> After:
-        try:
-            message, content, prefix = await self._opening.do(id)
-        except FileNotFoundError:
-            return After(None)
-        except Unreadable as problem:
-            place = await self._threads.run(self._spool.set_aside, id)
-            _log.error("{id} cannot be read and was moved to {place}: {problem}",
-                           id=id, place=str(place), problem=str(problem))
-            return After(None)
-        try:
-            if message.held:
-                return After(None, held=True, priority=message.priority)
-            if fetching is not None:
-                return After(await self._hand(message, content, prefix, fetching),
-                             priority=message.priority)
-            now = self._clock.seconds()
-            if message.waiting and message.due > now + 0.001:
-                return After(message.due, priority=message.priority)
-            if message.waiting and not self._schedule.expired(message, now):
-                message.attempts += 1
-                ways = self._ways(message)
-                saving = DeferredLock() if len(ways) > 1 else None
-                going = [self._go(hop, Job(message, recipients, path, content, prefix), saving)
-                         for (hop, path), recipients in ways.items()]
-                # Nearly all messages go one way.
-                tried = [await going[0]] if saving is None else await _all(going)
-                if self._stopped and sum(tried) < sum(map(len, ways.values())):
-                    await self._leave(message, any(tried))
-                    return After(self._clock.seconds(), priority=message.priority)
-            return After(await self._settle(message, content), priority=message.priority)
-        finally:
-            content.close()
+    async def _attempt(self, message: QueuedMessage, content: Content, prefix: bytes,
+                       fetching: Fetching | None) -> After:
+        if message.held:
+            return After(None, held=True, priority=message.priority)
+        if fetching is not None:
+            return After(await self._hand(message, content, prefix, fetching),
+                         priority=message.priority)
+        now = self._clock.seconds()
+        waiting = message.waiting
+        if waiting and message.due > now + 0.001:
+            return After(message.due, priority=message.priority)
+        if waiting and not self._schedule.expired(message, now):
+            message.attempts += 1
+            ways = self._ways(message)
+            saving = DeferredLock() if len(ways) > 1 else None
+            going = [self._go(hop, Job(message, recipients, path, content, prefix), saving)
+                     for (hop, path), recipients in ways.items()]
+            # Nearly all messages go one way.
+            tried = [await going[0]] if saving is None else await _all(going)
+            if self._stopped and sum(tried) < sum(map(len, ways.values())):
+                await self._leave(message, any(tried))
+                return After(self._clock.seconds(), priority=message.priority)
+        return After(await self._settle(message, content), priority=message.priority)
 
     async def _hand(self, message: QueuedMessage, content: Content, prefix: bytes,
                     fetching: Fetching) -> float | None:
@@ -242,15 +254,23 @@ class Attempts:
 
     def _end_all(self, messages: Sequence[QueuedMessage]) -> list[None]:
         self._spool.end(*messages)
+        for each in messages:
+            self._spool.claims.give_back(each.id)
         return [None] * len(messages)
 
     def _open_all(self, ids: Sequence[str]) -> list[_Opened | Exception]:
         found: list[_Opened | Exception] = []
+        claims = self._spool.claims
         for id in ids:
+            if not claims.take(id):
+                found.append(_Taken())
+                continue
             try:
                 found.append(self._open(id))
             except Exception as problem:
-                found.append(problem)
+                found.append(problem if not isinstance(problem, Unreadable)
+                             else _SetAside(problem, self._spool.set_aside(id)))
+                claims.give_back(id)
         return found
 
     def _open(self, id: str) -> _Opened:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mailsvc.mail import time_of
 from mailsvc.queue import filter
@@ -28,6 +30,9 @@ _log = Logger("mailsvc.queue")
 _ACTIVE = 500
 #: How many more of those that are more urgent than most.
 _RESERVE = 50
+
+#: Of how many messages at once is read how urgent they are.
+_READ = 1000
 
 #: How many this process has to be at work on before others help: what is little goes over the
 #: connections that are open already.
@@ -44,6 +49,30 @@ class Helper(Protocol):
     def stop(self) -> object: ...
 
     def abort(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Found:
+    """What is in a spool.
+
+    :ivar due: when each message is to be tried next; *heap*, the same by time.
+    :ivar ids: their ids; *oldest*, the first of them in time, or "".
+    """
+
+    due: dict[str, float]
+    heap: list[tuple[float, str]]
+    ids: set[str]
+    oldest: str
+
+
+def _found(spool: Spool) -> _Found:
+    """Look into *spool*: for a thread."""
+    due = spool.due()
+    heap: list[tuple[float, str]] = []
+    # Step by step: to sort them would keep all other threads from running for as long as it takes.
+    for id, when in due.items():
+        heapq.heappush(heap, (when, id))
+    return _Found(due, heap, set(due), min(due, default=""))
 
 
 class Runner:
@@ -65,8 +94,12 @@ class Runner:
         self._heap: list[tuple[float, str]] = []
         #: What is due and waits for room: the most urgent first, and of these the oldest.
         self._ready: list[tuple[int, float, str]] = []
-        #: The priorities that are known, but for 0.
+        #: The priorities that are known, but for 0; and of which messages it is not known yet: all
+        #: of these, and of them those that are ready.
         self._priorities: dict[str, int] = {}
+        self._unread: set[str] = set()
+        self._unread_ready: list[str] = []
+        self._is_reading = False
         self._active: set[str] = set()
         self._again: set[str] = set()
         self._held: set[str] = set()
@@ -112,17 +145,24 @@ class Runner:
 
     def start(self) -> Deferred[None]:
         """Take up what is in the spool."""
-        def begin(due: dict[str, float]) -> None:
-            for id, when in due.items():
-                if id not in self._due and id not in self._active:
-                    self._wait(id, when)
-            self._look_for_urgent(due)
-            if due:
-                _log.info("the queue holds {messages} messages", messages=len(due))
-            self._advance()
-
         self.attempts.start(leading=True)
-        return self._threads.run(self._spool.due).addCallback(begin)
+        return self._threads.run(_found, self._spool).addCallback(self._take_up)
+
+    def _take_up(self, found: _Found) -> None:
+        # It may be a hundred thousand: what came meanwhile is added to it, not it to that.
+        known = len(found.due)
+        for id in self._active:
+            found.due.pop(id, None)
+            found.ids.discard(id)
+        found.due.update(self._due)
+        for entry in self._heap:
+            heapq.heappush(found.heap, entry)
+        self._due, self._heap = found.due, found.heap
+        self._unread |= found.ids
+        self._oldest = min(self._oldest or found.oldest, found.oldest)
+        if known:
+            _log.info("the queue holds {messages} messages", messages=known)
+        self._advance()
 
     def take(self, ids: Collection[str]) -> None:
         """Messages are new in the spool, or have changed there: look at them now."""
@@ -131,27 +171,48 @@ class Runner:
             if id in self._active:
                 self._again.add(id)
             else:
+                self._unread.add(id)
                 self._wait(id, min(now, self._due.get(id, now)))
-        self._look_for_urgent(ids)
         self._advance()
 
-    def _look_for_urgent(self, ids: Collection[str]) -> None:
-        """Find out which of *ids* are to overtake others, where there is not room for all."""
-        if len(self._active) + len(ids) > self._room():
-            self._threads.run(self._spool.priorities, ids).addCallbacks(
-                self._prefer, lambda failure: _log.failure("cannot look for urgent mail", failure))
+    def _look_for_urgent(self) -> None:
+        """Find out which are to overtake others, of what is due and has no room."""
+        if not self._ready:
+            self._unread_ready.clear()
+        elif self._unread_ready and not self._is_reading:
+            self._is_reading = True
+            # The oldest first, and so many that what is found counts soon.
+            some, self._unread_ready = self._unread_ready[:_READ], self._unread_ready[_READ:]
+            self._threads.run(self._spool.priorities, [
+                id for id in some if id in self._due]).addBoth(self._prefer)
 
-    def _prefer(self, priorities: dict[str, int]) -> None:
+    def _prefer(self, priorities: dict[str, int] | Failure) -> None:
+        self._is_reading = False
+        if isinstance(priorities, Failure):
+            _log.failure("cannot look for urgent mail", priorities)
+            return
         for id, priority in priorities.items():
             if id in self._due:
                 self._priorities[id] = priority
                 self._wait(id, self._due[id])
         self._advance()
 
-    def missed(self, ids: Collection[str]) -> None:
-        """These are in the spool: take those that nobody told of."""
-        self._held.intersection_update(ids)
-        self.take(set(ids) - self._due.keys() - self._active - self._held)
+    def compare(self, ids: Collection[str]) -> tuple[list[str], list[str]]:
+        """Which of *ids*, all that are in the spool, are not known; and which of those that are
+        held are not among them.
+
+        For a thread, since it takes long: what changes meanwhile may be wrong.
+        """
+        return [id for id in ids if not self._knows(id)], [
+            id for id in tuple(self._held) if id not in ids]
+
+    def missed(self, ids: Collection[str], gone: Collection[str] = ()) -> None:
+        """Take those of *ids* that nobody told of, and forget what is held and *gone*."""
+        self._held.difference_update(gone)
+        self.take([id for id in ids if not self._knows(id)])
+
+    def _knows(self, id: str) -> bool:
+        return id in self._due or id in self._active or id in self._held
 
     def idle(self) -> Deferred[None]:
         """Fires when nothing is being worked on."""
@@ -267,11 +328,16 @@ class Runner:
                 if when > now:
                     break
                 heapq.heappush(self._ready, (-self._priorities.get(id, 0), when, id))
+                if id in self._unread:
+                    self._unread.discard(id)
+                    self._unread_ready.append(id)
             heapq.heappop(self._heap)
         while self._ready and len(self._active) < self._room(self._ready[0][0] < 0):
-            _, when, id = heapq.heappop(self._ready)
-            if self._is_current(id, when):
+            urgency, when, id = heapq.heappop(self._ready)
+            # One of which has been read how urgent it is stands there twice.
+            if self._is_current(id, when) and urgency == -self._priorities.get(id, 0):
                 self._begin(id)
+        self._look_for_urgent()
         following = self._heap[0][0] if self._heap else None
         if following == self._following:
             return
@@ -321,6 +387,7 @@ class Runner:
             self._wait(id, when)
         else:
             self._priorities.pop(id, None)
+            self._unread.discard(id)
         if not self._active:
             idle, self._idle = self._idle, []
             for each in idle:

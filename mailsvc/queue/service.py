@@ -106,6 +106,8 @@ class Queue(Service):
         share = share or Share()
         self._levels = [*(share.level(figures.QUEUE, state)
                           for (state,) in figures.QUEUE.values), share.level(figures.QUEUE_AGE)]
+        #: Whether the runner knows what was there when it began.
+        self._has_begun = False
         #: Whether this process sends when it may.
         self._willing = True
 
@@ -216,12 +218,19 @@ class Queue(Service):
 
     def _count(self) -> None:
         """Look for messages that nobody told of."""
-        if self.runner is not None and self.running:
-            self.threads.run(self.spool.ids).addCallbacks(self._counted, lambda _: None)
+        runner = self.runner
+        if runner is None or not (self.running and self._has_begun):
+            return
 
-    def _counted(self, ids: Collection[str]) -> None:
-        if self.runner is not None:
-            self.runner.missed(ids)
+        def compare() -> tuple[list[str], list[str]] | None:
+            ids = self.spool.ids_if_changed()
+            return None if ids is None else runner.compare(ids)
+
+        def compared(found: tuple[list[str], list[str]] | None) -> None:
+            if found is not None and runner is self.runner:
+                runner.missed(*found)
+
+        self.threads.run(compare).addCallbacks(compared, lambda _: None)
 
     def _own(self) -> None:
         assert self.make_runner is not None
@@ -238,10 +247,15 @@ class Queue(Service):
             self._reactor.listenUNIX(wake, self._wake, mode=0o600),
             self._reactor.listenUNIX(control, answers(runner), mode=0o600),
             self._reactor.listenUNIX(turn, self._turns, mode=0o600)]
-        self.threads.run(self.spool.sweep).addErrback(
-            lambda failure: _log.failure("cannot sweep the queue", failure))
+        self._has_begun = False
         runner.start().addErrback(
-            lambda failure: _log.failure("cannot read the queue", failure))
+            lambda failure: _log.failure("cannot read the queue", failure)).addCallback(
+                self._begun).addErrback(
+                    lambda failure: _log.failure("cannot sweep the queue", failure))
+
+    def _begun(self, _: object) -> Deferred[int]:
+        self._has_begun = True
+        return self.threads.run(self.spool.sweep)
 
     def hand_over(self) -> None:
         """Take messages, but send no more: leave that to another process."""

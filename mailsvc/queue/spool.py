@@ -44,6 +44,7 @@ import fcntl
 import hashlib
 import io
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -76,6 +77,13 @@ _NEVER = 4_102_444_800.0
 
 #: How many files the claims are spread over.
 _CLAIM_FILES = 16
+
+#: How long the times of files may stay the same although something changes, seconds; no clock of a
+#: kernel is so coarse.
+_TICK = 2.0
+
+#: How much of a file is read before it is asked how long it is, octets: nearly always all of it.
+_FIRST = 32_768
 
 #: The longest envelope that is read, in octets.
 _MOST_ENVELOPE = 64 << 20
@@ -142,6 +150,8 @@ class Spool:
         self._root = os.fsencode(root)
         self.journal = self._root + b"/journal"
         self.claims = Claims(self._root + b"/claimed")
+        #: When a message last came or went, before all were listed.
+        self._listed: float | None = None
         self._incoming, self._message, self._state, self._unreadable = (
             self._root + name for name in (b"/incoming", b"/message", b"/state", b"/unreadable"))
 
@@ -238,6 +248,15 @@ class Spool:
     def ids(self) -> set[str]:
         """Every message in the queue."""
         return {name for name in os.listdir(os.fsdecode(self._message)) if _is_id(name)}
+
+    def ids_if_changed(self) -> set[str] | None:
+        """As :meth:`ids`; None if none has come or gone since that was last listed."""
+        now, changed = time.time(), os.stat(self._message).st_mtime
+        if changed == self._listed:
+            return None
+        # What changes within the same tick of the clock has the same time.
+        self._listed = changed if changed < now - _TICK else None
+        return self.ids()
 
     def due(self) -> dict[str, float]:
         """When each message is tried next, seconds since the epoch; 0 for at once."""
@@ -440,11 +459,14 @@ class Claims:
     Each stands for one octet of one of the files *path*.0, *path*.1, …, which are empty: whoever
     works on the message has that octet locked (fcntl(2)).  The kernel unlocks it when that process
     ends, in whatever way.  It looks through all locks on a file to find one; hence several files.
+
+    For any thread; but for one message only one at a time.
     """
 
     def __init__(self, path: bytes) -> None:
         self._path = path
         self._files: dict[int, int] = {}
+        self._opening = threading.Lock()
         self._taken: set[str] = set()
 
     def take(self, id: str) -> bool:
@@ -460,22 +482,25 @@ class Claims:
         return True
 
     def give_back(self, id: str) -> None:
-        """Let others have it."""
-        self._taken.discard(id)
-        fd, octet = self._place(id)
-        fcntl.lockf(fd, fcntl.LOCK_UN, 1, octet)
+        """Let others have it.  May be called again."""
+        if id in self._taken:
+            fd, octet = self._place(id)
+            fcntl.lockf(fd, fcntl.LOCK_UN, 1, octet)
+            self._taken.discard(id)
 
     def _place(self, id: str) -> tuple[int, int]:
         """A descriptor of its file, and which octet there."""
         # Should two messages have the same, one waits for the other.
         octet = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) >> 2
         number = octet % _CLAIM_FILES
-        fd = self._files.get(number)
-        if fd is None:
-            # Never closed: with any descriptor of a file all locks on it go.
-            fd = self._files[number] = os.open(
-                b"%b.%d" % (self._path, number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
-        return fd, octet
+        if number not in self._files:
+            with self._opening:
+                if number not in self._files:
+                    # Never closed: with any descriptor of a file all locks on it go.
+                    self._files[number] = os.open(
+                        b"%b.%d" % (self._path, number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW,
+                        _FILE_MODE)
+        return self._files[number], octet
 
 
 def _is_id(name: str) -> bool:
@@ -486,12 +511,15 @@ def _opened(path: bytes) -> BinaryIO:
     """The file *path*: a small one has been read, in as few system calls as can be."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        size = os.fstat(fd).st_size
-        if size > SMALL:
-            return open(fd, "rb")
-        data = os.read(fd, size)
-        if len(data) < size:
-            raise OSError(errno.EIO, "the file could not be read whole", os.fsdecode(path))
+        data = os.read(fd, _FIRST)
+        if len(data) == _FIRST:
+            size = os.fstat(fd).st_size
+            if size > SMALL:
+                os.lseek(fd, 0, os.SEEK_SET)
+                return open(fd, "rb")
+            data += os.read(fd, size)
+            if len(data) < size:
+                raise OSError(errno.EIO, "the file could not be read whole", os.fsdecode(path))
     except BaseException:
         os.close(fd)
         raise

@@ -3,6 +3,9 @@
 Some events are questions, as their docstrings say: ``Session.reply`` answers them.  Those of AUTH
 are in :mod:`mailsvc.sasl.steps`: ``Session.keys`` answers Lookup, ``logged_in`` or
 ``login_refused`` LogIn, and ``login_failed`` either when it cannot be found out.
+
+Nobody changes an event.  They are not frozen because to make one would take several times as long,
+and each command makes one.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp.xclient import XClient
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Connected:
     """Question: the connection is new.  Answer 220 (``Session.greeting``) or refuse it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Hello:
     """Question: HELO or EHLO, of a client that calls itself *name*.
 
@@ -30,7 +33,7 @@ class Hello:
     extended: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Proxied:
     """Question: XCLIENT, from a client that may.  A positive reply begins the session anew.
 
@@ -40,14 +43,14 @@ class Proxied:
     client: XClient
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MailFrom:
     """Question: MAIL.  A positive reply makes *envelope* the session's."""
 
     envelope: Envelope
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RcptTo:
     """Question: RCPT.  Before a positive reply, add its Recipient to the session's envelope.
 
@@ -59,28 +62,28 @@ class RcptTo:
     orcpt: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verify:
     """Question: VRFY.  An empty domain means that none was given."""
 
     mailbox: Address
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Expand:
     """Question: EXPN."""
 
     mailbox: Address
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class QueueRun:
     """Question: ETRN: may what waits for *domain* be sent now?"""
 
     domain: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Turn:
     """Question: ATRN, of who has logged in: may the roles turn, to send what waits for *domains*?
 
@@ -90,7 +93,7 @@ class Turn:
     domains: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Turned:
     """The 250 is in ``data_to_send``: send it.  The session is over, and the connection goes on.
 
@@ -100,26 +103,26 @@ class Turned:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DataBegins:
     """Question: DATA, or the first BDAT: may the message come?  Answer 354 or a refusal."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MessageBlock:
     """A part of the message: CRLF lines, dots unstuffed, no CRLF cut in two."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MessageEnds:
     """Question: the message is whole and well formed, *size* octets.  Take it (250) or refuse."""
 
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Aborted:
     """The message that had begun will not end: drop it.
 
@@ -129,12 +132,12 @@ class Aborted:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TLSBegins:
     """The 220 is in ``data_to_send``: send it, start TLS, then call ``Session.tls_started``."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Closed:
     """The session is over: send what is owed and close the connection.
 

@@ -9,6 +9,7 @@ Each parser raises :class:`SyntaxFault`, whose text tells the client what was ex
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import unicodedata
@@ -165,6 +166,8 @@ def _without_route(path: str) -> str:
 def parameters(tail: str) -> dict[str, str | None]:
     """ESMTP parameters, separated by white space (RFC 5321 §4.1.2, Mail-parameters)."""
     found: dict[str, str | None] = {}
+    if not tail:
+        return found
     for word in filter(None, re.split("[ \t]", tail)):
         match = _PARAMETER.fullmatch(word)
         if match is None:
@@ -192,6 +195,7 @@ def mailbox(argument: bytes) -> Address:
     return _mailbox(inside)
 
 
+@functools.lru_cache(2048)  # the same people write to the same people
 def _mailbox(inside: str) -> Address:
     match = _MAILBOX.fullmatch(inside)
     if match is None and _LOCAL_PART.fullmatch(inside):

@@ -258,7 +258,7 @@ class Outgoing:
         elif isinstance(event, ContentWanted):
             source = self._sources.pop(event.command)
             if source.block is not None:
-                self._send_block(source.block)
+                self._send_block(source.block, source.proven)
             else:
                 Deferred.fromCoroutine(self._send_content(source))
         elif isinstance(event, TLSWanted):
@@ -319,12 +319,10 @@ class Outgoing:
             else:
                 each.callback(None)
 
-    def _send_block(self, block: bytes) -> None:
+    def _send_block(self, block: bytes, proven: bool) -> None:
         """354 came: send a message that is one block."""
         try:
-            if block:
-                self.session.content(block)
-            self.session.finish()
+            self.session.whole(block, proven)
         except Exception as error:
             self.give_up(error)
 

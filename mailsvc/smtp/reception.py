@@ -120,8 +120,8 @@ class Reception:
                 asked.forward_path, relay=submitter is not None and queue is not None)
             if isinstance(found, Deferred):
                 found = await found
-            accounts = tuple(each for each in found if isinstance(each, Account))
-            remotes = tuple(each for each in found if isinstance(each, Remote))
+            accounts = tuple([each for each in found if isinstance(each, Account)])
+            remotes = tuple([each for each in found if isinstance(each, Remote)])
             if remotes and queue is None:
                 raise RelayDenied("Relaying denied: mail to other hosts is not sent from here")
             for account in accounts:
@@ -132,9 +132,11 @@ class Reception:
             answer = from_failure(failure, rcpt=True)
             self._tally.refused(answer)
             self._log.info(
-                "{id} refused recipient={recipient} sender={sender}" + _REFUSED, id=envelope.id,
+                "{id} refused recipient={recipient} sender={sender}"
+                + (" user={user}" if origin.user else "") + _REFUSED, id=envelope.id,
                 recipient=str(asked.forward_path), sender=str(envelope.reverse_path),
-                client=origin.client, connection=origin.connection, reply=_in_short(answer))
+                user=origin.user, client=origin.client, connection=origin.connection,
+                reply=_in_short(answer))
             return answer
         envelope.recipients.append(
             Recipient(asked.forward_path, accounts, remotes, asked.notify, asked.orcpt))

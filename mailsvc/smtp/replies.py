@@ -45,6 +45,10 @@ class Reply:
 
     def __post_init__(self) -> None:
         status = f"{self.status} " if self.status else ""
+        if len(self.lines) == 1:
+            text = f"{self.code} {status}{self.lines[0][:_TEXT_OCTETS]}\r\n"
+            object.__setattr__(self, "wire", text.encode("ascii", "replace"))
+            return
         last = len(self.lines) - 1
         wire = "".join(
             f"{self.code}{' ' if n == last else '-'}{status}{line[:_TEXT_OCTETS]}\r\n"
@@ -139,6 +143,8 @@ LOOP = reply(554, "5.4.6", "Too many Received fields: the message is going in ci
 NEEDS_SMTPUTF8 = reply(553, "5.6.7", "Address is not ASCII; use the SMTPUTF8 parameter of MAIL")
 
 
+_DONE = EnhancedStatus(2, 0, 0)
+
 #: RFC 4954 §6, RFC 5248: why an AUTH exchange failed.
 FAILED_AUTH = {
     Kind.UNSUPPORTED: reply(504, "5.5.4", "No such mechanism here; EHLO lists them"),
@@ -152,7 +158,7 @@ FAILED_AUTH = {
 
 def accepted(id: str) -> Reply:
     """The reply that takes responsibility for a message (RFC 5321 §4.2.5)."""
-    return reply(250, "2.0.0", f"Message accepted as {id}")
+    return Reply(250, _DONE, (f"Message accepted as {id}",))
 
 
 def priority_changed(priority: int) -> Reply:

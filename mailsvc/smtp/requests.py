@@ -63,16 +63,22 @@ class Transaction:
         block = self.cut.feed(block)
         if last:
             block += self.cut.finish()
-        self.proof.feed(block)
-        if self.proof.stray:
-            raise BadMessage(
-                "bare CR or LF in the message; end every line with CRLF", Stage.CONTENT,
-                EnhancedStatus(5, 6, 11))
+        self.check_whole(block, proven=False)
+        return block
+
+    def check_whole(self, block: bytes, proven: bool) -> None:
+        """Prove a block that begins and ends with lines; of one that is *proven*, only that it can
+        be sent here."""
+        if not proven:
+            self.proof.feed(block)
+            if self.proof.stray:
+                raise BadMessage(
+                    "bare CR or LF in the message; end every line with CRLF", Stage.CONTENT,
+                    EnhancedStatus(5, 6, 11))
         if not self.eight_bit and not block.isascii():
             raise NotOffered(
                 "the message has octets beyond ASCII, and the server does not offer 8BITMIME",
                 Stage.CONTENT, EnhancedStatus(5, 6, 3))
-        return block
 
 
 @dataclass(slots=True, eq=False)

@@ -59,7 +59,7 @@ from mailsvc.smtp.requests import (
     TLSWanted,
     Transaction,
 )
-from mailsvc.wire import DotStuffer
+from mailsvc.wire import DotStuffer, dot_stuffed
 
 #: The longest command line, CRLF counted, whose AUTH may carry an initial response (RFC 4954 §4).
 COMMAND_OCTETS = 512
@@ -260,15 +260,31 @@ class SendingSession:
         self._output.append(self._stuffer.feed(self._sending.transaction.check(block)))
         self._octets += len(block)
 
+    def whole(self, message: bytes, proven: bool = False) -> None:
+        """The message that DATA announced, at once.
+
+        :param proven: whether it is known to have no bare CR or LF.
+        :raises BadMessage: it has.
+        :raises NotOffered: eight bits that cannot be sent.
+        """
+        assert self._sending is not None and self._sending.transaction is not None
+        self._sending.transaction.check_whole(message, proven)
+        self._octets = len(message)
+        self._end_content(dot_stuffed(message))
+
     def finish(self) -> None:
         """The message is whole.
 
         :raises BadMessage: it ends in a bare CR.
         """
+        assert self._sending is not None and self._sending.transaction is not None
+        rest = self._sending.transaction.check(b"", last=True)
+        self._end_content(self._stuffer.feed(rest) + self._stuffer.finish())
+
+    def _end_content(self, last: bytes) -> None:
         command = self._sending
-        assert command is not None and command.transaction is not None
-        rest = command.transaction.check(b"", last=True)
-        self._output.append(self._stuffer.feed(rest) + self._stuffer.finish())
+        assert command is not None
+        self._output.append(last)
         self._transcript(True, f"({self._octets} octets of message)")
         self._transcript(True, ".")
         self._sending = None

@@ -13,7 +13,6 @@ itself is at work no time runs.
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -55,8 +54,8 @@ class SMTPProtocol(Conversation):
     avatar = ISubmitter
     #: Why this connection is one too many, or None.
     _refusal: MailFailure | None = None
-    #: Where the last transaction came from.
-    _origin: Origin
+    #: Where transactions come from; None until there is one after EHLO or a login.
+    _from: Origin | None = None
     #: The message on its way to the store, from DataBegins to MessageEnds.
     _incoming: Incoming | None = None
     #: Who may submit without a login, or None.
@@ -110,13 +109,14 @@ class SMTPProtocol(Conversation):
 
     def keep_time(self, said: bool, at_work: bool) -> None:
         settings, now = self.factory.settings, self.factory.clock.seconds()
-        if self.session.intake is None:
+        arriving = self.session.intake is not None
+        if not arriving:
             self._message_deadline = FOREVER
         elif self._message_deadline == FOREVER:
             self._message_deadline = now + settings.message_seconds
         if at_work:
             self._wait_until(FOREVER)
-        elif self.session.receiving:
+        elif arriving and self.session.receiving:
             self._wait_until(min(now + settings.data_seconds, self._message_deadline))
         elif said or self._deadline == FOREVER:
             # Only a whole command buys time, so that a client cannot live on an octet a minute.
@@ -130,24 +130,53 @@ class SMTPProtocol(Conversation):
             self.writable = True
             self._advance()
 
+    # ---- for those who watch ----
+
+    @property
+    def at_rest(self) -> bool:
+        return super().at_rest and not self.session.receiving
+
+    @property
+    def account(self) -> str:
+        return self._account or self._user
+
+    @property
+    def recipients(self) -> list[str]:
+        envelope = self.session.envelope
+        return [str(each.forward_path) for each in envelope.recipients] if envelope else []
+
+    def described(self) -> dict[str, Any]:
+        session = self.session
+        state = ("turned" if self.turned else "auth" if session.exchanging
+                 else "message" if session.receiving else session.phase)
+        return {
+            **super().described(), "login": session.authenticated, "state": state,
+            "messages": session.messages, "hello": session.hello,
+            "from": str(session.envelope.reverse_path) if session.envelope else None,
+            "recipients": len(self.recipients),
+        }
+
     # ---- questions ----
 
     def _settle(self, work: Coroutine[Any, Any, Reply | list[Reply]]) -> None:
         """Let *work* find the answer to the open question, now or later."""
-        # Nearly always now, and a Deferred costs more than many an answer.
-        try:
-            waiting = work.send(None)
-        except StopIteration as answered:
-            self.session.reply(answered.value)
-            return
-        except Exception:
-            self.session.reply(self._bug(Failure()))
-            return
-        answer = _continued(work, waiting)
-        answer.addErrback(self._bug)
-        answer.addCallback(self._resume)
+        # Step by step: nearly always there is one, and a Deferred of all costs more than many an
+        # answer.
+        self._work_on(None, work)
 
-    def _resume(self, answer: Any) -> None:
+    def _work_on(self, result: Any, work: Coroutine[Any, Any, Reply | list[Reply]]) -> None:
+        """Let *work* go on with what it waited for, a Failure if it failed."""
+        try:
+            waiting = (work.throw(result.value)  # type: ignore[arg-type]  # it has one
+                       if isinstance(result, Failure)
+                       else work.send(result))
+        except StopIteration as answered:
+            answer = answered.value
+        except Exception:
+            answer = self._bug(Failure())
+        else:
+            waiting.addBoth(self._work_on, work)
+            return
         self.session.reply(answer)
         self._advance()
 
@@ -174,7 +203,18 @@ class SMTPProtocol(Conversation):
         else:
             self.session.reply(self.session.greeting)
 
+    @property
+    def _origin(self) -> Origin:
+        """Where the transaction comes from."""
+        if self._from is None:
+            submitter = self._submitter
+            self._from = Origin(self.id, self.client, self.session.hello, submitter,
+                                submitter.name if submitter else self.session.authenticated,
+                                self.tls.clause if self.tls else "")
+        return self._from
+
     def _on_hello(self, event: events.Hello) -> None:
+        self._from = None
         self.session.reply(self.session.hello_reply(event))
 
     def _on_proxied(self, event: events.Proxied) -> None:
@@ -188,6 +228,7 @@ class SMTPProtocol(Conversation):
         self._known = agent.without_login(self.client, None) if agent is not None else None
         self.session.known = self._known is not None
         self._braked = not self.factory.connections.exempts(self.client)
+        self.be_seen()
         self._settle(self._greet_proxied(event.client.login))
 
     async def _greet_proxied(self, login: str | None) -> Reply:
@@ -217,16 +258,14 @@ class SMTPProtocol(Conversation):
         return self._login if self.session.authenticated else self._known
 
     def _on_mail_from(self, event: events.MailFrom) -> None:
-        submitter = self._submitter
-        self._origin = Origin(self.id, self.client, self.session.hello, submitter,
-                              submitter.name if submitter else self.session.authenticated,
-                              self.tls.clause if self.tls else "")
         answer = self.factory.reception.admit_sender(self._origin, event.envelope)
         self.session.reply(replies.SHUTTING_DOWN if self._last and answer.positive else answer)
 
     def _on_rcpt_to(self, event: events.RcptTo) -> None:
         envelope = self.session.envelope
         assert envelope is not None
+        if self.factory.connections.look is not None:
+            self.be_seen(str(event.forward_path))
         self._settle(self.factory.reception.admit_recipient(self._origin, envelope, event))
 
     def _on_verify(self, event: events.Verify) -> None:
@@ -301,6 +340,8 @@ class SMTPProtocol(Conversation):
 
     def _welcome(self, avatar: Any, log_out: Callable[[], object]) -> None:
         self._account = avatar.account.name
+        self._from = None
+        self.be_seen()
         log_out()  # which there is no need to wait for: a submitter holds nothing
         if self.factory.agent is not None:
             self._login = self.factory.agent.logged_in(avatar.account)
@@ -382,22 +423,6 @@ class SMTPProtocol(Conversation):
 def _refused(failure: MailFailure) -> Reply:
     """How a client is told that it is not served now."""
     return Reply(421, failure.status, (failure.text,))
-
-
-@defer.inlineCallbacks
-def _continued(work: Coroutine[Any, Any, Reply | list[Reply]], waiting: Any) -> Any:
-    """The outcome of a coroutine that has begun, and waits for the Deferred *waiting*."""
-    while True:
-        try:
-            result = yield waiting
-        except Exception as error:
-            go_on = functools.partial(work.throw, error)
-        else:
-            go_on = functools.partial(work.send, result)
-        try:
-            waiting = go_on()
-        except StopIteration as answered:
-            return answered.value
 
 
 SMTPProtocol.handlers = {

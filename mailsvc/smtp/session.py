@@ -26,9 +26,10 @@ from mailsvc.credentials import ScramKeys
 from mailsvc.errors import MailFailure
 from mailsvc.mail import Envelope
 from mailsvc.sasl.context import Context
-from mailsvc.sasl.exchange import LINE_OCTETS, Exchange
-from mailsvc.sasl.steps import Challenge, Guessed, Kind, LogIn, Lookup, Step, Succeeded
+from mailsvc.sasl.exchange import LINE_OCTETS
+from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp import replies
+from mailsvc.smtp.auth import Auth
 from mailsvc.smtp.commands import (
     CHUNKS,
     CLOSED,
@@ -64,7 +65,6 @@ from mailsvc.smtp.replies import Reply, from_failure, printable, reply
 from mailsvc.wire import LineReader, LineTooLong
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_WHITE_SPACE = re.compile(rb"[ \t]+")
 # What a web page can be made to send here (ALPACA), in HTTP or in TLS.  RFC 5321 §3.8 asks for
 # patience with unknown commands, but not with these as the first thing said.
 _HTTP = frozenset((b"CONNECT", b"DELETE", b"GET", b"HEAD", b"OPTIONS", b"PATCH", b"POST", b"PUT"))
@@ -87,8 +87,8 @@ class Session:
     """
 
     __slots__ = (
-        "_exchange", "_idle", "_input", "_login_failures", "_messages", "_opening", "_output",
-        "_pending", "_question", "authenticated", "clock", "commands", "envelope", "errors",
+        "_auth", "_idle", "_input", "_messages", "_opening", "_output", "_pending", "_question",
+        "authenticated", "clock", "commands", "envelope", "errors",
         "extended", "hello", "hostname", "intake", "known", "limits", "mode", "phase",
         "refused_recipient", "sasl", "tls_active", "tls_available", "trusted", "turns",
     )  # fmt: skip
@@ -132,8 +132,7 @@ class Session:
         self.intake: Intake | None = None
         self._input = LineReader(
             max(limits.command_octets, LINE_OCTETS) if sasl else limits.command_octets)
-        #: The AUTH command under way, or None.
-        self._exchange: Exchange | None = None
+        self._auth = Auth(self) if sasl else None
         #: The first octet of all.
         self._opening = b""
         self._output: list[bytes] = []
@@ -147,7 +146,6 @@ class Session:
         # Likewise; the number of messages is that of the connection.
         self._idle = 0
         self._messages = 0
-        self._login_failures = 0
         self.ask(Connected())
 
     # ---- for the owner: in and out ----
@@ -160,8 +158,9 @@ class Session:
 
     def data_to_send(self) -> bytes:
         """The octets owed to the peer, which are thereby forgotten here."""
-        output = b"".join(self._output)
-        self._output.clear()
+        if not self._output:
+            return b""
+        output, self._output = b"".join(self._output), []
         return output
 
     def next_event(self) -> Event | None:
@@ -169,16 +168,17 @@ class Session:
 
         :raises RuntimeError: a question is open.
         """
-        while not self._pending:
+        pending, read = self._pending, self._input
+        while not pending:
             if self._question is not None:
                 raise RuntimeError(f"{self._question!r} has not been answered")
-            if self.phase is CLOSED or not len(self._input):
+            if not read or self.phase is CLOSED:
                 return None
-            if self.receiving:
+            if self.intake is not None and self.intake.chunk != 0:
                 self._read_message()
             elif not self._read_command():
                 return None
-        return self._pending.pop(0)
+        return pending.pop(0)
 
     @property
     def waiting(self) -> bool:
@@ -189,6 +189,16 @@ class Session:
     def receiving(self) -> bool:
         """Whether the next octets belong to a message, not to a command."""
         return self.intake is not None and self.intake.chunk != 0
+
+    @property
+    def exchanging(self) -> bool:
+        """Whether an AUTH exchange is under way."""
+        return self._auth is not None and self._auth.under_way
+
+    @property
+    def messages(self) -> int:
+        """How many messages were accepted on the connection."""
+        return self._messages
 
     @property
     def buffered(self) -> int:
@@ -239,7 +249,8 @@ class Session:
             transition(self, question, answer)
         elif isinstance(question, Lookup | LogIn | Guessed):
             # Neither right nor wrong: it could not be found out.
-            self._exchange = None
+            assert self._auth is not None
+            self._auth.drop()
             self.refuse(answer)
         elif answer.positive:
             self.say(answer)
@@ -248,30 +259,27 @@ class Session:
 
     def keys(self, keys: ScramKeys) -> None:
         """Answer Lookup."""
-        self._question = None
-        assert self._exchange is not None
-        self._step(self._exchange.answer(keys))
+        self._auth_answered().answer(keys)
 
     def logged_in(self, name: str) -> None:
         """Answer LogIn: the client is who it says, and *name* the account's."""
-        self._question = None
-        assert self._exchange is not None
         self.authenticated = name
-        self._step(self._exchange.answer(True))
+        self._auth_answered().answer(True)
 
     def login_refused(self) -> None:
         """Answer LogIn or Guessed: the login is wrong; whether by name or password is not told."""
-        self._question = None
-        if self._exchange is None:
-            self._wrong_login()
-        else:
-            self._step(self._exchange.answer(False))
+        self._auth_answered().refused()
 
     def login_failed(self, failure: MailFailure) -> None:
         """Answer Lookup, LogIn or Guessed: it could not be found out (RFC 4954 §6)."""
         answer = from_failure(failure)
         temporary = answer.code < 500
         self.reply(Reply(454 if temporary else 534, answer.status, answer.lines))
+
+    def _auth_answered(self) -> Auth:
+        self._question = None
+        assert self._auth is not None
+        return self._auth
 
     def refuse_message(self, answer: Reply) -> None:
         """Decide amid a message how it will end: the rest is swallowed, then *answer* sent."""
@@ -320,6 +328,10 @@ class Session:
         """Send a reply."""
         self._output.append(answer.wire)
 
+    def send(self, octets: bytes) -> None:
+        """Send what is no reply."""
+        self._output.append(octets)
+
     def refuse(self, answer: Reply) -> None:
         """Send a negative reply; too many of them end the session."""
         self.say(answer)
@@ -329,9 +341,8 @@ class Session:
 
     def authenticate(self, mechanism: bytes, initial: bytes | None) -> None:
         """Begin an AUTH exchange."""
-        assert self.sasl is not None
-        self._exchange = Exchange(self.sasl())
-        self._step(self._exchange.start(mechanism, initial))
+        assert self._auth is not None
+        self._auth.begin(mechanism, initial)
 
     def end_transaction(self, reason: str) -> None:
         """Forget the transaction; the owner of a message that has begun is told *reason*."""
@@ -366,14 +377,15 @@ class Session:
         try:
             line = self._input.line()
         except LineTooLong:
-            self._exchange = None
+            if self._auth is not None:
+                self._auth.drop()
             self.refuse(replies.LINE_TOO_LONG)
             return True
         if line is None:
             return False
         self.commands += 1
-        if self._exchange is not None:
-            self._step(self._exchange.receive(line))
+        if self._auth is not None and self._auth.under_way:
+            self._auth.receive(line)
             return True
         if _CONTROL.search(line):
             self.refuse(replies.BAD_CHARACTERS)
@@ -382,10 +394,12 @@ class Session:
             self.refuse(replies.LINE_TOO_LONG)
             return True
         # bytes.upper() changes ASCII letters only, so no look-alike passes for a letter.
-        word, _, argument = _WHITE_SPACE.sub(b" ", line.rstrip(b" \t"), count=1).partition(b" ")
-        command = COMMANDS.get(word.upper())
+        words = line.rstrip(b" \t").split(None, 1)
+        # In front of a verb there is no space.
+        verb = words[0].upper() if words and line.startswith(words[0]) else b""
+        command = COMMANDS.get(verb)
         if command is None or not command.known(self.mode):
-            if self.phase is START and word.upper() in _HTTP:
+            if self.phase is START and verb in _HTTP:
                 self.close(replies.NOT_HTTP)
             else:
                 self.refuse(replies.UNRECOGNIZED)
@@ -403,36 +417,11 @@ class Session:
             self.refuse(out_of_order(command.verb, self))
             return True
         try:
-            command.act(self, argument)
+            command.act(self, words[1] if len(words) > 1 else b"")
         except SyntaxFault as fault:
             status = command.fault if isinstance(fault, AddressFault) else "5.5.4"
             self.refuse(reply(fault.code, status, printable(str(fault))))
         return True
-
-    def _step(self, step: Step) -> None:
-        """Do what the AUTH exchange asks for (RFC 4954 §4)."""
-        if isinstance(step, Challenge):
-            self._output.append(b"334 " + step.line + b"\r\n")
-        elif isinstance(step, Lookup | LogIn):
-            self.ask(step)
-        elif isinstance(step, Succeeded):
-            self._exchange = None
-            self.say(replies.LOGGED_IN)
-        elif step.kind is Kind.WRONG:
-            self._exchange = None
-            if step.username:
-                self.ask(Guessed(step.username))
-            else:
-                self._wrong_login()
-        else:
-            self._exchange = None
-            self.refuse(replies.FAILED_AUTH[step.kind])
-
-    def _wrong_login(self) -> None:
-        self.refuse(replies.FAILED_AUTH[Kind.WRONG])
-        self._login_failures += 1
-        if self._login_failures >= self.limits.login_failures:
-            self.close(replies.TOO_MANY_LOGINS)
 
     def _read_message(self) -> None:
         intake = self.intake

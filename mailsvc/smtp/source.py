@@ -54,6 +54,8 @@ class Source:
         self._message: Any = message
         self._normalize = normalize
         self._start = 0
+        #: Whether :meth:`look` has found the lines of its one block to end as they should.
+        self.proven = False
         #: Whether it can be read again.
         self.repeatable = isinstance(message, bytes)
         if hasattr(message, "read"):
@@ -73,6 +75,12 @@ class Source:
         """Its form; None if that is not known before it has been sent."""
         if not self.repeatable:
             return None
+        block = self.block
+        if block is not None and block.isascii():  # nearly always
+            proof = LineProof()
+            proof.feed(block)
+            self.proven = not proof.stray
+            return Form(len(block) + (0 if proof.ends_in_crlf else 2), False, False, proof.stray)
         size, eight_bit, utf8_header, at_header = 0, False, False, True
         # An empty line ends the header, be it the first.
         proof, cut, tail = LineProof(), ChunkReader(), CRLF

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -83,36 +83,35 @@ class Delivery:
         if self._over:
             raise RuntimeError("this delivery is over")
         self._over = True
-        # Without a canceller: nobody can tell how far a commit has come.
+        if not self._spooling:
+            return self._commit()
         outcome: Deferred[None] = Deferred()
-
-        def commit() -> None:
-            if self._failure is not None:
-                outcome.errback(self._failure)
-                return
-            self._unwritten = 0
-            committed = self._committer.commit(self._message)
-            committed.addBoth(self._let_go)
-            committed.addErrback(explain, "deliver a message", id=self._message.id)
-            committed.addCallbacks(outcome.callback, outcome.errback)
-
-        self._once_spooled(commit)
+        self._when_spooled = lambda: self._commit().addCallbacks(outcome.callback, outcome.errback)
         return outcome
+
+    def _commit(self) -> Deferred[None]:
+        if self._failure is not None:
+            return fail(self._failure)
+        self._unwritten = 0
+        committed: Deferred[None] = self._committer.commit(self._message)
+        return committed.addCallbacks(self._let_go, self._not_committed)
+
+    def _not_committed(self, failure: Failure) -> Failure:
+        return explain(self._let_go(failure), "deliver a message", id=self._message.id)
 
     def abort(self) -> None:
         """As ``IDelivery.abort``."""
         if not self._over:
             self._over = True
             self._forget()
-            # What a stopping store leaves in tmp/ is swept.
-            self._once_spooled(
-                lambda: self._committer.discard(self._message).addErrback(lambda _: None))
+            if self._spooling:
+                self._when_spooled = self._discard
+            else:
+                self._discard()
 
-    def _once_spooled(self, act: Callable[[], object]) -> None:
-        if self._spooling:
-            self._when_spooled = act
-        else:
-            act()
+    def _discard(self) -> None:
+        # What a stopping store leaves in tmp/ is swept.
+        self._committer.discard(self._message).addErrback(lambda _: None)
 
     def _spool(self) -> None:
         self._spooling = True

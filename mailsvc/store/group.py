@@ -41,6 +41,7 @@ from twisted.python.failure import Failure
 from mailsvc.errors import StorageFull
 from mailsvc.journal import Journal, Orphan, Segment
 from mailsvc.store import entries
+from mailsvc.turn import at_end_of_turn
 
 #: How much goes into one flush.
 _BATCH = 2 * 1024 * 1024
@@ -164,6 +165,7 @@ class GroupCommitter:
         self._seconds = seconds
         self._files = files
         self._backlog = 0
+        self._arrived: list[_Delivery] = []
         self._queue: SimpleQueue[_Delivery | _Removal | None] = SimpleQueue()
         self._covered: _Covered | None = None
         self._withdrawn: list[bytes] = []
@@ -196,6 +198,7 @@ class GroupCommitter:
             stopped.callback(None)
             return stopped
         self._open = False
+        self._hand_over()
 
         def end() -> None:
             self._queue.put(None)
@@ -224,9 +227,18 @@ class GroupCommitter:
         if self._backlog + message.octets > self._most and self._backlog:
             return fail(StorageFull("Too much mail is being written; try again later."))
         self._backlog += message.octets
+        # What one turn of the reactor brings is handed over together, and so is more for one flush.
+        if not self._arrived:
+            at_end_of_turn(self._reactor, self._hand_over)
         outcome: Deferred[None] = Deferred()
-        self._queue.put(_Delivery(message, outcome))
+        self._arrived.append(_Delivery(message, outcome))
         return outcome
+
+    def _hand_over(self) -> None:
+        """Give the committing thread what has arrived."""
+        arrived, self._arrived = self._arrived, []
+        for each in arrived:
+            self._queue.put(each)
 
     def removed(self, homes: Collection[bytes], places: Sequence[bytes],
                 told: Callable[[bool], object]) -> None:

@@ -169,7 +169,7 @@ class Listing:
     """
 
     def __init__(self, home: bytes, cache: SizeCache) -> None:
-        self._home = home
+        self._new, self._cur = home + b"/new", home + b"/cur"
         self._cache = cache
         self._stamp: _Stamp = (None, None)
         # A file that goes while it is counted was removed, or renamed: look once more.
@@ -243,7 +243,8 @@ class Listing:
 
     def path(self, number: int) -> bytes:
         """Where the file of message *number* was seen last."""
-        return next(self._places(_unmark(self._marked(number))))
+        name = _unmark(self._marked(number))
+        return b"/".join((self._directories(name)[0], name))
 
     def open(self, number: int) -> int:
         """A descriptor of the file of message *number*, for reading.
@@ -251,11 +252,10 @@ class Listing:
         :raises FileNotFoundError: when it is neither where it was seen last nor just moved from
             new/ to cur/; :meth:`relocate` may find it.
         """
-        name = _unmark(self._marked(number))
         try:
-            return os.open(next(self._places(name)), _OPEN_MESSAGE)
+            return os.open(self.path(number), _OPEN_MESSAGE)
         except FileNotFoundError:
-            return _open(self._places(name))
+            return _open(self._places(_unmark(self._marked(number))))
 
     def stored(self, number: int) -> int | None:
         """The size of the file of message *number* as its name tells it, if it does."""
@@ -269,10 +269,10 @@ class Listing:
         self._find_renamed()
         return self.open(number)
 
-    def remove(self, number: int) -> tuple[bytes, int]:
+    def remove(self, number: int) -> tuple[bytes, bytes, int]:
         """Unlink the file of message *number*, renamed or not.
 
-        :returns: its path, and its size in octets; both as they were.
+        :returns: its directory, its name, and its size in octets; as they were.
         :raises FileNotFoundError: when it has gone already.
         """
         try:
@@ -307,15 +307,17 @@ class Listing:
         except FileNotFoundError:
             return self.relocate(number)
 
-    def _unlink(self, number: int) -> tuple[bytes, int]:
+    def _unlink(self, number: int) -> tuple[bytes, bytes, int]:
         name = _unmark(self._marked(number))
-        for path in self._places(name):
-            with suppress(FileNotFoundError):
-                size = filenames.stored_octets(name)
-                if size is None:
-                    size = os.lstat(path).st_size
+        size = filenames.stored_octets(name)
+        for directory in self._directories(name):
+            path = b"/".join((directory, name))
+            try:
+                octets = os.lstat(path).st_size if size is None else size
                 os.unlink(path)
-                return path, size
+            except FileNotFoundError:
+                continue
+            return directory, name, octets
         raise _gone(name)
 
     def _marked(self, number: int) -> bytes:
@@ -323,24 +325,28 @@ class Listing:
             raise IndexError(number)
         return self._names[number - 1]
 
-    def _places(self, name: bytes) -> Iterator[bytes]:
+    def _directories(self, name: bytes) -> tuple[bytes, bytes]:
         """Where the file *name* may be, the likelier place first."""
-        for directory in (b"cur", b"new") if b":" in name else (b"new", b"cur"):
-            yield b"/".join((self._home, directory, name))
+        return (self._cur, self._new) if b":" in name else (self._new, self._cur)
+
+    def _places(self, name: bytes) -> Iterator[bytes]:
+        """Its paths there."""
+        for directory in self._directories(name):
+            yield b"/".join((directory, name))
 
     def _scan(self) -> list[bytes]:
         """The marked names in new/ and cur/, sorted; a renamed file may come more than once."""
         self._stamp = self._changes()
-        seen = _merged([*_runs(self._home + b"/new"), *_runs(self._home + b"/cur")])
+        seen = _merged([*_runs(self._new), *_runs(self._cur)])
         cur = self._stamp[1]
         if cur is None or cur != self._changes()[1]:
             seen = _merged([seen, *([name for name in run if not _holds(seen, name)]
-                                    for run in _runs(self._home + b"/cur"))])
+                                    for run in _runs(self._cur))])
         return seen
 
     def _changes(self) -> _Stamp:
         """When new/ and cur/ were changed last; None for what is too recent to rely on."""
-        new, cur = (os.stat(self._home + name).st_mtime_ns for name in (b"/new", b"/cur"))
+        new, cur = (os.stat(path).st_mtime_ns for path in (self._new, self._cur))
         reliable = time.time_ns() - _YOUNG_NS
         return (new if new < reliable else None, cur if cur < reliable else None)
 

@@ -58,6 +58,7 @@ from mailsvc.store.group import GroupCommitter
 from mailsvc.store.listing import Listing, ListingCache, SizeCache
 from mailsvc.store.recovery import Recovery
 from mailsvc.store.retrieval import AT_ONCE, FileBlocks, Retrieval, at_once
+from mailsvc.store.text import canonical
 from mailsvc.store.threads import Threads
 from mailsvc.store.tree import MailTree, sync_directory
 
@@ -126,7 +127,6 @@ class MaildirStore:
                 backlog=settings.backlog_octets, seconds=settings.checkpoint_seconds)
         self._shelf = (Shelf(sync=settings.durability != "none")
                        if settings.keep_deleted_days else None)
-        self._listings = ListingCache(SizeCache(), settings.listing_cache_messages)
         sizes = SizeCache()
         self._listings = ListingCache(sizes, settings.listing_cache_messages)
         # Apart from those of sessions, each of which belongs to who has the lock.
@@ -276,17 +276,26 @@ class View:
 
     def text(self, number: int) -> bytes | None:
         """As ``IView.text``."""
-        size = self._listing.stored(number)
-        if size is None or size > AT_ONCE:
+        if number < 1:
+            raise IndexError(number)
+        octets = self.sizes[number - 1]
+        if octets > AT_ONCE:
             return None
         try:
             fd = self._listing.open(number)
         except OSError:
             return None  # read() will look elsewhere, or tell
         try:
-            return at_once(fd, size)
+            stored = at_once(fd, octets)
         finally:
             os.close(fd)
+        if stored is None:
+            return None
+        # Most are sent as they are stored.
+        unchanged = len(stored) == octets
+        if unchanged or len(stored) == self._listing.stored(number):
+            return canonical(stored, unchanged)
+        return None
 
     def read(self, number: int, consumer: IConsumer, lines: int | None = None) -> Deferred[None]:
         """As ``IView.read``."""
@@ -363,14 +372,13 @@ class Maildrop(View):
         octets = messages = 0
         for number in self._kept(self._shelf, numbers, remaining) if self._shelf else numbers:
             try:
-                path, size = self._listing.remove(number)
+                directory, name, size = self._listing.remove(number)
             except FileNotFoundError:
                 continue  # another program was faster
             except OSError as error:
                 self._note(error)
                 remaining.append(number)
                 continue
-            directory, name = os.path.split(path)
             removed.setdefault(directory, {})[name] = number
             octets += size
             messages += 1

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IConsumer, IPullProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mailsvc.store.text import CanonicalText, Top, canonical
+from mailsvc.store.text import CanonicalText, Top
 from mailsvc.store.threads import Threads
 
 #: Messages up to this many octets are written at once.
@@ -33,16 +33,16 @@ BLOCK = 128 * 1024
 _scratch = memoryview(bytearray(AT_ONCE + 1))
 
 
-def at_once(fd: int, size: int) -> bytes | None:
-    """The *size* octets that the file *fd* has, ``AT_ONCE`` at most, as ``IMaildrop.text`` does.
+def at_once(fd: int, octets: int) -> bytes | None:
+    """What of the file *fd* is at hand, if not more than *octets*, which ``AT_ONCE`` is at most.
 
-    None when it has another size or is not at hand.  For the reactor's thread alone.
+    All of it, or so much as the kernel has in its cache.  For the reactor's thread alone.
     """
     try:
-        got = os.preadv(fd, [_scratch[: size + 1]], 0, os.RWF_NOWAIT)
+        got = os.preadv(fd, [_scratch[: octets + 1]], 0, os.RWF_NOWAIT)
     except OSError:
         return None
-    return canonical(bytes(_scratch[:size])) if got == size else None
+    return bytes(_scratch[:got]) if got <= octets else None
 
 
 class Blocks(Protocol):

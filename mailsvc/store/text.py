@@ -13,6 +13,8 @@ hold back at most one octet.  A block that needs no change is passed on as the s
 
 from __future__ import annotations
 
+_CR = 13
+
 
 class CanonicalText:
     """Gives the lines of a text CRLF ends.
@@ -59,10 +61,17 @@ class CanonicalText:
         return rest
 
 
-def canonical(text: bytes) -> bytes:
-    """The whole *text* as :class:`CanonicalText` gives it out."""
-    if text.endswith(b"\r\n") and text.count(b"\n") == text.count(b"\r\n"):
-        return text
+def canonical(text: bytes, unchanged: bool = False) -> bytes:
+    """The whole *text* as :class:`CanonicalText` gives it out.
+
+    :param unchanged: as there; the look is at the first line's end and the last's.
+    """
+    if text.endswith(b"\r\n"):
+        if unchanged:
+            if text[text.find(b"\n") - 1] == _CR:
+                return text
+        elif text.count(b"\n") == text.count(b"\r\n"):
+            return text
     lines = CanonicalText()
     return lines.feed(text) + lines.end()
 

@@ -147,6 +147,14 @@ class Segment(Database):
             if len(blocks) < _PAGE:
                 return
 
+    def everything(self, since: float) -> Iterator[Entry]:
+        """As :meth:`Reader.everything`."""
+        for block, in self.rows("SELECT block FROM blocks WHERE ended >= ? ORDER BY block DESC",
+                                round(_MICRO * since)):
+            for entry in reversed(self._read(block)):
+                if entry.time >= since:
+                    yield entry
+
     def _read(self, block: int) -> list[Entry]:
         """The entries of *block*."""
         if block in self._remembered:
@@ -285,9 +293,16 @@ class Reader:
         """The entries that are found by *name* and are not older than *since*, those that were
         written last first.
         """
+        return self._from_each(lambda segment: segment.find(name, since))
+
+    def everything(self, since: float) -> Iterator[Entry]:
+        """The entries that are not older than *since*, those that were written last first."""
+        return self._from_each(lambda segment: segment.everything(since))
+
+    def _from_each(self, entries: Callable[[Segment], Iterator[Entry]]) -> Iterator[Entry]:
         for segment in self._open():
             try:
-                yield from segment.find(name, since)
+                yield from entries(segment)
             except (TemporaryFailure, ValueError, LookupError) as error:
                 self._cannot_read(segment, error)
 

@@ -23,7 +23,8 @@ from twisted.logger import LogEvent
 from mailsvc.log import CREDENTIALS, LEGACY
 from mailsvc.names import fold_domain, fold_local_part
 
-_NAMESPACES = frozenset({"mailsvc.smtp", "mailsvc.pop3", "mailsvc.queue"})
+_NAMESPACES = frozenset({"mailsvc.smtp", "mailsvc.pop3", "mailsvc.queue", "mailsvc.console",
+                         "mailsvc.api"})
 
 #: The fields whose values events are found by: as they are, as addresses, as lists of addresses;
 #: and POP3's, whose values are unique-ids.
@@ -103,7 +104,7 @@ class Entry(NamedTuple):
         """The ids of the messages that it is about."""
         fields = self.fields
         own = fields.get("id")
-        found = [own] if own else map(_message_of, fields.get(_UNIQUE_IDS, ()))
+        found = [own] if own else map(message_of, fields.get(_UNIQUE_IDS, ()))
         return [id for id in found if id]
 
     def is_found_by(self, name: str) -> bool:
@@ -114,7 +115,7 @@ class Entry(NamedTuple):
             name in kind.ids(values)
             or name in map(folded, filter(None, kind.addresses(values)))
             or any(name in map(folded, values[place]) for place in kind.lists)
-            or (kind.unique_ids is not None and name in map(_message_of, values[kind.unique_ids]))
+            or (kind.unique_ids is not None and name in map(message_of, values[kind.unique_ids]))
             or (kind.connection is not None and name == alone(values[kind.connection]))
         ) and bool(name)
 
@@ -134,7 +135,7 @@ def numbers_of(entries: Iterable[Entry]) -> set[int]:
         for place in kind.lists:
             addresses.update(values[place])
         if kind.unique_ids is not None:
-            ids.update(map(_message_of, values[kind.unique_ids]))
+            ids.update(map(message_of, values[kind.unique_ids]))
         if kind.connection is not None:
             ids.add(alone(values[kind.connection]))
     for found in ids, addresses:
@@ -163,8 +164,8 @@ def number_of(name: str) -> int:
     return zlib.crc32(name.encode("utf-8", "surrogatepass"))
 
 
-def _message_of(unique_id: str | bytes) -> str:
-    """The id of the message with that unique-id, or "" if it is not one of ours."""
+def message_of(unique_id: str | bytes) -> str:
+    """The id of the message with that POP3 unique-id, or "" if it is not one of ours."""
     text = unique_id if isinstance(unique_id, str) else unique_id.decode("latin-1")
     found = _IN_UNIQUE_ID.match(text)
     return found[1] if found else ""
@@ -180,6 +181,8 @@ def is_kept(event: LogEvent) -> bool:
     namespace = event.get("log_namespace")
     if namespace not in _NAMESPACES or not ("id" in event or "connection" in event):
         return False
+    if namespace in ("mailsvc.console", "mailsvc.api"):
+        return "id" in event  # what was done with a message
     if namespace == "mailsvc.pop3":
         # Mail programs look every minute, and nearly always for nothing: that would soon be all
         # that there is room for.

@@ -11,8 +11,6 @@ What an entry says that nothing here knows is told as the log has it.
 from __future__ import annotations
 
 import datetime
-import ipaddress
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -20,7 +18,7 @@ from typing import Any
 
 from mailsvc.mail import time_of
 from mailsvc.tracing.archive import Reader
-from mailsvc.tracing.events import Entry, alone, folded, is_id
+from mailsvc.tracing.events import Entry, alone, is_id
 
 #: How many messages that follow from each other make one story.
 _LINKED = 20
@@ -32,7 +30,7 @@ class Step:
 
     :ivar time: in seconds since the epoch.
     :ivar phase: "came in", "checks", "accepted", "refused", "queue", "delivered", "fetched",
-        "deleted", "report", "login" or "note".
+        "deleted", "restored", "report", "login" or "note".
     :ivar message: the id of the message that it happened to, or empty.
     """
 
@@ -66,32 +64,6 @@ def story_of(reader: Reader, id: str) -> Story | None:
     if any(entry.fields.get("connection") == id for entry in entries):
         return _of_connection(id, entries)
     return _of_message(reader, id, entries)
-
-
-def stories_of(reader: Reader, what: str, since: float, most: int) -> list[Story]:
-    """The stories, *most* at most and the newest first, of what is not older than *since*.
-
-    :param what: an id, of a message or a connection; a Message-ID in angle brackets; an address, of
-        sender or recipient; or a client's IP address.
-    """
-    if is_id(what.upper()):
-        ids = [what.upper()]
-    else:
-        found = (told_of(reader.newest(name, since), most) for name in _meant(what.strip()))
-        ids = next(filter(None, found), [])
-    return [story for id in ids if (story := story_of(reader, id)) is not None]
-
-
-def _meant(what: str) -> Iterator[str]:
-    """The names that *what* may mean, the likeliest first."""
-    if re.fullmatch(r"<[^<>]*>", what):
-        yield what
-        what = what[1:-1]
-    try:
-        yield str(ipaddress.ip_address(what.strip("[]").removeprefix("IPv6:")))
-    except ValueError:
-        yield folded(what)
-        yield f"<{what}>"
 
 
 def told_of(entries: Iterable[Entry], most: int) -> list[str]:
@@ -151,6 +123,8 @@ def _linked(entry: Entry, message: str) -> Iterator[str]:
         yield fields["delivered"]
 
 
+#: Where that is logged what is done with mail that has come.
+_OF_READERS = ("mailsvc.pop3", "mailsvc.console", "mailsvc.api")
 _FACTS = ("sender", "message_id", "size", "client", "hello", "tls", "user", "connection")
 
 
@@ -160,8 +134,8 @@ def _facts(entries: list[Entry]) -> dict[str, Any]:
     recipients: dict[str, None] = {}
     for entry in entries:
         fields = entry.fields
-        # POP3's are of who fetched it, a report's of the report.
-        if entry.kind.namespace != "mailsvc.pop3" and "about" not in fields:
+        # Theirs are of who fetched or removed it, a report's of the report.
+        if entry.kind.namespace not in _OF_READERS and "about" not in fields:
             for name in _FACTS:
                 if name in fields:
                     facts[name] = facts.get(name) or fields[name]
@@ -271,6 +245,16 @@ def _by_pop3(entry: Entry) -> str:
             f"{fields['connection']}")
 
 
+def _beside(phase: str, way: str) -> Tell:
+    """Tell of *phase*, done by another *way* than POP3."""
+    def tell(entry: Entry) -> Iterator[tuple[str, str]]:
+        fields = entry.fields
+        yield phase, (f"by {fields.get('by', fields['user'])} from "
+                      f"{fields['client'] or 'this machine'} {way}")
+
+    return tell
+
+
 def _as(phase: str, form: str) -> Tell:
     """Tell of *phase*, in the words of *form*."""
     def tell(entry: Entry) -> Iterator[tuple[str, str]]:
@@ -293,6 +277,10 @@ _TELLERS: dict[tuple[str, str], Tell] = {
     ("mailsvc.pop3", "removed "): _deleted,
     ("mailsvc.pop3", "logged out"): _as(
         "login", "{user} logged out after {retrieved} messages, {deleted} deleted: {reason}"),
+    ("mailsvc.console", "deleted "): _beside("deleted", "in the console"),
+    ("mailsvc.console", "restored "): _beside("restored", "in the console"),
+    ("mailsvc.api", "deleted "): _beside("deleted", "by the API"),
+    ("mailsvc.api", "restored "): _beside("restored", "by the API"),
     ("mailsvc.queue", "{state} recipient"): _attempt,
     ("mailsvc.queue", "not connected"): _as(
         "queue", "no connection to {host} [{address}]: {reason}"),

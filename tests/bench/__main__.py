@@ -32,14 +32,25 @@ from tests.bench.scenario import QUICK, Measurement, Scale, Scenario
 DISK_NEEDED = 20
 
 
+#: Us, with something else: these are measured only when --peers names them.
+VARIANTS = {
+    "mailsvc-one": ("--workers=1",),
+    "mailsvc-untraced": ("--set=trace.enabled=false",),
+}
+
+
 def all_peers(unpacked: Path, command: str, options: str) -> list[Peer]:
-    """Every server known, mailsvc first."""
-    ours = Mailsvc(options=tuple(shlex.split(options)))
-    if command:
-        ours.command = tuple(shlex.split(command))
-    return [ours, Postfix(unpacked=unpacked), Dovecot(unpacked=unpacked),
+    """Every server known, mailsvc first, but for :data:`VARIANTS`."""
+    return [_ours(command, options), Postfix(unpacked=unpacked), Dovecot(unpacked=unpacked),
             Dovecot(unpacked=unpacked, performance=True), OpenSmtpd(unpacked=unpacked),
             Exim(unpacked=unpacked), Aiosmtpd(unpacked=unpacked), Disk()]
+
+
+def _ours(command: str, options: str, name: str = "mailsvc", *more: str) -> Mailsvc:
+    ours = Mailsvc(name=name, options=(*shlex.split(options), *more))
+    if command:
+        ours.command = tuple(shlex.split(command))
+    return ours
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -47,7 +58,9 @@ def all_peers(unpacked: Path, command: str, options: str) -> list[Peer]:
 @click.option("--rounds", type=click.IntRange(1, 100), help="How often to measure.  [default: 3]")
 @click.option("--seconds", type=click.FloatRange(0.1, 60),
               help="Load of one measurement.  [default: 2]")
-@click.option("--peers", metavar="A,B", help="Only these servers.  [default: all that are there]")
+@click.option("--peers", metavar="A,B", help="Only these servers; also "
+              "mailsvc-one, with one process, and mailsvc-untraced, which keeps no trace.  "
+              "[default: all that are there but these two]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               default=Path("docs/performance"), help="Where results, tables and plots go; a quick "
               "run writes them only if this is given.")
@@ -71,7 +84,9 @@ def main(context: click.Context, quick: bool, rounds: int | None, seconds: float
     """
     unpacked = unpacked.expanduser().absolute()
     known = all_peers(unpacked, command, options)
-    chosen = known if peers is None else _choose(known, peers)
+    variants: list[Peer] = [_ours(command, options, name, *more)
+                            for name, more in VARIANTS.items()]
+    chosen = known if peers is None else _choose(known + variants, peers)
     scale = QUICK if quick else Scale()
     scale = replace(scale, rounds=rounds or scale.rounds, seconds=seconds or scale.seconds)
     missing = {peer.name: reason for peer in chosen if (reason := peer.missing())}

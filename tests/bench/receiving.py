@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
+from contextlib import ExitStack
 
 from tests.bench import disk, load
 from tests.bench.messages import LARGE, SMALL, Template, ident
@@ -74,6 +76,17 @@ def crowded(bed: Bed, key: str) -> Measurement:
     return _receive(bed, key, clients=bed.scale.crowd)
 
 
+def besides_idle(bed: Bed, key: str) -> Measurement:
+    """As :func:`kept`, while many more connections are held that say nothing."""
+    assert bed.server.smtp is not None
+    with ExitStack() as held:
+        for _ in range(bed.scale.idle):
+            sock = held.enter_context(socket.create_connection(bed.server.smtp, timeout=10))
+            if not sock.recv(1024).startswith(b"220"):
+                return Measurement(problem="a connection that was to be held was not greeted")
+        return _receive(bed, key)
+
+
 def many_recipients(bed: Bed, key: str) -> Measurement:
     """4 KiB messages to many recipients each: the rate of copies that reach their maildirs."""
     return _receive(bed, key, most=bed.scale.many_messages, everyone=True,
@@ -86,10 +99,14 @@ def large(bed: Bed, key: str) -> Measurement:
                     weight=LARGE.size / _MIB)
 
 
+HELD = Scenario("held", "4 KiB, kept connections, and {scale.idle:,} that are idle", "messages/s",
+                "messages", besides_idle)
+
 RECEIVING = (
     Scenario("connect", "4 KiB, a connection each", "messages/s", "messages", connections),
     Scenario("kept", "4 KiB, kept connections", "messages/s", "messages", kept),
     Scenario("crowd", "4 KiB, {scale.crowd} kept connections", "messages/s", "messages", crowded),
+    HELD,
     Scenario("fifty", "4 KiB to {scale.recipients} recipients", "deliveries/s", "deliveries",
              many_recipients, copies=True),
     Scenario("large", "5 MiB, kept connections", "MiB/s", "MiB", large),

@@ -48,7 +48,7 @@ def takes_part(peer: Peer, scenario: Scenario) -> bool:
     """Whether *scenario* can be asked of *peer*."""
     if peer.limit:
         return scenario.key == "kept"
-    if scenario in IDLE[2:] and not peer.crowds:
+    if scenario in (receiving.HELD, *IDLE[2:]) and not peer.crowds:
         return False
     if scenario in receiving.RECEIVING or scenario in IDLE[::2]:
         return peer.receives and (peer.copies or not scenario.copies)

@@ -1,4 +1,4 @@
-// The pages work without this.  It copies, and asks before what cannot be undone.
+// The pages work without this.  It copies, asks before what cannot be undone, and refreshes.
 "use strict";
 
 document.addEventListener("click", (event) => {
@@ -22,3 +22,20 @@ if (navigator.clipboard) {
     button.hidden = false;
   });
 }
+
+// What a tick keeps fresh: the same part of the same page, as it is now.
+document.querySelectorAll("[data-refreshes]").forEach((tick) => {
+  const part = document.getElementById(tick.dataset.refreshes);
+  tick.closest("[hidden]").hidden = false;
+  window.setInterval(() => {
+    if (!tick.checked || document.hidden || part.contains(document.activeElement)) {
+      return;
+    }
+    fetch(window.location.href).then((answer) => answer.ok ? answer.text() : "").then((text) => {
+      const fresh = new DOMParser().parseFromString(text, "text/html").getElementById(part.id);
+      if (fresh && !part.contains(document.activeElement)) {
+        part.replaceChildren(...fresh.childNodes);
+      }
+    }).catch(() => {});
+  }, 1000 * tick.dataset.seconds);
+});

@@ -60,13 +60,18 @@ class Lookup:
 
     :param trusted: whether they validate and may be believed; None if they are if all of them are
         at loopback addresses.
+    :param threads: where is waited for them, which somebody else starts and stops; by default some
+        of its own.
     """
 
-    def __init__(self, servers: Sequence[str], trusted: bool | None, reactor: Any) -> None:
+    def __init__(self, servers: Sequence[str], trusted: bool | None, reactor: Any,
+                 threads: Threads | None = None) -> None:
         self._servers = servers
         self._trusted = trusted
-        self._threads = Threads(reactor, _AT_ONCE, "dns")
-        self._threads.start()
+        self._own = threads is None
+        self._threads = threads or Threads(reactor, _AT_ONCE, "dns")
+        if self._own:
+            self._threads.start()
         self._resolver: dns.resolver.Resolver | None = None
 
     @property
@@ -76,7 +81,8 @@ class Lookup:
 
     def stop(self) -> None:
         """Ask nothing more."""
-        self._threads.stop()
+        if self._own:
+            self._threads.stop()
 
     def find(self, name: str, kind: str) -> Deferred[Found]:
         """The records of type *kind* at *name*.
