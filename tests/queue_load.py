@@ -95,7 +95,7 @@ def waiting(place: Path, messages: int, seconds: float) -> tuple[float, float, f
             assert time.monotonic() < begun + 60
             time.sleep(0.01)
         known = time.monotonic() - begun
-        # Then each is read once, in a thread, to see how urgent it is.
+        # Then what was left behind is looked for, once.
         for _ in range(60):
             before = cpu(service.pids())
             time.sleep(1)

@@ -531,3 +531,25 @@ def test_what_was_to_travel_by_tls_is_not_returned_whole() -> None:
     text = Report("failed", message, [recipient], "here.example", START).write(
         "ID", b"Subject: x\r\n\r\nsecret\r\n")
     assert b"text/rfc822-headers" in text and b"secret" not in text
+
+
+def test_one_that_cannot_be_read_or_put_away_keeps_no_other_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, bob=[(RELAYED, "2.0.0")])
+    attempts = world.runner.attempts
+    world.runner.stop()
+    spoilt, good, taken = (world.put("bob@example.net") for _ in range(3))
+    (world.spool.root / "message" / spoilt).write_bytes(b"{}\n")
+
+    def fail(id: str) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(world.spool, "set_aside", fail)
+    assert world.spool.claims.take(taken)
+    found = attempts._open_all([spoilt, "GONE", taken, good])
+    assert [type(each).__name__ for each in found] == [
+        "OSError", "FileNotFoundError", "_Taken", "tuple"]
+    # Whoever opened it has it now, and whoever had claimed one has it still.
+    assert {id: world.spool.claims.take(id) for id in (spoilt, "GONE", taken, good)} == {
+        spoilt: True, "GONE": True, taken: False, good: False}

@@ -260,18 +260,30 @@ class Attempts:
 
     def _open_all(self, ids: Sequence[str]) -> list[_Opened | Exception]:
         found: list[_Opened | Exception] = []
-        claims = self._spool.claims
         for id in ids:
-            if not claims.take(id):
-                found.append(_Taken())
-                continue
+            # What one of them fails by must not keep the others claimed.
             try:
-                found.append(self._open(id))
+                found.append(self._claim_and_open(id))
             except Exception as problem:
-                found.append(problem if not isinstance(problem, Unreadable)
-                             else _SetAside(problem, self._spool.set_aside(id)))
-                claims.give_back(id)
+                found.append(problem)
         return found
+
+    def _claim_and_open(self, id: str) -> _Opened:
+        """As :meth:`_open`, and it is claimed, unless this raises.
+
+        :raises _Taken, _SetAside: beside what that does.
+        """
+        if not self._spool.claims.take(id):
+            raise _Taken
+        try:
+            return self._open(id)
+        except BaseException as problem:
+            try:
+                if isinstance(problem, Unreadable):
+                    raise _SetAside(problem, self._spool.set_aside(id)) from None
+                raise
+            finally:
+                self._spool.claims.give_back(id)
 
     def _open(self, id: str) -> _Opened:
         """The message, and if it is our user's its signatures."""
