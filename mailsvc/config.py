@@ -145,7 +145,11 @@ class ListenerSettings:
         "be reached on port 80.", check=_endpoints)
     console: list[str] = setting(
         [], "Where the pages are for users and administrators, as tcp:8443; with the certificates "
-        "of [tls], but in clear on loopback ([console]).", check=_endpoints)
+        "of [tls], but in clear on loopback ([console]).  The API is there too, below /api/v1.",
+        check=_endpoints)
+    api: list[str] = setting(
+        [], "Where the API is alone, as unix:/run/mailsvc/api: on a Unix socket root and the user "
+        "of the service need not log in.  Elsewhere as with console.", check=_endpoints)
 
 
 @dataclass(frozen=True, slots=True)

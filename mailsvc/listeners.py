@@ -74,6 +74,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("http", "http"),
     Kind("acme", "http"),
     Kind("console", "console"),
+    Kind("api", "console"),
 )}
 
 

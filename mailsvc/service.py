@@ -293,12 +293,11 @@ class MailService(Front):
         authenticator = Authenticator(
             portal, directory, settings.auth, hostname=hostname, keyring=keyring, brakes=brakes,
             default_domain=domain, share=self._share)
-        place = self._place
         # What is over a limit is told so; what has no descriptor is not, nor could mail be written.
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._room = descriptors - min(descriptors // 2, _SPARE_DESCRIPTORS)
-        counts = {} if place is None else {
-            name: each.share(place.row) for name, each in place.crew.counts.items()}
+        counts = {} if self._place is None else {
+            name: each.share(self._place.row) for name, each in self._place.crew.counts.items()}
         smtp, pop3 = (
             Connections(section.connections, section.connections_per_address,
                         section.exempt_networks, reactor, section.connections_per_minute,
@@ -320,8 +319,9 @@ class MailService(Front):
                 store, router, settings.smtp, hostname, reactor, self._tls, mode, smtp,
                 authenticator, agent if mode.submission else None, queue,
                 self._share)
-        if any(listener.kind.name == "console" for listener in self.listeners):
-            from mailsvc.console.service import Console  # noqa: PLC0415 - it takes a while
+        if any(listener.kind.protocol == "console" for listener in self.listeners):
+            from mailsvc.api.site import Api  # noqa: PLC0415 - it takes a while
+            from mailsvc.console.service import Console  # noqa: PLC0415
 
             self._console = Console(
                 settings, store, directory, authenticator, realm, self._hasher,
@@ -329,7 +329,7 @@ class MailService(Front):
                     store, router, dataclasses.replace(
                         settings.smtp, allow_cleartext_auth="yes", xclient_networks=[]),
                     hostname, reactor, None, SUBMISSION, smtp, login, agent, queue, self._share),
-                self._admit, self.listeners, reactor,
+                self._admit, self.listeners, Api, reactor,
                 elsewhere=_passwords_elsewhere(self._checkers))
             self._console.setServiceParent(self)
             self._connections.append(self._console.connections)
@@ -342,7 +342,7 @@ class MailService(Front):
             if not listener.for_mail:
                 continue
             factory = (self._console.factory(listener, self._tls)
-                       if self._console is not None and listener.kind.name == "console"
+                       if self._console is not None and listener.kind.protocol == "console"
                        else factories[listener.kind.name])
             listener.open(ProxiedFactory(factory, settings.proxy, reactor)
                           if settings.proxy.networks else factory)

@@ -67,7 +67,7 @@ class Options(usage.Options, AuthOptionMixin):
         self._checkers: list[str] = []
 
     (opt_smtp, opt_submission, opt_submissions, opt_lmtp, opt_odmr, opt_pop3, opt_pop3s,
-     opt_http, opt_acme, opt_console) = map(_endpoints, KINDS)
+     opt_http, opt_acme, opt_console, opt_api) = map(_endpoints, KINDS)
 
     def opt_auth(self, description: str) -> None:
         """Check passwords or tokens by this plug-in; see --help-auth."""

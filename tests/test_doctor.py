@@ -609,3 +609,15 @@ def test_many_domains_are_not_all_looked_at(tmp_path: Path) -> None:
         done = doctor("--config", str(config))
     assert "2 of 22 not looked at" in done.stdout
     assert "d19.example" in done.stdout and "d20.example" not in done.stdout
+
+
+def test_what_speaks_http_is_not_asked_in_smtp(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", (), (
+            "--console", "127.0.0.1:0", "--api", f"unix:{tmp_path}/api", "--workers", "1")
+            ) as service:
+        config = tmp_path / "mailsvc.toml"
+        config.write_text(f'service.data = "{service.directory}"\n')
+        told = doctor("--config", str(config), "--offline").stdout.splitlines()
+        for kind in "console", "api":
+            (line,) = [line for line in told if f"{kind} " in line and "connections" in line]
+            assert line.startswith("ok"), line

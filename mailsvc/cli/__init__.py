@@ -20,6 +20,7 @@ COMMANDS = {
     "account": "mailsvc.cli.accounts",
     "acme": "mailsvc.cli.acme",
     "alias": "mailsvc.cli.aliases",
+    "api": "mailsvc.cli.api",
     "autoconfig": "mailsvc.cli.autoconfig",
     "backup": "mailsvc.cli.backups",
     "ban": "mailsvc.cli.bans",

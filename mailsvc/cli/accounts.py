@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mailsvc import plain
 from mailsvc.cli.arguments import MAILBOX, OCTETS, octets_text, password_options
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.passwords import app_password
@@ -63,20 +64,6 @@ def _hashed(directory: SqliteDirectory, name: str, password: bytes) -> tuple[str
     """The verifier and the SCRAM keys of a prepared password for the account *name*."""
     hasher = PasswordHasher(settings().passwords, None)
     return hasher.hash(password), hasher.derive_scram(password, scram_salt(directory, name))
-
-
-def _described(directory: SqliteDirectory, account: Account) -> dict[str, Any]:
-    credentials = directory.credentials(account.name)
-    return {
-        "name": account.name,
-        "role": account.role,
-        "administrator": directory.administers(account),
-        "quota_octets": account.quota_octets,
-        "quota_messages": account.quota_messages,
-        "password": credentials is not None and credentials.verifier is not None,
-        "apop": credentials is not None and credentials.secret is not None,
-        "app_passwords": len(credentials.app_passwords) if credentials else 0,
-    }
 
 
 def _found(directory: SqliteDirectory, address: Address) -> Account:
@@ -144,7 +131,7 @@ def list_(as_json: bool) -> None:
       mailsvc account list --json
     """
     with open_directory() as directory:
-        accounts = [_described(directory, each) for each in directory.accounts()]
+        accounts = [plain.account(directory, each) for each in directory.accounts()]
     if as_json:
         print_json(accounts)
         return
@@ -187,7 +174,7 @@ def show(name: Address, as_json: bool) -> None:
     """
     with open_directory() as directory:
         found = _found(directory, name)
-        described = _described(directory, found)
+        described = plain.account(directory, found)
         octets, messages = held(found) or (None, None)
         described["held_octets"], described["held_messages"] = octets, messages
         described["mail"] = mail_of(found)
@@ -229,7 +216,7 @@ def passwd(name: Address, password_file: str | None, apop: bool | None) -> None:
         found = _found(directory, name)
         password = ask_password(password_file)
         verifier, scram = _hashed(directory, found.name, password)
-        described = _described(directory, found)
+        described = plain.account(directory, found)
         if apop is None:
             apop = described["apop"]
         directory.set_password(name, verifier, password.decode() if apop else None, scram=scram)

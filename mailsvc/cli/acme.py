@@ -10,9 +10,10 @@ import click
 
 from mailsvc.acme.files import Files
 from mailsvc.certificates import CertificateProblem, certificate_at
-from mailsvc.cli.listing import json_option, local_time, print_json
+from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import name, place_options, settings
 from mailsvc.config import Settings
+from mailsvc.plain import local_time
 
 
 def _settings() -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from mailsvc import plain
 from mailsvc.cli.arguments import MAILBOX
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import open_directory, place_options
@@ -66,8 +67,7 @@ def list_(as_json: bool) -> None:
     with open_directory() as directory:
         aliases = list(directory.aliases())
     if as_json:
-        print_json([{"name": each.name, "targets": list(map(str, each.targets)),
-                     "moved": each.moved} for each in aliases])
+        print_json(list(map(plain.alias, aliases)))
         return
     print_rows(["name", "targets", "moved"],
                [[each.name, _targets(each.targets), "yes" if each.moved else "-"]

@@ -14,10 +14,11 @@ from mailsvc.backup.manifest import Damaged
 from mailsvc.backup.snapshot import Origin, Refused
 from mailsvc.certificates import CertificateProblem, files_at
 from mailsvc.cli import place
-from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
+from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import explained, place_options
 from mailsvc.cli.progress import progress
 from mailsvc.config import Settings
+from mailsvc.plain import local_time
 
 
 @click.group()

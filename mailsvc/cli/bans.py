@@ -10,12 +10,14 @@ from typing import Any
 
 import click
 
+from mailsvc import plain
 from mailsvc.bans import MANUAL, Ban, BanTable, Network
 from mailsvc.cli.arguments import DURATION
-from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
+from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import open_state, place_options
 from mailsvc.ledger import forgive
 from mailsvc.names import DirectoryError
+from mailsvc.plain import local_time
 from mailsvc.state import State
 
 
@@ -80,9 +82,7 @@ def list_(as_json: bool) -> None:
     with _open_bans() as opened:
         bans = [] if opened is None else opened[1].active(time.time())
     if as_json:
-        print_json([{"network": str(each.network), "since": local_time(each.since),
-                     "until": local_time(each.until), "times": each.times, "origin": each.origin,
-                     "reason": each.reason} for each in bans])
+        print_json(list(map(plain.ban, bans)))
         return
     print_rows(["network", "until", "times", "origin", "reason"],
                [[str(each.network), local_time(each.until), str(each.times), each.origin,

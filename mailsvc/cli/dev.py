@@ -175,7 +175,7 @@ def _check_hostname(ctx: click.Context, option: click.Parameter, name: str | Non
 
 #: Where each kind of listener listens without its flag; None for nowhere.
 PORTS = {"smtp": 2525, "submission": 2587, "submissions": 2465, "lmtp": 2024, "odmr": None,
-         "pop3": 2110, "pop3s": 2995, "http": 2080, "console": 8025}
+         "pop3": 2110, "pop3s": 2995, "http": 2080, "console": 8025, "api": None}
 
 
 def _places(command: Callable[..., None]) -> Callable[..., None]:
@@ -197,7 +197,8 @@ _PLACE_HELP = {
     "pop3": "Where POP3 listens; port 0 for any.",
     "pop3s": "The same with TLS from the first octet.",
     "http": "Where figures for Prometheus are shown, liveness and readiness.",
-    "console": "Where the pages for users and administrators are.",
+    "console": "Where the pages for users and administrators are, and the API.",
+    "api": "Where the API is alone; on a Unix socket root and this user need not log in.",
 }
 
 PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()

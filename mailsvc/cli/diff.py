@@ -13,7 +13,7 @@ import click
 
 from mailsvc import __version__
 from mailsvc.cli.arguments import DURATION
-from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
+from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
 from mailsvc.cli.progress import progress
 from mailsvc.config import DEFAULT_PATH, ConfigurationError, Settings, load
@@ -23,6 +23,7 @@ from mailsvc.errors import MailFailure
 from mailsvc.localsocket import NoService
 from mailsvc.log import escape
 from mailsvc.names import DirectoryError
+from mailsvc.plain import local_time
 from mailsvc.rehearsal import Verdict
 from mailsvc.toml import literal
 from mailsvc.tracing.archive import Reader

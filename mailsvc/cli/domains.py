@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mailsvc import plain
 from mailsvc.cli.arguments import DOMAIN, MAILBOX
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import open_directory, place_options, settings
@@ -66,9 +67,7 @@ def list_(as_json: bool) -> None:
     with open_directory() as directory:
         domains = list(directory.domains())
     if as_json:
-        print_json([{"name": each.name,
-                     "catch_all": each.catch_all and str(each.catch_all),
-                     "separators": each.separators} for each in domains])
+        print_json(list(map(plain.domain, domains)))
         return
     default = settings().routing.separators
     print_rows(["name", "catch-all", "separators"],

@@ -6,7 +6,6 @@ object, with the keys that each command's help names.
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
 from collections.abc import Sequence
@@ -19,11 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-
-
-def local_time(seconds: float) -> str:
-    """*seconds* since the epoch as people here write them (RFC 3339)."""
-    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
 def print_json(value: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mailsvc import plain
 from mailsvc.cli.arguments import MAILBOX
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import open_directory, place_options, settings
@@ -114,26 +115,13 @@ def list_(name: Address, as_json: bool) -> None:
     with open_directory() as directory:
         passwords = _credentials(directory, name).app_passwords
     if as_json:
-        print_json([{
-            "label": each.label, "protocols": sorted(each.protocols),
-            "networks": list(each.networks), "expires": _iso(each.expires), "made": _iso(each.made),
-            "used": _iso(each.used), "used_from": each.used_from or None,
-            "expired": _is_over(each), "apop": each.secret is not None} for each in passwords])
+        print_json(list(map(plain.app_password, passwords)))
         return
     print_rows(["label", "protocols", "networks", "expires", "last used", "from"], [
         [each.label, ", ".join(sorted(each.protocols)) or "all",
          ", ".join(each.networks) or "all",
-         "expired" if _is_over(each) else _minute(each.expires), _minute(each.used),
+         "expired" if plain.is_over(each) else _minute(each.expires), _minute(each.used),
          each.used_from or "-"] for each in passwords])
-
-
-def _is_over(password: StoredPassword) -> bool:
-    return password.expires is not None and password.expires < time.time()
-
-
-def _iso(seconds: int | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime(
-        "%Y-%m-%dT%H:%M:%SZ")
 
 
 def _minute(seconds: int | None) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 import click
 
 from mailsvc.cli.arguments import octets_text
-from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
+from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
 from mailsvc.cli.tls import tls
+from mailsvc.plain import queued
 from mailsvc.queue import control
 from mailsvc.queue.filter import FilterError, Test, parse, status, summary
 from mailsvc.queue.message import QueuedMessage, Unreadable
@@ -77,22 +78,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds}s"
 
 
-def _described(message: QueuedMessage) -> dict[str, Any]:
-    return {
-        "id": message.id, "status": status(message), "arrived": local_time(message.arrived),
-        "size": message.size, "from": str(message.reverse_path), "account": message.account,
-        "attempts": message.attempts,
-        "next": None if message.held else local_time(message.due),
-        "release": local_time(message.release) if message.release else None,
-        "deliver_by": None if message.deadline is None else local_time(message.deadline),
-        "priority": message.priority, "route": message.route,
-        "recipients": [{
-            "address": str(each.address), "original": str(each.original), "state": each.state,
-            "status": each.status, "reply": each.reply, "host": each.host,
-            "tried": local_time(each.tried) if each.tried else None}
-            for each in message.recipients]}
-
-
 @queue.command(name="list", help="""List the messages in the queue, the oldest first.
 """ + _FILTER + """
     The keys in JSON are id, status (new, deferred, held, scheduled: until its sender wants it to be
@@ -112,7 +97,7 @@ def _described(message: QueuedMessage) -> dict[str, Any]:
 def list_(filter: tuple[str, ...], as_json: bool) -> None:
     messages, now = _messages(filter), time.time()
     if as_json:
-        print_json([_described(message) for message in messages])
+        print_json([queued(message) for message in messages])
         return
     print_rows(["id", "age", "size", "status", "next", "from", "to", "reason"], [[
         message.id, _duration(now - message.arrived), octets_text(message.size), status(message),
@@ -149,7 +134,7 @@ def show(id: str, text: bool, as_json: bool) -> None:
         raise
     except Unreadable as error:
         raise click.ClickException(f"{id} cannot be read: {error}") from error
-    described = _described(message)
+    described = queued(message)
     if as_json:
         print_json({**described, **({"text": content.decode("utf-8", "replace")} if text else {})})
         return

@@ -11,9 +11,10 @@ import click
 
 from mailsvc import live
 from mailsvc.cli.arguments import octets_text
-from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
+from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
 from mailsvc.localsocket import NoService
+from mailsvc.plain import local_time
 
 
 @click.group(invoke_without_command=True)

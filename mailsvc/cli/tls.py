@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from mailsvc.blocking import run
-from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
+from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import open_state, place_options, settings
 from mailsvc.config import Settings
 from mailsvc.mail import Address, Envelope
 from mailsvc.names import DirectoryError, fold_domain
+from mailsvc.plain import local_time
 from mailsvc.queue.exchangers import Exchangers, Unroutable
 from mailsvc.queue.routes import Hop
 from mailsvc.queue.security.levels import Levels

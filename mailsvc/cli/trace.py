@@ -6,15 +6,16 @@ import datetime
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import click
 
+from mailsvc import plain
 from mailsvc.cli.arguments import DURATION
-from mailsvc.cli.listing import json_option, local_time, print_json
+from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import place_options, settings
 from mailsvc.log import escape
 from mailsvc.names import DirectoryError
+from mailsvc.plain import local_time
 from mailsvc.tracing.archive import Reader
 from mailsvc.tracing.search import stories
 from mailsvc.tracing.story import Step, Story
@@ -64,7 +65,7 @@ def trace(what: str, seconds: int | None, limit: int, follow: bool, as_json: boo
             if not (found or follow):
                 raise click.ClickException(_unknown(reader, what, seconds))
             if as_json:
-                print_json([_plain(story) for story in found])
+                print_json([plain.story(story) for story in found])
             else:
                 click.echo("\n\n".join(map(_text, found)))
         if follow:
@@ -133,15 +134,3 @@ def _follow(directory: Path, what: str, since: float, limit: int, told: list[Sto
                     if (story.id, step) not in seen:
                         seen.add((story.id, step))
                         click.echo(f"{story.id}{escape(_line(step, story.steps[0].time, story))}")
-
-
-# ---- for programs -------------------------------------------------------------------------------
-
-
-def _plain(story: Story) -> dict[str, Any]:
-    first = story.steps[0].time
-    return {"id": story.id, "kind": story.kind, "facts": story.facts, "steps": [
-        {"time": datetime.datetime.fromtimestamp(step.time, datetime.UTC).isoformat(
-            timespec="milliseconds"),
-         "elapsed": round(step.time - first, 3), "phase": step.phase, "text": step.text,
-         "message": step.message} for step in story.steps]}

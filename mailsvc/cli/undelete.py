@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
-from email import policy
-from email.parser import BytesHeaderParser
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import click
 
+from mailsvc import plain
 from mailsvc.cli.arguments import MAILBOX
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import explained, mail_root, open_directory, place_options, settings
 from mailsvc.mail import Address
 from mailsvc.ownership import acting_as_owner_of
+from mailsvc.plain import Plain
 from mailsvc.store.undeletion import Deleted, Undeletion
-
-_HEAD = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """A message that can be had back."""
-
-    kept: Deleted
-    octets: int
-    sender: str
-    subject: str
-    message_id: str
 
 
 @click.command()
@@ -69,44 +55,27 @@ def undelete(account: Address, only_list: bool, since: datetime.datetime | None,
             raise click.ClickException(f"no message {', '.join(wanted)} is kept; see `mailsvc "
                                        f"undelete {found.name} --list`")
         if not only_list:
-            undeletion.put_back(each.kept for each in messages)
+            undeletion.put_back(each for each, _ in messages)
     if as_json:
-        print_json([_described(each) for each in messages])
+        print_json([told for _, told in messages])
     elif only_list:
         print_rows(["deleted", "unique-id", "octets", "from", "subject"], [
-            [each.kept.day, each.kept.unique_id, str(each.octets), each.sender, each.subject]
-            for each in messages])
+            [str(told[key]) for key in ("deleted", "unique_id", "octets", "from", "subject")]
+            for _, told in messages])
     else:
         click.echo(f"{len(messages)} messages are back")
     if not messages and not settings().maildir.keep_deleted_days:
         click.echo("Note: deleted mail is not kept; maildir.keep_deleted_days is 0", err=True)
 
 
-def _messages(root: Path, undeletion: Undeletion, since: str, wanted: set[str]) -> list[_Message]:
+def _messages(root: Path, undeletion: Undeletion, since: str, wanted: set[str]
+              ) -> list[tuple[Deleted, Plain]]:
     """What is kept and is meant, the newest first."""
     names = {text.strip("<>") for text in wanted}
     found = []
     for each in undeletion.messages(since):
-        with acting_as_owner_of(root):
-            message = _read(each)
-        if message is not None and (
-                not wanted or each.unique_id in wanted or message.message_id in names):
-            found.append(message)
+        with acting_as_owner_of(root), suppress(FileNotFoundError):  # swept
+            told = plain.deleted(each)
+            if not wanted or each.unique_id in wanted or told["message_id"] in names:
+                found.append((each, told))
     return found
-
-
-def _read(kept: Deleted) -> _Message | None:
-    try:
-        octets, _, head = kept.head(_HEAD)
-    except FileNotFoundError:
-        return None  # swept
-    fields = BytesHeaderParser(policy=policy.compat32).parsebytes(head)
-    sender, subject, message_id = (
-        " ".join("".join(c if c.isprintable() else " " for c in str(fields.get(name, ""))).split())
-        for name in ("From", "Subject", "Message-ID"))
-    return _Message(kept, octets, sender, subject, message_id.strip("<>"))
-
-
-def _described(each: _Message) -> dict[str, Any]:
-    return {"deleted": each.kept.day, "unique_id": each.kept.unique_id, "octets": each.octets,
-            "from": each.sender, "subject": each.subject, "message_id": each.message_id}

@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from mailsvc.blocking import run
-from mailsvc.cli.listing import json_option, local_time, print_json, print_rows
+from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
 from mailsvc.config import KEYS
 from mailsvc.errors import MailFailure
 from mailsvc.names import DirectoryError
+from mailsvc.plain import local_time
 from mailsvc.trust import Untrusted
 from mailsvc.webhooks.events import TEST, WebhookSettings, body, shown
 from mailsvc.webhooks.signing import SecretUnusable, new_secret

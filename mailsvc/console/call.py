@@ -18,6 +18,7 @@ from mailsvc.console.texts import Translate
 from mailsvc.directory import SqliteDirectory
 from mailsvc.interfaces import IMailboxStore
 from mailsvc.mail import Account
+from mailsvc.mailbox import Mailbox
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.store.threads import Threads
 
@@ -61,6 +62,16 @@ class Backend:
     def data(self) -> Path:
         """The data directory."""
         return Path(self.settings.service.data)
+
+    @property
+    def maildirs(self) -> Path | None:
+        """Below what the maildirs are; None if mail is kept otherwise."""
+        scheme, _, place = self.settings.service.store.partition(":")
+        return Path(place) if scheme == "maildir" else None
+
+    def mailbox(self, account: Account) -> Mailbox:
+        """That of *account*, who receives mail."""
+        return Mailbox(self.store, account, self.threads, self.reactor)
 
     def change(self, act: Callable[[SqliteDirectory], Result]) -> Deferred[Result]:
         """Change the directory by *act*, in a thread and over a connection of its own.

@@ -1,14 +1,12 @@
 """Deleted mail that is kept for a time (``maildir.keep_deleted_days``), and put back from a page.
 
-It is put back with the maildrop's lock held, as it was deleted: no mail program finds something
-there in the middle of its session, and what is asked for twice comes back once.
+It is put back as it was deleted, with the maildrop's lock held (:mod:`mailsvc.mailbox`).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from twisted.logger import Logger
 
@@ -26,6 +24,8 @@ _log = Logger("mailsvc.console")
 PAGE, _AT_ONCE = 50, 200
 #: Most octets of a header that are looked at.
 _HEAD = 65_536
+#: What else than POP3 deletes, by where it logs.
+_BESIDE = {"mailsvc.console": "console", "mailsvc.api": "API"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,11 @@ class Row:
 def kept_days(call: Call) -> int:
     """For how many days deleted mail is kept; 0 where none is."""
     settings = call.backend.settings
-    return settings.maildir.keep_deleted_days if _root(call) is not None else 0
-
-
-def _root(call: Call) -> Path | None:
-    scheme, _, place = call.backend.settings.service.store.partition(":")
-    return Path(place) if scheme == "maildir" else None
+    return settings.maildir.keep_deleted_days if call.backend.maildirs is not None else 0
 
 
 def _undeletion(call: Call) -> Undeletion:
-    root = _root(call)
+    root = call.backend.maildirs
     if not call.user.receives:
         raise Problem("This account only sends mail.", 403)
     if root is None:
@@ -89,8 +84,8 @@ def _row(each: Deleted, reader: Reader) -> Row:
     octets, when, head = each.head(_HEAD)
     by, id = "", message_of(each.unique_id)
     for entry in reader.newest(id) if id else ():
-        if entry.kind.namespace == "mailsvc.console" and " deleted " in entry.kind.format:
-            by = "console"
+        if entry.kind.namespace in _BESIDE and " deleted " in entry.kind.format:
+            by = _BESIDE[entry.kind.namespace]
         elif entry.kind.namespace == "mailsvc.pop3" and " removed " in entry.kind.format:
             by = "POP3"
         else:
@@ -107,23 +102,14 @@ async def restore(call: Call) -> Answer:
     if not wanted:
         raise Problem("Tick the messages that are meant.")
 
-    def do() -> list[str]:
-        meant = [each for each in undeletion.messages() if each.unique_id in wanted]
-        undeletion.put_back(meant)
-        return [each.unique_id for each in meant]
-
     try:
-        maildrop = await call.backend.store.open_maildrop(call.user)
+        restored = await call.backend.mailbox(call.user).put_back(undeletion, wanted)
     except MaildropInUse:
         raise Problem("A mail program is fetching from this mailbox at this moment, so that "
                       "nothing can be restored.  Try again in a minute.", 409) from None
-    try:
-        restored = await call.backend.threads.run(do)
     except OSError as error:
         raise Problem("The mail cannot be restored now: {reason}", 503,
                       reason=error.strerror or error) from error
-    finally:
-        maildrop.release()
     for id in restored:
         _log.info("{id} restored user={user} unique_id={unique_id} client={client}",
                   id=message_of(id), unique_id=id, user=call.user.name, client=call.client)

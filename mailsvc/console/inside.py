@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import socket
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +27,13 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
 from mailsvc.authentication import Authenticator
+from mailsvc.client import Client, Outcome, Said, Timeouts
 from mailsvc.console.call import Backend
 from mailsvc.sasl.context import AuthSettings
+
+#: How long, in seconds, a server may take to answer.
+PATIENCE = Timeouts(connect=30, tls=30, greeting=60, hello=60, auth=60, mail=60, rcpt=60, data=60,
+                    block=60, end=180, other=60, quit=5)
 
 
 @implementer(ICredentialsChecker)
@@ -76,6 +82,28 @@ class Inside:
                 end.setblocking(False)
                 self._reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, made)
         return succeed(protocol)
+
+
+async def submit(
+    backend: Backend, account: str, client: str, sender: str, recipients: Sequence[str],
+    message: bytes, *, transcript: Callable[[Said], None] | None = None,
+) -> tuple[Outcome, ...]:
+    """Send *message* as somebody who is logged in as *account*; what became of each recipient.
+
+    :param client: the IP address that it comes from, or "".
+    :raises SendingFailure: it did not come to a transaction.
+    :raises BadArgument: something cannot be said.
+    """
+    hostname, inside = backend.settings.service.hostname, Inside(backend, account, client)
+    connected = await Client.dial(hostname, endpoint=inside, hello=hostname, timeouts=PATIENCE,
+                                  transcript=transcript, reactor=backend.reactor)
+    try:
+        await connected.auth(inside.login.account, inside.login.password, cleartext=True)
+        outcomes = await connected.send(sender, recipients, message, normalize=True)
+        await connected.quit()
+    finally:
+        connected.close()
+    return outcomes
 
 
 def _address(client: str) -> IAddress:

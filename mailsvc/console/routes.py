@@ -6,7 +6,6 @@ but those of its role are turned away is then tested (tests/test_console_roles.p
 
 from __future__ import annotations
 
-import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from mailsvc.console import (
     tracing,
 )
 from mailsvc.console.call import ADMINISTRATOR, ANYBODY, USER, Answer, Call
+from mailsvc.paths import match
 
 Handler = Callable[[Call], Awaitable[Answer]]
 
@@ -89,21 +89,10 @@ ROUTES = (
     Route("/configuration", ADMINISTRATOR, {"GET": configuration.show}),
 )
 
-_SEGMENTS = [(route, route.path.split("/")[1:]) for route in ROUTES]
-
-
 def find(path: str) -> tuple[Route, dict[str, str]] | None:
     """The route of *path*, as it stands in a request, and what its names stand for."""
-    asked = path.split("/")[1:]
-    for route, segments in _SEGMENTS:
-        if len(segments) == len(asked):
-            words: dict[str, str] = {}
-            for segment, word in zip(segments, asked, strict=True):
-                if segment.startswith("{"):
-                    words[segment.strip("{}")] = urllib.parse.unquote(word)
-                elif segment != word:
-                    break
-            else:
-                if all(words.values()):
-                    return route, words
+    for route in ROUTES:
+        words = match(route.path, path)
+        if words is not None:
+            return route, words
     return None

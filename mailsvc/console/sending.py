@@ -24,13 +24,12 @@ from mailsvc.client import (
     Outcome,
     Said,
     SendingFailure,
-    Timeouts,
     Trust,
 )
 from mailsvc.composing import Attachment, BadPart, compose
 from mailsvc.console import abroad, recipes
 from mailsvc.console.call import ADMINISTRATOR, Answer, Call, Page, Problem, Stream
-from mailsvc.console.inside import Inside
+from mailsvc.console.inside import PATIENCE, submit
 from mailsvc.console.meanings import meaning
 from mailsvc.tracing.events import is_id
 
@@ -38,9 +37,6 @@ _log = Logger("mailsvc.console")
 
 #: Most recipients of one message, and most messages that a process sends at once.
 RECIPIENTS, _AT_ONCE = 100, 20
-#: How long, in seconds, a server may take to answer.
-_PATIENCE = Timeouts(connect=30, tls=30, greeting=60, hello=60, auth=60, mail=60, rcpt=60, data=60,
-                     block=60, end=180, other=60, quit=5)
 
 #: How TLS may be used with another server.
 TLS_CHOICES: dict[TLS, str] = {
@@ -199,19 +195,14 @@ class _Sending:
 
     async def _send(self) -> tuple[Outcome, ...]:
         letter, backend = self._letter, self._call.backend
-        hostname = backend.settings.service.hostname
-        inside = None
         if self._way is None:
-            inside = Inside(backend, self._call.user.name, self._call.client)
-            connecting = Client.dial(
-                hostname, endpoint=inside, hello=hostname, timeouts=_PATIENCE,
-                transcript=self._heard, reactor=backend.reactor)
-        else:
-            connecting = Client.dial(
-                letter.host, letter.port, endpoint=self._way, tls=letter.tls,
-                trust=UNVERIFIED if letter.tls == "opportunistic" else Trust(), hello=hostname,
-                timeouts=_PATIENCE, transcript=self._heard, reactor=backend.reactor)
-        client = await connecting
+            return await submit(backend, self._call.user.name, self._call.client, letter.sender,
+                                letter.recipients, self._message, transcript=self._heard)
+        client = await Client.dial(
+            letter.host, letter.port, endpoint=self._way, tls=letter.tls,
+            trust=UNVERIFIED if letter.tls == "opportunistic" else Trust(),
+            hello=backend.settings.service.hostname, timeouts=PATIENCE, transcript=self._heard,
+            reactor=backend.reactor)
         try:
             if client.tls_failure is not None:
                 self._note(client.tls_failure.text)
@@ -219,8 +210,6 @@ class _Sending:
                 secured = client.secured
                 self._note(f"TLS: {secured.version}, {secured.cipher}"
                            + (f", {secured.flaw}" if secured.flaw else ""))
-            if inside is not None:
-                await client.auth(inside.login.account, inside.login.password, cleartext=True)
             outcomes = await client.send(letter.sender, letter.recipients, self._message)
             await client.quit()
         finally:

@@ -15,17 +15,17 @@ A bug is told as such, with its traceback in the log.
 from __future__ import annotations
 
 import urllib.parse
+from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from typing import cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IPushProducer
-from twisted.internet.protocol import connectionDone
+from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, HTTPFactory, Request, datetimeToString
+from twisted.web.http import Request, datetimeToString
 
-from mailsvc.connections import Connections, client_address
+from mailsvc.connections import Connections
 from mailsvc.console import texts
 from mailsvc.console.call import (
     ROLES,
@@ -38,6 +38,7 @@ from mailsvc.console.call import (
     Redirect,
     Stream,
 )
+from mailsvc.console.channel import THROWN, Channel, Exchange, WebFactory
 from mailsvc.console.forms import BadForm, Form, MultiPart, UrlEncoded
 from mailsvc.console.pages import Pages
 from mailsvc.console.routes import find
@@ -47,12 +48,8 @@ from mailsvc.names import DirectoryError
 
 _log = Logger("mailsvc.console")
 
-#: How long, in seconds, a browser may be silent.
-_PATIENCE = 60
 #: Largest body of who is not logged in, and how much of bodies a process holds at once, octets.
 _SMALL, _ALL = 65_536, 134_217_728
-#: How much of a body is thrown away, so that its sender hears why, before the connection is cut.
-_THROWN = 33_554_432
 
 #: What pages may do.
 POLICY = ("default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
@@ -67,93 +64,47 @@ _HEADERS = {
 }
 
 
-class ConsoleFactory(HTTPFactory):
+class ConsoleFactory(WebFactory):
     """Serves the pages over *backend*.
 
     :param connections: how many browsers there may be.
+    :param elsewhere: answers what is no page, by its path: the API.
     """
 
-    noisy = False
-
-    def __init__(self, backend: Backend, connections: Connections) -> None:
-        super().__init__(timeout=_PATIENCE, reactor=backend.reactor)
+    def __init__(self, backend: Backend, connections: Connections,
+                 elsewhere: Callable[[Request], Exchange | None]) -> None:
+        super().__init__(_Request, connections, backend.reactor)
         self.backend = backend
-        self.connections = connections
         self.pages = Pages()
-        #: Octets of bodies that are held now.
-        self.held = 0
-
-    def protocol(self) -> Any:
-        """The channel itself: Twisted's own would choose between it and HTTP/2."""
-        return _Channel()
-
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        client = "" if addr is None else client_address(addr)
-        return None if self.connections.admit(client) else super().buildProtocol(addr)
-
-    def log(self, request: Any) -> None:
-        """Nothing: a line for each request would hide those that matter."""
-
-
-class _Channel(HTTPChannel):
-    factory: ConsoleFactory
-    transport: Any
-    requestFactory: Any
-    #: Whether no further request is answered.
-    _leaving = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requestFactory = _Request
-
-    def connectionMade(self) -> None:
-        super().connectionMade()
-        self.client = client_address(self.transport.getPeer())
-        try:
-            self.factory.connections.add(self, self.client)
-        except MailFailure as failure:
-            _log.warn("refused client={client}: {reason}", client=self.client,
-                      reason=failure.text)
-            self.transport.abortConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
-        self.factory.connections.remove(self)
-
-    def requestDone(self, request: Request) -> None:
-        self.persistent = self.persistent and not self._leaving
-        super().requestDone(request)
-
-    def finish(self) -> None:
-        """The service is stopping."""
-        self._leaving = True
-        if not self.requests:
-            self.loseConnection()
-
-    def abort(self) -> None:
-        """The same, at once."""
-        self.transport.abortConnection()
+        self.elsewhere = elsewhere
 
 
 class _Request(Request):
     """One request, from its header on."""
 
-    channel: _Channel
+    channel: Channel
     _body: UrlEncoded | MultiPart | None = None
     _held = _thrown = 0
     _most = _SMALL
     #: What is wrong with it, found before it had come whole.
     _wrong: Problem | None = None
     _gone = False
+    #: Who answers it instead.
+    _exchange: Exchange | None = None
     #: What is told that the reader is gone.
     _flow: IPushProducer | None = None
 
-    def __init__(self, channel: _Channel, queued: object = None) -> None:
+    def __init__(self, channel: Channel, queued: object = None) -> None:
         super().__init__(channel)
-        self._console = channel.factory  # the channel is gone when the request is over
+        # The channel is gone when the request is over.
+        self._console = cast(ConsoleFactory, channel.factory)
 
     def gotLength(self, length: int | None) -> None:
         self.content = BytesIO()
+        self._exchange = self._console.elsewhere(self)
+        if self._exchange is not None:
+            self._exchange.begin(length)
+            return
         # Under this name Twisted would take it apart as well.
         kinds = self.requestHeaders.getRawHeaders(b"content-type") or [b""]
         self.requestHeaders.removeHeader(b"content-type")
@@ -174,9 +125,12 @@ class _Request(Request):
             self._too_large()
 
     def handleContentChunk(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._exchange.feed(data)
+            return
         if self._wrong is not None or self._body is None:
             self._thrown += len(data)
-            if self._thrown > _THROWN:
+            if self._thrown > THROWN:
                 self.channel.abort()
             return
         factory = self._console
@@ -207,6 +161,8 @@ class _Request(Request):
     def connectionLost(self, reason: Failure) -> None:
         self._gone = True
         self._let_go()
+        if self._exchange is not None:
+            self._exchange.lost()
         if self._flow is not None:
             self._flow.stopProducing()
         super().connectionLost(reason)
@@ -214,6 +170,9 @@ class _Request(Request):
     # ---- answering ----
 
     def process(self) -> None:
+        if self._exchange is not None:
+            self._exchange.end()
+            return
         answered = Deferred.fromCoroutine(self._answer())
         answered.addErrback(self._bug)
         answered.addBoth(lambda _: self._let_go())

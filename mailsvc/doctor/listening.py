@@ -29,7 +29,8 @@ _RENEWED = 14
 SECURED = ("submissions", "pop3s", "submission", "pop3", "smtp")
 
 _IMPLICIT = ("submissions", "pop3s")
-_WEB = ("http", "acme", "console")
+#: Those that HTTP is spoken on.
+_WEB = ("http", "acme", "console", "api")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from twisted.logger import LogEvent
 from mailsvc.log import CREDENTIALS, LEGACY
 from mailsvc.names import fold_domain, fold_local_part
 
-_NAMESPACES = frozenset({"mailsvc.smtp", "mailsvc.pop3", "mailsvc.queue", "mailsvc.console"})
+_NAMESPACES = frozenset({"mailsvc.smtp", "mailsvc.pop3", "mailsvc.queue", "mailsvc.console",
+                         "mailsvc.api"})
 
 #: The fields whose values events are found by: as they are, as addresses, as lists of addresses;
 #: and POP3's, whose values are unique-ids.
@@ -180,7 +181,7 @@ def is_kept(event: LogEvent) -> bool:
     namespace = event.get("log_namespace")
     if namespace not in _NAMESPACES or not ("id" in event or "connection" in event):
         return False
-    if namespace == "mailsvc.console":
+    if namespace in ("mailsvc.console", "mailsvc.api"):
         return "id" in event  # what was done with a message
     if namespace == "mailsvc.pop3":
         # Mail programs look every minute, and nearly always for nothing: that would soon be all

@@ -124,7 +124,7 @@ def _linked(entry: Entry, message: str) -> Iterator[str]:
 
 
 #: Where that is logged what is done with mail that has come.
-_OF_READERS = ("mailsvc.pop3", "mailsvc.console")
+_OF_READERS = ("mailsvc.pop3", "mailsvc.console", "mailsvc.api")
 _FACTS = ("sender", "message_id", "size", "client", "hello", "tls", "user", "connection")
 
 
@@ -245,11 +245,12 @@ def _by_pop3(entry: Entry) -> str:
             f"{fields['connection']}")
 
 
-def _by_console(phase: str) -> Tell:
+def _beside(phase: str, way: str) -> Tell:
+    """Tell of *phase*, done by another *way* than POP3."""
     def tell(entry: Entry) -> Iterator[tuple[str, str]]:
         fields = entry.fields
-        yield phase, (f"by {fields['user']} from {fields['client'] or 'this machine'} in the "
-                      "console")
+        yield phase, (f"by {fields.get('by', fields['user'])} from "
+                      f"{fields['client'] or 'this machine'} {way}")
 
     return tell
 
@@ -276,8 +277,10 @@ _TELLERS: dict[tuple[str, str], Tell] = {
     ("mailsvc.pop3", "removed "): _deleted,
     ("mailsvc.pop3", "logged out"): _as(
         "login", "{user} logged out after {retrieved} messages, {deleted} deleted: {reason}"),
-    ("mailsvc.console", "deleted "): _by_console("deleted"),
-    ("mailsvc.console", "restored "): _by_console("restored"),
+    ("mailsvc.console", "deleted "): _beside("deleted", "in the console"),
+    ("mailsvc.console", "restored "): _beside("restored", "in the console"),
+    ("mailsvc.api", "deleted "): _beside("deleted", "by the API"),
+    ("mailsvc.api", "restored "): _beside("restored", "by the API"),
     ("mailsvc.queue", "{state} recipient"): _attempt,
     ("mailsvc.queue", "not connected"): _as(
         "queue", "no connection to {host} [{address}]: {reason}"),
