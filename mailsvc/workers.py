@@ -516,7 +516,8 @@ class Supervisor(Front):
         if self._successors:
             raise CannotStart("workers for the last change are still starting; try again")
         if self.successor is not None:
-            raise CannotStart("a new program is starting, which reads the configuration by itself")
+            raise CannotStart("a new program is starting, which reads the configuration by itself; "
+                              "wait for it")
         if count(new) > len(self._rows):
             leaving = [worker for worker in self._workers if worker.leaving]
             self._tell(signal.SIGTERM, leaving)

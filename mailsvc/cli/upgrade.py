@@ -18,13 +18,14 @@ from mailsvc.localsocket import NoService
 @json_option
 @place_options
 def upgrade(as_json: bool) -> None:
-    """Let the program that is installed now take over from the running one, and wait for that.
+    """Let the program that is installed now take over.
 
-    No session is cut and no client is refused: the running program starts the new one by its own
-    command line and gives it the listening sockets; when that one serves, the former one takes no
-    more connections, and ends with its last session, or after service.drain_seconds.  If the new
-    one does not come up, the former one goes on exactly as before, and the reason is told; the
-    status is 1 then, as when no service runs.  The whole configuration is read again, too.
+    The command waits for that.  No session is cut and no client is refused: the running program
+    starts the new one by its own command line and gives it the listening sockets; when that one
+    serves, the former one takes no more connections, and ends with its last session, or after
+    service.drain_seconds.  If the new one does not come up, the former one goes on exactly as
+    before, and the reason is told; the status is 1 then, as when no service runs.  The whole
+    configuration is read again, too.
 
     With --json it is an object: pid and version of the program that serves now, or null; and
     refused, the reasons.
