@@ -238,7 +238,8 @@ def test_an_endpoint_that_fails_in_another_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, fail(RuntimeError("no onions today")))
-    assert refusal(settings(tmp_path, pop3=[])).endswith(f"smtp on {ANY}: no onions today")
+    assert refusal(settings(tmp_path, pop3=[])).endswith(
+        f"smtp on {ANY}: no onions today; choose another endpoint, or see to that")
 
 
 @with_reactor
