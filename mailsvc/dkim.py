@@ -19,7 +19,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,16 +206,23 @@ class Signer:
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
 
-    def keys_for(self, message: bytes, reverse_domain: str) -> list[Key]:
+    def at_once(self) -> Callable[[bytes, str], bytes]:
+        """As :meth:`sign`, for messages that leave together: looks at a domain's keys but once."""
+        return functools.partial(self.sign, of=functools.cache(self._keys.of))
+
+    def keys_for(self, message: bytes, reverse_domain: str,
+                 of: Callable[[str], list[Key]] | None = None) -> list[Key]:
         """The active keys for *message*, whose reverse-path is of *reverse_domain*.
 
+        :param of: tells the keys of a domain; by default whoever has them now.
         :raises OSError: keys cannot be looked at.
         """
+        of = of or self._keys.of
         for domain in dict.fromkeys((_author_domain(message), fold_domain(reverse_domain))):
             labels = domain.split(".")
             # A registry's own suffix has no keys here, so going up is harmless.
             for start in range(len(labels) - 1):
-                active = [key for key in self._keys.of(".".join(labels[start:])) if key.active]
+                active = [key for key in of(".".join(labels[start:])) if key.active]
                 if active:
                     return active
         return []
@@ -224,10 +231,14 @@ class Signer:
         """Whether any domain is signed for; raises as :meth:`Keys.of` does."""
         return any(key.active for key in self._keys.all())
 
-    def sign(self, message: bytes, reverse_domain: str) -> bytes:
-        """The signature fields to send before *message*; empty when there is no key for it."""
+    def sign(self, message: bytes, reverse_domain: str,
+             of: Callable[[str], list[Key]] | None = None) -> bytes:
+        """The signature fields to send before *message*; empty when there is no key for it.
+
+        Parameters as of :meth:`keys_for`.
+        """
         fields = []
-        for key in self.keys_for(message, reverse_domain):
+        for key in self.keys_for(message, reverse_domain, of):
             signing = dkimpy.DKIM(message, signature_algorithm=f"{key.algorithm}-sha256".encode())
             there = [name.lower() for name, _ in signing.headers]
             included = [name for name in SIGNED for _ in range(there.count(name) + 1)]

@@ -441,7 +441,7 @@ class MailService(Front):
                               hostname, reactor)
             return Attempts(queue.spool, threads, carrier, Routes(settings.relay, router.kept),
                             Schedule(settings.queue), reports, router.srs, reactor,
-                            signer.sign, Local(router, store, queue), self._share)
+                            signer.at_once, Local(router, store, queue), self._share)
 
         queue.reports = reports = Reports(
             router, store, queue, hostname, settings.queue.language, reactor.seconds,

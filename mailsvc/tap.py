@@ -133,13 +133,13 @@ def makeService(options: Options) -> MailService | Supervisor:
     service.origin = Origin(command(), os.getcwd(), twistd.get("pidfile") or "", let_go)
     StopSignals().serve(reactor, service.hurry)
     if file is not None:
-        service.log_observer = log.observer(settings.log, cast(IO[str], file))
+        service.log_observer = log.observer(settings.log, log.ByTurns(cast(IO[str], file)))
         # As twistd does: SIGUSR1 begins a new file, unless somebody else has a use for it.
         if not signal.getsignal(signal.SIGUSR1):
             rotate = service.rotate_log if isinstance(service, Supervisor) else file.rotate
             signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(rotate))
     elif not (twistd.get("logger") or twistd.get("syslog")):
-        service.log_observer = log.observer(settings.log, sys.stdout)
+        service.log_observer = log.observer(settings.log, log.ByTurns(sys.stdout))
     if signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:
         signal.signal(signal.SIGUSR2,
                       lambda *_: reactor.callFromThread(service.upgrade_by_signal))

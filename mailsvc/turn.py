@@ -18,11 +18,14 @@ _log = Logger()
 _due: list[Callable[[], object]] = []
 
 
-def at_end_of_turn(reactor: Any, act: Callable[[], object]) -> None:
-    """Do *act* when the present turn of *reactor* is over; in the reactor's thread alone."""
+def at_end_of_turn(reactor: Any, act: Callable[[], object], *, first: bool = False) -> None:
+    """Do *act* when the present turn of *reactor* is over; in the reactor's thread alone.
+
+    :param first: before whatever else is to be done then.
+    """
     if not _due:
         reactor.callLater(0, _end)
-    _due.append(act)
+    _due.insert(0 if first else len(_due), act)
 
 
 def _end() -> None:

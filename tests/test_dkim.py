@@ -252,3 +252,21 @@ def test_opendkim_verifies(
          json.dumps({key.name: [f"TXT {key.record}"]}), str(tmp_path / "message")],
         capture_output=True, timeout=60, check=False)
     assert (done.returncode != 0) is changed, done
+
+
+def test_messages_that_leave_together_look_once_at_the_keys(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[str] = []
+    of = keys.of
+
+    def watched(domain: str) -> list[Key]:
+        looked.append(domain)
+        return of(domain)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keys, "of", watched)
+        sign = Signer(keys).at_once()
+        signed = [sign(MESSAGE, "example.org") + MESSAGE for _ in range(2)]
+    assert looked == ["example.org"]
+    assert [verified(keys, each) for each in signed] == [[True, True]] * 2

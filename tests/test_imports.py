@@ -153,7 +153,7 @@ MAY_IMPORT = {
     "transport": ["turn"],
     "succession": [],
     "listeners": ["transport"],
-    "log": ["settings"],
+    "log": ["settings", "turn"],
     "config": [*PARTS, "console.limits", "toml", "mistakes", "log", "tracing.limits"],
     "front": ["acme.files", "acme.page", "config", "control", "gathering", "history", "listeners",
               "monitor", "succession", "systemd"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 from twisted.logger import (
     FilteringLogObserver,
     ILogObserver,
@@ -26,6 +28,7 @@ from twisted.python import log as legacy
 from zope.interface.verify import verifyObject
 
 from mailsvc.log import (
+    ByTurns,
     LogSettings,
     SharedLogFile,
     json_line,
@@ -34,6 +37,7 @@ from mailsvc.log import (
     text_line,
     text_to_stdout,
 )
+from mailsvc.turn import at_end_of_turn
 
 HOSTILE = ("x\n2026-01-01T00:00:00.000+00:00 info  mailsvc: forged", "\r\n", "\x1b[2J\x1b]0;t\x07",
            "\x00", "\x7f\x85\x9b1m", "\u2028\u2029", "\u202egnp.exe", "\ud800", "{password}", "%s",
@@ -254,3 +258,136 @@ def test_a_log_file_that_logrotate_has_moved(tmp_path: Path) -> None:
     file.close()
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {
         "log.1": "one\n", "log-20261128": "two\n", "log-20261129": "three\n", "log": "four\n"}
+
+
+# ---- by turns -----------------------------------------------------------------------------------
+
+
+class Writes:
+    """A stream that keeps what it was given at a time, or takes nothing."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.full = False
+
+    def write(self, text: str) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.taken.append(text)
+
+    def flush(self) -> None:
+        pass
+
+
+class Turning(Clock):
+    """A reactor that runs, and what it is to do when it stops."""
+
+    running = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.triggers: list[Any] = []
+
+    def addSystemEventTrigger(self, phase: str, event: str, act: Any) -> None:
+        assert (phase, event) == ("during", "shutdown")
+        self.triggers.append(act)
+
+    def stop(self) -> None:
+        self.running = False
+        for act in self.triggers:
+            act()
+
+
+@pytest.fixture
+def turning(monkeypatch: pytest.MonkeyPatch) -> Turning:
+    reactor = Turning()
+    monkeypatch.setitem(sys.modules, "twisted.internet.reactor", reactor)
+    monkeypatch.setattr("mailsvc.log.isInIOThread", lambda: True)
+    monkeypatch.setattr("mailsvc.turn._due", [])
+    return reactor
+
+
+def by_turns() -> tuple[ByTurns, Writes]:
+    stream: Any = Writes()
+    return ByTurns(stream), stream
+
+
+def test_the_lines_of_a_turn_are_written_at_once_before_what_else_ends_it(turning: Turning) -> None:
+    lines, stream = by_turns()
+    seen: list[list[str]] = []
+    at_end_of_turn(turning, lambda: seen.append(list(stream.taken)))
+    lines.write("one\n")
+    lines.write("two\n")
+    assert not stream.taken
+    turning.advance(0)
+    assert stream.taken == ["one\ntwo\n"] == seen[0]
+    lines.write("three\n")
+    turning.advance(0)
+    assert stream.taken == ["one\ntwo\n", "three\n"]
+
+
+def test_a_turn_without_an_end_writes_too_and_what_is_said_after_it(turning: Turning) -> None:
+    lines, stream = by_turns()
+    lines.write("last\n")
+    turning.stop()
+    lines.write("afterwards\n")
+    assert stream.taken == ["last\n", "afterwards\n"]
+    turning.advance(0)
+    assert len(stream.taken) == 2
+
+
+def test_another_thread_writes_at_once_behind_what_was_before(
+    turning: Turning, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines, stream = by_turns()
+    lines.write("before\n")
+    monkeypatch.setattr("mailsvc.log.isInIOThread", lambda: False)
+    lines.write("from a thread\n")
+    assert "".join(stream.taken) == "before\nfrom a thread\n"
+    turning.advance(0)
+    assert len(stream.taken) == 1
+
+
+def test_no_reactor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "twisted.internet.reactor", raising=False)
+    lines, stream = by_turns()
+    lines.write("at once\n")
+    assert stream.taken == ["at once\n"]
+
+
+def test_many_lines_in_pieces_that_a_pipe_takes_whole(turning: Turning) -> None:
+    lines, stream = by_turns()
+    given = ["ü" * 700 + f"{n}\n" for n in range(9)] + ["y" * 5000 + "\n", "end\n"]
+    for line in given:
+        lines.write(line)
+    turning.advance(0)
+    assert "".join(stream.taken) == "".join(given)
+    assert all(piece.endswith("\n") for piece in stream.taken)
+    # Two of 1,402 octets each go into 4,096, the one of 5,001 into none.
+    assert [len(piece.encode()) for piece in stream.taken] == [*[2804] * 4, 1402, 5001, 4]
+
+
+def test_a_full_disk_loses_lines_and_nothing_else(turning: Turning) -> None:
+    lines, stream = by_turns()
+    stream.full = True
+    lines.write("lost\n")
+    turning.advance(0)
+    assert not turning.getDelayedCalls()  # nothing that would fail in each turn to come
+    stream.full = False
+    lines.write("found\n")
+    turning.advance(0)
+    assert stream.taken == ["found\n"]
+
+
+def test_a_process_that_was_forked_writes_none_of_its_parents_lines(turning: Turning) -> None:
+    lines, stream = by_turns()
+    lines.write("the parent's\n")
+    pid = os.fork()
+    if not pid:
+        # Its own turn: mailsvc.turn has forgotten the parent's.
+        lines.write("mine\n")
+        turning.advance(0)
+        os._exit(0 if stream.taken == ["mine\n"] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    turning.advance(0)
+    assert stream.taken == ["the parent's\n"]

@@ -434,7 +434,7 @@ def _run(
     from twisted.internet import reactor as installed  # noqa: PLC0415 - it installs one
 
     reactor: Any = installed
-    globalLogBeginner.beginLoggingTo([log.observer(settings.log, sys.stderr)],
+    globalLogBeginner.beginLoggingTo([log.observer(settings.log, log.ByTurns(sys.stderr))],
                                      redirectStandardIO=False)
     problems: list[Failure] = []
 

@@ -110,14 +110,15 @@ class Attempts:
     """The attempts that this process makes.
 
     :param srs: rewrites the sender of forwarded mail.
-    :param sign: makes the signatures of what our users send, in a thread; or None.
+    :param signing: gives what makes the signatures of what our users send, for messages that are
+        read at the same time, in a thread; or None.
     :param local: delivers what was held for mailboxes here; None where nothing is held.
     :param share: where attempts are counted.
     """
 
     def __init__(self, spool: Spool, threads: Threads, carrier: Carrier, routes: Routes,
                  schedule: Schedule, reports: Reports, srs: SRS, clock: Any,
-                 sign: Sign | None = None, local: Local | None = None,
+                 signing: Callable[[], Sign] | None = None, local: Local | None = None,
                  share: Share | None = None) -> None:
         self._spool = spool
         self._threads = threads
@@ -127,7 +128,7 @@ class Attempts:
         self._reports = reports
         self._srs = srs
         self._clock = clock
-        self._sign = sign
+        self._signing = signing
         self._local = local
         self._opening: Together[str, _Opened] = Together(threads, self._open_all, goes=2)
         self._saving: Together[QueuedMessage, None] = Together(threads, self._save_all)
@@ -260,15 +261,16 @@ class Attempts:
 
     def _open_all(self, ids: Sequence[str]) -> list[_Opened | Exception]:
         found: list[_Opened | Exception] = []
+        sign = self._signing() if self._signing is not None else None
         for id in ids:
             # What one of them fails by must not keep the others claimed.
             try:
-                found.append(self._claim_and_open(id))
+                found.append(self._claim_and_open(id, sign))
             except Exception as problem:
                 found.append(problem)
         return found
 
-    def _claim_and_open(self, id: str) -> _Opened:
+    def _claim_and_open(self, id: str, sign: Sign | None) -> _Opened:
         """As :meth:`_open`, and it is claimed, unless this raises.
 
         :raises _Taken, _SetAside: beside what that does.
@@ -276,7 +278,7 @@ class Attempts:
         if not self._spool.claims.take(id):
             raise _Taken
         try:
-            return self._open(id)
+            return self._open(id, sign)
         except BaseException as problem:
             try:
                 if isinstance(problem, Unreadable):
@@ -285,17 +287,15 @@ class Attempts:
             finally:
                 self._spool.claims.give_back(id)
 
-    def _open(self, id: str) -> _Opened:
+    def _open(self, id: str, sign: Sign | None) -> _Opened:
         """The message, and if it is our user's its signatures."""
         message, stream = self._spool.open(id)
         content = Content(stream)
         message.size = content.size
         message.tls_optional = _TLS_OPTIONAL.search(content.head(HEADER_OCTETS)) is not None
-        sign = (self._sign is not None and message.account and not message.held
-                and message.waiting)
-        prefix = self._sign(  # type: ignore[misc]
-            content.whole(), message.reverse_path.domain) if sign else b""
-        return message, content, prefix
+        if sign is None or not message.account or message.held or not message.waiting:
+            return message, content, b""
+        return message, content, sign(content.whole(), message.reverse_path.domain)
 
     def _ways(self, message: QueuedMessage, fetching: Fetching | None = None
               ) -> dict[tuple[Hop | None, Address], list[QueuedRecipient]]:
