@@ -108,10 +108,7 @@ def rounds(directory: Path, number: int) -> Counted:
             if service.process.poll() is None and sys.exc_info()[0] is not None:
                 service.kill()
         with service:
-            deadline = time.monotonic() + 60
-            while queued(service):
-                assert time.monotonic() < deadline, service.log.read_text()[-4000:]
-                time.sleep(0.05)
+            empties(service)
         seen: dict[str, int] = {}
         for place, name in enumerate(sent_to(there)):
             first = seen.setdefault(name, place)
@@ -122,6 +119,21 @@ def rounds(directory: Path, number: int) -> Counted:
         assert seen.keys() <= counted.sent
         assert not counted.acknowledged - seen.keys(), "acknowledged, and lost"
     return counted
+
+
+def empties(service: Service) -> None:
+    """Wait until its queue is empty, as long as messages leave it; ten minutes at most.
+
+    The exchanger takes a few hundred a second, and many rounds leave thousands.
+    """
+    end = time.monotonic() + 600
+    left, deadline = len(queued(service)), time.monotonic() + 60
+    while left:
+        time.sleep(0.05)
+        before, left = left, len(queued(service))
+        now = time.monotonic()
+        deadline = now + 60 if left < before else deadline
+        assert now < min(deadline, end), service.log.read_text()[-4000:]
 
 
 def backlog(directory: Path, messages: int) -> set[str]:
