@@ -30,12 +30,15 @@ from pathlib import Path
 from mailsvc.mail import Address, new_id
 from mailsvc.queue.message import QueuedMessage, QueuedRecipient, envelope_line, state_line
 from mailsvc.queue.spool import Ownership, Spool
+from tests.curves import plot
 from tests.daemons import Postfix, free_port, wait_for
 from tests.service import Service
 
 MESSAGE = b"Subject: load\r\n\r\n" + (b"x" * 70 + b"\r\n") * 55
 #: Connections to the sink, and messages over each: the same for both.
 CONNECTIONS = 20
+#: How often what it costs to wait is looked at.
+LOOKS = 5
 
 
 def fill(directory: Path, messages: int, domains: int, wait: float) -> None:
@@ -87,8 +90,16 @@ def resident(pids: list[int]) -> float:
     return octets / 2**20
 
 
-def waiting(place: Path, messages: int, seconds: float) -> tuple[float, float, float]:
-    """With *messages* that wait: seconds until they are known, MiB, CPU milliseconds a second."""
+def running(pids: list[int]) -> float:
+    """How long the threads of *pids* that there are have run so far, in milliseconds, exactly."""
+    return sum(int(path.read_text().split()[0]) for pid in pids
+               for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e6
+
+
+def waiting(place: Path, messages: int, seconds: float) -> tuple[float, float, list[float]]:
+    """With *messages* that wait: seconds until they are known, MiB, and CPU milliseconds a second
+    in each of some looks.
+    """
     directory = place / f"waiting-{messages}"
     fill(directory, messages, 1000, 3600)
     begun = time.monotonic()
@@ -104,11 +115,13 @@ def waiting(place: Path, messages: int, seconds: float) -> tuple[float, float, f
             time.sleep(1)
             if cpu(service.pids()) - before < 0.1:
                 break
-        before = cpu(service.pids())
-        time.sleep(seconds)
-        used = (cpu(service.pids()) - before) / seconds * 1000
+        used = []
+        for _ in range(LOOKS):
+            before = running(service.pids())
+            time.sleep(seconds)
+            used.append((running(service.pids()) - before) / seconds)
         memory = resident(service.pids())
-    return known, memory, used
+    return known, memory, sorted(used)
 
 
 @contextmanager
@@ -209,8 +222,10 @@ def both(place: Path, messages: int, workers: int
 def main() -> None:
     """Measure what the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m tests.queue_load", description=__doc__)
-    parser.add_argument("--sizes", default="1000,10000,100000", help="of queues that wait")
-    parser.add_argument("--seconds", type=float, default=20, help="how long they are looked at")
+    parser.add_argument("--sizes", default="1000,3000,10000,30000,100000",
+                        help="of queues that wait")
+    parser.add_argument("--seconds", type=float, default=5, help="how long is each look at them")
+    parser.add_argument("--plot", type=Path, help="draw there, in SVG, what it costs to wait")
     parser.add_argument("--messages", type=int, default=5000, help="in queues that run empty")
     parser.add_argument("--rounds", type=int, default=3, help="of those")
     parser.add_argument("--alone", action="store_true", help="without Postfix")
@@ -219,8 +234,16 @@ def main() -> None:
         place = Path(name)
         if given.sizes:
             table("messages that wait", "known after, s", "memory, MiB", "CPU, ms a second")
-            for size in map(int, given.sizes.split(",")):
-                row(f"{size:,}", *(f"{value:.2f}" for value in waiting(place, size, given.seconds)))
+            sizes = [int(size) for size in given.sizes.split(",")]
+            looks: list[tuple[float, float, float]] = []
+            for size in sizes:
+                known, memory, used = waiting(place, size, given.seconds)
+                row(f"{size:,}", f"{known:.2f}", f"{memory:.0f}",
+                    f"{statistics.median(used):.2f} ({used[0]:.2f}-{used[-1]:.2f})")
+                looks.append((1000 * statistics.median(used), 1000 * used[0], 1000 * used[-1]))
+            if given.plot:
+                given.plot.write_text(plot([
+                    ("CPU, µs a second, by messages that wait", sizes, looks)]))
         servers: dict[str, Callable[[], tuple[tuple[float, float], tuple[float, float]]]] = {
             f"mailsvc, {name}": partial(both, place, given.messages, workers)
             for workers, name in ((1, "1 process"), (2, "2 processes"))}

@@ -18,6 +18,7 @@ from mailsvc.mail import Address, new_id
 from tests.bench.load import run
 from tests.bench.messages import Template
 from tests.bench.smtp_load import Sending
+from tests.curves import plot
 from tests.queue_load import cpu
 from tests.service import Service
 
@@ -28,8 +29,6 @@ ACCOUNTS = (10, 1_000, 10_000, 100_000)
 MAILDIRS, CLIENTS = 100, 20
 ROUNDS, SECONDS = 3, 2.0
 _TEXT = b"Subject: stored\r\n\r\n" + b"x" * 70 + b"\r\n"
-
-_WIDTH, _HEIGHT, _LEFT, _TOP = 360, 200, 60, 40
 
 
 def fill(directory: Path, stored: int, accounts: int) -> None:
@@ -84,36 +83,6 @@ def table(heading: str, counts: Sequence[int],
             for count, (median, least, most) in zip(counts, figures, strict=True)]
     return "\n".join([".. list-table::", "   :header-rows: 1", "   :widths: 40 30 30", "",
                       f"   * - {heading}", "     - CPU, µs a message", "     - range", *rows, ""])
-
-
-def plot(panels: Sequence[tuple[str, Sequence[int], Sequence[tuple[float, float, float]]]]) -> str:
-    """The same as lines over a logarithmic axis, in SVG."""
-    top = 1.2 * max(most for _, _, figures in panels for _, _, most in figures)
-    parts = []
-    for column, (heading, counts, figures) in enumerate(panels):
-        left = _LEFT + column * (_WIDTH + _LEFT)
-        width = _WIDTH / max(1, len(counts) - 1)
-        points = [(left + n * width, _TOP + _HEIGHT * (1 - median / top))
-                  for n, (median, _, _) in enumerate(figures)]
-        parts += [f'<text class="title" x="{left}" y="20">{heading}</text>',
-                  f'<path class="axis" d="M{left},{_TOP} v{_HEIGHT} h{_WIDTH}"/>',
-                  '<path class="line" d="M' + " L".join(f"{x:.0f},{y:.0f}" for x, y in points)
-                  + '"/>']
-        for (x, y), count, (median, least, most) in zip(points, counts, figures, strict=True):
-            high, low = (_TOP + _HEIGHT * (1 - value / top) for value in (most, least))
-            parts += [f'<path class="range" d="M{x:.0f},{high:.0f} V{low:.0f}"/>',
-                      f'<text x="{x:.0f}" y="{_TOP + _HEIGHT + 18}" text-anchor="middle">{count:,}'
-                      '</text>',
-                      f'<text x="{x:.0f}" y="{y - 14:.0f}" text-anchor="middle">{median:.0f}'
-                      '</text>']
-    width, height = _LEFT + len(panels) * (_WIDTH + _LEFT), _TOP + _HEIGHT + 30
-    return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="img">',
-        "<style>text { font: 12px system-ui, sans-serif; fill: #222 } .title { font-weight: 600 }",
-        ".axis, .range { stroke: #4a5560; fill: none } "
-        ".line { stroke: #2f6f9f; stroke-width: 2; fill: none }</style>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>', *parts, "</svg>", ""])
 
 
 def main() -> None:
