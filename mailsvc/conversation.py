@@ -45,6 +45,7 @@ from zope.interface import Interface, implementer
 from mailsvc import figures
 from mailsvc.authentication import Authenticator, Who
 from mailsvc.connections import Connections, client_address, traffic
+from mailsvc.deadline import FOREVER, Deadline
 from mailsvc.errors import MailFailure, TemporaryFailure
 from mailsvc.figures import Share
 from mailsvc.handshake import TLSState, describe
@@ -57,10 +58,6 @@ from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 LINGER = 10.0
 #: The same when the service is stopping.
 _LAST_WORD = 1.0
-#: A deadline while no time runs.
-FOREVER = float("inf")
-#: How often, in seconds, to look at the clock while no time runs.
-_LOOK = 300.0
 #: The longest that one turn waits for its answers in the tarpit, in seconds.
 _MOST_DELAY = 5.0
 #: How often, in seconds, to tell of one client that it may not connect; and of how many to know.
@@ -88,6 +85,7 @@ class Conversation(Protocol):
         ``waiting``, ``buffered``, ``exchanging``, ``errors``, ``commands``, ``tls_active`` and
         ``tls_started``.
     :ivar writable: whether the peer takes what it is sent.
+    :ivar deadline: when patience ends.
     :cvar handlers: event class -> method.
     :cvar avatar: what a login is for.
     """
@@ -98,6 +96,7 @@ class Conversation(Protocol):
     # Any: a TCP, TLS or Unix transport, and each has more than ITransport.
     transport: Any
     session: Any
+    deadline: Deadline
     avatar: type[Interface]
     id = ""
     client = ""
@@ -125,8 +124,6 @@ class Conversation(Protocol):
     _tls: TLSState | None = None
     #: Who logs in, or has.
     _user = ""
-    #: When patience ends, and when the clock is looked at next.
-    _deadline = _alarm = FOREVER
 
     # ---- for the subclass to say ----
 
@@ -168,8 +165,8 @@ class Conversation(Protocol):
         if set_no_delay is not None:
             set_no_delay(True)
         self._braked = not factory.connections.exempts(self.client)
+        self.deadline = Deadline(factory.clock, self.time_is_up)
         self.session = self.open_session(ISSLTransport.providedBy(self.transport))
-        self._start_timer()
         self.transport.registerProducer(self, True)
         refusal = None
         factory.open.add(1)
@@ -211,8 +208,7 @@ class Conversation(Protocol):
         self._connected = False
         if self._heir is not None:
             self._heir.lost()
-        if self._timer.active():
-            self._timer.cancel()
+        self.deadline.stop()
         if self._held is not None:
             self._held.cancel()
         self.factory.connections.remove(self)
@@ -468,34 +464,6 @@ class Conversation(Protocol):
         self.log.failure("{connection} is cut off", failure, connection=self.id)
         self._cut_off("internal error")
 
-    # ---- time ----
-
-    def _wait_until(self, deadline: float) -> None:
-        """Set the deadline.
-
-        The timer is not moved for a later one, which comes with every command, but finds out when
-        it fires.
-        """
-        self._deadline = deadline
-        if deadline < self._alarm and self._timer.active():
-            # Not reset(), which looks for it among the timers of all connections.
-            self._timer.cancel()
-            self._start_timer()
-
-    def _look_at_the_clock(self) -> None:
-        clock = self.factory.clock
-        if clock.seconds() >= self._deadline:
-            self.time_is_up(clock.seconds())
-        if self._connected:
-            self._start_timer()
-
-    def _start_timer(self) -> None:
-        clock = self.factory.clock
-        now = clock.seconds()
-        wait = min(max(0.0, self._deadline - now), _LOOK)
-        self._alarm = now + wait
-        self._timer = clock.callLater(wait, self._look_at_the_clock)
-
     # ---- the end ----
 
     def bequeath(self, heir: Heir) -> None:
@@ -506,7 +474,7 @@ class Conversation(Protocol):
         """
         self._flush()
         self._heir = heir
-        self._wait_until(FOREVER)
+        self.deadline.move(FOREVER)
         self.transport.unregisterProducer()
         if self._input_ended:
             heir.lost()
@@ -527,7 +495,7 @@ class Conversation(Protocol):
         self._flush()
         self._closing = True
         seconds = _LAST_WORD if self._last else self.patience() if asked else LINGER
-        self._wait_until(self.factory.clock.seconds() + seconds)
+        self.deadline.move(self.factory.clock.seconds() + seconds)
         self.transport.unregisterProducer()
         # TLS has to read to its end, too.
         if not self._reading and not self._input_ended:
@@ -543,6 +511,7 @@ class Conversation(Protocol):
     def _cut_off(self, reason: str) -> None:
         """End the connection at once, for *reason*; nothing more is read, said or asked."""
         self._connected = False
+        self.deadline.stop()
         self.transport.abortConnection()
 
     def finish(self) -> None:
