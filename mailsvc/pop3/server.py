@@ -38,9 +38,10 @@ from twisted.python.failure import Failure
 from mailsvc import figures
 from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections
-from mailsvc.conversation import Conversation, ConversationFactory
+from mailsvc.conversation import Conversation
 from mailsvc.credentials import Attempt, Digest, Password
 from mailsvc.errors import MailFailure, SomeNotRemoved, TemporaryFailure
+from mailsvc.factory import ConversationFactory
 from mailsvc.figures import Share
 from mailsvc.interfaces import IMaildrop
 from mailsvc.mail import new_id

@@ -25,10 +25,11 @@ from twisted.python.failure import Failure
 
 from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections, peer_uid
-from mailsvc.conversation import Conversation, ConversationFactory
+from mailsvc.conversation import Conversation
 from mailsvc.credentials import Attempt
 from mailsvc.deadline import FOREVER
 from mailsvc.errors import MailFailure, NothingWaits, TurnInUse
+from mailsvc.factory import ConversationFactory
 from mailsvc.figures import Share
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter, ISubmitter
 from mailsvc.mail import Address, Envelope
