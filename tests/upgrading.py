@@ -138,8 +138,11 @@ class Program:
         return self.log.read_text() if self.log.exists() else ""
 
     def address(self, kind: str) -> tuple[str, int]:
-        found = re.search(rf"\b{kind} listens on 127\.0\.0\.1:(\d+)", self.text())
-        assert found, self.text()
+        # What a turn logs is written at its end, and systemd may have heard before.
+        pattern = rf"\b{kind} listens on 127\.0\.0\.1:(\d+)"
+        until(lambda: re.search(pattern, self.text()) is not None)
+        found = re.search(pattern, self.text())
+        assert found is not None
         return "127.0.0.1", int(found[1])
 
     @property
