@@ -22,7 +22,6 @@ from __future__ import annotations
 import os
 import typing
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar
 
@@ -32,23 +31,19 @@ from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     IHalfCloseableProtocol,
-    IOpenSSLServerConnectionCreator,
     IPushProducer,
-    IReactorTime,
     ISSLTransport,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
-from mailsvc import figures
-from mailsvc.authentication import Authenticator, Who
-from mailsvc.connections import Connections, client_address, traffic
+from mailsvc.authentication import Who
+from mailsvc.connections import client_address, traffic
+from mailsvc.deadline import FOREVER, Deadline
 from mailsvc.errors import MailFailure, TemporaryFailure
-from mailsvc.figures import Share
 from mailsvc.handshake import TLSState, describe
-from mailsvc.log import Log
 from mailsvc.mail import new_id, time_of
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
@@ -57,15 +52,8 @@ from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 LINGER = 10.0
 #: The same when the service is stopping.
 _LAST_WORD = 1.0
-#: A deadline while no time runs.
-FOREVER = float("inf")
-#: How often, in seconds, to look at the clock while no time runs.
-_LOOK = 300.0
 #: The longest that one turn waits for its answers in the tarpit, in seconds.
 _MOST_DELAY = 5.0
-#: How often, in seconds, to tell of one client that it may not connect; and of how many to know.
-_TELL_AGAIN = 60.0
-_REFUSED = 1000
 
 
 class Heir(typing.Protocol):
@@ -88,6 +76,7 @@ class Conversation(Protocol):
         ``waiting``, ``buffered``, ``exchanging``, ``errors``, ``commands``, ``tls_active`` and
         ``tls_started``.
     :ivar writable: whether the peer takes what it is sent.
+    :ivar deadline: when patience ends.
     :cvar handlers: event class -> method.
     :cvar avatar: what a login is for.
     """
@@ -98,6 +87,7 @@ class Conversation(Protocol):
     # Any: a TCP, TLS or Unix transport, and each has more than ITransport.
     transport: Any
     session: Any
+    deadline: Deadline
     avatar: type[Interface]
     id = ""
     client = ""
@@ -125,8 +115,6 @@ class Conversation(Protocol):
     _tls: TLSState | None = None
     #: Who logs in, or has.
     _user = ""
-    #: When patience ends, and when the clock is looked at next.
-    _deadline = _alarm = FOREVER
 
     # ---- for the subclass to say ----
 
@@ -168,8 +156,8 @@ class Conversation(Protocol):
         if set_no_delay is not None:
             set_no_delay(True)
         self._braked = not factory.connections.exempts(self.client)
+        self.deadline = Deadline(factory.clock, self.time_is_up)
         self.session = self.open_session(ISSLTransport.providedBy(self.transport))
-        self._start_timer()
         self.transport.registerProducer(self, True)
         refusal = None
         factory.open.add(1)
@@ -211,8 +199,7 @@ class Conversation(Protocol):
         self._connected = False
         if self._heir is not None:
             self._heir.lost()
-        if self._timer.active():
-            self._timer.cancel()
+        self.deadline.stop()
         if self._held is not None:
             self._held.cancel()
         self.factory.connections.remove(self)
@@ -468,34 +455,6 @@ class Conversation(Protocol):
         self.log.failure("{connection} is cut off", failure, connection=self.id)
         self._cut_off("internal error")
 
-    # ---- time ----
-
-    def _wait_until(self, deadline: float) -> None:
-        """Set the deadline.
-
-        The timer is not moved for a later one, which comes with every command, but finds out when
-        it fires.
-        """
-        self._deadline = deadline
-        if deadline < self._alarm and self._timer.active():
-            # Not reset(), which looks for it among the timers of all connections.
-            self._timer.cancel()
-            self._start_timer()
-
-    def _look_at_the_clock(self) -> None:
-        clock = self.factory.clock
-        if clock.seconds() >= self._deadline:
-            self.time_is_up(clock.seconds())
-        if self._connected:
-            self._start_timer()
-
-    def _start_timer(self) -> None:
-        clock = self.factory.clock
-        now = clock.seconds()
-        wait = min(max(0.0, self._deadline - now), _LOOK)
-        self._alarm = now + wait
-        self._timer = clock.callLater(wait, self._look_at_the_clock)
-
     # ---- the end ----
 
     def bequeath(self, heir: Heir) -> None:
@@ -506,7 +465,7 @@ class Conversation(Protocol):
         """
         self._flush()
         self._heir = heir
-        self._wait_until(FOREVER)
+        self.deadline.move(FOREVER)
         self.transport.unregisterProducer()
         if self._input_ended:
             heir.lost()
@@ -527,7 +486,7 @@ class Conversation(Protocol):
         self._flush()
         self._closing = True
         seconds = _LAST_WORD if self._last else self.patience() if asked else LINGER
-        self._wait_until(self.factory.clock.seconds() + seconds)
+        self.deadline.move(self.factory.clock.seconds() + seconds)
         self.transport.unregisterProducer()
         # TLS has to read to its end, too.
         if not self._reading and not self._input_ended:
@@ -543,6 +502,7 @@ class Conversation(Protocol):
     def _cut_off(self, reason: str) -> None:
         """End the connection at once, for *reason*; nothing more is read, said or asked."""
         self._connected = False
+        self.deadline.stop()
         self.transport.abortConnection()
 
     def finish(self) -> None:
@@ -568,84 +528,3 @@ def _place(address: IAddress) -> str:
         return os.fsdecode(name) if name else ""
     port = getattr(address, "port", 0)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class Refusal(Protocol):
-    """A connection that is told *reason*, and no more: nothing is kept of it."""
-
-    def __init__(self, reason: bytes) -> None:
-        self._reason = reason
-
-    def connectionMade(self) -> None:
-        self.transport.write(self._reason)  # type: ignore[union-attr]
-        self.transport.loseConnection()  # type: ignore[union-attr]
-
-
-class ConversationFactory(Factory):
-    """Builds the conversations of one service's listeners for one protocol; holds their limits.
-
-    :param settings: the protocol's section; has the limits on connections.
-    :param clock: the reactor, or a Clock.
-    :param tls: the context for STARTTLS or STLS, or None not to offer it.
-    :param connections: those of its protocol, when several factories share a limit.
-    :param authenticator: logs clients in.
-    :param share: where is counted.
-    :param protocol: what it is called there.
-    :cvar login_protocol: what a login is for, as in :class:`mailsvc.credentials.Attempt`.
-    :cvar namespace: what the log lines of its connections begin with.
-    """
-
-    noisy = False
-    namespace: ClassVar[str]
-    login_protocol: ClassVar[str]
-
-    def __init__(
-        self,
-        settings: Any,
-        hostname: str,
-        clock: IReactorTime,
-        tls: IOpenSSLServerConnectionCreator | None = None,
-        connections: Connections | None = None,
-        authenticator: Authenticator | None = None,
-        *, share: Share, protocol: str,
-    ) -> None:
-        self.authenticator = authenticator
-        self.protocol_name = protocol
-        self.sessions = share.count(figures.SESSIONS, protocol)
-        self.turned_away = share.count(figures.TURNED_AWAY, protocol)
-        self.open = share.level(figures.CONNECTIONS, protocol)
-        self.settings = settings
-        self.hostname = hostname
-        self.clock = clock
-        self.tls = tls
-        self.log: Logger = Log(self.namespace)
-        #: When it was last told of clients that may not connect.
-        self._refused: OrderedDict[str, float] = OrderedDict()
-        self.connections = connections if connections is not None else Connections(
-            settings.connections, settings.connections_per_address, settings.exempt_networks, clock
-        )
-
-    @abstractmethod
-    def refuse(self, failure: MailFailure) -> bytes:
-        """How a client that may not connect is told so."""
-
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        # Whoever is banned may come a thousand times a second.
-        client = client_address(addr) if addr is not None else ""
-        failure = self.connections.admit(client)
-        if failure is None:
-            return super().buildProtocol(addr)
-        self.turned_away.add()
-        self._log_refusal(client, failure)
-        return Refusal(self.refuse(failure))
-
-    def _log_refusal(self, client: str, failure: MailFailure) -> None:
-        """Tell once a minute for each client."""
-        now = self.clock.seconds()
-        if now - self._refused.get(client, float("-inf")) < _TELL_AGAIN:
-            return
-        self._refused[client] = now
-        self._refused.move_to_end(client)
-        if len(self._refused) > _REFUSED:
-            self._refused.popitem(last=False)
-        self.log.warn("refused client={client}: {reason}", client=client, reason=failure.text)

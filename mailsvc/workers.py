@@ -17,7 +17,7 @@ likes, because it starts no thread and opens no database.
   the service from starting.
 * A worker that dies is replaced, at once if it had lived for a while; its locks and connections are
   gone with it, the sockets are not.  Workers that do not even start are tried again ever more
-  slowly, and after :data:`ATTEMPTS` in a row the service ends.
+  slowly, and after :data:`mailsvc.backoff.ATTEMPTS` in a row the service ends.
 * The supervisor never leaves a worker behind: killed with kill -9, it takes them along.
 * SIGTERM stops all, gracefully for ``service.grace_seconds``; what is left is killed.
 * SIGHUP reads the configuration again.  When that has no mistake, a second generation of workers is
@@ -42,19 +42,18 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
+from mailsvc.backoff import ATTEMPTS, LONGEST_PAUSE, Backoff
+from mailsvc.child import Child
 from mailsvc.config import SECTIONS, ConfigurationError, Settings
 from mailsvc.control import ReloadRefused
 from mailsvc.figures import RELOADS, RESTARTS, Figures, Share
@@ -66,7 +65,7 @@ from mailsvc.log import SharedLogFile
 from mailsvc.service import MailService, Place, build, certificate_names
 from mailsvc.succession import Predecessor
 from mailsvc.systemd import NotifyService
-from mailsvc.worker import BEGIN, DRAIN, READY, Task, fork
+from mailsvc.worker import DRAIN, Task
 
 _log = Logger("mailsvc.workers")
 
@@ -74,12 +73,6 @@ _log = Logger("mailsvc.workers")
 #: all write to, and the directory where it answers.
 FIXED = ("listeners", "log", "service.data")
 
-#: Workers that died before they served, in a row, until the service gives up.
-ATTEMPTS = 10
-#: A worker that served for so many seconds is replaced at once, and so is the first that did not;
-#: the next ones after pauses that double, up to the longest.  After some calm it begins anew.
-_WELL, _CALM = 1.0, 30.0
-_FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_PAUSE_UNSERVED = 0.05, 1.0, 5.0
 #: How long, in seconds, a worker may take to end after its connections have.
 _TO_END = 10.0
 #: How many processes there may be for each worker: it, its successor, and those that drain.
@@ -148,53 +141,6 @@ def _frozen(listeners: list[Listener]) -> list[Listener]:
     return listeners
 
 
-@implementer(IReadDescriptor)
-@dataclass(eq=False)
-class _Worker:
-    """A worker, as its supervisor sees it.
-
-    :ivar control: a socket to it; see :func:`mailsvc.worker.fork`.
-    :ivar place: where it stands among the others.
-    :ivar hear: to be called when it said something, or ended.
-    :ivar said: what it said.
-    :ivar since: when it began to serve, or None.
-    :ivar leaving: whether it shall end.
-    """
-
-    pid: int
-    control: socket.socket
-    place: Place
-    hear: Callable[[_Worker], None]
-    said: bytes = b""
-    since: float | None = None
-    leaving: bool = False
-
-    def fileno(self) -> int:
-        return self.control.fileno()
-
-    def logPrefix(self) -> str:
-        return f"worker {self.pid}"
-
-    def doRead(self) -> None:
-        self.hear(self)
-
-    def connectionLost(self, reason: Failure) -> None:
-        pass
-
-    def signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def begin(self) -> None:
-        """Let it take connections."""
-        with suppress(OSError):  # it has just ended
-            self.control.send(BEGIN)
-
-    @property
-    def problem(self) -> str:
-        """What kept it from serving, in its own words."""
-        return self.said.removeprefix(READY).decode("utf-8", "replace")
-
-
 class Supervisor(Front):
     """See the module.  The parameters are those of :func:`serve`."""
 
@@ -210,17 +156,14 @@ class Supervisor(Front):
         if log_file is not None:
             # The processes write to one file: how long it is must be asked, and one rotates it.
             self._log_octets, log_file.rotateLength = log_file.rotateLength or 0, None
-        self._workers: list[_Worker] = []
+        self._workers: list[Child] = []
         #: The next generation while it starts, and what it is made with.
-        self._successors: list[_Worker] = []
+        self._successors: list[Child] = []
         self._next: Configuration = self._configuration
         #: Fires with how many serve by it, or with why they cannot.
         self._reloaded: Deferred[int] = Deferred()
         self._pauses: list[IDelayedCall] = []
-        #: Deaths soon after one another, and when they are forgotten.
-        self._deaths = 0
-        self._calm = 0.0
-        self._failed_starts = 0
+        self._backoff = Backoff()
         self._ended: Deferred[None] = Deferred()
         #: Whether workers shall take connections; and whether all end with their last.
         self._serving = predecessor is None
@@ -282,7 +225,7 @@ class Supervisor(Front):
             for _ in range(count(settings) - 1):
                 self._workers.append(self._fork(self._configuration))
             for worker in self._workers[1:]:
-                self._wait_for(worker)
+                worker.wait()
         except BaseException as error:
             # Interrupted, too: what the workers write to may be removed next.
             self._kill_all()
@@ -314,10 +257,10 @@ class Supervisor(Front):
     def _start_first(self) -> None:
         worker = self._fork(self._configuration, first=True)
         self._workers.append(worker)
-        self._wait_for(worker)
+        worker.wait()
 
     def _fork(self, configuration: Configuration, *, first: bool = False,
-              waits: bool = False) -> _Worker:
+              waits: bool = False) -> Child:
         settings, checkers = configuration
         row = self._rows.pop(0)
         self._crew.beat(row)
@@ -326,7 +269,7 @@ class Supervisor(Front):
                     waits or not self._serving,
                     self.predecessor.stderr if self.predecessor is not None else -1)
         try:
-            pid, control = fork(
+            return Child(
                 task, self.reactor,
                 [*(worker.control for worker in (*self._workers, *self._successors)),
                  *self._sockets()])
@@ -334,7 +277,6 @@ class Supervisor(Front):
             self._crew.clear(row)
             bisect.insort(self._rows, row)
             raise
-        return _Worker(pid, control, place, self._hear)
 
     def _for_mail(self) -> list[Listener]:
         return [listener for listener in self.listeners if listener.for_mail]
@@ -348,93 +290,46 @@ class Supervisor(Front):
             if isinstance(getattr(each, "socket", None), socket.socket):
                 yield each.socket
 
-    def _wait_for(self, worker: _Worker) -> None:
-        """Wait, without the reactor, until it serves."""
-        while not worker.said.startswith(READY):
-            data = worker.control.recv(65_536)
-            if not data:
-                raise CannotStart(worker.problem or "mailsvc cannot start: a worker died")
-            worker.said += data
-        worker.since = time.monotonic()
-
     def _kill_all(self) -> None:
         for worker in self._workers:
-            worker.control.close()
-            with suppress(ProcessLookupError, ChildProcessError):
-                worker.signal(signal.SIGKILL)
-                os.waitpid(worker.pid, 0)
+            worker.kill()
         self._workers.clear()
-
-    def _watch(self, worker: _Worker) -> None:
-        worker.control.setblocking(False)
-        self.reactor.addReader(worker)
 
     # ---- watching ----
 
-    def _hear(self, worker: _Worker) -> None:
-        try:
-            data = worker.control.recv(65_536)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            data = b""
-        worker.said += data
-        if not data:
-            self.reactor.removeReader(worker)
-            worker.control.close()
-            self._reap(worker)
-        elif worker.since is None and worker.said.startswith(READY):
-            worker.since = time.monotonic()
-            self._failed_starts = 0
-            if self._serving and worker not in self._successors:
-                worker.begin()
-            self._switch()
+    def _watch(self, worker: Child) -> None:
+        worker.watch(self._serves, self._died)
 
-    def _reap(self, worker: _Worker) -> None:
-        spent = 0.0
-        try:
-            pid, status, usage = os.wait4(worker.pid, os.WNOHANG)
-            spent = usage.ru_utime + usage.ru_stime
-        except ChildProcessError:
-            # Whoever started us ignores SIGCHLD, and so do we: nobody is to be waited for.
-            pid, status = worker.pid, 0
-        if not pid:
-            # Its sockets are closed a moment before it can be waited for.
-            self.reactor.callLater(0.01, self._reap, worker)
-            return
+    def _serves(self, worker: Child) -> None:
+        self._backoff.served()
+        if self._serving and worker not in self._successors:
+            worker.begin()
+        self._switch()
+
+    def _died(self, worker: Child) -> None:
         self._crew.clear(worker.place.row)
         self._figures.clear(worker.place.row)
-        self._gathering.ended(_name(worker), spent)
+        self._gathering.ended(_name(worker), worker.spent)
         bisect.insort(self._rows, worker.place.row)
-        code = os.waitstatus_to_exitcode(status)
-        cause = worker.problem or (f"signal {-code}" if code < 0 else f"status {code}")
         if worker in self._successors:
             self._successors.remove(worker)
-            self._give_up_successors(cause)
+            self._give_up_successors(worker.cause)
         else:
             self._workers.remove(worker)
             if not worker.leaving:
-                self._replace(worker, cause)
+                self._replace(worker)
         if (self.stopping or self._leaving) and not (
                 self._workers or self._successors or self._ended.called):
             self._ended.callback(None)
 
-    def _replace(self, worker: _Worker, cause: str) -> None:
-        now = time.monotonic()
-        served = worker.since is not None
-        self._failed_starts = 0 if served else self._failed_starts + 1
-        if self._failed_starts >= ATTEMPTS:
-            self._break(cause)
+    def _replace(self, worker: Child) -> None:
+        pause = self._backoff.died(worker.since, time.monotonic())
+        if pause is None:
+            self._break(worker.cause)
             return
-        if (worker.since is not None and now - worker.since >= _WELL) or now > self._calm:
-            self._deaths = 0
-        pause = min(_FIRST_PAUSE * (2**self._deaths - 1),
-                    _LONGEST_PAUSE if served else _LONGEST_PAUSE_UNSERVED)
-        self._deaths += 1
         self._restarts.add()
-        self._calm = now + _CALM
         _log.error("worker {pid} ended ({cause}); another takes its place{when}", pid=worker.pid,
-                   cause=cause, when=f" in {pause:g} seconds" if pause else "")
+                   cause=worker.cause, when=f" in {pause:g} seconds" if pause else "")
         self._pauses = [each for each in self._pauses if each.active()]
         self._pauses.append(self.reactor.callLater(pause, self._add_worker, worker.place.first))
 
@@ -443,9 +338,9 @@ class Supervisor(Front):
             worker = self._fork(self._configuration, first=first)
         except OSError as error:
             _log.error("no worker can be started now ({reason}); trying again in {pause:g} seconds",
-                       reason=error.strerror, pause=_LONGEST_PAUSE_UNSERVED)
+                       reason=error.strerror, pause=LONGEST_PAUSE)
             self._pauses.append(
-                self.reactor.callLater(_LONGEST_PAUSE_UNSERVED, self._add_worker, first))
+                self.reactor.callLater(LONGEST_PAUSE, self._add_worker, first))
             return
         self._workers.append(worker)
         self._watch(worker)
@@ -469,7 +364,7 @@ class Supervisor(Front):
             if patience and self._crew.silence(worker.place.row) > patience:
                 _log.error("worker {pid} has been stuck for {patience:g} seconds and is killed",
                            pid=worker.pid, patience=patience)
-                worker.signal(signal.SIGKILL)
+                worker.tell(signal.SIGKILL)
 
     def rotate_log(self) -> None:
         """Begin a new log file, in all processes."""
@@ -478,10 +373,9 @@ class Supervisor(Front):
             self._tell(signal.SIGUSR1, [*self._workers, *self._successors])
 
     @staticmethod
-    def _tell(number: int, workers: Iterable[_Worker]) -> None:
+    def _tell(number: int, workers: Iterable[Child]) -> None:
         for worker in workers:
-            with suppress(ProcessLookupError):
-                worker.signal(number)
+            worker.tell(number)
 
     # ---- another generation ----
 
@@ -653,5 +547,5 @@ class Supervisor(Front):
         self._tell(signal.SIGKILL, left)
 
 
-def _name(worker: _Worker) -> str:
+def _name(worker: Child) -> str:
     return f"worker-{worker.place.row}"

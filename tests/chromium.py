@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -113,3 +114,10 @@ def browsing(service: Service, program: Callable[[str], str], profile: Path, *,
         yield Chromium(service, driver)
     finally:
         driver.quit()
+
+
+def chromium_of_service(service: Service, program: Callable[[str], str],
+                        tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """One for the fixture *service*; made a fixture of a module by the tests that need it."""
+    with browsing(service, program, tmp_path_factory.mktemp("profile")) as running:
+        yield running

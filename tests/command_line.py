@@ -11,6 +11,7 @@ import pytest
 
 from mailsvc.cli import main, place
 from mailsvc.directory import SqliteDirectory
+from mailsvc.names import parse_address
 
 
 class CommandLine:
@@ -61,3 +62,12 @@ def fresh_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comma
     """One for a service that there is not yet; made a fixture by the tests that need it."""
     monkeypatch.setattr(place, "SYSTEM_CONFIGURATION", tmp_path / "none.toml")
     return CommandLine(tmp_path / "data")
+
+
+def populated(fresh: CommandLine) -> CommandLine:
+    """example.org with the accounts Bob and alice; likewise, beside the fixture *fresh*."""
+    fresh("domain", "add", "example.org")
+    with fresh.directory() as directory:
+        directory.add_account(parse_address("Bob@example.org"), verifier="$old", secret="old")
+        directory.add_account(parse_address("alice@example.org"))
+    return fresh

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from selenium.webdriver.common.by import By
 
 from tests.chromium import Chromium
@@ -36,6 +37,12 @@ def furnished(path: Path) -> Iterator[Service]:
         fetch(running, ALICE)
         submit(running, b"Subject: hello\r\nFrom: Bob <bob@example.net>\r\nContent-Type: text/html"
                b"\r\n\r\n<p>Hi</p>\r\n", (ALICE, BOB))
+        yield running
+
+
+def furnished_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The same, made a fixture of a module by the tests that need it."""
+    with furnished(tmp_path_factory.mktemp("console")) as running:
         yield running
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.chromium import Chromium, browsing
-from tests.console_pages import PAGES, UNFOLD, every_page, furnished
+from tests.chromium import Chromium, chromium_of_service
+from tests.console_pages import PAGES, UNFOLD, every_page, furnished_service
 from tests.service import Service
 
 #: The page with every key of the configuration is one of a kind.
@@ -77,17 +76,8 @@ requestAnimationFrame(() => requestAnimationFrame(() => done(found)));
 """
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with furnished(tmp_path_factory.mktemp("console")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chromium(service: Service, program: Callable[[str], str],
-             tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    with browsing(service, program, tmp_path_factory.mktemp("profile")) as running:
-        yield running
+service = pytest.fixture(furnished_service, scope="module")
+chromium = pytest.fixture(chromium_of_service, scope="module")
 
 
 @pytest.mark.parametrize(("language", "width"), [("en", 1280), ("ko", 360)])

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.chromium import Chromium, browsing
+from tests.chromium import Chromium, chromium_of_service
 from tests.conftest import absent
-from tests.console_pages import UNFOLD, every_page, furnished
+from tests.console_pages import UNFOLD, every_page, furnished_service
 from tests.service import Service
 
 AXE = Path(sys.prefix, "node_modules", "axe-core", "axe.min.js")
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with furnished(tmp_path_factory.mktemp("console")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chromium(service: Service, program: Callable[[str], str],
-             tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    with browsing(service, program, tmp_path_factory.mktemp("profile")) as running:
-        yield running
+service = pytest.fixture(furnished_service, scope="module")
+chromium = pytest.fixture(chromium_of_service, scope="module")
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.header import Header
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.chromium import Chromium, browsing
+from tests.chromium import Chromium, chromium_of_service
 from tests.console import ALICE, BOB, PASSWORD, serving
 from tests.service import Service, fetch, login, submit
 from tests.test_console_letters import CORPUS
@@ -25,11 +25,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def chromium(service: Service, program: Callable[[str], str],
-             tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    with browsing(service, program, tmp_path_factory.mktemp("profile")) as running:
-        yield running
+chromium = pytest.fixture(chromium_of_service, scope="module")
 
 
 # ---- each page from end to end ----

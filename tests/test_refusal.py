@@ -9,8 +9,8 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs, formatEvent
 
-from mailsvc.conversation import Refusal
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
+from mailsvc.factory import Refusal
 from tests.pop3 import Client
 from tests.postoffice import Line
 

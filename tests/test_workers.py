@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from mailsvc.workers import ATTEMPTS
+from mailsvc.backoff import ATTEMPTS
 from tests.service import PATIENCE, Dialogue, Service, login, submit
 from tests.test_kill import DRAINED, KEPT, Ledger, Load, Maildirs, check
 from tests.twistd import TWISTD, Twistd

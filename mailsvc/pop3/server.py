@@ -38,9 +38,10 @@ from twisted.python.failure import Failure
 from mailsvc import figures
 from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections
-from mailsvc.conversation import Conversation, ConversationFactory
+from mailsvc.conversation import Conversation
 from mailsvc.credentials import Attempt, Digest, Password
 from mailsvc.errors import MailFailure, SomeNotRemoved, TemporaryFailure
+from mailsvc.factory import ConversationFactory
 from mailsvc.figures import Share
 from mailsvc.interfaces import IMaildrop
 from mailsvc.mail import new_id
@@ -88,7 +89,7 @@ class POP3Protocol(Conversation):
 
     def open_session(self, tls_active: bool) -> Session:
         factory = self.factory
-        self._deadline = factory.clock.seconds() + factory.settings.login_seconds
+        self.deadline.move(factory.clock.seconds() + factory.settings.login_seconds)
         self._untold = []
         return Session(
             factory.hostname,
@@ -143,14 +144,14 @@ class POP3Protocol(Conversation):
         """Every whole command, and every buffer that the peer took, buys time once logged in."""
         if self.session.state is not State.AUTHORIZATION and not self._closing:
             settings = self.factory.settings
-            self._wait_until(self.factory.clock.seconds() + settings.autologout_seconds)
+            self.deadline.move(self.factory.clock.seconds() + settings.autologout_seconds)
 
     def time_is_up(self, now: float) -> None:
         at_work = self.session
         if at_work.waiting and self.writable:
-            self._deadline = now + _AT_WORK
+            self.deadline.move(now + _AT_WORK)
         elif at_work.state is not State.AUTHORIZATION and self._is_taking():
-            self._deadline = now + _TAKING
+            self.deadline.move(now + _TAKING)
         elif self.writable and not self._closing:
             # RFC 1939 §3: the connection is closed without a word.
             at_work.end(b"", "time is up")

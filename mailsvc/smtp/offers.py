@@ -1,14 +1,38 @@
-"""What of a MAIL command a server understands, by the extensions that it offers."""
+"""The extensions that a server offers, and what of a MAIL command it understands by them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import Address
 from mailsvc.smtp import writing
 from mailsvc.smtp.failures import NotOffered, Stage
+from mailsvc.smtp.replies import Reply
 from mailsvc.smtp.requests import Parameters
+
+_EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:[ =](.*))?")
+
+
+def extensions_of(reply: Reply) -> dict[str, str]:
+    """What the reply to EHLO offers (RFC 5321 §4.1.1.1): keyword in capitals -> parameters.
+
+    A line that is no keyword is skipped.
+    """
+    found: dict[str, str] = {}
+    for line in reply.lines[1:]:
+        match = _EXTENSION.fullmatch(line.strip())
+        if match is None:
+            continue
+        keyword, parameters = match[1].upper(), (match[2] or "").strip()
+        # "AUTH=LOGIN PLAIN" is how it was spelt before RFC 2554; many servers say both.
+        if keyword == "AUTH" and keyword in found:
+            known = found[keyword].split()
+            parameters = " ".join([*known, *(each for each in parameters.split()
+                                             if each not in known)])
+        found[keyword] = parameters
+    return found
 
 
 def understood(path: Address, wanted: Parameters, offered: Mapping[str, str],

@@ -24,7 +24,6 @@ NotOffered.  Dots are stuffed in bulk; nothing is held but a block's last octet.
 from __future__ import annotations
 
 import copy
-import re
 from collections import deque
 from collections.abc import Callable
 
@@ -45,7 +44,7 @@ from mailsvc.smtp.failures import (
     said,
     status_of,
 )
-from mailsvc.smtp.offers import understood
+from mailsvc.smtp.offers import extensions_of, understood
 from mailsvc.smtp.reading import Malformed, ReplyReader
 from mailsvc.smtp.replies import Reply
 from mailsvc.smtp.requests import (
@@ -69,7 +68,6 @@ _NO_EHLO = (500, 502, 504)
 _NO_COMMAND = (500, 501, 502, 503)
 #: MAIL without parameters.
 _NOTHING = Parameters()
-_EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:[ =](.*))?")
 
 
 class SendingSession:
@@ -462,25 +460,8 @@ def _on_hello(session: SendingSession, command: Command, reply: Reply) -> None:
         return
     session.host = reply.lines[0].partition(" ")[0]
     session.extended = not command.wire.startswith(b"HELO")
-    session.extensions = _extensions(reply) if session.extended else {}
+    session.extensions = extensions_of(reply) if session.extended else {}
     session.answered(command, reply)
-
-
-def _extensions(reply: Reply) -> dict[str, str]:
-    """What the reply to EHLO offers (RFC 5321 §4.1.1.1); a line that is no keyword is skipped."""
-    found: dict[str, str] = {}
-    for line in reply.lines[1:]:
-        match = _EXTENSION.fullmatch(line.strip())
-        if match is None:
-            continue
-        keyword, parameters = match[1].upper(), (match[2] or "").strip()
-        # "AUTH=LOGIN PLAIN" is how it was spelt before RFC 2554; many servers say both.
-        if keyword == "AUTH" and keyword in found:
-            known = found[keyword].split()
-            parameters = " ".join([*known, *(each for each in parameters.split()
-                                             if each not in known)])
-        found[keyword] = parameters
-    return found
 
 
 def _on_start_tls(session: SendingSession, command: Command, reply: Reply) -> None:

@@ -25,9 +25,11 @@ from twisted.python.failure import Failure
 
 from mailsvc.authentication import Authenticator
 from mailsvc.connections import Connections, peer_uid
-from mailsvc.conversation import FOREVER, Conversation, ConversationFactory
+from mailsvc.conversation import Conversation
 from mailsvc.credentials import Attempt
+from mailsvc.deadline import FOREVER
 from mailsvc.errors import MailFailure, NothingWaits, TurnInUse
+from mailsvc.factory import ConversationFactory
 from mailsvc.figures import Share
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter, ISubmitter
 from mailsvc.mail import Address, Envelope
@@ -71,7 +73,7 @@ class SMTPProtocol(Conversation):
 
     def open_session(self, tls_active: bool) -> Session:
         factory = self.factory
-        self._deadline = factory.clock.seconds() + factory.settings.command_seconds
+        self.deadline.move(factory.clock.seconds() + factory.settings.command_seconds)
         if factory.agent is not None:
             self._known = factory.agent.without_login(self.client, peer_uid(self.transport))
         return Session(
@@ -115,12 +117,12 @@ class SMTPProtocol(Conversation):
         elif self._message_deadline == FOREVER:
             self._message_deadline = now + settings.message_seconds
         if at_work:
-            self._wait_until(FOREVER)
+            self.deadline.move(FOREVER)
         elif arriving and self.session.receiving:
-            self._wait_until(min(now + settings.data_seconds, self._message_deadline))
-        elif said or self._deadline == FOREVER:
+            self.deadline.move(min(now + settings.data_seconds, self._message_deadline))
+        elif said or self.deadline.at == FOREVER:
             # Only a whole command buys time, so that a client cannot live on an octet a minute.
-            self._wait_until(min(now + settings.command_seconds, self._message_deadline))
+            self.deadline.move(min(now + settings.command_seconds, self._message_deadline))
 
     def time_is_up(self, now: float) -> None:
         if self._closing:
