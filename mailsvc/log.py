@@ -142,29 +142,31 @@ class ByTurns:
         self._lock = threading.Lock()
         #: The reactor that was told to pass on, when it stops, what is left.
         self._told: object = None
+        _by_turns.append(self)
         os.register_at_fork(after_in_child=self._forget)
 
     def write(self, line: str) -> None:
         """Take *line*."""
         reactor: Any = sys.modules.get("twisted.internet.reactor")
         if reactor is None or not reactor.running or not isInIOThread():
-            self._pass_on(line)
+            self.pass_on(line)
             return
         with self._lock:
             self._lines.append(line)
             waiting = len(self._lines)
         if waiting == 1:
-            at_end_of_turn(reactor, self._pass_on, first=True)
+            at_end_of_turn(reactor, self.pass_on, first=True)
             if reactor is not self._told:
                 # The turn it stops in has no end.  Twisted's own part of this phase comes first,
                 # and thereafter it does not run.
-                reactor.addSystemEventTrigger("during", "shutdown", self._pass_on)
+                reactor.addSystemEventTrigger("during", "shutdown", self.pass_on)
                 self._told = reactor
 
     def flush(self) -> None:
         """The end of a line, which is no reason to write."""
 
-    def _pass_on(self, *more: str) -> None:
+    def pass_on(self, *more: str) -> None:
+        """Pass on what there is, and then *more*."""
         with self._lock:
             lines = [*self._lines, *more]
             self._lines.clear()
@@ -177,6 +179,18 @@ class ByTurns:
         """A process was forked, for which this is not."""
         self._lines.clear()
         self._lock = threading.Lock()
+
+
+#: Those there are in this process.
+_by_turns: list[ByTurns] = []
+
+
+def pass_on() -> None:
+    """Have written what has been logged, before somebody is told of it in another way than by what
+    leaves at the end of the turn.
+    """
+    for each in _by_turns:
+        each.pass_on()
 
 
 def _in_pieces(lines: Iterable[str]) -> Iterator[str]:

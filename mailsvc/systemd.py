@@ -20,6 +20,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from mailsvc.log import pass_on
+
 
 class NotifyService(Service):
     """Sends systemd what the service that contains this one tells of itself.
@@ -75,6 +77,7 @@ class NotifyService(Service):
     def _send(self, *assignments: str) -> None:
         if self.quiet or not self._address:
             return
+        pass_on()  # whoever hears that we are ready finds in the log where
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 # systemd reads at once; a second is long, and for ever would stop the reactor.

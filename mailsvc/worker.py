@@ -32,9 +32,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mailsvc import log
 from mailsvc.config import Settings
 from mailsvc.listeners import CannotStart, Listener
-from mailsvc.log import SharedLogFile
 from mailsvc.service import MailService, Place
 
 _log = Logger("mailsvc.workers")
@@ -66,7 +66,7 @@ class Task:
     listeners: list[Listener]
     place: Place
     for_good: bool
-    log_file: SharedLogFile | None
+    log_file: log.SharedLogFile | None
     waits: bool = False
     stderr: int = -1
 
@@ -112,6 +112,7 @@ def _become(task: Task, reactor: Any, parent: int, control: socket.socket,
         control.sendall(f"{type(error).__name__}: {error}".encode())
     finally:
         # Nothing of the supervisor's may be done again: neither its stack nor its exit handlers.
+        log.pass_on()
         os._exit(status)
 
 
@@ -150,7 +151,12 @@ def _serve(task: Task, reactor: Any, control: socket.socket) -> None:
             listener.hold()
     service = MailService(task.settings, reactor, task.listeners, task.checkers, task.place)
     service.for_good = task.for_good
-    service.ready.addCallback(lambda _: control.sendall(READY))
+
+    def ready(_: object) -> None:
+        log.pass_on()
+        control.sendall(READY)
+
+    service.ready.addCallback(ready)
     begun: list[bool] = []
 
     def begin() -> None:
@@ -209,4 +215,5 @@ class _Tether(Protocol):
         self._begin()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        log.pass_on()
         os._exit(1)

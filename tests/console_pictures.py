@@ -13,9 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
-from datetime import UTC, datetime
 from pathlib import Path
 
 from selenium.webdriver.common.by import By
@@ -35,7 +35,7 @@ LETTERS = (
     ("Bob <bob@example.org>", "Lunch?", "At noon, as always?\n"))
 
 #: How long mail comes and goes before the graphs are drawn, seconds.
-BUSY = 4
+BUSY = 90
 
 
 def letter(sender: str, subject: str, text: str, to: str = ALICE) -> EmailMessage:
@@ -61,7 +61,9 @@ def say(service: Service, message: EmailMessage) -> None:
 @contextlib.contextmanager
 def furnished(path: Path) -> Iterator[Service]:
     """A service whose days are busy."""
-    records = {"example.org": ["MX 10 mx.example.org", 'TXT "v=spf1 mx -all"']}
+    records = {"example.org": ["MX 10 mx.example.org", "TXT v=spf1 mx -all"],
+               "mx.example.org": ["A 192.0.2.1"], "1.2.0.192.in-addr.arpa": ["PTR mx.example.org"],
+               "_dmarc.example.org": ["TXT v=DMARC1; p=reject"]}
     with NameServer(records) as names, serving(
             path, "--set", 'relay.smarthost="smtp://127.0.0.1:9"',
             "--set", "maildir.keep_deleted_days=30",
@@ -99,7 +101,7 @@ def sent(chromium: Chromium) -> None:
 
 def phone(chromium: Chromium) -> None:
     chromium.open("mailbox")
-    chromium.press("footer [value=ko], footer a[hreflang=ko]")
+    chromium.press("footer [value=ko]")
     chromium.open("send")
 
 
@@ -125,17 +127,13 @@ def checked(chromium: Chromium) -> None:
     chromium.until(lambda: chromium.driver.find_elements(By.CSS_SELECTOR, "footer"))
 
 
-def sessions(chromium: Chromium) -> None:
-    chromium.open("sessions")
-
-
 #: File name, how one comes to what it shows, width of the screen, and the scheme.
 PICTURES: tuple[tuple[str, Callable[[Chromium], object], int, str], ...] = (
     ("mailbox", lambda chromium: chromium.open("mailbox"), 1280, "light"),
     ("dialogue", sent, 1280, "light"),
     ("trace", traced, 1280, "light"),
     ("deleted", lambda chromium: chromium.open("deleted"), 1280, "light"),
-    ("sessions", sessions, 1280, "dark"),
+    ("sessions", lambda chromium: chromium.open("sessions"), 1280, "dark"),
     ("domains", checked, 1280, "light"),
     ("overview", lambda chromium: chromium.open("overview"), 1280, "dark"),
     ("phone", phone, 400, "light"))

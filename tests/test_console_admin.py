@@ -70,12 +70,12 @@ def test_the_queue_is_shown_filtered_and_acted_on(service: Service, browser: Bro
     assert browser.ask("/queue/1K16KWV2DBF00EP5").status == 404
 
     shown = browser.post("/queue", {"action": "hold", "id": [one], "filter": ""})
-    assert "Held: 1 messages." in shown.text
+    assert "Held: 1 message." in shown.text
     assert ids(browser.ask("/queue?filter=status:held")) == [one]
     shown = browser.post("/queue", {"action": "retry", "which": "all",
                                     "filter": "to:@example.com"})
-    assert "Tried now: 1 messages." in shown.text or "Being sent at this moment" in shown.text
-    assert "Released: 1 messages." in browser.post("/queue", {
+    assert "Tried now: 1 message." in shown.text or "Being sent at this moment" in shown.text
+    assert "Released: 1 message." in browser.post("/queue", {
         "action": "release", "which": "all", "filter": "status:held"}).text
     for fields, problem in (
             ({"action": "hold"}, "Tick the messages"), ({"action": "burn", "id": [one]}, "Choose"),

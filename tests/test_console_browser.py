@@ -94,7 +94,7 @@ def test_the_queue_is_acted_on(chromium: Chromium) -> None:
         "somebody@example.net" in chromium.driver.page_source))
     chromium.press("input[name=id]")
     chromium.press("button[value=hold]")
-    chromium.until_text("Held: 1 messages.")
+    chromium.until_text("Held: 1 message.")
     chromium.fill(filter="status:held to:@example.net")
     chromium.find("#filter").send_keys(Keys.ENTER)
     chromium.until(lambda: "filter=status" in chromium.driver.current_url)
@@ -105,7 +105,7 @@ def test_the_queue_is_acted_on(chromium: Chromium) -> None:
     assert "somebody@example.net" in chromium.text
     chromium.press("button[value=drop]")
     chromium.driver.switch_to.alert.accept()
-    chromium.until_text("Dropped: 1 messages.")
+    chromium.until_text("Dropped: 1 message.")
     assert "Nothing waits" in chromium.text
 
 

@@ -149,7 +149,7 @@ MAY_IMPORT = {
     "checkers": ["errors", "settings", "credentials", "checkers"],
     "tracing.limits": ["settings"],
     "tracing": ["errors", "mail", "figures", "names", "database", "log", "tracing"],
-    "systemd": ["settings"],
+    "systemd": ["log"],
     "turn": [],
     "transport": ["turn"],
     "succession": [],

@@ -34,6 +34,7 @@ from mailsvc.log import (
     json_line,
     json_to_stdout,
     observer,
+    pass_on,
     text_line,
     text_to_stdout,
 )
@@ -391,3 +392,12 @@ def test_a_process_that_was_forked_writes_none_of_its_parents_lines(turning: Tur
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     turning.advance(0)
     assert stream.taken == ["the parent's\n"]
+
+
+def test_before_somebody_is_told_in_another_way(turning: Turning) -> None:
+    lines, stream = by_turns()
+    lines.write("listens\n")
+    pass_on()
+    assert stream.taken == ["listens\n"]
+    turning.advance(0)
+    assert len(stream.taken) == 1

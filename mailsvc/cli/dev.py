@@ -439,6 +439,7 @@ def _run(
     problems: list[Failure] = []
 
     def announce(listeners: Sequence[Listener]) -> None:
+        log.pass_on()
         for listener in listeners:
             click.echo(str(listener))
         click.echo("ready")
