@@ -72,7 +72,7 @@ _log = Logger("mailsvc.workers")
 
 #: The sections and keys that the supervisor itself goes by: the sockets that it bound, the log that
 #: all write to, and the directory where it answers.
-FIXED = ("listeners", "log", "service.data")
+FIXED = ("listeners", "log", "service.data", "acme.challenge")
 
 #: Workers that died before they served, in a row, until the service gives up.
 ATTEMPTS = 10
