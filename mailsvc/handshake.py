@@ -35,6 +35,9 @@ TLS_1_2_CIPHERS = {
     "ECDHE-ECDSA-CHACHA20-POLY1305": "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
     "ECDHE-RSA-CHACHA20-POLY1305": "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
 }
+#: Those of TLS 1.3, in order.
+TLS_1_3_CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384",
+                   "TLS_CHACHA20_POLY1305_SHA256")
 
 _MAIL_ADDRESS = re.compile(r"[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+")
 
@@ -91,7 +94,8 @@ class ServerConnection(SSL.Connection):
 def choose_context(connection: Any) -> None:
     """A server name callback: go on with the certificate that the client asks for."""
     name = server_name(connection)
-    if name:
+    # After a HelloRetryRequest it is called again, and what was chosen by more than the name stays.
+    if name and not connection.is_over:
         connection.set_context(connection.contexts.named(name))
 
 

@@ -68,6 +68,7 @@ from mailsvc.certificates import (
 )
 from mailsvc.handshake import (
     TLS_1_2_CIPHERS,
+    TLS_1_3_CIPHERS,
     Contexts,
     ServerConnection,
     choose_context,
@@ -76,9 +77,7 @@ from mailsvc.handshake import (
 from mailsvc.settings import OneOf, at_least, setting
 
 # Mozilla's "Server Side TLS" guideline, version 6.0 (2026).  Against 5.7 it lacks the DHE ciphers
-# and has the hybrid group.  Its TLS 1.2 ciphers are those of TLS_1_2_CIPHERS.
-_TLS_1_3_CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384",
-                    "TLS_CHACHA20_POLY1305_SHA256")
+# and has the hybrid group.  Its ciphers are those of TLS_1_2_CIPHERS and TLS_1_3_CIPHERS.
 _GROUPS = ("X25519", "prime256v1", "secp384r1")
 _HYBRID_GROUP = "X25519MLKEM768"
 #: SSL_OP_PRIORITIZE_CHACHA, of which pyOpenSSL knows nothing.
@@ -170,7 +169,7 @@ def _context(
     if choose_protocol is not None:
         context.set_alpn_select_callback(choose_protocol)
     _set_groups(context)
-    context.set_tls13_ciphersuites(":".join(_TLS_1_3_CIPHERS).encode())
+    context.set_tls13_ciphersuites(":".join(TLS_1_3_CIPHERS).encode())
     # Not before these: it counts as the context's first use.
     for certificate in certificates:
         try:

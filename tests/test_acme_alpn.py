@@ -20,8 +20,14 @@ import pytest
 from acme import messages
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from twisted.internet.error import ConnectionAborted
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 
 from mailsvc.acme import order
+from mailsvc.acme.alpn import answering
 from mailsvc.acme.challenges import ACME_IDENTIFIER, certificate_for, offered
 from mailsvc.acme.files import Files
 from mailsvc.cli import quickstart
@@ -101,8 +107,6 @@ def knock(address: tuple[str, int], name: str | None, protocols: Sequence[str] =
     tls = ssl._create_unverified_context()
     if protocols:
         tls.set_alpn_protocols(list(protocols))
-    if group := context.pop("group", None):
-        tls.set_ecdh_curve(group)
     for key, value in context.items():
         setattr(tls, key, value)
     with socket.create_connection(address, PATIENCE) as connection, tls.wrap_socket(
@@ -164,9 +168,6 @@ def test_who_is_answered(place: tuple[str, Any, Files]) -> None:
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert list(names) == [x509.DNSName(name)]
     assert shown_to(address, name.upper()) == certificate
-    # Which the server does not expect, and has the client begin anew (HelloRetryRequest).
-    assert shown_to(address, name, group="secp521r1" if kind == "acme" else "secp384r1"
-                    ) == certificate
 
     for other in (NAMES[1], "example.com", "a/b.example", "localhost", None):
         assert alert(address, other) == NO_APPLICATION_PROTOCOL, other
@@ -185,6 +186,39 @@ def test_who_is_answered(place: tuple[str, Any, Files]) -> None:
     assert shown_to(address, name) == certificate
     files.drop_answers()
     assert alert(address, name) == NO_APPLICATION_PROTOCOL
+
+
+@pytest.mark.parametrize("place", ["pop3s"], indirect=True)
+def test_a_client_that_has_to_begin_anew(program: Callable[[str], str],
+                                         place: tuple[str, Any, Files]) -> None:
+    """It guesses the group wrong, and gets a HelloRetryRequest, which is a ServerHello too."""
+    _, (host, port), files = place
+    files.keep_answer(NAMES[0], certificate_for(NAMES[0], bytes(32)))
+    said = subprocess.run(
+        [program("openssl"), "s_client", "-connect", f"{host}:{port}", "-servername", NAMES[0],
+         "-alpn", PROTOCOL, "-groups", "secp521r1:prime256v1", "-msg"], input="",
+        capture_output=True, text=True, timeout=20, check=False).stdout
+    assert said.count(", ServerHello") == 2
+    assert f"ALPN protocol: {PROTOCOL}" in said
+    assert shown_to((host, port), NAMES[0]).public_bytes(Encoding.PEM).decode() in said
+
+
+def test_few_and_not_for_long(tmp_path: Path) -> None:
+    clock = Clock()
+    factory = answering(Files(tmp_path), clock)
+    there = []
+    while (protocol := factory.buildProtocol(None)) is not None and len(there) < 1000:
+        protocol.makeConnection(StringTransport())
+        there.append(protocol)
+    assert len(there) == 50
+    clock.advance(29)
+    assert not any(each.transport.disconnected for each in there)
+    clock.advance(1)
+    assert all(each.transport.disconnected for each in there)
+    for each in there:
+        each.connectionLost(Failure(ConnectionAborted()))
+    assert factory.buildProtocol(None) is not None
+    assert not clock.getDelayedCalls()
 
 
 @pytest.mark.parametrize(("chosen", "listeners", "port"), [
@@ -210,6 +244,8 @@ def test_names_that_are_no_files(tmp_path: Path, name: str) -> None:
     files.keep_answer("a.example", b"")
     assert files.answer("a.example") is not None
     assert files.answer(name) is None
+    with pytest.raises(ValueError, match="is no host name"):
+        files.keep_answer(name, b"")
 
 
 def test_what_a_killed_order_left_is_swept(tmp_path: Path) -> None:

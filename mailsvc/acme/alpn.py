@@ -26,7 +26,13 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from mailsvc.acme.files import Files
-from mailsvc.handshake import Contexts, ServerConnection, choose_context, server_name
+from mailsvc.handshake import (
+    TLS_1_3_CIPHERS,
+    Contexts,
+    ServerConnection,
+    choose_context,
+    server_name,
+)
 
 #: RFC 8737 §6.2.
 PROTOCOL = b"acme-tls/1"
@@ -50,7 +56,7 @@ class Answers:
         # RFC 8737 §3: it offers this one only.
         if protocols != [PROTOCOL]:
             return SSL.NO_OVERLAPPING_PROTOCOLS
-        # After a HelloRetryRequest it is called again, by the context that it has set.
+        # After a HelloRetryRequest it is called again, and the context is set.
         if not connection.is_over:
             path = self._files.answer(server_name(connection))
             if path is None or connection.get_protocol_version() != SSL.TLS1_3_VERSION:
@@ -73,6 +79,8 @@ def _context() -> SSL.Context:
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_options(SSL.OP_NO_TICKET)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    # As in the context before, for the cipher of a HelloRetryRequest stays (RFC 8446 §4.1.4).
+    context.set_tls13_ciphersuites(":".join(TLS_1_3_CIPHERS).encode())
     return context
 
 

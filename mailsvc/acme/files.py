@@ -63,25 +63,32 @@ class Files:
 
     def answer(self, name: str) -> Path | None:
         """The file to show the authority for *name*, in lower case; None while it asks nothing."""
-        if len(name) > 253 or not _NAME.fullmatch(name):
-            return None
-        path = self._answers / f"{name}.pem"
         try:
+            path = self._answer(name)
             return path if time.time() - path.stat().st_mtime < _ANSWER else None
-        except FileNotFoundError:
+        except (ValueError, FileNotFoundError):
             return None
 
     def keep_answer(self, name: str, content: bytes) -> None:
-        """Show the authority *content* for *name*; for who holds the lock."""
+        """Show the authority *content* for *name*; for who holds the lock.
+
+        :raises ValueError: *name* is no host name in lower case.
+        """
+        path = self._answer(name)
         make_folder(self.directory)
-        make_folder(self._answers)
-        write_private(self._answers / f"{name}.pem", content)
+        make_folder(path.parent)
+        write_private(path, content)
 
     def drop_answers(self) -> None:
         """Show the authority nothing more; for who holds the lock."""
         with suppress(FileNotFoundError):
             for path in list(self._answers.iterdir()):
                 path.unlink(missing_ok=True)
+
+    def _answer(self, name: str) -> Path:
+        if len(name) > 253 or not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no host name")
+        return self._answers / f"{name}.pem"
 
     @property
     def _answers(self) -> Path:
