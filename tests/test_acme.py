@@ -99,8 +99,9 @@ def test_a_service_gets_a_certificate(program: Callable[[str], str], tmp_path: P
             names = first[0].extensions.get_extension_for_class(x509.SubjectAlternativeName)
             assert sorted(names.value.get_values_for_type(x509.DNSName)) == sorted(NAMES)
             assert (data / "acme" / "certificate.pem").stat().st_mode & 0o777 == 0o600
-            assert "got a certificate for mx.example.org, mail.example.org" in \
-                service.log.read_text()
+            # The program has yet to end when its certificate is there.
+            assert eventually(lambda: "got a certificate for mx.example.org, mail.example.org"
+                              in service.log.read_text())
         assert pebble.log.count("Issued certificate") == 1
         # What there is will do; nothing is asked for again.
         with Service(data, (), (*options, "--workers", str(workers))) as service:
