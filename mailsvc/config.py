@@ -142,7 +142,7 @@ class ListenerSettings:
         "may read them.", check=_endpoints)
     acme: list[str] = setting(
         [], "Where the authority of acme.names looks whether they lead here, as tcp:80; it has to "
-        "be reached on port 80.", check=_endpoints)
+        "be reached on port 80, or with acme.challenge tls-alpn-01 on port 443.", check=_endpoints)
     console: list[str] = setting(
         [], "Where the pages are for users and administrators, as tcp:8443; with the certificates "
         "of [tls], but in clear on loopback ([console]).  The API is there too, below /api/v1.",

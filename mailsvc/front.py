@@ -183,10 +183,12 @@ class Front(MultiService):
                 self.reactor).setServiceParent(self.alone)
         Control(self, data, self.reactor).setServiceParent(self.alone)
         if of_kind["acme"]:
-            from mailsvc.acme.page import challenges  # noqa: PLC0415 - it takes a while, and memory
+            from mailsvc.acme import alpn, page  # noqa: PLC0415 - it takes a while, and memory
 
+            answering = (page.challenges if self.settings.acme.challenge == "http-01"
+                         else alpn.answering)
             for each in of_kind["acme"]:
-                each.open(challenges(Files(data), self.reactor))
+                each.open(answering(Files(data), self.reactor))
 
     @property
     @abstractmethod

@@ -35,6 +35,9 @@ TLS_1_2_CIPHERS = {
     "ECDHE-ECDSA-CHACHA20-POLY1305": "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
     "ECDHE-RSA-CHACHA20-POLY1305": "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
 }
+#: Those of TLS 1.3, in order.
+TLS_1_3_CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384",
+                   "TLS_CHACHA20_POLY1305_SHA256")
 
 _MAIL_ADDRESS = re.compile(r"[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+")
 
@@ -60,10 +63,12 @@ class ServerConnection(SSL.Connection):
     """One session's TLS, with what pyOpenSSL does not keep of the handshake.
 
     :ivar contexts: those to choose from.
+    :ivar is_over: whether the connection is, once the handshake is.
     :ivar client_verified: whether the client's certificate was verified; None if it showed none.
     :ivar first_finished: the first Finished message, tls-unique of RFC 5929 §3.1.
     """
 
+    is_over = False
     client_verified: bool | None = None
     first_finished = b""
 
@@ -80,12 +85,17 @@ class ServerConnection(SSL.Connection):
             # resumed, ours goes out a step before.
             self.first_finished = (
                 self.first_finished or self.get_peer_finished() or self.get_finished() or b"")
+        if self.is_over:
+            self.shutdown()
+            # In the form of OpenSSL's own; Twisted closes the connection.
+            raise SSL.Error([("", "", "the handshake was all that it was for")])
 
 
 def choose_context(connection: Any) -> None:
     """A server name callback: go on with the certificate that the client asks for."""
-    name = _server_name(connection)
-    if name:
+    name = server_name(connection)
+    # After a HelloRetryRequest it is called again, and what was chosen by more than the name stays.
+    if name and not connection.is_over:
         connection.set_context(connection.contexts.named(name))
 
 
@@ -142,7 +152,7 @@ def describe(transport: Any) -> TLSState | None:
     return TLSState(
         version=version, cipher=TLS_1_2_CIPHERS.get(cipher, cipher),
         bits=connection.get_cipher_bits() or 0, group=_group(connection),
-        server_name=_server_name(connection), client_names=_client_names(connection),
+        server_name=server_name(connection), client_names=_client_names(connection),
         channel_bindings=channel_bindings(
             connection, version, connection.get_certificate(as_cryptography=True),
             connection.first_finished))
@@ -158,7 +168,8 @@ def _group(connection: ServerConnection) -> str:
     return {"prime256v1": "secp256r1", "X25519": "x25519"}.get(name, name)
 
 
-def _server_name(connection: SSL.Connection) -> str:
+def server_name(connection: SSL.Connection) -> str:
+    """What the client asks for (SNI), in lower case, or ""."""
     name = connection.get_servername() or b""
     return name.decode("ascii", "replace").lower().rstrip(".")
 

@@ -245,11 +245,11 @@ def check_unit_places(*places: Path) -> None:
 
 
 def unit_texts(config: Path, data: Path, owner: str, programs: Path, *,
-               acme: bool = False) -> dict[str, str]:
+               acme: int = 0) -> dict[str, str]:
     """The units of ``etc/`` for these places, by their names; raises as check_unit_places does.
 
     :param owner: the user that the service runs as.
-    :param acme: whether it answers an authority on port 80.
+    :param acme: the port that it answers an authority on; 0 for none.
     """
     check_unit_places(config, data, programs)
     found = {name: (resources.files("mailsvc") / "etc" / name).read_text() for name in UNITS}
@@ -264,7 +264,7 @@ def unit_texts(config: Path, data: Path, owner: str, programs: Path, *,
     if acme:
         ports = found["mailsvc.socket"].count("\nListenStream=")
         found["mailsvc.socket"] = _changed(found["mailsvc.socket"], [
-            ("ListenStream=995\n", "ListenStream=995\nListenStream=80\n")])
+            ("ListenStream=995\n", f"ListenStream=995\nListenStream={acme}\n")])
         last = f"--pop3s systemd:domain=INET6:index={ports - 1}\n"
         changes.append((last, last.replace(
             "\n", f" \\\n    --acme systemd:domain=INET6:index={ports}\n")))

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from twisted.cred.checkers import ICredentialsChecker
 
+from mailsvc.acme.limits import CHALLENGES
 from mailsvc.config import Settings
 from mailsvc.listeners import CannotStart
 from mailsvc.ownership import name_of
@@ -50,10 +51,13 @@ def refuse_unanswered(settings: Settings) -> None:
         raise CannotStart(
             f"mailsvc cannot start: acme.names is set, and acme.agreed is not: read the terms of "
             f"service of {settings.acme.directory} and set it to true, or take acme.names out")
-    if not settings.listeners.acme:
+    listeners, kind = settings.listeners, settings.acme.challenge
+    if not (listeners.acme or (
+            kind == "tls-alpn-01" and (listeners.console or listeners.api))):
         raise CannotStart(
             "mailsvc cannot start: acme.names is set, and the authority would find nobody to "
-            'answer: give listeners.acme an endpoint, as ["tcp:80"], or take acme.names out')
+            f'answer: give listeners.acme an endpoint, as ["tcp:{CHALLENGES[kind]}"], or take '
+            "acme.names out")
 
 
 def refuse_unusable(authorities: str) -> None:

@@ -37,6 +37,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import Interface
 
 from mailsvc.accounts import DirectoryChecker, Keyring, MailRealm
+from mailsvc.acme.alpn import Answers
 from mailsvc.acme.files import Files
 from mailsvc.acme.renewal import Renewal
 from mailsvc.authentication import Authenticator
@@ -207,7 +208,9 @@ class MailService(Front):
         files = Files(Path(settings.service.data))
         self._tls = ServerTLS(settings.tls, os.path.join(settings.service.data, "tls"),
                               settings.service.hostname, reactor,
-                              str(files.certificate) if settings.acme.names else "")
+                              str(files.certificate) if settings.acme.names else "",
+                              Answers(files).choose if settings.acme.names
+                              and settings.acme.challenge == "tls-alpn-01" else None)
         self._connections: list[Connections] = []
         self._figures = Figures(1) if place is None else place.figures
         self._share = Share(self._figures, 0 if place is None else place.row)

@@ -40,7 +40,7 @@ import datetime
 import functools
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +68,7 @@ from mailsvc.certificates import (
 )
 from mailsvc.handshake import (
     TLS_1_2_CIPHERS,
+    TLS_1_3_CIPHERS,
     Contexts,
     ServerConnection,
     choose_context,
@@ -76,9 +77,7 @@ from mailsvc.handshake import (
 from mailsvc.settings import OneOf, at_least, setting
 
 # Mozilla's "Server Side TLS" guideline, version 6.0 (2026).  Against 5.7 it lacks the DHE ciphers
-# and has the hybrid group.  Its TLS 1.2 ciphers are those of TLS_1_2_CIPHERS.
-_TLS_1_3_CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384",
-                    "TLS_CHACHA20_POLY1305_SHA256")
+# and has the hybrid group.  Its ciphers are those of TLS_1_2_CIPHERS and TLS_1_3_CIPHERS.
 _GROUPS = ("X25519", "prime256v1", "secp384r1")
 _HYBRID_GROUP = "X25519MLKEM768"
 #: SSL_OP_PRIORITIZE_CHACHA, of which pyOpenSSL knows nothing.
@@ -149,6 +148,7 @@ class _Clients:
 
 def _context(
     certificates: Iterable[Certificate], settings: TLSSettings, clients: _Clients,
+    choose_protocol: Callable[[Any, list[bytes]], Any] | None = None,
 ) -> SSL.Context:
     """The context that shows one of *certificates*, whose keys are of different kinds.
 
@@ -166,8 +166,10 @@ def _context(
     if clients.authorities:
         _ask_clients(context, clients, settings)
     context.set_tlsext_servername_callback(choose_context)
+    if choose_protocol is not None:
+        context.set_alpn_select_callback(choose_protocol)
     _set_groups(context)
-    context.set_tls13_ciphersuites(":".join(_TLS_1_3_CIPHERS).encode())
+    context.set_tls13_ciphersuites(":".join(TLS_1_3_CIPHERS).encode())
     # Not before these: it counts as the context's first use.
     for certificate in certificates:
         try:
@@ -238,14 +240,18 @@ class ServerTLS(Service):
     :param reactor: the reactor, or a Clock.
     :param issued: the file of a certificate that somebody gets for us; while it is not there, a
         self-signed one stands in for it.
+    :param choose_protocol: is asked when a client offers protocols (ALPN), as pyOpenSSL asks; it
+        may set another context than ours.
 
     :meth:`load` comes first, as the user that the service goes on to run as: who may read the files
     then may read them when they are renewed.  While the service runs, the files are watched.
     """
 
     def __init__(self, settings: TLSSettings, directory: str, hostname: str, reactor: Any,
-                 issued: str = "") -> None:
+                 issued: str = "",
+                 choose_protocol: Callable[[Any, list[bytes]], Any] | None = None) -> None:
         self._settings = settings
+        self._choose_protocol = choose_protocol
         self._issued = issued
         self._directory = os.path.abspath(directory)
         self._hostname = hostname
@@ -441,7 +447,8 @@ class ServerTLS(Service):
 
         @functools.cache
         def context(*certificates: Certificate) -> SSL.Context:
-            return _context(certificates, self._settings, self._clients)
+            return _context(certificates, self._settings, self._clients,
+                            self._choose_protocol)
 
         first = in_order[0]
         beside = by_name[first.names[0]].values() if first.names else [first]

@@ -71,7 +71,7 @@ _log = Logger("mailsvc.workers")
 
 #: The sections and keys that the supervisor itself goes by: the sockets that it bound, the log that
 #: all write to, and the directory where it answers.
-FIXED = ("listeners", "log", "service.data")
+FIXED = ("listeners", "log", "service.data", "acme.challenge")
 
 #: How long, in seconds, a worker may take to end after its connections have.
 _TO_END = 10.0

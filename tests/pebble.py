@@ -18,27 +18,27 @@ from tests.daemons import free_port, wait_for
 class Pebble:
     """A running authority; a context manager.
 
-    :param http: the port that it looks for answers on.
+    :param port: the one that it looks for answers on, by either challenge.
     :param nameserver: whom it asks where names lead to.
     :ivar url: of its directory.
     :ivar root: the file with the certificate that vouches for its own web server.
     """
 
-    def __init__(self, program: Callable[[str], str], folder: Path, http: int,
+    def __init__(self, program: Callable[[str], str], folder: Path, port: int,
                  nameserver: str) -> None:
-        port, self._management = free_port(), free_port()
+        own, self._management = free_port(), free_port()
         authority = Authority()
         authority.issue("localhost").write(folder)
         self.root = folder / "root.pem"
         self.root.write_bytes(pem(authority.root))
-        self.url = f"https://localhost:{port}/dir"
-        self._address = ("127.0.0.1", port)
+        self.url = f"https://localhost:{own}/dir"
+        self._address = ("127.0.0.1", own)
         configuration = folder / "pebble.json"
         configuration.write_text(json.dumps({"pebble": {
-            "listenAddress": f"127.0.0.1:{port}",
+            "listenAddress": f"127.0.0.1:{own}",
             "managementListenAddress": f"127.0.0.1:{self._management}",
             "certificate": str(folder / "fullchain.pem"), "privateKey": str(folder / "privkey.pem"),
-            "httpPort": http, "tlsPort": 1, "ocspResponderURL": "",
+            "httpPort": port, "tlsPort": port, "ocspResponderURL": "",
             "externalAccountBindingRequired": False}}))
         self._command = [program("pebble"), "-config", str(configuration), "-dnsserver", nameserver]
         self._log = folder / "pebble.log"
@@ -59,8 +59,10 @@ class Pebble:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=subprocess.STDOUT,
-                # It would dawdle, and refuse more good nonces, to try clients out.
-                env={**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "3"})
+                # It would dawdle, and refuse more good nonces, to try clients out; and look for
+                # some answers only.
+                env={**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "3",
+                     "PEBBLE_AUTHZREUSE": "0"})
         wait_for(self._address)
         wait_for(("127.0.0.1", self._management))
         return self

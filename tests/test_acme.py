@@ -29,6 +29,7 @@ from mailsvc.acme.limits import ACMESettings
 from mailsvc.acme.renewal import Renewal
 from mailsvc.config import ConfigurationError, Settings
 from mailsvc.listeners import CannotStart
+from mailsvc.prerequisites import refuse_unanswered
 from mailsvc.service import build
 from tests.authority import Authority
 from tests.command_line import fresh_command_line
@@ -43,17 +44,21 @@ HERE = {name: ["A 127.0.0.1"] for name in NAMES}
 
 
 @contextmanager
-def authority(program: Callable[[str], str], folder: Path, zone: dict[str, list[str]]
-              ) -> Iterator[tuple[Pebble, int, tuple[str, ...]]]:
-    """A running authority, the port that it looks at, and what a service is to be told of both."""
+def authority(program: Callable[[str], str], folder: Path, zone: dict[str, list[str]],
+              kind: str = "acme", **more: str) -> Iterator[tuple[Pebble, int, tuple[str, ...]]]:
+    """A running authority, the port that it looks at, and what a service is to be told of both.
+
+    :param kind: of the listener that answers.
+    :param more: of [acme].
+    """
     folder.mkdir()
     port = free_port()
     with NameServer(zone) as dns, Pebble(program, folder, port, dns.address) as pebble:
         acme = {"names": NAMES, "agreed": True, "directory": pebble.url,
-                "authorities": str(pebble.root)}
+                "authorities": str(pebble.root), **more}
         yield pebble, port, (
             "--pop3s", "0", "--submissions", "0",
-            "--set", f'listeners.acme=["tcp:{port}:interface=127.0.0.1"]',
+            "--set", f'listeners.{kind}=["tcp:{port}:interface=127.0.0.1"]',
             *(word for key, value in acme.items()
               for word in ("--set", f"acme.{key}={json.dumps(value)}")))
 
@@ -94,8 +99,9 @@ def test_a_service_gets_a_certificate(program: Callable[[str], str], tmp_path: P
             names = first[0].extensions.get_extension_for_class(x509.SubjectAlternativeName)
             assert sorted(names.value.get_values_for_type(x509.DNSName)) == sorted(NAMES)
             assert (data / "acme" / "certificate.pem").stat().st_mode & 0o777 == 0o600
-            assert "got a certificate for mx.example.org, mail.example.org" in \
-                service.log.read_text()
+            # The program has yet to end when its certificate is there.
+            assert eventually(lambda: "got a certificate for mx.example.org, mail.example.org"
+                              in service.log.read_text())
         assert pebble.log.count("Issued certificate") == 1
         # What there is will do; nothing is asked for again.
         with Service(data, (), (*options, "--workers", str(workers))) as service:
@@ -157,16 +163,17 @@ def test_quickstart(program: Callable[[str], str], tmp_path: Path) -> None:
             process.stop()
 
 
-def test_units_that_answer() -> None:
+@pytest.mark.parametrize("port", [80, 443])
+def test_units_that_answer(port: int) -> None:
     plain, more = (installation.unit_texts(
         Path("/etc/mailsvc.toml"), Path("/var/lib/mailsvc"), "root", Path("/opt/mailsvc/bin"),
-        acme=acme) for acme in (False, True))
+        acme=acme) for acme in (0, port))
     ports = re.findall(r"(?m)^ListenStream=(\d+)$", more["mailsvc.socket"])
-    assert [*re.findall(r"(?m)^ListenStream=(\d+)$", plain["mailsvc.socket"]), "80"] == ports
+    assert [*re.findall(r"(?m)^ListenStream=(\d+)$", plain["mailsvc.socket"]), str(port)] == ports
     indices = dict(re.findall(r"--(\w+) systemd:domain=INET6:index=(\d+)", more["mailsvc.service"]))
     assert {kind: ports[int(index)] for kind, index in indices.items()} == {
         "smtp": "25", "pop3": "110", "submissions": "465", "submission": "587", "pop3s": "995",
-        "acme": "80"}
+        "acme": str(port)}
 
 
 # ---- what keeps a service from starting ----------------------------------------------------------
@@ -176,6 +183,8 @@ def test_units_that_answer() -> None:
     ({"names": NAMES}, {"acme": ["tcp:0"]}, {}, "acme.agreed is not: read the terms of service of "
      "https://acme-v02.api.letsencrypt.org/directory"),
     ({"names": NAMES, "agreed": True}, {}, {}, 'give listeners.acme an endpoint, as ["tcp:80"]'),
+    ({"names": NAMES, "agreed": True, "challenge": "tls-alpn-01"}, {}, {},
+     'give listeners.acme an endpoint, as ["tcp:443"]'),
     ({"names": NAMES, "agreed": True}, {"acme": ["tcp:0"]}, {"certificates": ["/nowhere"]},
      "tls.certificates: acme.names is set as well; take one of them out"),
 ])
@@ -191,7 +200,15 @@ def test_refused(tmp_path: Path, acme: dict[str, Any], listeners: dict[str, Any]
     assert expected in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", ["console", "api", "acme"])
+def test_any_listener_on_port_443_will_do(tmp_path: Path, kind: str) -> None:
+    refuse_unanswered(Settings.from_mapping({
+        "acme": {"names": NAMES, "agreed": True, "challenge": "tls-alpn-01"},
+        "listeners": {kind: ["tcp:443"]}}))
+
+
 @pytest.mark.parametrize(("key", "value", "expected"), [
+    ("challenge", "dns-01", "http-01, tls-alpn-01"),
     ("names", ["*.example.org"], 'full host names in ASCII such as "mail.example.org", without *'),
     ("names", ["mail"], "full host names"),
     ("names", ["mail.example.org/x"], "full host names"),

@@ -6,11 +6,14 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from mailsvc.settings import setting
+from mailsvc.settings import OneOf, setting
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-#: HTTP-01 can show no more than a single name to be ours (RFC 8555 §8.3), so no "*".
+#: Both challenges show a single name to be ours (RFC 8555 §8.3, RFC 8737 §3), so no "*".
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})+")
+
+#: How names are shown to be ours, and the port that the authority looks on.
+CHALLENGES = {"http-01": 80, "tls-alpn-01": 443}
 
 LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 
@@ -32,8 +35,13 @@ class ACMESettings:
 
     names: list[str] = setting(
         [], "The host names that one certificate is got for, and renewed, from an authority that "
-        "speaks ACME, such as Let's Encrypt; [] for none.  Each has to lead here on port 80, to an "
-        "endpoint of listeners.acme.", check=_names)
+        "speaks ACME, such as Let's Encrypt; [] for none.  Each has to lead here, on the port that "
+        "acme.challenge looks on.", check=_names)
+    challenge: str = setting(
+        "http-01", "How the authority sees that the names lead here: http-01, on port 80, which "
+        "leads to listeners.acme; or tls-alpn-01, on port 443, which leads to listeners.acme, or "
+        "to listeners.console or listeners.api with TLS.",
+        check=OneOf(*CHALLENGES))
     agreed: bool = setting(
         False, "Whether you agree to the authority's terms of service, without which it gives "
         "none.")

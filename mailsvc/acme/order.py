@@ -18,14 +18,15 @@ from typing import Any
 
 import josepy
 import requests
-from acme import challenges, crypto_util, errors, messages
+from acme import crypto_util, errors, messages
 from acme.client import ClientNetwork, ClientV2
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mailsvc import __version__
+from mailsvc.acme.challenges import certificate_for, offered
 from mailsvc.acme.files import Files
-from mailsvc.acme.limits import ACMESettings
+from mailsvc.acme.limits import CHALLENGES, ACMESettings
 from mailsvc.certificates import Certificate, CertificateProblem, certificate_at
 
 #: How long the authority may take for one answer, and for the whole order, seconds.
@@ -66,6 +67,8 @@ def renew(settings: ACMESettings, files: Files, *, at_once: bool = False,
     """
     try:
         with files.locked(), _explained(settings):
+            # What was killed has left them.
+            files.drop_answers()
             tries = 1
             while True:
                 try:
@@ -96,18 +99,35 @@ def _renew(settings: ACMESettings, files: Files, at_once: bool,
                else ec.generate_private_key(ec.SECP256R1()))
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     order = client.new_order(crypto_util.make_csr(pem, [name.lower() for name in settings.names]))
-    for authorization in order.authorizations:
-        if authorization.body.status != messages.STATUS_VALID:
-            challenge = _http_01(authorization)
-            tell(f"answering for {authorization.body.identifier.value} on port 80")
-            client.answer_challenge(challenge, challenge.chall.response(key))
-    order = client.poll_and_finalize(
-        # The library compares it with the time of this machine's zone.
-        order, datetime.datetime.now() + datetime.timedelta(seconds=_ORDER))
+    try:
+        for authorization in order.authorizations:
+            if authorization.body.status != messages.STATUS_VALID:
+                _answer(client, key, authorization, settings.challenge, files, tell)
+        order = client.poll_and_finalize(
+            # The library compares it with the time of this machine's zone.
+            order, datetime.datetime.now() + datetime.timedelta(seconds=_ORDER))
+    finally:
+        files.drop_answers()
     files.keep("certificate.pem", order.fullchain_pem.encode("ascii") + pem)
     found = certificate_at(str(files.certificate)).load()
     tell(f"got a certificate until {found.not_after:%Y-%m-%d}")
     return Outcome(True, found.not_after.timestamp(), _LATEST)
+
+
+def _answer(client: ClientV2, key: josepy.JWK, authorization: messages.AuthorizationResource,
+            kind: str, files: Files, tell: Callable[[str], object]) -> None:
+    """Let the authority look whether a name is ours."""
+    name = authorization.body.identifier.value
+    challenge = offered(authorization, kind)
+    if challenge is None:
+        other, = CHALLENGES.keys() - {kind}
+        raise Refused(f"the authority does not offer {kind.upper()} for {name}; set acme.challenge "
+                      f'to "{other}", choose another authority in acme.directory, or get the '
+                      "certificate with another program and name it in tls.certificates")
+    if kind == "tls-alpn-01":
+        files.keep_answer(name, certificate_for(name, challenge.chall.validation(key)))
+    tell(f"answering for {name} on port {CHALLENGES[kind]}")
+    client.answer_challenge(challenge, challenge.chall.response(key))
 
 
 def _now() -> datetime.datetime:
@@ -196,22 +216,14 @@ def _save(settings: ACMESettings, files: Files, key: josepy.JWK, url: str) -> No
 # ---- what may go wrong ---------------------------------------------------------------------------
 
 
-def _http_01(authorization: messages.AuthorizationResource) -> messages.ChallengeBody:
-    for challenge in authorization.body.challenges:
-        if isinstance(challenge.chall, challenges.HTTP01):
-            return challenge
-    raise Refused("the authority does not offer HTTP-01 for "
-                  f"{authorization.body.identifier.value}; choose another in acme.directory, or "
-                  "get the certificate with another program and name it in tls.certificates")
-
-
 @contextmanager
 def _explained(settings: ACMESettings) -> Iterator[None]:
     """What the library raises, in words that say what to do."""
     try:
         yield
     except errors.ValidationError as error:
-        raise Refused("; ".join(map(_failed, error.failed_authzrs))) from error
+        raise Refused("; ".join(
+            _failed(each, settings.challenge) for each in error.failed_authzrs)) from error
     except errors.TimeoutError as error:
         raise Refused(f"{settings.directory} did not come to an end in {_ORDER} seconds; it will "
                       "be asked again") from error
@@ -241,10 +253,14 @@ def _said(error: messages.Error) -> str:
     return " ".join("; ".join(parts).split())
 
 
-def _failed(authorization: messages.AuthorizationResource) -> str:
+def _failed(authorization: messages.AuthorizationResource, kind: str) -> str:
     name = authorization.body.identifier.value
     said = "; ".join(_said(each.error) for each in authorization.body.challenges
                      if each.error is not None)
+    lead = (f"port 80 to listeners.acme: from elsewhere, "
+            f"http://{name}/.well-known/acme-challenge/ is answered with 404"
+            if kind == "http-01" else
+            "port 443 to listeners.acme or listeners.console, without another program that ends "
+            "TLS before it")
     return (f"the authority could not see that {name} is this host ({said}); its A and AAAA "
-            f"records have to lead here, and port 80 to listeners.acme: from elsewhere, "
-            f"http://{name}/.well-known/acme-challenge/ is answered with 404")
+            f"records have to lead here, and {lead}")

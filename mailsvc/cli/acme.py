@@ -21,7 +21,8 @@ def _settings() -> Settings:
     if not found.acme.names:
         raise click.ClickException(
             f"no certificate is asked for ({name()}): give acme.names the host names that it is "
-            "for, and listeners.acme an endpoint, as tcp:80")
+            "for, and listeners.acme an endpoint, as tcp:80, or tcp:443 with acme.challenge "
+            "tls-alpn-01")
     return found
 
 

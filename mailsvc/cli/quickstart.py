@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from mailsvc import installation
+from mailsvc.acme.limits import CHALLENGES
 from mailsvc.cli import place
 from mailsvc.cli.accounts import ask_password
 from mailsvc.cli.arguments import DOMAIN, MAILBOX, password_options
@@ -133,7 +134,8 @@ class Plan:
                    "starts it].")
 @click.option("--acme", is_flag=True,
               help="Have the service get its certificate from Let's Encrypt; you agree to its "
-                   "terms of service, and port 80 of the host name leads here.")
+                   "terms of service, and port 80 of the host name leads here, or port 443 with "
+                   "--set acme.challenge=tls-alpn-01.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Set any key of `mailsvc config reference` in the configuration too.")
 @click.option("--units", "unit_folder", metavar="DIR|none",
@@ -261,7 +263,7 @@ def _install(plan: Plan, report: Report, hostname: str | None, overrides: Sequen
     report.piece(installation.certificate(settings))
     if plan.unit_folder is not None:
         texts = installation.unit_texts(plan.config, data, plan.owner, programs,
-                                        acme=bool(settings.acme.names))
+                                        acme=_port_for_authority(settings))
         for piece in installation.units(plan.unit_folder, texts):
             report.piece(piece)
     return settings
@@ -287,8 +289,9 @@ def _settings(plan: Plan, hostname: str | None,
                  for kind, endpoints in _listeners().items())]
         name = hostname or _host_name(Settings().service.hostname, plan.address.domain)
         if plan.acme:
+            port = CHALLENGES[Settings.from_mapping({}, overrides).acme.challenge]
             own += [f"acme.names={literal([name])}", "acme.agreed=true",
-                    'listeners.acme=["tcp:80"]']
+                    f'listeners.acme=["tcp:{port}"]']
         settings = Settings.from_mapping(
             {}, [f"service.hostname={literal(name)}", *own, *overrides])
     except ConfigurationError as error:
@@ -298,6 +301,13 @@ def _settings(plan: Plan, hostname: str | None,
         raise click.UsageError(str(error)) from error
     return settings, {str(key): value for key, value in settings.entries()
                       if str(key) in settings.given}
+
+
+def _port_for_authority(settings: Settings) -> int:
+    """Where it answers nobody but an authority; 0 for nowhere."""
+    chosen = settings.acme.challenge
+    alone = settings.listeners.acme or chosen == "http-01"
+    return CHALLENGES[chosen] if settings.acme.names and alone else 0
 
 
 def _host_name(own: str, domain: str) -> str:

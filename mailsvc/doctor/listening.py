@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from mailsvc.acme.limits import CHALLENGES
 from mailsvc.client import Client
 from mailsvc.config import Settings
 from mailsvc.dialing import NoConnection, dial
@@ -70,7 +71,7 @@ class Listening:
             return [note(what, "not looked at: connections from this machine have to begin with a "
                          "PROXY header (proxy.networks)")]
         if kind in _WEB:
-            return [await self._connects(what, address)]
+            return [await self._connects(kind, address)]
         try:
             answer = await self.ask(kind, address)
         except Refused as problem:
@@ -140,14 +141,19 @@ class Listening:
         finally:
             fetcher.close()
 
-    async def _connects(self, what: str, address: str) -> Fact:
+    async def _connects(self, kind: str, address: str) -> Fact:
+        what = f"{kind} {address}"
         host, port = place_of(address)
         try:
             line = await dial(self._reactor, host, port, seconds=self._seconds)
         except NoConnection as problem:
             return fail(what, problem.text, "see the log of the service")
         line.abort()
-        return ok(what, "takes connections")
+        acme = self._settings.acme
+        whose = "" if kind != "acme" or not acme.names else (
+            f"; by {acme.challenge.upper()} the authority has to reach it on port "
+            f"{CHALLENGES[acme.challenge]}")
+        return ok(what, f"takes connections{whose}")
 
 
 def is_proxied(settings: Settings) -> bool:
