@@ -74,8 +74,9 @@ def test_a_certificate_and_a_renewal(program: Callable[[str], str], tmp_path: Pa
             assert issued(second)
             if kind != "acme":
                 assert issued(shown(("127.0.0.1", port))), "people get that one"
-        assert _looked(pebble) == 2 * len(NAMES)
-        assert pebble.log.count("Issued certificate") == 2
+        # Pebble finds fault with a nonce now and then, and an order is made anew for that.
+        assert _looked(pebble) >= 2 * len(NAMES)
+        assert pebble.log.count("Issued certificate") >= 2
         assert "Traceback" not in service.log.read_text()
 
 

@@ -36,6 +36,15 @@ DISK_NEEDED = 20
 VARIANTS = {
     "mailsvc-one": ("--workers=1",),
     "mailsvc-untraced": ("--set=trace.enabled=false",),
+    "mailsvc-blind": ("--set=trace.enabled=false",),
+}
+#: Of those, what is another program: it counts nothing.
+PROGRAMS = {
+    "mailsvc-blind": (
+        "from mailsvc import figures\n"
+        "figures.Count.add = figures.Spread.observe = lambda *_: None\n"
+        "from mailsvc.cli import main\n"
+        "main()"),
 }
 
 
@@ -50,6 +59,8 @@ def _ours(command: str, options: str, name: str = "mailsvc", *more: str) -> Mail
     ours = Mailsvc(name=name, options=(*shlex.split(options), *more))
     if command:
         ours.command = tuple(shlex.split(command))
+    if name in PROGRAMS:
+        ours.command = (sys.executable, "-c", PROGRAMS[name])
     return ours
 
 
@@ -59,8 +70,9 @@ def _ours(command: str, options: str, name: str = "mailsvc", *more: str) -> Mail
 @click.option("--seconds", type=click.FloatRange(0.1, 60),
               help="Load of one measurement.  [default: 2]")
 @click.option("--peers", metavar="A,B", help="Only these servers; also "
-              "mailsvc-one, with one process, and mailsvc-untraced, which keeps no trace.  "
-              "[default: all that are there but these two]")
+              "mailsvc-one, with one process, mailsvc-untraced, which keeps no trace, and "
+              "mailsvc-blind, which counts nothing either.  [default: all that are there but "
+              "these three]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               default=Path("docs/performance"), help="Where results, tables and plots go; a quick "
               "run writes them only if this is given.")
