@@ -117,6 +117,29 @@ def test_every_page_is_sound(service: Service, chromium: Chromium, language: str
         chromium.like()
 
 
+@pytest.mark.parametrize("width", [1280, 360])
+def test_rows_that_come_later_move_none(chromium: Chromium, width: int) -> None:
+    """What the world sees comes row by row, as fast as name servers answer: the columns stand
+    where they stood without any row."""
+    chromium.like(width=width)
+    try:
+        chromium.log_in()
+        chromium.open("domains/example.org")
+        chromium.press("form[action$='/check'] button")
+        chromium.until(lambda: chromium.driver.find_elements(By.CSS_SELECTOR, "footer"))
+        edges = ("[...document.querySelectorAll('.top, .facts th')].map((each) => {"
+                 " const {left, top, width} = each.getBoundingClientRect();"
+                 " return [left, top, width]; })")
+        full, empty = chromium.driver.execute_script(
+            f"const full = {edges};"
+            f"document.querySelectorAll('.facts tbody tr').forEach((each) => each.remove());"
+            f"return [full, {edges}];")
+        assert len(full) == 4
+        assert full == empty
+    finally:
+        chromium.like()
+
+
 def test_pages_are_light(chromium: Chromium) -> None:
     """No page asks for more than a style sheet, a script and an icon, of few octets."""
     chromium.log_in()
