@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,9 @@ class Attempts:
                        id=id, place=str(problem.place), problem=str(problem))
             return After(None)
         try:
-            return await self._attempt(*opened, fetching)
+            after = await self._attempt(*opened, fetching)
+            self._spool.receipts.settled(id)
+            return after
         finally:
             opened[1].close()
             self._spool.claims.give_back(id)
@@ -224,7 +227,7 @@ class Attempts:
             message.attempts += 1
             ways = self._ways(message)
             saving = DeferredLock() if len(ways) > 1 else None
-            going = [self._go(hop, Job(message, recipients, path, content, prefix), saving)
+            going = [self._go(hop, self._job(message, recipients, path, content, prefix), saving)
                      for (hop, path), recipients in ways.items()]
             # Nearly all messages go one way.
             tried = [await going[0]] if saving is None else await _all(going)
@@ -244,7 +247,7 @@ class Attempts:
             # One after the other: there is one connection.
             for (_, path), recipients in self._ways(message, fetching).items():
                 tried += self._note_all(message, await fetching.carry(
-                    Job(message, recipients, path, content, prefix)))
+                    self._job(message, recipients, path, content, prefix)))
         if not tried:
             return message.due
         return await self._settle(message, content, message.due)
@@ -290,6 +293,7 @@ class Attempts:
     def _open(self, id: str, sign: Sign | None) -> _Opened:
         """The message, and if it is our user's its signatures."""
         message, stream = self._spool.open(id)
+        self._spool.receipts.recall(message)
         content = Content(stream)
         message.size = content.size
         message.tls_optional = _TLS_OPTIONAL.search(content.head(HEADER_OCTETS)) is not None
@@ -312,6 +316,17 @@ class Attempts:
                 message, each.address)
             ways.setdefault((hop, path), []).append(each)
         return ways
+
+    def _job(self, message: QueuedMessage, recipients: list[QueuedRecipient], path: Address,
+             content: Content, prefix: bytes) -> Job:
+        return Job(message, recipients, path, content, prefix, partial(self._heard, message))
+
+    def _heard(self, message: QueuedMessage, results: Sequence[Result]) -> None:
+        """Hosts have taken it: before anything else happens, nobody may send it there again."""
+        now = self._clock.seconds()
+        for each in results:
+            _apply(message, each, now)
+        self._spool.receipts.note(message, [each.recipient for each in results])
 
     async def _leave(self, message: QueuedMessage, changed: bool) -> None:
         """We stop amid an attempt: whoever sends next makes it again, at once."""
@@ -346,17 +361,8 @@ class Attempts:
 
     def _note(self, message: QueuedMessage, result: Result, now: float) -> None:
         each = result.recipient
-        each.tried, each.kept = now, result.kept
-        if not (result.kept and each.host):  # what the host itself said last says more
-            each.state, each.status, each.reply = result.state, str(result.status), result.reply
-            each.host = result.host
-        if result.state == RELAYED:
-            # RFC 3461 §5.2.1: who knows DSN reports; else it is for us to say that it is gone.
-            each.reported = (result.reports or not each.wants("SUCCESS")) and not (
-                message.by is not None and not each.local and each.notify != ("NEVER",)
-                # RFC 2852 §4.1.4: a trace is told of each host, and before its time is over of one
-                # that does not mind it, by which the message is as good as gone.
-                and (message.by.trace or (not result.timely and message.in_time(now))))
+        if each.state != RELAYED:  # else it has been heard
+            _apply(message, result, now)
         took = result.state == RELAYED
         outcome = "kept" if result.kept else "deferred" if result.state == WAITING else (
             "delivered" if took and each.local else result.state)
@@ -430,6 +436,22 @@ class Attempts:
                 content.whole) if whole else content.head(HEADER_OCTETS))
         for each in recipients:
             each.reported = True
+
+
+def _apply(message: QueuedMessage, result: Result, now: float) -> None:
+    """Have the state of *message* say what became of a recipient."""
+    each = result.recipient
+    each.tried, each.kept = now, result.kept
+    if not (result.kept and each.host):  # what the host itself said last says more
+        each.state, each.status, each.reply = result.state, str(result.status), result.reply
+        each.host = result.host
+    if result.state == RELAYED:
+        # RFC 3461 §5.2.1: who knows DSN reports; else it is for us to say that it is gone.
+        each.reported = (result.reports or not each.wants("SUCCESS")) and not (
+            message.by is not None and not each.local and each.notify != ("NEVER",)
+            # RFC 2852 §4.1.4: a trace is told of each host, and before its time is over of one
+            # that does not mind it, by which the message is as good as gone.
+            and (message.by.trace or (not result.timely and message.in_time(now))))
 
 
 async def _all(going: Sequence[Coroutine[Any, Any, int]]) -> list[int]:

@@ -362,9 +362,9 @@ class Carrier:
                     {"SENDER": sender, "RECIPIENT": str(to),
                      "ORIGINAL_RECIPIENT": str(each.original)},
                     _delivered(job), self._relay.pipe_seconds)
-            job.results.append(Result(
+            job.conclude([Result(
                 each, RELAYED if status == done else FAILED if status.class_ == 5 else WAITING,
-                status, text, timely=True))
+                status, text, timely=True)])
         if self._stopped:
             job.done.callback(job.results)
         else:

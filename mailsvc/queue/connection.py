@@ -97,14 +97,16 @@ class Connection:
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.
         job.forget_waiting()
+        results = []
         for recipient, outcome in zip(left, outcomes, strict=True):
             state = (RELAYED if outcome.accepted else WAITING if outcome.temporary else FAILED)
             failure = outcome.failure
             text = reply_text(outcome.reply) or (failure.text if failure else "")
-            job.results.append(Result(
+            results.append(Result(
                 recipient, state, outcome.status, text, client.host or "", reports,
                 self._timely))
             again = again or (state == WAITING and not outcome.in_flight)
+        job.conclude(results)
         # Whoever may have it already must not get it from another host as well.
         job.in_flight = any(outcome.in_flight for outcome in outcomes)
         return again and not job.in_flight

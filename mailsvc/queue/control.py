@@ -27,7 +27,7 @@ from mailsvc.journal import Journal
 from mailsvc.localsocket import Answers
 from mailsvc.queue import filter
 from mailsvc.queue.message import QueuedMessage, Unreadable
-from mailsvc.queue.recovery import recover
+from mailsvc.queue.recovery import recover, settle
 from mailsvc.queue.routes import parse_route
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.spool import Ownership, Spool
@@ -102,6 +102,7 @@ def _directly(spool: Spool, action: str, words: list[str], route: str, now: floa
     busy: list[str] = []
     ended: list[QueuedMessage] = []
     with _journal(spool):
+        settle(spool)
         for id in sorted(spool.ids()):
             claimed = spool.claims.take(id)
             try:

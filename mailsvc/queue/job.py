@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from twisted.internet.defer import Deferred
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import Address
 from mailsvc.queue.content import Content
-from mailsvc.queue.message import FAILED, WAITING, QueuedMessage, QueuedRecipient
+from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
 
 
 class Result(NamedTuple):
@@ -42,6 +43,7 @@ class Job:
     :ivar reverse_path: the one to use, rewritten for mail that is forwarded.
     :ivar content: the message.
     :ivar prefix: what is sent before it: fields that were added on the way out.
+    :ivar heard: told of what next hosts take, in the moment in which they say so.
     :ivar done: fires with a result for each recipient that was tried.
     :ivar in_flight: whether a host was sent it and has not said whether it took it.
     """
@@ -51,6 +53,7 @@ class Job:
     reverse_path: Address
     content: Content
     prefix: bytes = b""
+    heard: Callable[[Sequence[Result]], object] | None = None
     done: Deferred[list[Result]] = field(default_factory=Deferred)
     results: list[Result] = field(default_factory=list)
     in_flight: bool = False
@@ -60,6 +63,13 @@ class Job:
         """The recipients that no host has decided about yet."""
         decided = {id(each.recipient) for each in self.results if each.state != WAITING}
         return [each for each in self.recipients if id(each) not in decided]
+
+    def conclude(self, results: Sequence[Result]) -> None:
+        """The next host has said what became of some."""
+        self.results += results
+        taken = [each for each in results if each.state == RELAYED]
+        if taken and self.heard is not None:
+            self.heard(taken)
 
     def give_up(self) -> None:
         """Every host was asked: what they lack they will lack tomorrow."""

@@ -34,7 +34,9 @@ class Local:
 
     async def deliver(self, job: Job) -> list[Result]:
         """Deliver *job*; a result for each recipient."""
-        return [await self._deliver(each, job) for each in job.recipients]
+        for each in job.recipients:
+            job.conclude([await self._deliver(each, job)])
+        return job.results
 
     async def _deliver(self, recipient: QueuedRecipient, job: Job) -> Result:
         try:

@@ -1,4 +1,6 @@
-"""What a power loss took from the queue is put back, from the journals of processes that are gone.
+"""What was lost with processes that are gone is put back: by their journals and their receipts.
+
+Of the journals, after a power loss:
 
 * The machine is still the one that ran then: whatever was written is there.  Nothing is replayed.
 * It was started anew since: a message that was accepted and has not ended is put into the queue if
@@ -6,15 +8,20 @@
 
 What became of recipients is not in the journal: ``state/ID`` was synced before anything else.  To
 be stopped in the middle and done again changes nothing.
+
+Of the receipts, after any end: recipients whom the next host has are not tried again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from twisted.logger import Logger
 
 from mailsvc.journal import Orphan
+from mailsvc.queue.message import Unreadable
+from mailsvc.queue.receipts import recall
 from mailsvc.queue.spool import Spool
 from mailsvc.store.replay import content_of, read
 
@@ -41,3 +48,23 @@ def recover(spool: Spool, orphans: Sequence[Orphan]) -> None:
         "messages restored {restored}, removed again {removed}",
         entries=found.entries, journals=len(orphans), restored=restored, removed=removed,
         event="the machine was restarted" if found.rebooted else "a process was killed")
+
+
+def settle(spool: Spool, patience: float = 0) -> None:
+    """Have the state of messages say what those processes had noted that are gone.
+
+    :param patience: as of :meth:`mailsvc.queue.receipts.Receipts.left`.
+    :raises OSError: it could not all be done; what is left is there for another time.
+    """
+    with spool.receipts.left(patience) as left:
+        for id, taken in left.items():
+            # One that somebody works on was begun after that.
+            if spool.claims.take(id):
+                try:
+                    with suppress(FileNotFoundError, Unreadable):
+                        message = spool.load(id)
+                        if recall(message, taken):
+                            spool.save(message)
+                            _log.info("{id} had been taken by the next host", id=id)
+                finally:
+                    spool.claims.give_back(id)

@@ -21,6 +21,7 @@ from mailsvc.mail import time_of
 from mailsvc.queue import filter
 from mailsvc.queue.attempts import After, Attempts, Fetching
 from mailsvc.queue.message import Unreadable
+from mailsvc.queue.recovery import settle
 from mailsvc.queue.spool import Spool
 from mailsvc.store.threads import Threads
 
@@ -33,6 +34,9 @@ _RESERVE = 50
 
 #: Of how many messages at once is read how urgent they are.
 _READ = 1000
+
+#: How long a process that does not speak any more may take to end, in seconds.
+_DYING = 0.5
 
 #: How many this process has to be at work on before others help: what is little goes over the
 #: connections that are open already.
@@ -67,12 +71,22 @@ class _Found:
 
 def _found(spool: Spool) -> _Found:
     """Look into *spool*: for a thread."""
+    _settle(spool)
     due = spool.due()
     heap: list[tuple[float, str]] = []
     # Step by step: to sort them would keep all other threads from running for as long as it takes.
     for id, when in due.items():
         heapq.heappush(heap, (when, id))
     return _Found(due, heap, set(due), min(due, default=""))
+
+
+def _settle(spool: Spool, patience: float = 0) -> None:
+    """What processes have noted that are gone: for a thread."""
+    try:
+        settle(spool, patience)
+    except OSError as problem:
+        _log.error("what processes that are gone had sent may be sent again: {problem}",
+                   problem=problem)
 
 
 class Runner:
@@ -306,6 +320,13 @@ class Runner:
             helper.stop()
         else:
             self._advance()
+
+    def abandoned(self) -> Deferred[None]:
+        """A helper is gone that was at work.  Fires when all is on disk that it has sent; does not
+        fail."""
+        if self._stopped:
+            return succeed(None)
+        return self._threads.run(_settle, self._spool, _DYING)
 
     def left_by(self, helper: Helper) -> None:
         """*helper* begins nothing more.  May be called again."""

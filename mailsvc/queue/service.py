@@ -284,6 +284,7 @@ class Queue(Service):
         sending = self.runner if helping is None else helping
         ended = succeed(None) if sending is None else self._ended(sending, self._grace)
         ended.addBoth(lambda _: self._teller.close())
+        ended.addBoth(lambda _: self.spool.receipts.close())
         # Before the threads, which have to do what the journal could not.
         ended.addBoth(lambda _: self._committer.stop())
         ended.addBoth(lambda _: self.threads.stop())

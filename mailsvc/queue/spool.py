@@ -6,6 +6,7 @@
     queue/message/ID  the envelope, one line of JSON; then the message, octet by octet
     queue/state/ID    what became of each recipient, one line of JSON; not there before an attempt
     queue/journal/    what was put into message/ and removed from it lately (mailsvc.journal)
+    queue/receipts/   what next hosts took, until the state says so (mailsvc.queue.receipts)
     queue/unreadable/ files that another program, or a broken disk, spoilt
 
 The file protocol, with what is true after each step if the power fails there:
@@ -27,8 +28,8 @@ them; what they said is forgotten then.  Where there is no journal, as when it f
 is a large one, step 2 is to sync the file and behind step 3 ``message``, and step 6 to sync that.
 
 So a message is never lost.  A recipient gets it twice only if the power fails between the next
-host's 250 and step 4 or 6, or we end between it and step 4 or 5.  ``state/ID`` has the time of the
-next attempt for its time of modification, so that a start need not read a hundred thousand files.
+host's 250 and step 4 or 6, or we end before we have read it.  ``state/ID`` has the time of the next
+attempt for its time of modification, so that a start need not read a hundred thousand files.
 
 **Processes.**  Any may add messages.  Which message is worked on, and by which of them, is for the
 one to say that holds the lock (:class:`Ownership`), an flock(2), which the kernel takes back
@@ -66,6 +67,7 @@ from mailsvc.queue.message import (
     priority_of,
     state_line,
 )
+from mailsvc.queue.receipts import Receipts
 from mailsvc.store.checkpoint import checkpoint_directory
 from mailsvc.store.tree import sync_directory
 
@@ -150,6 +152,7 @@ class Spool:
         self._root = os.fsencode(root)
         self.journal = self._root + b"/journal"
         self.claims = Claims(self._root + b"/claimed")
+        self.receipts = Receipts(self._root)
         #: When a message last came or went, before all were listed.
         self._listed: float | None = None
         self._incoming, self._message, self._state, self._unreadable = (
@@ -157,7 +160,8 @@ class Spool:
 
     def make(self) -> None:
         """Make the directories that are missing, durably.  May be called again."""
-        for path in (self._root, self._incoming, self._message, self._state, self._unreadable):
+        for path in (self._root, self._incoming, self._message, self._state, self._unreadable,
+                     self.receipts.directory):
             with suppress(FileExistsError):
                 os.mkdir(path, 0o700)
         for path in (self._root, os.path.dirname(self._root)):

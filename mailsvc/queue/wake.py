@@ -228,10 +228,16 @@ class _Hearing(_Lines):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._wake.heard.discard(self)
         self._wake.runner.left_by(self)
+        if self._trying:
+            # What it has sent is not to be sent again.
+            self._wake.runner.abandoned().addBoth(lambda _: self._end())
+        self._wake.gone()
+
+    def _end(self) -> None:
+        """What it tried may be tried by others."""
         trying, self._trying = self._trying, {}
         for done in trying.values():
             done.callback(After(self._wake.clock.seconds()))
-        self._wake.gone()
 
     def _tried(self, id: str, when: str, held: str, priority: str) -> None:
         self._trying.pop(id).callback(
