@@ -17,8 +17,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?=
 TEST ?=
-# How many tests run at once: with files named one, so that a debugger can be used.
-JOBS ?= $(if $(findstring tests/,$(TEST)),0,auto)
+# How many tests run at once: with files named one, so that a debugger can be used; else one more
+# than there are processors, as many wait for something most of the time, and four at most.
+JOBS ?= $(if $(findstring tests/,$(TEST)),0,$(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4))))
 
 BIN := $(VENV)/bin
 # The stamps depend on setup.cfg and pyproject.toml: an edit there installs anew, none installs twice.
@@ -30,7 +31,7 @@ run: $(VENV)/.installed
 	@exec $(BIN)/mailsvc dev --dir run --hints $(RUN)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	    $(TEST)
 
 # `make -k check` goes on to the next after one that fails.

@@ -268,7 +268,8 @@ def test_the_queue_and_the_trace(service: Service, bob: Api, local: Api) -> None
     assert CommandLine(service.directory).json("queue", "show", id) == queued
     assert local.ask("DELETE", f"/queue/{id}").value == {"ids": [id], "busy": []}
     assert local.ask("DELETE", f"/queue/{id}").status == 404
-    _until(lambda: bool(local.get(f"/trace?of={id}")["items"]))
+    # What happened comes to the trace piece by piece.
+    _until(lambda: any("user" in each["facts"] for each in local.get(f"/trace?of={id}")["items"]))
     (story,) = local.get(f"/trace?of={id}")["items"]
     assert (story["id"], story["facts"]["user"]) == (id, BOB)
 
