@@ -28,8 +28,9 @@ from functools import partial
 from pathlib import Path
 
 from mailsvc.mail import Address, new_id
+from mailsvc.queue.claims import Ownership
 from mailsvc.queue.message import QueuedMessage, QueuedRecipient, envelope_line, state_line
-from mailsvc.queue.spool import Ownership, Spool
+from mailsvc.queue.spool import Spool
 from tests.curves import plot
 from tests.daemons import Postfix, free_port, wait_for
 from tests.service import Service

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailsvc.mail import NULL_PATH, Account, Address, DeliverBy, Envelope, Recipient, Remote
+from mailsvc.queue.claims import Claims, Ownership
 from mailsvc.queue.message import (
     STATES,
     QueuedMessage,
@@ -27,7 +28,7 @@ from mailsvc.queue.message import (
     queued,
     state_line,
 )
-from mailsvc.queue.spool import Claims, Draft, Ownership, Spool
+from mailsvc.queue.spool import Draft, Spool
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 ADDRESS = st.builds(Address, TEXT, TEXT)
@@ -288,7 +289,7 @@ def test_the_time_that_a_message_has_is_kept(by: DeliverBy | None) -> None:
 #: Claims the message that it is told of, and says whether it could, until its input ends.
 CLAIMING = """
 import sys
-from mailsvc.queue.spool import Claims
+from mailsvc.queue.claims import Claims
 claims = Claims(sys.argv[1].encode())
 print(claims.take(sys.argv[2]), flush=True)
 sys.stdin.read()

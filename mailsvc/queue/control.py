@@ -26,11 +26,12 @@ from twisted.logger import Logger
 from mailsvc.journal import Journal
 from mailsvc.localsocket import Answers
 from mailsvc.queue import filter
+from mailsvc.queue.claims import Ownership
 from mailsvc.queue.message import QueuedMessage, Unreadable
 from mailsvc.queue.recovery import recover, settle
 from mailsvc.queue.routes import parse_route
 from mailsvc.queue.runner import Runner
-from mailsvc.queue.spool import Ownership, Spool
+from mailsvc.queue.spool import Spool
 from mailsvc.store import entries
 
 _log = Logger("mailsvc.queue")

@@ -28,12 +28,13 @@ from mailsvc.journal import Journal
 from mailsvc.mail import Envelope
 from mailsvc.queue import control, turns
 from mailsvc.queue.attempts import Attempts
+from mailsvc.queue.claims import Ownership
 from mailsvc.queue.control import answers
 from mailsvc.queue.message import queued
 from mailsvc.queue.recovery import recover
 from mailsvc.queue.reports import Reports
 from mailsvc.queue.runner import Runner
-from mailsvc.queue.spool import Draft, Ownership, Spool
+from mailsvc.queue.spool import Draft, Spool
 from mailsvc.queue.turns import Turns
 from mailsvc.queue.wake import Teller, WakeFactory
 from mailsvc.store.delivery import Buffers, Delivery

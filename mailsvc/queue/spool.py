@@ -32,8 +32,8 @@ host's 250 and step 4 or 6, or we end before we have read it.  ``state/ID`` has 
 attempt for its time of modification, so that a start need not read a hundred thousand files.
 
 **Processes.**  Any may add messages.  Which message is worked on, and by which of them, is for the
-one to say that holds the lock (:class:`Ownership`), an flock(2), which the kernel takes back
-however that process ends.  Whoever works on a message has claimed it (:class:`Claims`).
+one to say that has the queue, and whoever works on a message has claimed it
+(:mod:`mailsvc.queue.claims`).
 
 Everything here blocks, and is for threads.
 """
@@ -41,11 +41,8 @@ Everything here blocks, and is for threads.
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import io
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -57,6 +54,7 @@ from typing import BinaryIO
 from twisted.logger import Logger
 
 from mailsvc.journal import write_at
+from mailsvc.queue.claims import Claims
 from mailsvc.queue.content import SMALL
 from mailsvc.queue.message import (
     HEAD_OCTETS,
@@ -76,9 +74,6 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 #: The time of a held message's state: the year 2100, which no schedule reaches.
 _NEVER = 4_102_444_800.0
-
-#: How many files the claims are spread over.
-_CLAIM_FILES = 16
 
 #: How long the times of files may stay the same although something changes, seconds; no clock of a
 #: kernel is so coarse.
@@ -426,85 +421,6 @@ class _Opened(tuple[QueuedMessage, BinaryIO]):
 
     def __exit__(self, *_: object) -> None:
         self[1].close()
-
-
-class Ownership:
-    """The lock that makes one process the one that has the queue.
-
-    The kernel gives it back when the process ends, in whatever way.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._path = root / "lock"
-        self._fd: int | None = None
-
-    def acquire(self) -> bool:
-        """Take it, unless another process has it; whether we have it now."""
-        if self._fd is None:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                return False
-            self._fd = fd
-        return True
-
-    def release(self) -> None:
-        """Give it back.  May be called again."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
-
-
-class Claims:
-    """Which messages are being worked on, that no two processes do so with the same one.
-
-    Each stands for one octet of one of the files *path*.0, *path*.1, …, which are empty: whoever
-    works on the message has that octet locked (fcntl(2)).  The kernel unlocks it when that process
-    ends, in whatever way.  It looks through all locks on a file to find one; hence several files.
-
-    For any thread; but for one message only one at a time.
-    """
-
-    def __init__(self, path: bytes) -> None:
-        self._path = path
-        self._files: dict[int, int] = {}
-        self._opening = threading.Lock()
-        self._taken: set[str] = set()
-
-    def take(self, id: str) -> bool:
-        """Claim the message *id*; whether nobody has."""
-        if id in self._taken:
-            return False
-        fd, octet = self._place(id)
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, octet)
-        except (BlockingIOError, PermissionError):
-            return False
-        self._taken.add(id)
-        return True
-
-    def give_back(self, id: str) -> None:
-        """Let others have it.  May be called again."""
-        if id in self._taken:
-            fd, octet = self._place(id)
-            fcntl.lockf(fd, fcntl.LOCK_UN, 1, octet)
-            self._taken.discard(id)
-
-    def _place(self, id: str) -> tuple[int, int]:
-        """A descriptor of its file, and which octet there."""
-        # Should two messages have the same, one waits for the other.
-        octet = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) >> 2
-        number = octet % _CLAIM_FILES
-        if number not in self._files:
-            with self._opening:
-                if number not in self._files:
-                    # Never closed: with any descriptor of a file all locks on it go.
-                    self._files[number] = os.open(
-                        b"%b.%d" % (self._path, number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW,
-                        _FILE_MODE)
-        return self._files[number], octet
 
 
 def _is_id(name: str) -> bool:

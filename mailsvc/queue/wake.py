@@ -20,7 +20,7 @@ And from it to one that helps:
 * ``stop``: to begin nothing more.
 
 Who helps stops at once when the connection is lost, for the next one that sends begins anew; what
-cannot stop at once is still claimed (:class:`mailsvc.queue.spool.Claims`).
+cannot stop at once is still claimed (:class:`mailsvc.queue.claims.Claims`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,93 @@
+"""Who has the queue, and who works on which of its messages: locks, which end with a process."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+_FILE_MODE = 0o600
+
+#: How many files the claims are spread over.
+_FILES = 16
+
+
+class Ownership:
+    """The lock that makes one process the one that has the queue.
+
+    The kernel gives it back when the process ends, in whatever way.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / "lock"
+        self._fd: int | None = None
+
+    def acquire(self) -> bool:
+        """Take it, unless another process has it; whether we have it now."""
+        if self._fd is None:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            self._fd = fd
+        return True
+
+    def release(self) -> None:
+        """Give it back.  May be called again."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+class Claims:
+    """Which messages are being worked on, that no two processes do so with the same one.
+
+    Each stands for one octet of one of the files *path*.0, *path*.1, …, which are empty: whoever
+    works on the message has that octet locked (fcntl(2)).  The kernel unlocks it when that process
+    ends, in whatever way.  It looks through all locks on a file to find one; hence several files.
+
+    For any thread; but for one message only one at a time.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+        self._files: dict[int, int] = {}
+        self._opening = threading.Lock()
+        self._taken: set[str] = set()
+
+    def take(self, id: str) -> bool:
+        """Claim the message *id*; whether nobody has."""
+        if id in self._taken:
+            return False
+        fd, octet = self._place(id)
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, octet)
+        except (BlockingIOError, PermissionError):
+            return False
+        self._taken.add(id)
+        return True
+
+    def give_back(self, id: str) -> None:
+        """Let others have it.  May be called again."""
+        if id in self._taken:
+            fd, octet = self._place(id)
+            fcntl.lockf(fd, fcntl.LOCK_UN, 1, octet)
+            self._taken.discard(id)
+
+    def _place(self, id: str) -> tuple[int, int]:
+        """A descriptor of its file, and which octet there."""
+        # Should two messages have the same, one waits for the other.
+        octet = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) >> 2
+        number = octet % _FILES
+        if number not in self._files:
+            with self._opening:
+                if number not in self._files:
+                    # Never closed: with any descriptor of a file all locks on it go.
+                    self._files[number] = os.open(
+                        b"%b.%d" % (self._path, number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW,
+                        _FILE_MODE)
+        return self._files[number], octet
