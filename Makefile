@@ -69,7 +69,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.bench
 
 # Exim, OpenSMTPD and aiosmtpd, unpacked where neither the benchmark nor tests/test_relay_peers.py
-# disturb what is installed.
+# and tests/test_federation.py disturb what is installed.
 peers: $(VENV)/.installed-test
 	$(BIN)/python -m tests.bench.fetch
 

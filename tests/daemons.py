@@ -51,12 +51,15 @@ class Daemon:
 
 
 class Postfix(Daemon):
-    """Postfix with an SMTP listener at *address*.
+    """Postfix with an SMTP listener.
 
+    :param address: where it is; by default on loopback, at any port.
     :param parameters: what to add to main.cf; ``{directory}`` in a value is its directory.
     """
 
-    def __init__(self, program: Callable[[str], str], **parameters: str) -> None:
+    def __init__(self, program: Callable[[str], str], address: tuple[str, int] | None = None,
+                 **parameters: str) -> None:
+        self.address = address or ("127.0.0.1", free_port())
         self._postfix = [*_as_root(), program("postfix"), "-c"]
         sendmail = subprocess.run([program("postconf"), "-dh", "sendmail_path"], check=True,
                                   capture_output=True, text=True).stdout.strip()
@@ -73,7 +76,6 @@ class Postfix(Daemon):
         return self
 
     def _start(self) -> None:
-        self.address = ("127.0.0.1", free_port())
         self.configuration = self.directory / "etc"
         for name in ("etc", "spool", "data"):
             (self.directory / name).mkdir()
@@ -84,7 +86,7 @@ class Postfix(Daemon):
             "data_directory": str(self.directory / "data"),
             "maillog_file": str(self.directory / "log"),
             "maillog_file_prefixes": str(self.directory),
-            "inet_interfaces": "127.0.0.1",
+            "inet_interfaces": self.address[0],
             "inet_protocols": "ipv4",
             "myhostname": "upstream.example.net",
             "mydestination": "",

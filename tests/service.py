@@ -19,7 +19,7 @@ from types import TracebackType
 #: about one.
 PATIENCE = 30.0
 
-_LISTENER = re.compile(r"^(\w+)\b.*?(127\.0\.0\.1):(\d+)", re.MULTILINE)
+_LISTENER = re.compile(r"^(\w+)\b.*?([0-9]+(?:\.[0-9]+){3}):(\d+)", re.MULTILINE)
 
 
 class Service:

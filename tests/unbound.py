@@ -24,14 +24,15 @@ class Unbound:
 
     :param zones: name -> lines of a zone file.
     :param signed: those that are signed with a key that it trusts; *forged*: with another.
+    :param port: where on loopback it is; by default any.
     :ivar address: where it is, ``host:port``.
     """
 
     def __init__(self, program: Callable[[str], str], directory: Path,
                  zones: Mapping[str, Sequence[str]], signed: Sequence[str] = (),
-                 forged: Sequence[str] = ()) -> None:
+                 forged: Sequence[str] = (), port: int = 0) -> None:
         directory.mkdir()
-        port = free_port()
+        port = port or free_port()
         self.address = f"127.0.0.1:{port}"
         self._program = program("unbound")
         self._config = directory / "unbound.conf"

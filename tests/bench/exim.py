@@ -27,7 +27,7 @@ primary_hostname = mx.{domain}
 spool_directory = {site}/spool
 log_file_path = {site}/logs/%s
 pid_file_path = {site}/exim.pid
-exim_path = {program}
+exim_path = {site}/exim4
 local_interfaces = 127.0.0.1
 daemon_smtp_ports = {port}
 domainlist local_domains = {domain}
@@ -86,17 +86,26 @@ class Exim(Peer):
     def start(self, site: Site) -> Server:
         owner = mail_owner()
         site.make_maildirs(owner)
+        port = free_port()
+        site.write("accounts", "".join(f"{name}: {name}\n" for name in site.local_parts))
+        process = self.launch(site, _CONFIGURATION.format(
+            site=site.directory, domain=DOMAIN, owner=owner, port=port, limit=SESSION_LIMIT))
+        return Server(process, site, owner, smtp=("127.0.0.1", port)).wait_until_ready()
+
+    def launch(self, site: Site, configuration: str, resolver: str | None = None) -> ServerProcess:
+        """Run it with *configuration*, by which its program is ``exim4`` in the site's directory,
+        its spool ``spool`` and its logs in ``logs``.
+
+        :param resolver: its ``resolv.conf``, should it not be the host's.
+        """
         # It executes itself, as its user, who may not reach where it was unpacked.
         program = Path(shutil.copy2(self.find(_PROGRAM), site.directory / "exim4"))
-        port = free_port()
-        site.write("etc/exim4/exim4.conf", _CONFIGURATION.format(
-            site=site.directory, domain=DOMAIN, owner=owner, port=port, program=program,
-            limit=SESSION_LIMIT))
-        site.write("accounts", "".join(f"{name}: {name}\n" for name in site.local_parts))
+        site.write("etc/exim4/exim4.conf", configuration)
         etc = with_users(site.directory / "etc", _USERS)
+        if resolver is not None:
+            site.write("etc/resolv.conf", resolver)
         for name in ("spool", "logs"):
             (site.directory / name).mkdir()
             os.chown(site.directory / name, *user_in(etc, "Debian-exim"))
-        process = ServerProcess(private_view([str(program), "-bdf", "-q1m"],
-                                             layers={"/etc": etc}), site.directory / "stderr")
-        return Server(process, site, owner, smtp=("127.0.0.1", port)).wait_until_ready()
+        return ServerProcess(private_view([str(program), "-bdf", "-q1m"], layers={"/etc": etc}),
+                             site.directory / "stderr")

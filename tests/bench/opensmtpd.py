@@ -41,18 +41,25 @@ class OpenSmtpd(Peer):
         owner = mail_owner()
         site.make_maildirs(owner)
         port = free_port()
-        configuration = site.write("smtpd.conf", _CONFIGURATION.format(
-            site=site.directory, domain=DOMAIN, port=port))
+        # It asks for the name of each client: from /etc/hosts, as the other servers do.
+        process = self.launch(site, _CONFIGURATION.format(
+            site=site.directory, domain=DOMAIN, port=port), "lookup file\n")
+        return Server(process, site, owner, smtp=("127.0.0.1", port)).wait_until_ready()
+
+    def launch(self, site: Site, configuration: str, resolver: str, *prefix: str) -> ServerProcess:
+        """Run it with *configuration* and *resolver* for its ``resolv.conf``; it logs to ``log``.
+
+        :param prefix: a command that ends by executing the one behind it.
+        """
+        written = site.write("smtpd.conf", configuration)
         for path in ("spool", "lib/opensmtpd/empty", "run"):
             (site.directory / path).mkdir(parents=True)
         layers = {"/etc": with_users(site.directory / "etc", _USERS)}
-        # It asks for the name of each client: from /etc/hosts, as the other servers do.
-        site.write("etc/resolv.conf", "lookup file\n")
+        site.write("etc/resolv.conf", resolver)
         if (self.unpacked / _LIBEXEC.lstrip("/")).is_dir():
             layers[_LIBEXEC] = self.unpacked / _LIBEXEC.lstrip("/")
         command = private_view(
-            [str(self.find(_PROGRAM)), "-d", "-f", str(configuration)], layers=layers,
+            [*prefix, str(self.find(_PROGRAM)), "-d", "-f", str(written)], layers=layers,
             binds={"/var/spool": site.directory / "spool", "/var/lib": site.directory / "lib",
                    "/run": site.directory / "run"})
-        process = ServerProcess(command, site.directory / "log")
-        return Server(process, site, owner, smtp=("127.0.0.1", port)).wait_until_ready()
+        return ServerProcess(command, site.directory / "log")
