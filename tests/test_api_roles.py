@@ -71,6 +71,14 @@ TABLE: list[Asked] = [
     ("DELETE", "/queue/none", None, instead(ADMINISTRATORS, 404)),
     ("GET", f"/trace?of={BOB}", None, ADMINISTRATORS),
     ("GET", "/bans", None, ADMINISTRATORS),
+    ("PUT", "/bans/192.0.2.7", {"seconds": 600}, ADMINISTRATORS),
+    ("DELETE", "/bans/198.51.100.1", None, instead(ADMINISTRATORS, 404)),
+    ("DELETE", "/bans", None, ADMINISTRATORS),
+    ("GET", "/configuration", None, ADMINISTRATORS),
+    ("GET", "/configuration/smtp.recipients", None, ADMINISTRATORS),
+    ("GET", "/webhooks", None, ADMINISTRATORS),
+    ("GET", "/webhooks/waiting", None, ADMINISTRATORS),
+    ("POST", "/webhooks/test", None, instead(ADMINISTRATORS, 409)),
     ("GET", "/figures", None, ADMINISTRATORS),
 ]
 
@@ -81,6 +89,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             f"{name}:{PASSWORD}" for name in (ALICE, BOB, CAROL))) as running:
         local = Api(running, local=True)
         local.ask("PUT", "/aliases/sales@example.org", {"targets": [BOB]})
+        local.ask("PUT", "/bans/192.0.2.7", {})
         submit(running, b"Subject: for Bob alone\r\n\r\nHello.\r\n", (BOB,))
         yield running
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from mailsvc.api import accounts, messages, names, operating, shapes
+from mailsvc.api import accounts, configuration, messages, names, operating, shapes, webhooks
 from mailsvc.api.call import Answer, Call, Caller
 from mailsvc.api.shapes import Schema
 from mailsvc.logins import PROTOCOLS
@@ -225,7 +225,36 @@ ROUTES = (
                 "limit": {**_PART["limit"], "maximum": 100, "default": 10}})}),
     Route("/bans", {
         "GET": Operation(operating.list_bans, _ADMINISTRATOR, {200: shapes.page(shapes.BAN)},
-                         query=_PART)}),
+                         query=_PART, key="/items/0/network"),
+        "DELETE": Operation(operating.lift_bans, _ADMINISTRATOR, {200: shapes.LIFTED})}),
+    Route("/bans/{network}", {
+        "PUT": Operation(
+            operating.put_ban, _ADMINISTRATOR, {200: shapes.BAN, 201: shapes.BAN},
+            shapes.record(
+                seconds={"type": "integer", "minimum": 1, "maximum": 3_155_760_000,
+                         "description": "How long; without, an hour."},
+                reason={**shapes.LINE, "description": "One line for who reads the list: why."})),
+        "DELETE": Operation(operating.lift_ban, _ADMINISTRATOR, {200: shapes.LIFTED})}),
+    Route("/configuration", {
+        "GET": Operation(
+            configuration.list_all, _ADMINISTRATOR, {200: shapes.page(shapes.SETTING)},
+            query={
+                "q": {**shapes.LINE, "default": "",
+                      "description": "What has to stand in the name, the value or the meaning."},
+                "which": {**shapes.choice("all", "given"), "default": "all", "description":
+                          "All keys, or those that are not left to their defaults."}, **_PART},
+            key="/items/0/key")}),
+    Route("/configuration/{key}", {
+        "GET": Operation(configuration.show, _ADMINISTRATOR, {200: shapes.SETTING})}),
+    Route("/webhooks", {
+        "GET": Operation(webhooks.list_receivers, _ADMINISTRATOR,
+                         {200: shapes.page(shapes.RECEIVER)}, query=_PART)}),
+    Route("/webhooks/waiting", {
+        "GET": Operation(webhooks.list_waiting, _ADMINISTRATOR,
+                         {200: shapes.page(shapes.WAITING)}, query=_PART)}),
+    Route("/webhooks/test", {
+        "POST": Operation(webhooks.test, _ADMINISTRATOR,
+                          {200: shapes.record({"items": shapes.listed(shapes.TRIED)})})}),
     Route("/figures", {
         "GET": Operation(operating.figures, _ADMINISTRATOR, {200: shapes.FIGURES})}),
 )
