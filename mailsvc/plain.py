@@ -22,6 +22,7 @@ from mailsvc.queue.message import QueuedMessage
 from mailsvc.store.undeletion import Deleted
 from mailsvc.tracing.story import Story
 from mailsvc.webhooks.spool import Waiting
+from mailsvc.zone import Zone
 
 Plain = dict[str, Any]
 
@@ -116,6 +117,19 @@ def ban(ban: Ban) -> Plain:
     return {"network": str(ban.network), "since": local_time(ban.since),
             "until": local_time(ban.until), "times": ban.times, "origin": ban.origin,
             "reason": ban.reason}
+
+
+def session(session: Plain) -> Plain:
+    """A connection, of which :mod:`mailsvc.live` tells."""
+    return {**session, "since": local_time(session["since"])}
+
+
+def zone(zone: Zone) -> Plain:
+    """What the DNS has to say of a domain, and the policy to publish by HTTPS, if any."""
+    return {
+        "records": [{"name": each.name, "type": each.kind, "value": each.value,
+                     "meaning": " ".join(each.sentence.split())} for each in zone.records()],
+        "policy": {"url": zone.policy_url, "text": zone.policy} if zone.receives else None}
 
 
 def setting(key: Key, value: Any, where: str | None) -> Plain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import socket
@@ -22,7 +23,7 @@ from tests.command_line import CommandLine
 from tests.console import ALICE, BOB
 from tests.daemons import free_port
 from tests.receiver import Receiver
-from tests.service import PATIENCE, Service, submit
+from tests.service import PATIENCE, Service, login, submit
 
 SECRET = new_secret()
 
@@ -32,6 +33,19 @@ def until(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def telling(directory: Path, receiver: Receiver, closed: str, *events: str) -> Iterator[Service]:
+    """A service with secrets, that tells its *events*."""
+    (directory / "secret").write_text(SECRET)
+    urls = json.dumps([receiver.url("/hook?token=hunter3x"), closed])
+    with serving(directory, *(word for each in (
+            "relay.smarthost=smtp://user:hunter2x@127.0.0.1:9", f"webhooks.urls={urls}",
+            f"webhooks.secret=file:{directory}/secret", "webhooks.retry_first_seconds=3600",
+            "webhooks.retry_most_seconds=3600", f"webhooks.events={json.dumps(events)}")
+            for word in ("--set", each))) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +63,7 @@ def closed() -> str:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, closed: str
             ) -> Iterator[Service]:
-    directory = tmp_path_factory.mktemp("api")
-    (directory / "secret").write_text(SECRET)
-    urls = json.dumps([receiver.url("/hook?token=hunter3x"), closed])
-    with serving(directory, *(word for each in (
-            "relay.smarthost=smtp://user:hunter2x@127.0.0.1:9", f"webhooks.urls={urls}",
-            f"webhooks.secret=file:{directory}/secret", "webhooks.retry_first_seconds=3600",
-            "webhooks.retry_most_seconds=3600", 'webhooks.events=["message.received"]')
-            for word in ("--set", each))) as running:
+    with telling(tmp_path_factory.mktemp("api"), receiver, closed) as running:
         yield running
         log = running.log.read_text()
         assert "Traceback" not in log
@@ -228,17 +235,85 @@ def test_what_is_no_ban(alice: Api, network: str, value: object, status: int, sa
     assert get(alice, "/bans")["items"] == []
 
 
+# ---- sessions, traces, records ----
+
+
+def test_sessions_are_told_and_ended(service: Service, alice: Api) -> None:
+    command = CommandLine(service.directory)
+    with login(service, BOB) as client:
+        (found,) = get(alice, f"/sessions?q={BOB.upper()}")["items"]
+        (same,) = command.json("sessions", "--account", BOB)
+        # All but what grows meanwhile.
+        for each in found, same:
+            del each["idle"], each["sent"], each["received"]
+        assert found == same
+        assert (found["protocol"], found["deleted"], "hello" in found) == ("pop3", 0, False)
+        assert alice.ask("DELETE", f"/sessions/{found['id'].lower()}").status == 204
+        assert client.line().startswith(b"-ERR [SYS/TEMP]")
+    until(lambda: alice.ask("DELETE", f"/sessions/{found['id']}?when=now").status == 404)
+    with socket.create_connection(service.smtp, PATIENCE) as connection:
+        connection.recv(1000)
+        port = connection.getsockname()[1]
+        (found,) = [each for each in get(alice, "/sessions?q=smtp")["items"]
+                    if each["port"] == port]
+        assert (found["protocol"], found["from"], found["recipients"]) == ("smtp", None, 0)
+        assert alice.ask("DELETE", f"/sessions/{found['id']}?when=now").status == 204
+        assert not connection.recv(1000).startswith(b"2")
+    for id in "x" * 5000, "%00", "%FF":
+        assert alice.ask("DELETE", f"/sessions/{id}").status == 404
+    log = service.log.read_text()
+    assert f"session {found['id']} ended user={ALICE}" in log
+
+
+def test_an_account_is_told_its_own_traces_alone(service: Service, alice: Api) -> None:
+    bob = Api(service, BOB)
+    id = submit(service, b"Subject: traced\r\n\r\nHello.\r\n", (BOB, ALICE)).split()[-1].decode()
+
+    def known(path: str) -> list[Any]:
+        found: list[Any] = get(bob, path)["items"]
+        return found
+
+    until(lambda: bool(known(f"/accounts/me/trace?of={id}")))
+    for path in f"/accounts/me/trace?of={id}", "/accounts/me/trace?limit=1":
+        (story,) = known(path)
+        assert story["id"] == id
+        assert BOB in json.dumps(story)
+        assert ALICE not in json.dumps(story)
+    assert known(f"/accounts/me/trace?of={ALICE}") == []
+    assert alice.ask("GET", f"/accounts/{BOB}/trace").status == 403
+    assert ALICE in json.dumps(get(alice, f"/trace?of={id}"))
+
+
+def test_records_of_a_domain(service: Service, alice: Api) -> None:
+    told = get(alice, "/domains/example.org/records?address=192.0.2.7&address=2001:DB8::7")
+    values = {(each["type"], each["value"]) for each in told["records"]}
+    assert {("A", "192.0.2.7"), ("AAAA", "2001:db8::7")} <= values
+    assert all(each["meaning"] for each in told["records"])
+    assert alice.ask("GET", "/domains/nowhere.example/records").status == 404
+    for query, said in (("address=example.org", "expected an IP address such as"),
+                        ("&".join(9 * ["address=192.0.2.7"]), "maxItems is 8"),
+                        ("hostname=x", "known are address")):
+        told = alice.ask("GET", f"/domains/example.org/records?{query}")
+        assert (told.status, said in told.problem) == (422, True), told
+
+
 # ---- webhooks ----
 
 
-def test_webhooks(service: Service, alice: Api, receiver: Receiver, closed: str) -> None:
+def test_what_webhooks_have_to_tell(tmp_path: Path, receiver: Receiver, closed: str) -> None:
+    with telling(tmp_path, receiver, closed, "message.received") as service:
+        told_and_waiting(service, receiver, closed)
+
+
+def told_and_waiting(service: Service, receiver: Receiver, closed: str) -> None:
+    alice = Api(service, ALICE)
     urls = [receiver.url("/"), closed.partition("closed")[0]]
     assert get(alice, "/webhooks")["items"] == [
         {"url": url, "waiting": 0, "since": None, "problem": ""} for url in urls]
     assert get(alice, "/webhooks/waiting") == {"items": [], "total": 0, "next": None}
     for _ in range(3):
         submit(service, b"Subject: told\r\n\r\nHello.\r\n", (BOB,))
-    until(lambda: len(receiver.taken(SECRET)) == 3)
+    until(lambda: len(receiver.taken(SECRET, "message.received")) == 3)
     until(lambda: [each["attempts"] for each in get(alice, "/webhooks/waiting")["items"]]
           == [1, 1, 1])
     open, refused = get(alice, "/webhooks")["items"]

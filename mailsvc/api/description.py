@@ -25,6 +25,7 @@ _WORDS = {
     "label": "The label of the app password.", "message": "The unique-id of the message.",
     "domain": "The name of the domain.", "alias": "The name of the alias, local-part@domain.",
     "id": "The id of the message.", "key": "The dotted name of the key.",
+    "session": "The id of the connection.",
     "network": "The network, as 192.0.2.0/24 (its / as %2F), or a single address."}
 _EXAMPLES = {"key": "smtp.message_octets", "network": "192.0.2.7"}
 

@@ -26,7 +26,7 @@ from mailsvc.queue.message import QueuedMessage, Unreadable
 from mailsvc.queue.spool import Spool
 from mailsvc.state import State
 from mailsvc.tracing.archive import Reader
-from mailsvc.tracing.search import stories
+from mailsvc.tracing.search import OwnReader, stories
 
 _log = Logger("mailsvc.api")
 
@@ -126,12 +126,23 @@ async def _act(call: Call, action: str, words: Sequence[str], route: str = "") -
 
 async def trace(call: Call) -> Answer:
     """Tell what happened to messages, those that came last first."""
+    return await _stories(call, lambda: Reader(call.backend.data / "trace"), call.query["of"])
+
+
+async def trace_own(call: Call) -> Answer:
+    """Tell what happened to messages, as far as it concerns the account."""
+    name = (await call.account()).name
+    return await _stories(call, lambda: OwnReader(call.backend.data / "trace", name),
+                          call.query["of"] or name)
+
+
+async def _stories(call: Call, opened: Callable[[], Reader], of: str) -> Answer:
     query = call.query
     since = time.time() - query["seconds"] if query["seconds"] else 0.0
 
     def read() -> list[plain.Plain]:
-        with Reader(call.backend.data / "trace") as reader:
-            return list(map(plain.story, stories(reader, query["of"], since, query["limit"])))
+        with opened() as reader:
+            return list(map(plain.story, stories(reader, of, since, query["limit"])))
 
     return Answer({"items": await call.backend.threads.run(read)})
 

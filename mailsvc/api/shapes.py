@@ -145,6 +145,20 @@ STORY = record({
                             "message": STRING}))})
 BAN = record({"network": STRING, "since": TIME, "until": TIME, "times": COUNT,
               "origin": STRING, "reason": STRING})
+SESSION = record(
+    {"id": STRING, "protocol": choice("smtp", "submission", "lmtp", "odmr", "pop3"),
+     "listener": STRING, "client": STRING, "port": or_null(COUNT), "since": TIME,
+     "login": {**STRING, "description": "The account that has logged in; or empty."},
+     "tls": STRING, "state": STRING, "messages": COUNT,
+     "received": {**or_null(COUNT), "description": "Octets; likewise sent."},
+     "sent": or_null(COUNT), "idle": {**or_null(NUMBER), "description": "Seconds."}},
+    **{"hello": STRING, "from": or_null(STRING), "recipients": COUNT, "deleted": COUNT})
+IP: Schema = {"type": "string", "maxLength": 45,
+              "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
+ZONE = record({
+    "records": listed(record({"name": STRING, "type": STRING, "value": STRING,
+                              "meaning": STRING})),
+    "policy": or_null(record({"url": STRING, "text": STRING}))})
 LIFTED = record({"lifted": {**listed(STRING), "description": "The networks whose bans were."}})
 SETTING = record({
     "key": {**STRING, "description": "As in smtp.message_octets."},
