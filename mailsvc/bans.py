@@ -68,6 +68,8 @@ def parse_network(text: str) -> Network:
     :raises ValueError: it names none, or everybody; the text of the error says what to give.
     """
     try:
+        if "%" in text:
+            raise ValueError(text)  # a zone (RFC 4007 §11) is no part of a network
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(f"{text[:50]!r} is not a network; expected an address such as 192.0.2.7 "

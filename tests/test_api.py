@@ -268,9 +268,9 @@ def test_the_queue_and_the_trace(service: Service, bob: Api, local: Api) -> None
     assert CommandLine(service.directory).json("queue", "show", id) == queued
     assert local.ask("DELETE", f"/queue/{id}").value == {"ids": [id], "busy": []}
     assert local.ask("DELETE", f"/queue/{id}").status == 404
-    # What the processes know of it comes one after the other.
-    _until(lambda: [(story["id"], story["facts"].get("user"))
-                    for story in local.get(f"/trace?of={id}")["items"]] == [(id, BOB)])
+    _until(lambda: bool(local.get(f"/trace?of={id}")["items"]))
+    (story,) = local.get(f"/trace?of={id}")["items"]
+    assert (story["id"], story["facts"]["user"]) == (id, BOB)
 
 
 def test_figures_health_and_bans(service: Service, bob: Api, local: Api) -> None:

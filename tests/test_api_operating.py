@@ -172,7 +172,8 @@ def test_a_ban_from_its_making_to_its_end(service: Service, alice: Api) -> None:
     assert lasts(made.value) == 7200
     assert made.value in command.json("ban", "list")
     changed = alice.ask("PUT", path_of("198.51.100.0/24"), {})
-    assert (changed.status, lasts(changed.value)) == (200, 3600)
+    assert changed.status == 200
+    assert 3600 <= lasts(changed.value) <= 3600 + PATIENCE, "since it was first made"
     inside = "198.51.100.7/32"
     assert alice.ask("DELETE", path_of(inside)).problem == (
         "It is banned only as a part of 198.51.100.0/24; lift that.")
@@ -193,8 +194,11 @@ def lasts(ban: dict[str, Any]) -> float:
 
 
 def test_all_bans_are_lifted(service: Service, alice: Api) -> None:
-    CommandLine(service.directory)("ban", "add", "192.0.2.7")
-    assert alice.ask("PUT", path_of("2001:db8::/32"), {}).status == 201
+    command = CommandLine(service.directory)
+    command("ban", "add", "192.0.2.7")
+    # As the documentation has it.
+    made = json.loads(command("api", "PUT", "/bans/2001:db8::%2F32", "--data", "-", stdin="{}"))
+    assert made["network"] == "2001:db8::/32"
     assert set(alice.ask("DELETE", "/bans").value["lifted"]) == {"192.0.2.7/32", "2001:db8::/32"}
     assert alice.ask("DELETE", "/bans").value == {"lifted": []}
 
@@ -220,6 +224,7 @@ def test_the_service_obeys(service: Service) -> None:
     ("\r\n", {}, 404, "is not a network"), ("0.0.0.0/0", {}, 404, "is everybody"),
     ("::/0", {}, 404, "is everybody"), ("127.0.0.1", {}, 409, "You ask from that network"),
     ("127.0.0.0/8", {}, 409, "You ask from that network"),
+    ("fe80::1%eth0", {}, 404, "is not a network"),
     ("192.0.2.1", {"seconds": 0}, 422, "/seconds: minimum is 1"),
     ("192.0.2.1", {"seconds": 1e12}, 422, "/seconds: maximum is"),
     ("192.0.2.1", {"seconds": "1h"}, 422, "/seconds: expected integer"),
