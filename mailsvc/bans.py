@@ -62,6 +62,28 @@ class Ban:
     reason: str = ""
 
 
+def parse_network(text: str) -> Network:
+    """The network that *text* names: in CIDR form, or a single address.
+
+    :raises ValueError: it names none, or everybody; the text of the error says what to give.
+    """
+    try:
+        if "%" in text:
+            raise ValueError(text)  # a zone (RFC 4007 §11) is no part of a network
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text[:50]!r} is not a network; expected an address such as 192.0.2.7 "
+                         "or a network such as 192.0.2.0/24 or 2001:db8::/32") from None
+    if network.prefixlen == 0:
+        raise ValueError(f"{text} is everybody; stop the service to take no connections")
+    return network
+
+
+def within(inner: Network, outer: Network) -> bool:
+    """Whether all of *inner* is in *outer*."""
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+
+
 class BanTable:
     """The bans in *state*, which all processes see; belongs to the thread of *state*.
 
@@ -76,6 +98,16 @@ class BanTable:
         """The bans that bind now, the newest first."""
         return _bans(self._state.rows(
             f"SELECT {_COLUMNS} FROM bans WHERE until > ? ORDER BY since DESC, network", now))
+
+    def binding(self, network: Network, now: float) -> Ban | None:
+        """The ban of exactly *network* that binds now."""
+        found = _bans(self._state.rows(
+            f"SELECT {_COLUMNS} FROM bans WHERE network = ? AND until > ?", str(network), now))
+        return found[0] if found else None
+
+    def around(self, network: Network, now: float) -> Ban | None:
+        """A ban that binds now and has *network* in it."""
+        return next((each for each in self.active(now) if within(network, each.network)), None)
 
     def changes(self, after: int) -> tuple[int, list[Ban]]:
         """What changed *after* a number that this returned before (0: everything), and the next.

@@ -40,7 +40,7 @@ from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.routes import RelaySettings
 from mailsvc.routing import RoutingSettings
 from mailsvc.sasl.context import AuthSettings
-from mailsvc.settings import Check, OneOf, at_least, setting
+from mailsvc.settings import Check, OneOf, Shown, at_least, setting
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.store import STORES
 from mailsvc.store.maildir import MaildirSettings
@@ -253,6 +253,7 @@ class Key:
     """One key of the configuration, as its section declares it.
 
     :ivar kind: the annotation: bool, int, float, str, or a list or (by name) a dict of one of them.
+    :ivar shown: leaves out what is secret in a value; None when nothing but passwords in URLs is.
     """
 
     section: str
@@ -262,6 +263,7 @@ class Key:
     unit: str
     sentence: str
     check: Check | None
+    shown: Shown | None
 
     def __str__(self) -> str:
         return f"{self.section}.{self.name}"

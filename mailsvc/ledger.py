@@ -29,7 +29,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mailsvc.bans import MOST, Ban, BanList, BanTable, Network
+from mailsvc.bans import MOST, Ban, BanList, BanTable, Network, within
 from mailsvc.errors import MailFailure, TemporaryFailure
 from mailsvc.names import DirectoryError
 from mailsvc.state import State
@@ -357,10 +357,19 @@ class Ledger:
                              self._most_counts)
 
 
-def forgive(state: State, key: str | None) -> None:
-    """Forget the count of *key* (None: all counts), as who lifts a ban wants it."""
+def lift(state: State, network: Network | None, now: float) -> list[Ban]:
+    """Lift the bans of *network* and of those inside it, or all, and forgive what led to them.
+
+    :returns: those that bound until *now*.
+    """
+    table = BanTable(state)
     state.table(*_TABLES)
-    if key is None:
-        state.change("DELETE FROM failed_logins")
-    else:
-        state.change("DELETE FROM failed_logins WHERE key = ?", key)
+    with state.transaction():
+        lifted = [each for each in table.active(now)
+                  if network is None or within(each.network, network)]
+        for each in lifted:
+            table.lift(each)
+            state.change("DELETE FROM failed_logins WHERE key = ?", str(each.network))
+        if network is None:
+            state.change("DELETE FROM failed_logins")
+    return lifted

@@ -6,12 +6,14 @@ Times are as people here write them, with their zone (RFC 3339).
 from __future__ import annotations
 
 import datetime
+import json
 import time
 from email import policy
 from email.parser import BytesHeaderParser
 from typing import Any
 
 from mailsvc.bans import Ban
+from mailsvc.config import Key
 from mailsvc.directory import Alias, Domain, SqliteDirectory
 from mailsvc.logins import StoredPassword
 from mailsvc.mail import Account
@@ -19,6 +21,8 @@ from mailsvc.queue.filter import status
 from mailsvc.queue.message import QueuedMessage
 from mailsvc.store.undeletion import Deleted
 from mailsvc.tracing.story import Story
+from mailsvc.webhooks.spool import Waiting
+from mailsvc.zone import Zone
 
 Plain = dict[str, Any]
 
@@ -113,6 +117,40 @@ def ban(ban: Ban) -> Plain:
     return {"network": str(ban.network), "since": local_time(ban.since),
             "until": local_time(ban.until), "times": ban.times, "origin": ban.origin,
             "reason": ban.reason}
+
+
+def session(session: Plain) -> Plain:
+    """A connection, of which :mod:`mailsvc.live` tells."""
+    return {**session, "since": local_time(session["since"])}
+
+
+def zone(zone: Zone) -> Plain:
+    """What the DNS has to say of a domain, and the policy to publish by HTTPS, if any."""
+    return {
+        "records": [{"name": each.name, "type": each.kind, "value": each.value,
+                     "meaning": " ".join(each.sentence.split())} for each in zone.records()],
+        "policy": {"url": zone.policy_url, "text": zone.policy} if zone.receives else None}
+
+
+def setting(key: Key, value: Any, where: str | None) -> Plain:
+    """A key of the configuration, its *value*, and *where* that was given, None for a default."""
+    return {"key": str(key), "value": value, "where": where, "default": key.default,
+            "unit": key.unit, "meaning": key.sentence, "expected": key.type}
+
+
+def waiting(waiting: Waiting) -> Plain:
+    """An event that waits to be told to a URL."""
+    event = waiting.event
+    return {"id": event.id, "type": event.kind, "url": waiting.url,
+            "since": local_time(event.since), "due": local_time(waiting.due),
+            "attempts": waiting.attempts, "problem": waiting.problem,
+            "event": json.loads(event.body)}
+
+
+def receiver(url: str, waiting: int, since: float | None, problem: str) -> Plain:
+    """A URL that is told of events, how many wait for it, since when, and why."""
+    return {"url": url, "waiting": waiting, "since": None if since is None else local_time(since),
+            "problem": problem}
 
 
 def story(story: Story) -> Plain:

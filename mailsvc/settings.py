@@ -17,15 +17,19 @@ from typing import Any
 
 #: A check takes the value and returns what was expected instead, or None when the value will do.
 Check = Callable[[Any], str | None]
+#: Takes the value and returns what of it others than its owner may see.
+Shown = Callable[[Any], Any]
 
 
-def setting(default: Any, sentence: str, *, unit: str = "", check: Check | None = None) -> Any:
+def setting(default: Any, sentence: str, *, unit: str = "", check: Check | None = None,
+            shown: Shown | None = None) -> Any:
     """Declare one field of a section.
 
     *default* may be an immutable value or a ``list``/``dict`` (copied per instance).  *sentence*
     says what the setting does, for an operator.  *unit* is "octets", "seconds", … or empty.
+    *shown* leaves out what is secret in a value, beside the passwords in URLs.
     """
-    metadata = {"sentence": sentence, "unit": unit, "check": check}
+    metadata = {"sentence": sentence, "unit": unit, "check": check, "shown": shown}
     if isinstance(default, list | dict):
         kind = type(default)
         return dataclasses.field(default_factory=lambda: kind(default), metadata=metadata)

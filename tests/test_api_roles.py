@@ -56,9 +56,11 @@ TABLE: list[Asked] = [
     ("POST", f"/accounts/{BOB}/deleted/none/restore", None, instead(OWNERS, 404)),
     ("POST", f"/accounts/{BOB}/submissions", {"to": [CAROL]}, OWNERS),
     ("POST", f"/accounts/{BOB}/submissions/raw?to={CAROL}", b"Subject: x\n\nx\n", OWNERS),
+    ("GET", f"/accounts/{BOB}/trace", None, OWNERS),
     ("GET", "/domains", None, ADMINISTRATORS),
     ("POST", "/domains", {"name": "example.org"}, instead(ADMINISTRATORS, 409)),
     ("GET", "/domains/example.org", None, ADMINISTRATORS),
+    ("GET", "/domains/example.org/records", None, ADMINISTRATORS),
     ("PATCH", "/domains/example.org", {"catch_all": None}, ADMINISTRATORS),
     ("DELETE", "/domains/example.org", None, instead(ADMINISTRATORS, 409)),
     ("GET", "/aliases", None, ADMINISTRATORS),
@@ -70,7 +72,17 @@ TABLE: list[Asked] = [
     ("GET", "/queue/none", None, instead(ADMINISTRATORS, 404)),
     ("DELETE", "/queue/none", None, instead(ADMINISTRATORS, 404)),
     ("GET", f"/trace?of={BOB}", None, ADMINISTRATORS),
+    ("GET", "/sessions", None, ADMINISTRATORS),
+    ("DELETE", "/sessions/none", None, instead(ADMINISTRATORS, 404)),
     ("GET", "/bans", None, ADMINISTRATORS),
+    ("PUT", "/bans/192.0.2.7", {"seconds": 600}, ADMINISTRATORS),
+    ("DELETE", "/bans/198.51.100.1", None, instead(ADMINISTRATORS, 404)),
+    ("DELETE", "/bans", None, ADMINISTRATORS),
+    ("GET", "/configuration", None, ADMINISTRATORS),
+    ("GET", "/configuration/smtp.recipients", None, ADMINISTRATORS),
+    ("GET", "/webhooks", None, ADMINISTRATORS),
+    ("GET", "/webhooks/waiting", None, ADMINISTRATORS),
+    ("POST", "/webhooks/test", None, instead(ADMINISTRATORS, 409)),
     ("GET", "/figures", None, ADMINISTRATORS),
 ]
 
@@ -81,6 +93,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             f"{name}:{PASSWORD}" for name in (ALICE, BOB, CAROL))) as running:
         local = Api(running, local=True)
         local.ask("PUT", "/aliases/sales@example.org", {"targets": [BOB]})
+        local.ask("PUT", "/bans/192.0.2.7", {})
         submit(running, b"Subject: for Bob alone\r\n\r\nHello.\r\n", (BOB,))
         yield running
 

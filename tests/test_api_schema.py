@@ -29,6 +29,7 @@ def test_schemathesis_finds_no_failure(tmp_path: Path) -> None:
         # Something of each kind, for it to come upon.
         local = Api(service, local=True)
         assert local.ask("PUT", "/aliases/sales@example.org", {"targets": [BOB]}).status == 201
+        assert local.ask("PUT", "/bans/198.51.100.0%2F24", {}).status == 201
         for number in range(3):
             submit(service, b"Subject: %d\r\n\r\nHello.\r\n" % number, (ALICE, BOB))
         gone = local.get(f"/accounts/{ALICE}/messages")["items"][0]["id"]
@@ -49,5 +50,6 @@ def test_schemathesis_finds_no_failure(tmp_path: Path) -> None:
     generated = re.search(r"(\d+) generated, (\d+) passed", ran.stdout)
     assert generated, ran.stdout
     assert int(generated[2]) > 300
+    assert "network banned network=192.0.2.7/32 " in log, "examples in paths are taken"
     assert "Traceback" not in log
     assert "Unhandled" not in log

@@ -24,7 +24,10 @@ _WORDS = {
     "account": "The name of an account, local-part@domain; or me, for one's own.",
     "label": "The label of the app password.", "message": "The unique-id of the message.",
     "domain": "The name of the domain.", "alias": "The name of the alias, local-part@domain.",
-    "id": "The id of the message."}
+    "id": "The id of the message.", "key": "The dotted name of the key.",
+    "session": "The id of the connection.",
+    "network": "The network, as 192.0.2.0/24 (its / as %2F), or a single address."}
+_EXAMPLES = {"key": "smtp.message_octets", "network": "192.0.2.7"}
 
 
 def description() -> Plain:
@@ -56,7 +59,8 @@ def _own() -> Plain:
 
 def _words(route: Route) -> list[Plain]:
     return [{"name": word, "in": "path", "required": True, "description": _WORDS[word],
-             "schema": {"type": "string", "minLength": 1}}
+             "schema": {"type": "string", "minLength": 1},
+             **({"example": _EXAMPLES[word]} if word in _EXAMPLES else {})}
             for word in route.words]
 
 

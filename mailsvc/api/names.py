@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from twisted.logger import Logger
 
 from mailsvc import plain
 from mailsvc.api.call import NOTHING, ROOT, Answer, Call, part, segment
 from mailsvc.api.problems import Problem
+from mailsvc.console.domains import zone_here
 from mailsvc.directory import Alias, Domain, SqliteDirectory
 from mailsvc.mail import Address
 from mailsvc.names import parse_address
@@ -65,6 +68,18 @@ async def remove_domain(call: Call) -> Answer:
     await call.backend.change(lambda directory: directory.remove_domain(domain.name))
     _tell(call, "domain removed", domain.name)
     return NOTHING
+
+
+async def list_records(call: Call) -> Answer:
+    """Tell what has to be published in the DNS for a domain, and its MTA-STS policy."""
+    domain = _domain(call)
+    try:
+        addresses = [str(ipaddress.ip_address(each)) for each in call.query["address"]]
+    except ValueError:
+        raise Problem(422, "The field address of the query: expected an IP address such as "
+                      "192.0.2.7 or 2001:db8::7.") from None
+    return Answer(plain.zone(await call.backend.threads.run(
+        zone_here, call.backend, domain.name, addresses)))
 
 
 # ---- aliases ----

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from mailsvc.api import accounts, messages, names, operating, shapes
+from mailsvc.api import (
+    accounts,
+    configuration,
+    messages,
+    names,
+    operating,
+    sessions,
+    shapes,
+    webhooks,
+)
 from mailsvc.api.call import Answer, Call, Caller
 from mailsvc.api.shapes import Schema
 from mailsvc.logins import PROTOCOLS
@@ -99,6 +108,15 @@ _PART: Mapping[str, Schema] = {
                "description": "How many of the list are left out at its beginning."},
     "limit": {"type": "integer", "minimum": 1, "maximum": 200, "default": 50,
               "description": "How many are told of at most."}}
+_SINCE: Mapping[str, Schema] = {
+    "seconds": {"type": "integer", "minimum": 0, "maximum": 1_000_000_000, "default": 0,
+                "description": "Only what happened in the last so many seconds; 0 for all that is "
+                "known."},
+    "limit": {**_PART["limit"], "maximum": 100, "default": 10}}
+_OF: Schema = {
+    **shapes.LINE, "maxLength": 320, "description": "An id, of a message or a connection; a "
+    "Message-ID in angle brackets; an address, of sender or recipient; or a client's IP address."}
+_STORIES = shapes.record({"items": shapes.listed(shapes.STORY)})
 _QUOTAS = {"quota_octets": shapes.QUOTA, "quota_messages": shapes.QUOTA}
 #: Fewer of them in a path, which is short.
 _RECIPIENTS, _FEW = (shapes.listed(shapes.ADDRESS, most, 1) for most in (100, 20))
@@ -174,6 +192,11 @@ ROUTES = (
             {"to": _FEW,
              "from": {"anyOf": [shapes.ADDRESS, {"const": ""}], "default": "",
                       "description": "Without, the account."}}, octets=0)}),
+    Route("/accounts/{account}/trace", {
+        "GET": Operation(
+            operating.trace_own, _OWNER, {200: _STORIES},
+            query={"of": {**_OF, "default": "", "description":
+                          f"{_OF['description']}  Without, the account."}, **_SINCE})}),
     Route("/domains", {
         "GET": Operation(names.list_domains, _ADMINISTRATOR,
                          {200: shapes.page(shapes.SERVED_DOMAIN)}, query=_PART),
@@ -188,6 +211,12 @@ ROUTES = (
             names.change_domain, _ADMINISTRATOR, {200: shapes.SERVED_DOMAIN},
             shapes.record({"catch_all": shapes.or_null(shapes.NAME)})),
         "DELETE": Operation(names.remove_domain, _ADMINISTRATOR, {204: None})}),
+    Route("/domains/{domain}/records", {
+        "GET": Operation(
+            names.list_records, _ADMINISTRATOR, {200: shapes.ZONE},
+            query={"address": {**shapes.listed(shapes.IP, 8), "default": [], "description":
+                               "Of this host, as others see it; without, what is told from here."
+                               }})}),
     Route("/aliases", {
         "GET": Operation(names.list_aliases, _ADMINISTRATOR, {200: shapes.page(shapes.ALIAS)},
                          query=_PART, key="/items/0/name")}),
@@ -212,20 +241,51 @@ ROUTES = (
         "GET": Operation(operating.show_queued, _ADMINISTRATOR, {200: shapes.QUEUED}),
         "DELETE": Operation(operating.drop_queued, _ADMINISTRATOR, {200: shapes.CHANGED})}),
     Route("/trace", {
+        "GET": Operation(operating.trace, _ADMINISTRATOR, {200: _STORIES},
+                         query={"of": {**_OF, "minLength": 1}, **_SINCE})}),
+    Route("/sessions", {
         "GET": Operation(
-            operating.trace, _ADMINISTRATOR,
-            {200: shapes.record({"items": shapes.listed(shapes.STORY)})},
-            query={
-                "of": {**shapes.LINE, "minLength": 1, "maxLength": 320, "description": "An id, of "
-                       "a message or a connection; a Message-ID in angle brackets; an address, of "
-                       "sender or recipient; or a client's IP address."},
-                "seconds": {"type": "integer", "minimum": 0, "maximum": 1_000_000_000,
-                            "default": 0, "description": "Only what happened in the last so many "
-                            "seconds; 0 for all that is known."},
-                "limit": {**_PART["limit"], "maximum": 100, "default": 10}})}),
+            sessions.list_all, _ADMINISTRATOR, {200: shapes.page(shapes.SESSION)},
+            query={"q": {**shapes.LINE, "default": "", "description": "What has to stand in id, "
+                         "protocol, client, login, state or listener."}, **_PART},
+            key="/items/0/id")}),
+    Route("/sessions/{session}", {
+        "DELETE": Operation(
+            sessions.end, _ADMINISTRATOR, {204: None},
+            query={"when": {**shapes.choice("then", "now"), "default": "then", "description":
+                            "After the transaction that is under way, or now."}})}),
     Route("/bans", {
         "GET": Operation(operating.list_bans, _ADMINISTRATOR, {200: shapes.page(shapes.BAN)},
-                         query=_PART)}),
+                         query=_PART, key="/items/0/network"),
+        "DELETE": Operation(operating.lift_bans, _ADMINISTRATOR, {200: shapes.LIFTED})}),
+    Route("/bans/{network}", {
+        "PUT": Operation(
+            operating.put_ban, _ADMINISTRATOR, {200: shapes.BAN, 201: shapes.BAN},
+            shapes.record(
+                seconds={"type": "integer", "minimum": 1, "maximum": 3_155_760_000,
+                         "description": "How long; without, an hour."},
+                reason={**shapes.LINE, "description": "One line for who reads the list: why."})),
+        "DELETE": Operation(operating.lift_ban, _ADMINISTRATOR, {200: shapes.LIFTED})}),
+    Route("/configuration", {
+        "GET": Operation(
+            configuration.list_all, _ADMINISTRATOR, {200: shapes.page(shapes.SETTING)},
+            query={
+                "q": {**shapes.LINE, "default": "",
+                      "description": "What has to stand in the name, the value or the meaning."},
+                "which": {**shapes.choice("all", "given"), "default": "all", "description":
+                          "All keys, or those that are not left to their defaults."}, **_PART},
+            key="/items/0/key")}),
+    Route("/configuration/{key}", {
+        "GET": Operation(configuration.show, _ADMINISTRATOR, {200: shapes.SETTING})}),
+    Route("/webhooks", {
+        "GET": Operation(webhooks.list_receivers, _ADMINISTRATOR,
+                         {200: shapes.page(shapes.RECEIVER)}, query=_PART)}),
+    Route("/webhooks/waiting", {
+        "GET": Operation(webhooks.list_waiting, _ADMINISTRATOR,
+                         {200: shapes.page(shapes.WAITING)}, query=_PART)}),
+    Route("/webhooks/test", {
+        "POST": Operation(webhooks.test, _ADMINISTRATOR,
+                          {200: shapes.record({"items": shapes.listed(shapes.TRIED)})})}),
     Route("/figures", {
         "GET": Operation(operating.figures, _ADMINISTRATOR, {200: shapes.FIGURES})}),
 )

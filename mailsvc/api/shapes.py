@@ -145,6 +145,45 @@ STORY = record({
                             "message": STRING}))})
 BAN = record({"network": STRING, "since": TIME, "until": TIME, "times": COUNT,
               "origin": STRING, "reason": STRING})
+SESSION = record(
+    {"id": STRING, "protocol": choice("smtp", "submission", "lmtp", "odmr", "pop3"),
+     "listener": STRING, "client": STRING, "port": or_null(COUNT), "since": TIME,
+     "login": {**STRING, "description": "The account that has logged in; or empty."},
+     "tls": STRING, "state": STRING, "messages": COUNT,
+     "received": {**or_null(COUNT), "description": "Octets; likewise sent."},
+     "sent": or_null(COUNT), "idle": {**or_null(NUMBER), "description": "Seconds."}},
+    **{"hello": STRING, "from": or_null(STRING), "recipients": COUNT, "deleted": COUNT})
+IP: Schema = {"type": "string", "maxLength": 45,
+              "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
+ZONE = record({
+    "records": listed(record({"name": STRING, "type": STRING, "value": STRING,
+                              "meaning": STRING})),
+    "policy": or_null(record({"url": STRING, "text": STRING}))})
+LIFTED = record({"lifted": {**listed(STRING), "description": "The networks whose bans were."}})
+SETTING = record({
+    "key": {**STRING, "description": "As in smtp.message_octets."},
+    "value": {"description": "What is in effect; of URLs without passwords, and of those of "
+              "webhooks without what is behind the host."},
+    "where": {**or_null(STRING), "description": "What makes it so: FILE:LINE, or --set for the "
+              "command line; null for the default."},
+    "default": {"description": "What it would be otherwise; {data} is service.data."},
+    "unit": {**STRING, "description": "octets, seconds ... or empty."},
+    "meaning": STRING, "expected": {**STRING, "description": "Of what type it has to be."}})
+_HOOK: Schema = {**STRING, "description": "The URL, without path and query: they may be secret."}
+RECEIVER = record({
+    "url": _HOOK, "waiting": {**COUNT, "description": "How many events wait for it."},
+    "since": {**or_null(TIME), "description": "When the oldest of them happened."},
+    "problem": {**STRING, "description": "Why the last of them that was tried was not taken; or "
+                "empty."}})
+WAITING = record({
+    "id": STRING, "type": STRING, "url": _HOOK, "since": TIME,
+    "due": {**TIME, "description": "When it is tried next."}, "attempts": COUNT,
+    "problem": {**STRING, "description": "Of the last attempt; or empty."},
+    "event": {**ANYTHING, "description": "What is told."}})
+TRIED = record({
+    "url": _HOOK, "code": or_null({"type": "integer"}), "text": or_null(STRING),
+    "problem": {**or_null(STRING), "description": "Why it was not taken; or null."},
+    "seconds": NUMBER})
 HEALTH = record({"ready": BOOLEAN, "unready": or_null(STRING)})
 FIGURES = record({
     "ready": BOOLEAN, "unready": or_null(STRING), "listeners": listed(ANYTHING),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import click
 
 from mailsvc import plain
-from mailsvc.bans import MANUAL, Ban, BanTable, Network
+from mailsvc.bans import MANUAL, Ban, BanTable, Network, parse_network
 from mailsvc.cli.arguments import DURATION
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import open_state, place_options
-from mailsvc.ledger import forgive
+from mailsvc.ledger import lift
 from mailsvc.names import DirectoryError
 from mailsvc.plain import local_time
 from mailsvc.state import State
@@ -27,13 +26,9 @@ class _Network(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None,
                 ctx: click.Context | None) -> Network:
         try:
-            network = ipaddress.ip_network(value, strict=False)
-        except ValueError:
-            self.fail(f"{value!r} is not a network; expected an address such as 192.0.2.7 or a "
-                      "network such as 192.0.2.0/24 or 2001:db8::/32", param, ctx)
-        if network.prefixlen == 0:
-            self.fail(f"{value} is everybody; stop the service to take no connections", param, ctx)
-        return network
+            return parse_network(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class _NetworkOrAll(_Network):
@@ -127,31 +122,19 @@ def remove(network: Network | None) -> None:
       mailsvc ban remove 192.0.2.7
       mailsvc ban remove all
     """
+    now = time.time()
     with _open_bans() as opened:
-        lifted = [] if opened is None else _lift(*opened, network)
+        lifted = [] if opened is None else lift(opened[0], network, now)
+        if network is not None and not lifted:
+            raise _not_banned(network, opened and opened[1].around(network, now))
     for each in lifted:
         click.echo(f"Lifted the ban of {each.network}")
     if network is None and not lifted:
         click.echo("Nothing is banned")
 
 
-def _lift(state: State, table: BanTable, network: Network | None) -> list[Ban]:
-    with state.transaction():
-        active = table.active(time.time())
-        lifted = [each for each in active if network is None or _within(each.network, network)]
-        for each in lifted:
-            table.lift(each)
-            forgive(state, str(each.network))
-        if network is None:
-            forgive(state, None)
-    if network is not None and not lifted:
-        around = next((each.network for each in active if _within(network, each.network)), None)
-        if around is None:
-            raise DirectoryError(f"{network} is not banned", "see `mailsvc ban list`")
-        raise DirectoryError(f"{network} is banned only as a part of {around}",
-                             f"lift that: mailsvc ban remove {around}")
-    return lifted
-
-
-def _within(inner: Network, outer: Network) -> bool:
-    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+def _not_banned(network: Network, around: Ban | None) -> DirectoryError:
+    if around is None:
+        return DirectoryError(f"{network} is not banned", "see `mailsvc ban list`")
+    return DirectoryError(f"{network} is banned only as a part of {around.network}",
+                          f"lift that: mailsvc ban remove {around.network}")

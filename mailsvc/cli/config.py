@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mailsvc import plain
 from mailsvc.certificates import (
     CertificateProblem,
     Watched,
@@ -163,8 +164,7 @@ def why(key: str, file: str | None, as_json: bool) -> None:
     value = next(value for each, value in loaded.entries() if each == found)
     where = loaded.given.get(key)
     if as_json:
-        print_json({"key": key, "value": value, "where": where, "default": found.default,
-                    "unit": found.unit, "meaning": found.sentence, "expected": found.type})
+        print_json(plain.setting(found, value, where))
         return
     unit = f"  # {found.unit}" if found.unit else ""
     click.echo(f"{key} = {literal(value)}{unit}")

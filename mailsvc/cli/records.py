@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mailsvc import zone
+from mailsvc import plain, zone
 from mailsvc.certificates import CertificateProblem
 from mailsvc.cli.arguments import DOMAIN
 from mailsvc.cli.listing import json_option, print_json
@@ -91,10 +91,7 @@ def records(domain: str, addresses: tuple[str, ...], hostname: str | None, syste
     except (DirectoryError, CertificateProblem) as problem:
         raise click.ClickException(str(problem)) from problem
     if as_json:
-        print_json({
-            "records": [{"name": each.name, "type": each.kind, "value": each.value,
-                         "meaning": " ".join(each.sentence.split())} for each in found.records()],
-            "policy": {"url": found.policy_url, "text": found.policy} if found.receives else None})
+        print_json(plain.zone(found))
     else:
         click.echo(text_of(found), nl=False)
     if "." not in found.hostname:

@@ -9,12 +9,11 @@ from typing import Any
 
 import click
 
-from mailsvc import live
+from mailsvc import live, plain
 from mailsvc.cli.arguments import octets_text
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
 from mailsvc.localsocket import NoService
-from mailsvc.plain import local_time
 
 
 @click.group(invoke_without_command=True)
@@ -61,7 +60,7 @@ def sessions(ctx: click.Context, address: str | None, account: str | None, proto
              and (account is None or each["login"].lower() == account.lower())
              and (protocol is None or each["protocol"] == protocol)]
     if as_json:
-        print_json([{**each, "since": local_time(each["since"])} for each in found])
+        print_json(list(map(plain.session, found)))
         return
     now = time.time()
     print_rows(["id", "protocol", "client", "age", "login", "tls", "state", "messages", "in",

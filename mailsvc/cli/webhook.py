@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
+from mailsvc import plain
 from mailsvc.blocking import run
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
@@ -18,9 +17,12 @@ from mailsvc.errors import MailFailure
 from mailsvc.names import DirectoryError
 from mailsvc.plain import local_time
 from mailsvc.trust import Untrusted
-from mailsvc.webhooks.events import TEST, WebhookSettings, body, shown
+from mailsvc.webhooks.events import WebhookSettings, shown
 from mailsvc.webhooks.signing import SecretUnusable, new_secret
-from mailsvc.webhooks.spool import NAME, Event, Spool
+from mailsvc.webhooks.spool import NAME, Spool
+
+if TYPE_CHECKING:
+    from mailsvc.webhooks.posting import Tried
 
 
 @click.group()
@@ -63,8 +65,8 @@ def test(urls: tuple[str, ...], as_json: bool) -> None:
     "test"; this command sends it by itself, at once and once.  The status is 1 when a receiver does
     not take it.
 
-    With --json it is an array of objects: url, seconds, code and text of the answer, or null, and
-    problem, or null.
+    With --json it is an array of objects: url, code and text of the answer, or null, problem, or
+    null, and seconds.
 
     \b
     Example:
@@ -75,41 +77,28 @@ def test(urls: tuple[str, ...], as_json: bool) -> None:
     if not receivers:
         raise click.ClickException("webhooks.urls names none: give a URL, or set it")
     try:
-        results: list[dict[str, Any]] = run(_tried, configured, receivers)
+        results: list[Tried] = run(_tried, configured, receivers)
     except SecretUnusable as problem:
         raise click.ClickException(f"webhooks.secret: {problem}") from problem
     except Untrusted as problem:
         raise click.ClickException(f"webhooks.authorities: {problem}") from problem
     if as_json:
-        print_json(results)
+        print_json([each._asdict() for each in results])
     else:
         for each in results:
-            said = each["problem"] or f"{each['code']} {each['text']}".rstrip()
-            click.echo(f"{each['url']}: {said} ({1000 * each['seconds']:.0f} ms)")
-    if any(each["problem"] for each in results):
+            said = each.problem or f"{each.code} {each.text}".rstrip()
+            click.echo(f"{each.url}: {said} ({1000 * each.seconds:.0f} ms)")
+    if any(each.problem for each in results):
         click.get_current_context().exit(1)
 
 
-async def _tried(configured: WebhookSettings, urls: tuple[str, ...]) -> list[dict[str, Any]]:
+async def _tried(configured: WebhookSettings, urls: tuple[str, ...]) -> list[Tried]:
     # Not at the top: the other commands do without, and importing a reactor installs it.
     from twisted.internet import reactor  # noqa: PLC0415
 
-    from mailsvc.webhooks.posting import NotTold, Poster  # noqa: PLC0415
+    from mailsvc.webhooks.posting import Poster, tried  # noqa: PLC0415
 
-    poster, results = Poster(configured, reactor), []
-    for url in urls:
-        now = time.time()
-        event = Event(f"msg_test_{time.time_ns()}", TEST,
-                      body(TEST, now, {"text": "sent by `mailsvc webhook test`"}), now)
-        result: dict[str, Any] = {"url": url, "code": None, "text": None, "problem": None}
-        began = time.monotonic()
-        try:
-            result["code"], result["text"] = await poster.post(url, event)
-        except NotTold as failure:
-            result["problem"] = str(failure)
-        results.append({**result, "seconds": round(time.monotonic() - began, 3)})
-    await poster.close()
-    return results
+    return await tried(Poster(configured, reactor), urls, "`mailsvc webhook test`")
 
 
 @webhook.command("list")
@@ -118,8 +107,8 @@ async def _tried(configured: WebhookSettings, urls: tuple[str, ...]) -> list[dic
 def list_waiting(as_json: bool) -> None:
     """List the events that wait to be told, the oldest first.
 
-    With --json it is an array of objects: id, type, url, since and due (seconds since the epoch),
-    attempts, problem (of the last attempt, or ""), and event, what is told.
+    With --json it is an array of objects: id, type, url, since and due (RFC 3339), attempts,
+    problem (of the last attempt, or ""), and event, what is told.
 
     \b
     Example:
@@ -134,10 +123,7 @@ def list_waiting(as_json: bool) -> None:
     except (DirectoryError, MailFailure, OSError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        print_json([{"id": each.event.id, "type": each.event.kind, "url": each.url,
-                     "since": each.event.since, "due": each.due, "attempts": each.attempts,
-                     "problem": each.problem, "event": json.loads(each.event.body)}
-                    for each in waiting])
+        print_json(list(map(plain.waiting, waiting)))
         return
     print_rows(["id", "type", "to", "since", "due", "attempts", "problem"], [
         [each.event.id, each.event.kind, shown(each.url), local_time(each.event.since),

@@ -1,39 +1,45 @@
-"""The configuration in effect, and why each key is what it is, for administrators."""
+"""The configuration in effect, and why each key is what it is, for administrators.
+
+:func:`entries` is what the API tells, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from mailsvc.config import Key
+from mailsvc.config import Key, Settings
 from mailsvc.console.call import Answer, Call, Page
 from mailsvc.toml import literal
 
 
 async def show(call: Call) -> Answer:
     """Every key, or those in whose name, value or meaning stands what is looked for."""
-    wanted, changed = call.query["q"].casefold(), "changed" in call.query
+    wanted, changed = call.query["q"], "changed" in call.query
     sections: dict[str, list[dict[str, Any]]] = {}
-    count = 0
-    for key, described in _described(call):
-        texts = (str(key), described["value"], key.sentence)
-        if (wanted and not any(wanted in text.casefold() for text in texts)) or (
-                changed and not described["where"]):
-            continue
-        sections.setdefault(key.section, []).append(described)
-        count += 1
-    return Page("configuration.html", {"sections": sections, "count": count,
-                                       "wanted": call.query["q"], "changed": changed})
+    found = list(entries(call.backend.settings, wanted, given=changed))
+    for key, value, where in found:
+        sections.setdefault(key.section, []).append({
+            "name": key.name, "value": literal(value), "default": literal(key.default),
+            "where": where, "sentence": key.sentence, "unit": key.unit, "expected": key.type})
+    return Page("configuration.html", {"sections": sections, "count": len(found),
+                                       "wanted": wanted, "changed": changed})
 
 
-def _described(call: Call) -> Iterator[tuple[Key, dict[str, Any]]]:
-    settings = call.backend.settings
+def entries(settings: Settings, wanted: str = "", *, given: bool = False
+            ) -> Iterator[tuple[Key, Any, str | None]]:
+    """The keys in whose name, value or meaning *wanted* stands, each with its value, without
+    secrets, and where it was given: FILE:LINE, "--set", or None for a default.
+
+    :param given: only those that are not left to their defaults.
+    """
+    wanted = wanted.casefold()
     for key, value in settings.entries():
-        yield key, {
-            "name": key.name, "value": literal(without_secrets(value)),
-            "default": literal(key.default),
-            "where": settings.given.get(str(key)), "sentence": key.sentence, "unit": key.unit,
-            "expected": key.type}
+        shown = without_secrets(value if key.shown is None else key.shown(value))
+        where = settings.given.get(str(key))
+        texts = (str(key), literal(shown), key.sentence)
+        if (where is not None or not given) and any(wanted in each.casefold() for each in texts):
+            yield key, shown, where
 
 
 def without_secrets(value: Any) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.logger import Logger
 
-from mailsvc.console.call import Answer, Call, Page, Problem, Redirect, Stream
+from mailsvc.console.call import Answer, Backend, Call, Page, Problem, Redirect, Stream
 from mailsvc.console.pages import segment
 from mailsvc.directory import Domain, SqliteDirectory
 from mailsvc.doctor.facts import Fact, Verdict, examine
@@ -93,7 +93,7 @@ async def show(call: Call) -> Answer:
 
 async def _show(call: Call, wrong: str = "") -> Page:
     domain, addresses = _found(call), _addresses(call.query["address"])
-    zone = await call.backend.threads.run(_zone, call, domain, addresses)
+    zone = await call.backend.threads.run(zone_here, call.backend, domain.name, addresses)
     groups: dict[str, list[Record]] = {}
     for record in zone.records():
         groups.setdefault(purpose(record), []).append(record)
@@ -121,11 +121,11 @@ def _addresses(asked: str) -> list[str]:
         raise Problem("An IP address such as 192.0.2.7 or 2001:db8::7 was expected.") from None
 
 
-def _zone(call: Call, domain: Domain, addresses: list[str]) -> Zone:
-    settings = call.backend.settings
+def zone_here(backend: Backend, domain: str, addresses: list[str]) -> Zone:
+    """What the DNS has to say of *domain*; it blocks.  For the API, too."""
     # Where it really listens: by the systemd units, say.
-    settings = replace(settings, listeners=bound(call.backend.listening()))
-    return zone_of(settings, domain.name, addresses=addresses)
+    settings = replace(backend.settings, listeners=bound(backend.listening()))
+    return zone_of(settings, domain, addresses=addresses)
 
 
 async def change(call: Call) -> Answer:
@@ -155,7 +155,7 @@ async def check(call: Call) -> Answer:
     """What the world sees of it: each fact is shown when it is known."""
     global _under_way  # noqa: PLW0603 - of the process, as what it bounds is
     domain, addresses = _found(call), _addresses(call.form["address"])
-    zone = await call.backend.threads.run(_zone, call, domain, addresses)
+    zone = await call.backend.threads.run(zone_here, call.backend, domain.name, addresses)
     shown = await call.backend.threads.run(shown_by, call.backend.settings)
     if _under_way >= _AT_ONCE:
         raise Problem("The service is busy; try again in a moment.", 503)

@@ -49,13 +49,18 @@ async def show(call: Call) -> Answer:
     except NoService as problem:
         return Page("problem.html", {"problem": str(problem)}, 503)
     wanted = call.query.text("filter").strip()
-    chosen = [each for each in found if not wanted or any(
-        wanted.lower() in str(each[key]).lower()
-        for key in ("id", "protocol", "client", "login", "state", "listener"))]
+    meant = chosen(found, wanted)
     return Page("sessions.html", {
-        "sessions": chosen[:MOST], "count": len(chosen), "most": MOST, "filter": wanted,
+        "sessions": meant[:MOST], "count": len(meant), "most": MOST, "filter": wanted,
         "now": time.time(), "choices": CHOICES, "minutes": _MINUTES,
         "by": call.query.text("by") or "address", "value": call.query.text("value")})
+
+
+def chosen(found: list[dict[str, Any]], wanted: str) -> list[dict[str, Any]]:
+    """Those of the connections *found* in which *wanted* stands; for the API, too."""
+    return [each for each in found if any(
+        wanted.lower() in str(each[key]).lower()
+        for key in ("id", "protocol", "client", "login", "state", "listener"))]
 
 
 async def end(call: Call) -> Answer:
@@ -80,12 +85,12 @@ async def watch(call: Call) -> Answer:
         raise Problem("Say whose connections are to be watched.")
     if not (minutes.isascii() and minutes.isdigit() and 0 < int(minutes[:5]) <= _MINUTES):
         raise Problem("Between 1 and {most} minutes can be watched.", most=_MINUTES)
-    chosen: dict[str, Any] = {by: value, "protocol": protocol}
+    whom: dict[str, Any] = {by: value, "protocol": protocol}
     try:
-        Watch(lambda id, mark, line: None, **chosen)
+        Watch(lambda id, mark, line: None, **whom)
     except ValueError as problem:
         raise Problem("{reason}", reason=problem) from problem
-    watched = _Watched(call, chosen, 60 * int(minutes))
+    watched = _Watched(call, whom, 60 * int(minutes))
     return Stream(Page("watched.html", {"by": CHOICES[by], "value": value,
                                         "minutes": int(minutes)}), watched.pieces(), watched)
 

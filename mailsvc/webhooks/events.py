@@ -76,7 +76,8 @@ class WebhookSettings:
 
     urls: list[str] = setting(
         [], "Where events are told of, each of them to each URL; [] for nowhere.  Any address may "
-        "be meant, private ones too; redirects are not followed.", check=_urls)
+        "be meant, private ones too; redirects are not followed.", check=_urls,
+        shown=lambda urls: list(map(shown, urls)))
     events: list[str] = setting(
         [each for each in EVENTS if each != "message.deferred"],
         "Which events: some of " + ", ".join(EVENTS) + ".", check=_events)
@@ -110,6 +111,6 @@ def body(kind: str, moment: float, fields: Mapping[str, Any]) -> bytes:
 
 
 def shown(url: str) -> str:
-    """*url* for a log: its path and query may hold what nobody else shall know."""
+    """*url* for a log and for pages: its path and query may hold what nobody else shall know."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}/"

@@ -1,4 +1,4 @@
-"""One request that tells of an event.
+"""One request that tells of an event, and a trial of the receivers.
 
 TLS is verified; nothing is redirected; a request has a time limit, and of the answer no more is
 read than a person would.
@@ -6,6 +6,8 @@ read than a person would.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +15,7 @@ from cryptography import x509
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from service_identity import CertificateError, VerificationError
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError, gatherResults
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from twisted.python.failure import Failure
@@ -27,7 +29,7 @@ from twisted.web.http_headers import Headers
 
 from mailsvc import __version__
 from mailsvc.trust import Untrusted, tls_text
-from mailsvc.webhooks.events import WebhookSettings
+from mailsvc.webhooks.events import TEST, WebhookSettings, body
 from mailsvc.webhooks.signing import secrets_at, signature
 from mailsvc.webhooks.spool import Event
 
@@ -112,6 +114,44 @@ class Poster:
     def close(self) -> Deferred[Any]:
         """Close the connections that were kept."""
         return self._pool.closeCachedConnections()
+
+
+class Tried(NamedTuple):
+    """What came of a test event.
+
+    :ivar code: of the answer, and how its *text* begins; None when it was not taken.
+    :ivar problem: why it was not, or None.
+    :ivar seconds: how long it took.
+    """
+
+    url: str
+    code: int | None
+    text: str | None
+    problem: str | None
+    seconds: float
+
+
+async def tried(poster: Poster, urls: Sequence[str], by: str) -> list[Tried]:
+    """Send a test event to each of *urls*, at once and once, and close *poster*.
+
+    :param by: what it says to be sent by.
+    """
+    async def post(number: int, url: str) -> Tried:
+        now, began = time.time(), time.monotonic()
+        event = Event(f"msg_test_{time.time_ns()}_{number}", TEST,
+                      body(TEST, now, {"text": f"sent by {by}"}), now)
+        code, text, problem = None, None, None
+        try:
+            code, text = await poster.post(url, event)
+        except NotTold as failure:
+            problem = str(failure)
+        return Tried(url, code, text, problem, round(time.monotonic() - began, 3))
+
+    try:
+        return list(await gatherResults([
+            Deferred.fromCoroutine(post(number, url)) for number, url in enumerate(urls)]))
+    finally:
+        await poster.close()
 
 
 class _Excerpt(Protocol):

@@ -128,7 +128,16 @@ class Spool(Database):
         ((count,),) = self.rows("SELECT count(*) FROM waiting")
         return int(count)
 
-    def waiting(self) -> list[Waiting]:
-        """All that wait, the oldest first."""
+    def waiting(self, most: int = -1, offset: int = 0) -> list[Waiting]:
+        """What waits, the oldest first: all, or *most* of them from *offset* on."""
         return [_row(row) for row in self.rows(
-            f"SELECT {_COLUMNS} FROM waiting ORDER BY since, number")]
+            f"SELECT {_COLUMNS} FROM waiting ORDER BY since, number LIMIT ? OFFSET ?",
+            most, offset)]
+
+    def waiting_for(self, url: str) -> tuple[int, float | None, str]:
+        """How many wait for *url*, since when the oldest, and why the last that was tried was not
+        told, or ""."""
+        ((count, since),) = self.rows("SELECT count(*), min(since) FROM waiting WHERE url = ?", url)
+        tried = self.rows("SELECT problem FROM waiting WHERE url = ? AND problem <> '' "
+                          "ORDER BY due DESC LIMIT 1", url)
+        return count, since, tried[0][0] if tried else ""
