@@ -248,6 +248,27 @@ def test_a_full_disk_is_told_of_and_keeps_nobody(tmp_path: Path) -> None:
     noted.close()
 
 
+def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written when there is room again can be read."""
+    messages = [a_message(f"M{number}") for number in range(4)]
+    spool = a_spool(tmp_path, *messages)
+    write, room = os.write, [True, False, False, True]
+
+    def some(fd: int, data: bytes) -> int:
+        return write(fd, data if room.pop(0) else data[:20])
+
+    noted = Receipts(os.fsencode(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(receipts.os, "write", some)
+        for message in messages:
+            noted.note(message, take(message, 0))
+    assert not room
+    noted.close()
+    settle(spool)
+    assert [len(spool.load(each.id).waiting) for each in messages] == [2, 3, 3, 2]
+    assert list((tmp_path / "incoming").iterdir()) == []
+
+
 # ---- the whole service ---------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ Each file is locked (flock(2)) by its process, so that others see when that is g
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -75,7 +76,8 @@ class Receipts:
             if self._fd is None:
                 self._renew()
             else:
-                self._octets += os.write(self._fd, line)
+                _append(self._fd, line, self._octets)
+                self._octets += len(line)
         except OSError as problem:
             _log.error("{id} was taken by the next host, and would be sent again were the service "
                        "killed now: cannot write to {directory}: {problem}", id=message.id,
@@ -143,16 +145,19 @@ class Receipts:
         hidden, path = self._incoming + b"/receipts-" + name, self.directory + b"/" + name
         fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW,
                      0o600)
+        lines = b"".join(self._lines.values())
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            octets = os.write(fd, b"".join(self._lines.values()))
+            _append(fd, lines, 0)
             os.rename(hidden, path)
         except BaseException:
             os.close(fd)
+            with suppress(OSError):
+                os.unlink(hidden)
             raise
         former, self._fd = self._fd, fd
         before, self._path = self._path, path
-        self._octets = octets
+        self._octets = len(lines)
         if former is not None:
             with suppress(OSError):
                 os.unlink(before)
@@ -170,6 +175,14 @@ def recall(message: QueuedMessage, taken: Sequence[Any]) -> bool:
             each.tried, each.reported, each.kept = tried, reported, False
             new = True
     return new
+
+
+def _append(fd: int, data: bytes, octets: int) -> None:
+    """Append *data* to a file of so many *octets*, or nothing."""
+    if os.write(fd, data) < len(data):
+        # What follows a part of a line could not be read either.
+        os.ftruncate(fd, octets)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _if_gone(path: bytes, deadline: float) -> int | None:
