@@ -263,7 +263,7 @@ async def dial(reactor: Any, host: str, port: int, *, seconds: float, bind: str 
     connecting.addTimeout(seconds, reactor)
     try:
         line = await connecting
-    except (error.TimeoutError, CancelledError, TimeoutError):
+    except (error.TimeoutError, error.ConnectingCancelledError, CancelledError, TimeoutError):
         raise NoConnection(f"{where}: nobody answered within {seconds:g} seconds",
                            timed_out=True) from None
     except (error.ConnectError, error.DNSLookupError, OSError) as problem:

@@ -15,8 +15,9 @@ import idna
 
 from mailsvc.mail import Address
 
-#: Always reachable at every domain (RFC 5321 §4.5.1, RFC 2142 §4).
-RESERVED = frozenset({"postmaster", "abuse"})
+#: Always reachable at every domain (RFC 5321 §4.5.1, RFC 2142 §4), and as whom reports are sent,
+#: answers to which are to reach somebody (RFC 3464 §2).
+RESERVED = frozenset({"postmaster", "abuse", "mailer-daemon"})
 
 #: What may part a subaddress: the specials of an atom (RFC 5321 §4.1.2) and the dot.
 SEPARATORS = frozenset("!#$%&'*+-/=?^_`{|}~.")

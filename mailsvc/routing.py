@@ -4,9 +4,10 @@ A mailbox of a domain that is ours is, in this order,
 
 1. the alias of exactly that name, else the account of that name;
 2. with a subaddress (``user+tag``), what the mailbox before a separator is by 1, the longest first;
-3. ``postmaster`` and ``abuse``, which are never refused (RFC 5321 §4.5.1, RFC 2142): the domain's
-   own ``postmaster``, else the setting ``postmaster``, else the oldest account of the domain, else
-   the oldest of any domain; before there is any account, a temporary failure;
+3. ``postmaster``, ``abuse`` and ``mailer-daemon``, which are never refused (RFC 5321 §4.5.1, RFC
+   2142, RFC 3464 §2): the domain's own ``postmaster``, else the setting ``postmaster``, else the
+   oldest account of the domain, else the oldest of any domain; before there is any account, a
+   temporary failure;
 4. the domain's catch-all;
 5. unknown.
 
@@ -24,10 +25,10 @@ targets are :class:`~mailsvc.mail.Remote`.  An address of SRS (:mod:`mailsvc.srs
 ours leads back to the sender whose mail we forwarded.  Everybody else's mail to other hosts is
 refused.
 
-``<postmaster>`` without a domain, and postmaster and abuse at an address literal of this host (RFC
-5321 §4.1.3, setting ``literals``), are those of the default domain; no other mailbox has a literal
-for its domain.  ``a%b@ours`` and ``b!a@ours`` are local-parts like any other and never rewritten
-(RFC 5321 §2.3.11, appendix F.2).
+``<postmaster>`` without a domain, and the names of 3 at an address literal of this host (RFC 5321
+§4.1.3, setting ``literals``) or at its name, are those of the default domain; no other mailbox has
+either for its domain.  ``a%b@ours`` and ``b!a@ours`` are local-parts like any other and never
+rewritten (RFC 5321 §2.3.11, appendix F.2).
 """
 
 from __future__ import annotations
@@ -308,9 +309,13 @@ class Router:
         name = address.domain
         if name and not name.startswith("["):
             domain = self._directory.domain(name)
-            if domain is None:
-                raise RelayDenied("Relaying denied: the domain is not served here")
-            return domain
+            if domain is not None:
+                return domain
+            # Reports come from there, and who looks at a greeting sees no other name.
+            if (_is_reserved(address) and fold_domain(name) == fold_domain(self._hostname)
+                    and not self.relays(name)):
+                return self._default_domain()
+            raise RelayDenied("Relaying denied: the domain is not served here")
         if name and not self._is_own(name):
             raise RelayDenied("Relaying denied: that is not an address of this host")
         if not _is_reserved(address) and (name or not default):

@@ -81,11 +81,11 @@ async def test_what_is_not_known_is_not_looked_at(certificate: Path) -> None:
 async def test_nobody_there_and_nobody_who_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        facts = await facts_of(Server("pop3", "127.0.0.1", port), VALUES, 0.05)
+        facts = await facts_of(Server("pop3", "127.0.0.1", port), VALUES, 0.4)
         assert facts["pop3: nonsense"].verdict is Verdict.WARN
         assert "(the answers were silent)" in facts["pop3: nonsense"].detail
         assert facts["pop3: STLS injection"].verdict is Verdict.NOTE
-        facts = await facts_of(Server("pop3s", "127.0.0.1", port), VALUES, 0.05)
+        facts = await facts_of(Server("pop3s", "127.0.0.1", port), VALUES, 0.4)
         assert "handshake" in facts["pop3s: nonsense"].detail
     facts = await facts_of(Server("pop3", "127.0.0.1", port), VALUES)
     assert {each.verdict for each in facts.values()} == {Verdict.FAIL}

@@ -158,6 +158,20 @@ def test_eight_bits_that_nobody_declared(tmp_path: Path, chunking: bool) -> None
             assert below_trace(got) == text
 
 
+@pytest.mark.parametrize(("header", "arrives"), [
+    (b"Subject: x\r\n\r\n", True), ("Subject: \u00e9\r\n\r\n".encode(), False)])
+def test_smtputf8_that_nothing_needs(tmp_path: Path, header: bytes, arrives: bool) -> None:
+    """RFC 6531 §3.2: what needs it is what the message holds, not what its sender said."""
+    with Exchanger("127.0.0.1", 0, "ascii") as there, relaying(
+            tmp_path / "a", f"relay.smarthost=127.0.0.1:{there.port}") as here:
+        submit(here, ["bob@far.example"], header + b"body\r\n", mail=["SMTPUTF8"])
+        until(lambda: not queued(here), here)
+        assert len(there.messages) == arrives
+        assert [statuses(each) for each in mail(here)] == (
+            [] if arrives else [[("bob@far.example", "failed", "5.6.7")]])
+        assert not any("SMTPUTF8" in line for line in there.lines)
+
+
 def test_the_queue_of_a_service_that_runs(tmp_path: Path) -> None:
     from mailsvc.cli import main  # noqa: PLC0415
 

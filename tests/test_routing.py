@@ -233,6 +233,11 @@ def test_own_literals_are_compared_as_addresses(directory: SqliteDirectory) -> N
     ("two.example", {"default_domain": "dash.example"}, "postmaster", "bob@dash.example"),
     ("two.example", {"default_domain": "gone.example"}, "postmaster", "Postmaster@two.example"),
     ("Two.example", {}, "abuse@[127.0.0.1]", "Postmaster@two.example"),
+    # Who reads a greeting or a report knows the host's name alone.
+    ("MX.elsewhere.example", {}, "postmaster@mx.elsewhere.example", "Bob@one.example"),
+    ("mx.elsewhere.example", {"postmaster": "zoe@two.example"},
+     "MAILER-DAEMON@mx.Elsewhere.example", "zoe@two.example"),
+    ("mx", {}, "mailer-daemon@two.example", "Postmaster@two.example"),
     ("mx", {"postmaster": "zoe+root@two.example"}, "postmaster@one.example", "zoe@two.example"),
     ("mx", {"postmaster": "zoe@two.example"}, "abuse@empty.example", "zoe@two.example"),
     ("mx", {"postmaster": "zoe@two.example"}, "postmaster@two.example", "Postmaster@two.example"),

@@ -43,6 +43,11 @@ class Content:
         """*prefix* and all of it, to be sent."""
         return self._blocks(prefix) if self._small is None else prefix + self._small
 
+    def is_ascii(self) -> bool:
+        """Whether no octet of it is above 127.  Reads all of it."""
+        return all(map(bytes.isascii, self._blocks(b"")) if self._small is None
+                   else (self._small.isascii(),))
+
     def close(self) -> None:
         """Let go of the file.  May be called again."""
         stream, self._stream = self._stream, None

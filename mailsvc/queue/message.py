@@ -124,6 +124,13 @@ class QueuedMessage:
         return bool(waiting) and all(each.kept for each in waiting)
 
     @property
+    def is_ascii(self) -> bool:
+        """Whether all of the envelope is."""
+        return self.reverse_path.is_ascii and all(
+            each.address.is_ascii and each.original.is_ascii and each.orcpt.isascii()
+            for each in self.recipients)
+
+    @property
     def began(self) -> float:
         """From when its time in the queue counts."""
         return max(self.arrived, self.released or self.release)

@@ -27,7 +27,7 @@ from mailsvc.errors import MailFailure
 from mailsvc.mail import Envelope
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.exchange import LINE_OCTETS
-from mailsvc.sasl.steps import Guessed, LogIn, Lookup
+from mailsvc.sasl.steps import Guessed, Kind, LogIn, Lookup
 from mailsvc.smtp import replies
 from mailsvc.smtp.auth import Auth
 from mailsvc.smtp.commands import (
@@ -377,9 +377,12 @@ class Session:
         try:
             line = self._input.line()
         except LineTooLong:
-            if self._auth is not None:
+            answer = replies.LINE_TOO_LONG
+            if self._auth is not None and self._auth.under_way:
+                # RFC 4954 §6.
+                answer = replies.FAILED_AUTH[Kind.TOO_LONG]
                 self._auth.drop()
-            self.refuse(replies.LINE_TOO_LONG)
+            self.refuse(answer)
             return True
         if line is None:
             return False

@@ -11,6 +11,7 @@ read in the reactor's thread where the kernel has the block in its cache, which 
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Protocol
 
@@ -110,11 +111,16 @@ class FileBlocks:
         self._waiting = False
         if self._closed:
             os.close(self._fd)
-        return self._took(outcome) if isinstance(outcome, bytes) else outcome
+        if isinstance(outcome, Failure):
+            return outcome
+        if self.left and not outcome:
+            # As if it were complete nobody may have it, and delete it then.
+            return Failure(OSError(errno.EIO, "the file became shorter while it was read"))
+        return self._took(outcome)
 
     def _took(self, block: bytes) -> bytes:
         self._position += len(block)
-        self.left = self.left - len(block) if block else 0
+        self.left -= len(block)
         return block
 
     def close(self) -> None:
