@@ -23,7 +23,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -117,11 +117,15 @@ class Client:
         :param transcript: told of each line of the dialogue.
         :raises SendingFailure: (in the Deferred) CannotConnect, TimedOut, Refused, TLSFailed,
             BadReply, Disconnected.
+        :raises BadArgument: *tls* or *hello* is none.
         """
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
         if hello:
             hello = writing.hello(hello)
+        if tls not in get_args(TLS):
+            # Not "no": a mistake must not send in the clear what was to be secret.
+            raise BadArgument(f"tls is {tls!r}; expected one of {', '.join(get_args(TLS))}")
 
         async def connect(use: TLS) -> Client:
             return await _connect(

@@ -220,7 +220,7 @@ def restored(source: Path, target: Path) -> None:
 def _opened(path: Path, timeout: float) -> sqlite3.Connection:
     # mode=rw: never make a file.  isolation_level None: no transactions but our own, so that each
     # query sees the newest state.
-    return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=timeout,
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout,
                            isolation_level=None)
 
 

@@ -97,15 +97,21 @@ class Keys:
         text = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
                                      serialization.NoEncryption())
         for name in [stem] if selector else [stem, *(f"{stem}-{n}" for n in range(2, 100))]:
+            path = directory / f"{name}.pem"
             try:
-                fd = os.open(directory / f"{name}.pem", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             except FileExistsError:
                 continue
-            with open(fd, "wb") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(fd)
-            give_to_owner_of(directory, directory / f"{name}.pem")
+            try:
+                with open(fd, "wb") as stream:
+                    stream.write(text)
+                    stream.flush()
+                    os.fsync(fd)
+                give_to_owner_of(directory, path)
+            except BaseException:
+                # As on a full disk: one that cannot be read would keep others from being used.
+                path.unlink()
+                raise
             return self._key(domain, name)
         raise DirectoryError(f"there is a key {stem} for {domain} already",
                              "choose another selector, or remove that key")

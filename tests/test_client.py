@@ -197,6 +197,12 @@ async def test_what_goes_wrong_is_told(
     assert not outcome.accepted and outcome.temporary == (str(outcome.status)[0] == "4")
 
 
+@pytest.mark.parametrize("tls", ["STARTTLS", "starttsl", "", True, False, None])
+def test_tls_that_is_misspelt_is_not_left_out(tls: Any) -> None:
+    with pytest.raises(BadArgument, match="expected one of no, starttls, opportunistic, implicit"):
+        Client.dial("127.0.0.1", 1, tls=tls)
+
+
 @pytest_twisted.ensureDeferred
 async def test_nobody_there() -> None:
     async with Listening(polite()) as server:

@@ -381,3 +381,13 @@ def test_another_process_was_as_quick(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "link", beaten)
     open_(tmp_path / "t.sqlite").close()
     assert [file.name for file in tmp_path.iterdir()] == ["t.sqlite"]
+
+
+def test_a_copy_goes_back_by_whatever_path(tmp_path: Path,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """As somebody types it: from where he is."""
+    open_(tmp_path / "a.sqlite").close()
+    monkeypatch.chdir(tmp_path)
+    database.copy(Path("a.sqlite"), Path("b.sqlite"))
+    database.restored(Path("b.sqlite"), Path("c.sqlite"))
+    open_(Path("c.sqlite"), create=False).close()

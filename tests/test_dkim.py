@@ -101,6 +101,22 @@ def test_without_active_keys_there_is_nothing_to_sign_with(tmp_path: Path) -> No
     assert Signer(keys).sign(MESSAGE, "") == b""
 
 
+def test_a_key_that_the_disk_has_no_room_for(tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of it that would keep other keys from being used."""
+    keys = Keys(tmp_path)
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            keys.add("example.org", "ed25519", "s1")
+    assert list(keys.all()) == []
+    assert keys.add("example.org", "ed25519", "s1").selector == "s1"
+
+
 def test_names_of_keys(tmp_path: Path) -> None:
     keys = Keys(tmp_path / "dkim")
     # By default of the date, and told apart.
