@@ -116,14 +116,10 @@ _MAIL = re.compile(r'(?P<addresses>(?:"(?:[^"\\]|\\.)*"|[^"<])+?)(?: < (?P<file>
 _ADDRESS = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^"\s])+')
 
 
-def check_mail(script: Script, store: FakeStore, *, trace: bool = True,
-               bare: bool = False) -> None:
+def check_mail(script: Script, store: FakeStore, *, trace: bool = True) -> None:
     """Hold what was delivered against the script's ``M:`` lines, ``M: ADDRESS… [< FILE]``.
 
     FILE has LF for CRLF, and ID where the message's id stands.
-
-    :param trace: whether the trace field is as FILE has it.
-    :param bare: whether there was nobody to part text that has no header from the trace field.
     """
     assert len(store.mail) == len(script.mail), script.path
     for delivery, line in zip(store.mail, script.mail, strict=True):
@@ -135,8 +131,6 @@ def check_mail(script: Script, store: FakeStore, *, trace: bool = True,
         if match["file"]:
             expected = (script.path.parent / match["file"]).read_bytes().replace(b"\n", b"\r\n")
             message = delivery.message.replace(f" id {delivery.id}".encode(), b" id ID", 1)
-            if bare:
-                expected = expected.replace(b" +0000\r\n\r\n", b" +0000\r\n", 1)
             if not trace:
                 message, expected = below_trace(message), below_trace(expected)
             assert message == expected
@@ -286,7 +280,7 @@ def test_the_session_in_turns(name: str, cut: Cut) -> None:
     script = SCRIPTS[name]
     owner = Owner(World(script))
     replay_in_turns(script, owner, cut)
-    check_mail(script, owner.store, bare=True)
+    check_mail(script, owner.store)
 
 
 @every_script_sent_ahead
@@ -295,7 +289,7 @@ def test_the_session_with_all_sent_ahead(name: str, cut: Cut) -> None:
     script = AHEAD[name]
     owner = Owner(World(script))
     replay_ahead(script, owner, cut)
-    check_mail(script, owner.store, bare=True)
+    check_mail(script, owner.store)
 
 
 # ---- against the adaptor -------------------------------------------------------------------------

@@ -17,11 +17,6 @@ _HEADER_OCTETS = 65_536
 #: RFC 5322 §3.6.4; its line may be folded before what it says.
 _MESSAGE_ID = re.compile(rb"(?im)^message-id[ \t]{0,50}:[ \t]*(?:\r\n[ \t]+)?(<[^<>\r\n]{1,996}>)")
 
-#: RFC 5322 §2.2, §4.5; the line of an mbox file, which some send before it; and what may yet become
-#: either, or the empty line.
-_FIELD = re.compile(rb"[!-9;-~]{1,998}[ \t]{0,998}:|>?From ")
-_UNDECIDED = re.compile(rb"(?:[!-9;-~]{1,998}[ \t]{0,998})?\r?")
-
 
 class Filter(Protocol):
     """What a message passes through, block by block."""
@@ -48,31 +43,17 @@ class Incoming:
         self._delivery = delivery
         self._filters = filters
         self._reports = any(each.reports_here for each in envelope.recipients)
-        #: Its first octets, until it is known whether it has a header; None thereafter.
-        self._first: bytes | None = b""
         self._in_header = True
         self._looked_at = 0
         self.header = b""
         self.since = time.monotonic_ns()
 
     def _give(self, block: bytes) -> Deferred[None] | None:
-        if self._first is not None:
-            block = self._first + block
-            if _UNDECIDED.fullmatch(block):
-                self._first = block
-                return None
-            block = self._begin(block)
         if self._in_header:
             self._look_for_message_id(block)
         if self._reports and len(self.header) < _HEADER_OCTETS:
             self.header += block[:_HEADER_OCTETS]
         return self._delivery.write(block)
-
-    def _begin(self, block: bytes) -> bytes:
-        """The first block: before text without a header an empty line is put in, or its first lines
-        would be taken for fields, or for a part of our trace field."""
-        self._first = None
-        return block if _FIELD.match(block) or block.startswith(b"\r\n") else b"\r\n" + block
 
     def _look_for_message_id(self, block: bytes) -> None:
         # Blocks are of whole lines.  A field that is folded between two of them is not found,
@@ -109,10 +90,6 @@ class Incoming:
             for later in self._filters[position + 1:]:
                 rest = later.feed(rest)
             pause = self._give(rest) if rest else None
-            if pause is not None:
-                await pause
-        if self._first:
-            pause = self._give(self._begin(self._first))
             if pause is not None:
                 await pause
 
