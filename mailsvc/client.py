@@ -336,16 +336,21 @@ class Client:
         message: Message, *, size: int = 0, body: str = "", smtputf8: bool | None = None,
         ret: str = "", envid: str = "", requiretls: bool = False, auth: Address | None = None,
         by: DeliverBy | None = None, priority: int | None = None, hold_for: int = 0,
-        normalize: bool = False, chunk: bool = True,
+        normalize: bool = False, chunk: bool = True, sent: Callable[[], object] | None = None,
     ) -> Deferred[tuple[Outcome, ...]]:
         """One message to all *recipients*, in as few round trips as the server allows.
 
-        May be called again on the same connection, when the outcomes are there.
+        May be called again on the same connection, when the outcomes are there; or, once, from when
+        *sent* was called.
 
         :param size: in octets; found out for bytes and files.
         :param body: "8BITMIME" or "7BIT"; found out for bytes and files.
         :param smtputf8: None to find out, from the addresses and, for bytes and files, the header.
         :param chunk: whether CHUNKING may be used where it is offered.
+        :param sent: called when all of the message has left and the server, whose answer is still
+            to come, takes what follows ahead of that (PIPELINING, RFC 2920 §3.1): the next message
+            then saves a round trip.  Not where CHUNKING is used, nor for a large message, nor
+            where a recipient was refused.
         :returns: an outcome for each recipient, in order, also if the connection broke or the
             server refused the sender: their ``failure`` says so.
         :raises BadArgument: (in the Deferred) something cannot be said; nothing was sent.
@@ -354,7 +359,7 @@ class Client:
                                 hold_for)
         return Deferred.fromCoroutine(transaction.send(
             self._out, reverse_path, recipients, message, parameters, normalize=normalize,
-            chunk=chunk))
+            chunk=chunk, sent=sent))
 
     def verify(self, text: str) -> Deferred[Reply]:
         """VRFY; 252 counts as positive."""

@@ -11,7 +11,7 @@ RCPTMAX, RFC 9422) get one of their own, where the message can be read again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +22,7 @@ from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import Address
 from mailsvc.smtp import writing
 from mailsvc.smtp.failures import BadArgument, BadMessage, SendingFailure, Stage
-from mailsvc.smtp.outcome import Outcome, Recipient, Tally
+from mailsvc.smtp.outcome import Outcome, Recipient
 from mailsvc.smtp.outgoing import Outgoing
 from mailsvc.smtp.requests import Parameters
 from mailsvc.smtp.sending import SendingSession
@@ -56,9 +56,11 @@ def resolved(recipients: Sequence[Address | str | Recipient]) -> list[Recipient]
 async def send(
     out: Outgoing, reverse_path: Address | str, recipients: Sequence[Address | str | Recipient],
     message: Message, parameters: Parameters, *, normalize: bool, chunk: bool,
+    sent: Callable[[], object] | None = None,
 ) -> tuple[Outcome, ...]:
     """Send *message* over *out*; an outcome for each recipient, in order.
 
+    :param sent: as of :meth:`mailsvc.client.Client.send`.
     :raises BadArgument: something cannot be said.
     """
     wanted = resolved(recipients)
@@ -82,7 +84,7 @@ async def send(
         most = _most_recipients(out.session.extensions.get("LIMITS")) or len(left)
         batch = left[:most] if source.repeatable else left
         found = await _transaction(out, sender, [wanted[n] for n in batch], source, form,
-                                   parameters, chunk)
+                                   parameters, chunk, sent if len(batch) == len(wanted) else None)
         outcomes.update(zip(batch, found, strict=True))
         # Whoever is told to come again gets another transaction, as long as that helps.
         full = [n for n in batch if _no_room(outcomes[n])]
@@ -99,12 +101,14 @@ async def send(
 
 async def _transaction(
     out: Outgoing, sender: Address, recipients: list[Recipient], source: Source,
-    form: Form | None, parameters: Parameters, chunk: bool,
+    form: Form | None, parameters: Parameters, chunk: bool, sent: Callable[[], object] | None,
 ) -> tuple[Outcome, ...]:
     session = out.session
-    out.tally = Tally()
+    transfer = out.begin(sent)
+    tally = transfer.tally
     try:
-        out.tell(session.mail(sender, _declared(session, sender, recipients, form, parameters)))
+        declared = _declared(session, sender, recipients, form, parameters)
+        transfer.tell(session.mail(sender, declared))
     except SendingFailure as failure:
         # Nothing was sent.
         return tuple(_failed(each, failure) for each in recipients)
@@ -113,23 +117,23 @@ async def _transaction(
     # What cannot be said is in the tally, or has the transaction ended unfinished.
     for each in recipients:
         with suppress(SendingFailure):
-            out.tell(out.recipient(each.forward_path, each.notify, each.orcpt))
+            transfer.tell(out.recipient(each.forward_path, each.notify, each.orcpt))
     if not chunked:
-        out.tell(out.content(source))
+        transfer.tell(out.content(source))
     elif form is not None and small:
         async for block, last in source.whole_lines(form.size):
             with suppress(SendingFailure):
-                out.tell(session.bdat(block, last))
-    await out.heard()
-    if chunked and not small and out.tally.accepted:
+                transfer.tell(session.bdat(block, last))
+    await transfer.heard()
+    if chunked and not small and tally.accepted:
         await _chunks(out, source)
     if out.closed is not None:
         # Between two chunks no command was open that could fail.
-        out.tally.given_up(out.closed)
-    outcomes = out.tally.outcomes
-    if out.closed is None and out.tally.unfinished:
-        out.tell(session.reset())
-        await out.heard()
+        tally.given_up(out.closed)
+    outcomes = tally.outcomes
+    if out.closed is None and tally.unfinished:
+        transfer.tell(session.reset())
+        await transfer.heard()
     return outcomes
 
 

@@ -33,7 +33,8 @@ class Exchanger(Served):
 
     :ivar messages: what was accepted with 250: reverse-path line, recipient lines, text, whether
         it came over TLS.
-    :ivar read: the numbers of those after whose 250 the client said something more.
+    :ivar read: the numbers of those after whose 250 the client said something that it cannot have
+        sent ahead.
     :ivar connections: how many there were.
     """
 
@@ -78,7 +79,7 @@ class _Conversation:
         self.tls = False
         self.sender = ""
         self.recipients: list[str] = []
-        #: The number of the last message, until the client has been heard again.
+        #: The number of the last message, until it is known that the client has read its reply.
         self.last: int | None = None
 
     def stop(self, stage: str) -> None:
@@ -124,13 +125,19 @@ class _Conversation:
             while line := self.file.readline():
                 text = line.decode("utf-8", "replace").rstrip("\r\n")
                 self.exchanger.lines.append(text)
-                if self.last is not None:
-                    self.exchanger.read.add(self.last)
-                    self.last = None
-                self.command(text.upper().split(" ")[0], text)
+                verb = text.upper().split(" ")[0]
+                if verb not in ("MAIL", "RCPT", "DATA"):  # RFC 2920 §3.1
+                    self.heard()
+                self.command(verb, text)
         finally:
             with contextlib.suppress(OSError):
                 self.sock.close()
+
+    def heard(self) -> None:
+        """What comes now the client has said after it read the last reply."""
+        if self.last is not None:
+            self.exchanger.read.add(self.last)
+            self.last = None
 
     def command(self, verb: str, text: str) -> None:
         """Answer one command."""
@@ -187,6 +194,7 @@ class _Conversation:
             return
         message = b""
         while (line := self.file.readline()) not in (b".\r\n", b""):
+            self.heard()
             message += line.removeprefix(b".")
             self.stop("content")
         if not line:

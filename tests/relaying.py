@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from mailsvc.client import Client
 from mailsvc.dialing import Line
@@ -25,18 +27,31 @@ from mailsvc.queue.spool import Draft, Spool
 from mailsvc.srs import SRS
 from tests.queue_clock import Told
 
-_HELLO = b"250-sink.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE\r\n"
-_ENVELOPE = b"250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n354 End data with <CR><LF>.<CR><LF>\r\n"
-_TAKEN = b"250 2.0.0 Ok\r\n"
+HELLO = b"250-sink.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE\r\n"
+ACCEPTED = b"250 2.1.5 Ok\r\n"
+TAKEN = b"250 2.0.0 Ok\r\n"
 
 
 class Sink:
-    """The transport of a connection to a host that takes everything, and answers when asked."""
+    """The transport of a connection to a host that takes everything, and answers when asked.
 
-    def __init__(self) -> None:
+    :ivar taken: the messages, which *end* answers: a reply, or nothing for the end of the
+        connection.
+    :ivar said: what was said in one go, again and again.
+    """
+
+    def __init__(self, end: Callable[[bytes], bytes] = lambda message: TAKEN,
+                 hello: bytes = HELLO, rcpt: Callable[[bytes], bytes] = lambda line: ACCEPTED
+                 ) -> None:
+        self._end, self._hello, self._rcpt = end, hello, rcpt
+        self.taken: list[bytes] = []
+        self.said: list[bytes] = []
         self.written: list[bytes] = [b"EHLO"]
         self.line: Any = None
         self.messages = 0
+        #: Whether a message comes next.
+        self._amid = self._over = False
+        self._accepted = 0
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
@@ -46,17 +61,50 @@ class Sink:
         if not self.written:
             return False
         said, self.written = b"".join(self.written), []
-        if said.endswith(b"\r\n.\r\n"):
-            self.messages += 1
-            self.line.dataReceived(_TAKEN)
-        elif said.startswith(b"EHLO"):
-            self.line.dataReceived(b"220 sink.example\r\n" if said == b"EHLO" else _HELLO)
-        elif said.startswith(b"MAIL"):
-            self.line.dataReceived(_ENVELOPE)
-        else:
-            assert said.startswith(b"QUIT"), said
-            self.line.dataReceived(b"221 2.0.0 Bye\r\n")
+        self.said.append(said)
+        if said.startswith(b"EHLO"):
+            self.line.dataReceived(b"220 sink.example\r\n" if said == b"EHLO" else self._hello)
+            return True
+        answers = b""
+        if self._amid:
+            message, end, said = said.partition(b"\r\n.\r\n")
+            assert end, message
+            self._amid = False
+            answer = self._end(message)
+            if answer.startswith(b"2"):
+                self.messages += 1
+                self.taken.append(message)
+            if not answer.startswith((b"2", b"4", b"5")) or answer.startswith(b"421"):
+                said, self._over = b"", True
+            answers += answer
+        while said and not said.startswith(b"QUIT"):
+            line, _, said = said.partition(b"\r\n")
+            if line == b"DATA" and not self._accepted:
+                answers += b"554 5.5.1 No valid recipients\r\n"
+            elif line == b"DATA":
+                assert not said
+                self._amid = True
+                answers += b"354 End data with <CR><LF>.<CR><LF>\r\n"
+            elif line.startswith(b"RCPT"):
+                answer = self._rcpt(line)
+                self._accepted += answer.startswith(b"2")
+                answers += answer
+            else:
+                assert line.startswith((b"MAIL", b"RSET")), line
+                self._accepted = 0
+                answers += b"250 2.1.0 Ok\r\n"
+        if said:
+            answers += b"221 2.0.0 Bye\r\n"
+        if answers:
+            self.line.dataReceived(answers)
+        if self._over:
+            self.hang_up()
         return True
+
+    def hang_up(self) -> None:
+        """The connection has ended."""
+        self.written.clear()
+        self.line.connectionLost(Failure(ConnectionDone()))
 
     def loseConnection(self) -> None:
         pass
@@ -128,39 +176,48 @@ class Turns:
 
 
 class Relaying:
-    """A queue in *directory*, its runner, and the sinks that its connections lead to."""
+    """A queue in *directory*, its runner, and the sinks that its connections lead to.
 
-    def __init__(self, directory: Path) -> None:
+    :param make_sink: makes each of these.
+    :param settings: of ``[queue]``.
+    """
+
+    def __init__(self, directory: Path, make_sink: Callable[[], Sink] = Sink,
+                 **settings: Any) -> None:
+        self._make_sink = make_sink
         self.clock: Any = Clock()
         self.clock.rightNow = 1_700_000_000.0
         self.spool = Spool(directory / "queue")
         self.spool.make()
         self.sinks: list[Sink] = []
-        queue, threads = QueueSettings(connections_per_destination=20), Turns()
+        queue = QueueSettings(**{"connections_per_destination": 20, **settings})
+        threads = Turns()
         self.threads = threads
         carrier = Carrier(RelaySettings(smarthost="smtp+plain://127.0.0.1:25"), queue,
                           _Anybody(), _Anybody(),  # type: ignore[arg-type]
                           "mail.example.org", self.clock, self.dial)
+        self.told = Told(self.clock)
         self.runner = Runner(self.spool, threads, Attempts(  # type: ignore[arg-type]
             self.spool, threads, carrier,  # type: ignore[arg-type]
             Routes(RelaySettings(smarthost="smtp+plain://127.0.0.1:25")), Schedule(queue),
-            Told(self.clock),  # type: ignore[arg-type]
+            self.told,  # type: ignore[arg-type]
             SRS(lambda value: value.ljust(8, b".")), self.clock), self.clock)
 
     def dial(self, host: str, port: int, **options: Any) -> Deferred[Client]:
         """Connect to a sink."""
-        sink, line = Sink(), Line(host, self.clock)
+        sink, line = self._make_sink(), Line(host, self.clock)
         sink.line = line
         self.sinks.append(sink)
         line.makeConnection(sink)  # type: ignore[arg-type]
         return Client.over(line, hello="mail.example.org", timeouts=options["timeouts"],
                            clock=self.clock)
 
-    def put(self, text: bytes) -> None:
-        """Queue a message."""
-        to = Address("bob", "far.example")
+    def put(self, text: bytes, *names: str) -> None:
+        """Queue a message for *names*."""
+        to = [Address(name, "far.example") for name in names or ("bob",)]
         draft = Draft(QueuedMessage(new_id(), self.clock.rightNow, Address("alice", "a.example"),
-                                    [QueuedRecipient(to, to)], due=self.clock.rightNow))
+                                    [QueuedRecipient(each, each) for each in to],
+                                    due=self.clock.rightNow))
         draft.add(text)
         self.spool.commit(draft)
 

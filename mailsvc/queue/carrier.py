@@ -5,12 +5,15 @@ message takes it, and it is kept for some seconds after the last.  What another 
 and did not perhaps take all the same, goes to the next address at once (RFC 5321 §5.1); what it
 refused (5yz) is refused.  When no address of a hop could be reached, all that waits for it is put
 off together, instead of running into as many time-outs.
+
+Where more mail waits, and the host takes commands ahead and answers quickly, the envelope of the
+next message leaves with the end of the one before: a message takes one round trip (RFC 2920 §3.1).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +26,7 @@ from twisted.internet.endpoints import (
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mailsvc.client import Client, Timeouts
 from mailsvc.dialing import Line
@@ -168,7 +172,11 @@ class Carrier:
         connection: Connection | None = None
         job: Job | None = None
         try:
-            while destination.jobs:
+            while destination.jobs or (connection is not None and connection.unanswered):
+                if not destination.jobs:
+                    assert connection is not None
+                    await connection.settled()
+                    continue
                 await self._pace(destination)
                 if self._slots.wanted_by_more_than(destination.urgency()):
                     self._slots.release()
@@ -177,7 +185,8 @@ class Carrier:
                     break
                 job = destination.jobs.popleft()
                 connection = await self._carry(hop, destination, job, connection)
-                if not job.done.called:
+                ahead = connection is not None and connection.unanswered is job
+                if not ahead and not job.done.called:
                     self._finish(job, "not sent", EnhancedStatus(4, 4, 0))
         finally:
             self._slots.release()
@@ -231,13 +240,17 @@ class Carrier:
         if connection is not None:
             if not connection.closed and not self._worn(connection) and (
                     connection.lacking(job) is None):
-                again = await self._send(connection, job)
+                again = await (self._send_ahead(destination, connection, job)
+                               if destination.jobs and connection.is_quick
+                               else self._send(connection, job))
+                if connection.unanswered is job:
+                    return connection
                 if not again or not connection.closed:
                     # What this host put off it would put off again over a new connection.
                     self._finish(job)
                     return connection
-            else:
-                self._quit(connection)
+            await connection.settled()
+            self._quit(connection)
         try:
             places = sorted(await self._places(hop),
                             key=lambda place: place.address == self._lossy.get(hop))
@@ -282,9 +295,38 @@ class Carrier:
             self._finish(job)
         return None
 
-    async def _send(self, connection: Connection, job: Job) -> bool:
-        """Send *job*; whether another host may do better.  Without, the job is done."""
-        again = await connection.send(job)
+    async def _send_ahead(self, destination: _Destination, connection: Connection, job: Job
+                          ) -> bool:
+        """As :meth:`_send`, unless *job* is unanswered then: what becomes of it is seen to."""
+        either: Deferred[bool] = Deferred()
+
+        def sent() -> None:
+            connection.unanswered = job
+            either.callback(False)
+
+        def ended(again: bool | Failure) -> None:
+            if connection.unanswered is not job:
+                either.callback(again)
+                return
+            if isinstance(again, Failure):
+                _log.failure("the queue could not send", again)
+                self._finish(job, "internal error", EnhancedStatus(4, 3, 0))
+            elif again and connection.closed and destination.workers and not self._stopped:
+                destination.jobs.appendleft(job)  # for another connection
+            else:
+                self._finish(job)
+            connection.answered()
+
+        Deferred.fromCoroutine(self._send(connection, job, sent)).addBoth(ended)
+        return await either
+
+    async def _send(self, connection: Connection, job: Job,
+                    sent: Callable[[], object] | None = None) -> bool:
+        """Send *job*; whether another host may do better.  Without, the job is done.
+
+        :param sent: as of :meth:`Connection.send`.
+        """
+        again = await connection.send(job, sent)
         if connection.closed:
             self._open.discard(connection)
         if not again:

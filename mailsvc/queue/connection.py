@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from mailsvc.client import Client, Outcome, Recipient
 from mailsvc.mail import NULL_PATH, DeliverBy
@@ -15,6 +17,9 @@ from mailsvc.smtp.failures import NotOffered
 from mailsvc.smtp.offers import understood
 from mailsvc.smtp.requests import Parameters
 
+#: How long a message may take, in seconds, for the next to be sent before it is answered.
+_QUICK = 1.0
+
 
 class Connection:
     """*client*, from when it is known what its host offers.
@@ -22,12 +27,18 @@ class Connection:
     :param clock: seconds since the epoch.
     :ivar sealed: whether REQUIRETLS may be said over it (RFC 8689 §2).
     :ivar inward: whether it leads to a socket of this machine.
+    :ivar unanswered: the job whose message has been sent, and which is answered while the next is
+        sent; or None.
     """
 
     def __init__(self, client: Client, clock: Any) -> None:
         self._client = client
         self._clock = clock
         self.sealed = self.inward = False
+        self.unanswered: Job | None = None
+        self._settled: list[Deferred[None]] = []
+        #: How long the last message took, in seconds; None before there was one.
+        self._took: float | None = None
 
     @property
     def closed(self) -> bool:
@@ -46,8 +57,29 @@ class Connection:
 
     @property
     def transactions(self) -> int:
-        """How many messages were accepted over it."""
-        return self._client.transactions
+        """How many messages were accepted over it, or may be yet."""
+        return self._client.transactions + (self.unanswered is not None)
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether its host answers at once.  Behind a message that is answered late the next would
+        wait for nothing, while other connections are free.
+        """
+        return self._took is not None and self._took < _QUICK
+
+    def answered(self) -> None:
+        """The job that was unanswered is not any more."""
+        self.unanswered = None
+        settled, self._settled = self._settled, []
+        for each in settled:
+            each.callback(None)
+
+    async def settled(self) -> None:
+        """Wait until no job is unanswered."""
+        if self.unanswered is not None:
+            settled: Deferred[None] = Deferred()
+            self._settled.append(settled)
+            await settled
 
     def quit(self) -> None:
         """End it in the proper way.  May be called again."""
@@ -72,8 +104,11 @@ class Connection:
             return failure
         return None
 
-    async def send(self, job: Job) -> bool:
-        """Send to those of *job* who have no result yet; whether another host may do better."""
+    async def send(self, job: Job, sent: Callable[[], object] | None = None) -> bool:
+        """Send to those of *job* who have no result yet; whether another host may do better.
+
+        :param sent: called when the next may be sent before this one is answered.
+        """
         client, message, left = self._client, job.message, job.left
         lacking = self.lacking(job)
         if lacking is not None:
@@ -82,6 +117,7 @@ class Connection:
                             for each in left]
             return True
         reports = client.extension("DSN") is not None
+        began = self._clock.seconds()
         outcomes: Sequence[Outcome] = await client.send(
             job.reverse_path,
             [Recipient(each.address, self._notify(each, message) if reports else (),
@@ -93,7 +129,8 @@ class Connection:
             envid=message.envid if reports else "", requiretls=message.requiretls and self.sealed,
             by=self._by(message),
             # RFC 6710 §4.2: whatever it is.
-            priority=message.priority)
+            priority=message.priority, sent=sent)
+        self._took = self._clock.seconds() - began
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.
         job.forget_waiting()

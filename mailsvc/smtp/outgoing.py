@@ -43,6 +43,54 @@ from mailsvc.smtp.timeouts import Timeouts
 from mailsvc.trust import Secured, Trust, Untrusted
 
 
+class Transfer:
+    """One transaction whose commands go out together.
+
+    :param sent: called when its message has been sent, all its recipients being accepted, and the
+        next transaction may be said although the server has not answered it.
+    :ivar tally: its recipients.
+    """
+
+    def __init__(self, out: Outgoing, sent: Callable[[], object] | None) -> None:
+        self._out = out
+        self._sent = sent
+        self.tally = Tally()
+        #: How many of its commands are not over.
+        self._open = 0
+        self._heard: Deferred[None] | None = None
+
+    def tell(self, command: Command) -> None:
+        """Have *command*, which has been queued, go out with those told before and after it.
+
+        What is replied is in the tally.
+        """
+        self._open += 1
+        self._out.told(command, self)
+
+    def heard(self) -> Deferred[None]:
+        """Send what was told; fires when all of it has been replied to, or has failed."""
+        heard = self._heard = Deferred()
+        self._out.advance()
+        self._hear()
+        return heard
+
+    def over(self) -> None:
+        """For the connection: one of its commands is."""
+        self._open -= 1
+        self._hear()
+
+    def is_sent(self) -> None:
+        """For the connection: its message is."""
+        if self._sent is not None and self.tally.accepted == len(self.tally.outcomes):
+            self._sent()
+
+    def _hear(self) -> None:
+        heard = self._heard
+        if heard is not None and not self._open:
+            self._heard = None
+            heard.callback(None)
+
+
 class Outgoing:
     """One connection.
 
@@ -70,8 +118,8 @@ class Outgoing:
         self._open: dict[Command, Deferred[Reply]] = {}
         self._sources: dict[Command, Source] = {}
         #: The commands of a transaction, and who waits for the replies to all of them.
-        self._told: set[Command] = set()
-        self._heard: Deferred[None] | None = None
+        #: The commands that are not over of those told together.
+        self._transfers: dict[Command, Transfer] = {}
         self._waiting_for_hello: list[Deferred[None]] | None = None
         self._handshake: Deferred[Secured] | None = None
         self._trust = Trust()
@@ -114,19 +162,15 @@ class Outgoing:
         self.advance()
         return answered
 
-    def tell(self, command: Command) -> None:
-        """Have *command*, which has been queued, go out with those told before and after it.
+    def begin(self, sent: Callable[[], object] | None = None) -> Transfer:
+        """The next transaction; parameters as of :class:`Transfer`."""
+        transfer = Transfer(self, sent)
+        self.tally = transfer.tally
+        return transfer
 
-        What is replied is in the tally; see :meth:`heard`.
-        """
-        self._told.add(command)
-
-    def heard(self) -> Deferred[None]:
-        """Send what was told; fires when all of it has been replied to, or has failed."""
-        heard = self._heard = Deferred()
-        self.advance()
-        self._hear()
-        return heard
+    def told(self, command: Command, transfer: Transfer) -> None:
+        """For :class:`Transfer`: *command* is one of its own."""
+        self._transfers[command] = transfer
 
     def recipient(self, forward_path: Address | str, notify: Sequence[str], orcpt: str) -> Command:
         """Queue RCPT, as :meth:`SendingSession.rcpt`, and keep account of it."""
@@ -252,13 +296,21 @@ class Outgoing:
             self._replied(event.command, event.reply, event.more)
         elif isinstance(event, Failed):
             self._sources.pop(event.command, None)
-            self.tally.failed(event.command, event.failure)
-            if not self._is_told(event.command):
+            transfer = self._transfers.pop(event.command, None)
+            if transfer is not None:
+                transfer.tally.failed(event.command, event.failure)
+                transfer.over()
+            else:
+                self.tally.failed(event.command, event.failure)
                 self._open.pop(event.command).errback(event.failure)
         elif isinstance(event, ContentWanted):
             source = self._sources.pop(event.command)
             if source.block is not None:
                 self._send_block(source.block, source.proven)
+                transfer = self._transfers.get(event.command)
+                if transfer is not None and self.session.pipelining and self.closed is None:
+                    # RFC 2920 §3.1: a message may be the first of a group.
+                    transfer.is_sent()
             else:
                 Deferred.fromCoroutine(self._send_content(source))
         elif isinstance(event, TLSWanted):
@@ -279,16 +331,20 @@ class Outgoing:
         self._replies += 1
         if command is self.session.opening:
             self.greeting = reply
-        self.tally.replied(command, reply, lmtp=self.session.lmtp)
+        transfer = self._transfers.get(command)
+        tally = self.tally if transfer is None else transfer.tally
+        tally.replied(command, reply, lmtp=self.session.lmtp)
         if more:
             return
         self._sources.pop(command, None)
         positive = reply.positive
         if command.stage is Stage.END:
-            positive = any(each.accepted for each in self.tally.outcomes) or (
-                reply.positive and not self.tally.outcomes)
+            positive = any(each.accepted for each in tally.outcomes) or (
+                reply.positive and not tally.outcomes)
             self.transactions += positive
-        if self._is_told(command):
+        if transfer is not None:
+            del self._transfers[command]
+            transfer.over()
             return
         answered = self._open.pop(command)
         if positive:
@@ -296,20 +352,6 @@ class Outgoing:
         else:
             kind = LoginRefused if command.stage is Stage.AUTH else Refused
             answered.errback(kind(said(reply), command.stage, status_of(reply), reply=reply))
-
-    def _is_told(self, command: Command) -> bool:
-        """Whether *command*, which has come to its end, is one of a transaction."""
-        if command not in self._told:
-            return False
-        self._told.remove(command)
-        self._hear()
-        return True
-
-    def _hear(self) -> None:
-        heard = self._heard
-        if heard is not None and not self._told:
-            self._heard = None
-            heard.callback(None)
 
     def _hello_done(self, result: Reply | Failure) -> None:
         waiting, self._waiting_for_hello = self._waiting_for_hello or [], None

@@ -1,0 +1,235 @@
+"""The envelope of a message leaves with the end of the one before, and nothing comes of it but
+speed: whatever the host does then, each message arrives once, or is told of once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.relaying import ACCEPTED, HELLO, TAKEN, Relaying, Sink
+
+#: Messages, all to one host over one connection.
+MESSAGES = 12
+
+End = Callable[[bytes], bytes]
+
+
+def text(number: int) -> bytes:
+    return b"Subject: x\r\nX-Number: %d\r\n\r\n.body" % number
+
+
+def number_of(message: bytes) -> int:
+    return int(message.split(b"\r\n")[1].split(b" ")[1])
+
+
+def relay(directory: Path, end: End = lambda message: TAKEN, *, connections: int = 1,
+          wait: float = 0.0, names: tuple[str, ...] = ("bob",), hello: bytes = HELLO,
+          rcpt: End = lambda line: ACCEPTED, **settings: Any) -> Relaying:
+    """Send the messages until nothing is left to do; each answer takes *wait* seconds."""
+    relaying = Relaying(directory, partial(Sink, end, hello, rcpt), retry_jitter=0,
+                        connections_per_destination=connections, **settings)
+    for number in range(MESSAGES):
+        relaying.put(text(number) + b"\r\n", *names)
+    relaying.runner.start()
+    idle = 0
+    for _ in range(4000):
+        relaying.clock.advance(wait)
+        done = [relaying.threads.turn(), *[sink.answer() for sink in relaying.sinks]]
+        idle = 0 if any(done) else idle + 1
+        if idle > 1:
+            if not relaying.spool.ids():
+                break
+            relaying.clock.advance(60)
+    assert relaying.spool.ids() == set()
+    return relaying
+
+
+def arrived(relaying: Relaying) -> Counter[int]:
+    """How often each message was taken."""
+    return Counter(number_of(message) for sink in relaying.sinks for message in sink.taken)
+
+
+def ahead(relaying: Relaying) -> int:
+    """How many messages were begun in the same breath with the end of another."""
+    return sum(b"\r\n.\r\nMAIL FROM:" in said for sink in relaying.sinks for said in sink.said)
+
+
+ALL = Counter(range(MESSAGES))
+
+
+def test_a_message_takes_one_round_trip(tmp_path: Path) -> None:
+    relaying = relay(tmp_path)
+    assert arrived(relaying) == ALL
+    [sink] = relaying.sinks
+    # The first tells how quick the host is, and behind the last there is nothing.
+    assert ahead(relaying) == MESSAGES - 2
+    for said in sink.said:
+        if b"\r\n.\r\n" in said:
+            assert said.split(b"\r\n.\r\n")[1].split(b" ")[0] in (b"", b"MAIL")
+    assert sink.taken == [text(number).replace(b"\r\n.", b"\r\n..") for number in range(MESSAGES)]
+    assert len(sink.said) <= MESSAGES + 6
+
+
+@pytest.mark.parametrize("wait, sent_ahead", [(0.1, True), (0.6, False)])
+def test_behind_a_slow_host_nothing_waits(tmp_path: Path, wait: float, sent_ahead: bool) -> None:
+    relaying = relay(tmp_path, wait=wait)
+    assert arrived(relaying) == ALL
+    assert bool(ahead(relaying)) is sent_ahead
+
+
+@pytest.mark.parametrize("hello", [HELLO.replace(b"PIPELINING", b"X-NOTHING"),
+                                   HELLO.replace(b"PIPELINING", b"PIPELINING\r\n250-CHUNKING")],
+                         ids=["commands one by one", "chunks"])
+def test_not_where_it_cannot_be_said(tmp_path: Path, hello: bytes) -> None:
+    relaying = Relaying(tmp_path, partial(OneByOne, hello=hello), connections_per_destination=1)
+    for number in range(MESSAGES):
+        relaying.put(text(number))
+    assert relaying.run() == MESSAGES
+    assert ahead(relaying) == 0
+
+
+class OneByOne(Sink):
+    """Takes single commands, and chunks."""
+
+    def answer(self) -> bool:
+        said = b"".join(self.written)
+        if b"BDAT " in said:
+            assert said.count(b"MAIL FROM:") == said.count(b"BDAT ") == 1
+            self.written.clear()
+            self.said.append(said)
+            self.messages += 1
+            self.line.dataReceived(b"250 2.1.0 Ok\r\n" + ACCEPTED + TAKEN)
+            return True
+        return super().answer()
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_a_connection_has_no_more_messages_than_it_may(tmp_path: Path, most: int) -> None:
+    relaying = relay(tmp_path, messages_per_connection=most)
+    assert arrived(relaying) == ALL
+    assert max(len(sink.taken) for sink in relaying.sinks) == most
+
+
+@pytest.mark.parametrize("answer", [
+    b"451 4.3.0 later\r\n", b"452 4.2.2 full\r\n", b"421 4.3.2 closing\r\n",
+    b"421 4.7.0 too many\r\n"])
+@pytest.mark.parametrize("at", [0, 1, 2, 5, MESSAGES - 2, MESSAGES - 1])
+def test_one_that_is_put_off_comes_later(tmp_path: Path, answer: bytes, at: int) -> None:
+    """Also when the host hangs up with the next envelope unanswered."""
+    refused: list[int] = []
+
+    def end(message: bytes) -> bytes:
+        if number_of(message) == at and not refused:
+            refused.append(at)
+            return answer
+        return TAKEN
+
+    relaying = relay(tmp_path, end)
+    assert refused and arrived(relaying) == ALL
+
+
+@pytest.mark.parametrize("at", [1, 4, MESSAGES - 1])
+def test_one_that_is_refused_is_told_of(tmp_path: Path, at: int) -> None:
+    relaying = relay(tmp_path, lambda message: (
+        b"554 5.7.1 spam\r\n" if number_of(message) == at else TAKEN))
+    assert arrived(relaying) == ALL - Counter([at])
+    reports: Any = relaying.told.reports
+    assert [kind for _, kind, _ in reports] == ["failed"]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_host_that_hangs_up_again_and_again(tmp_path: Path, every: int) -> None:
+    """As one that allows so many messages over a connection, and says so with 421."""
+    counts: Counter[int] = Counter()
+
+    def make() -> Sink:
+        number = len(counts)
+        counts[number] = 0
+
+        def end(message: bytes) -> bytes:
+            counts[number] += 1
+            return TAKEN if counts[number] <= every else b"421 4.7.0 enough\r\n"
+
+        return Sink(end)
+
+    relaying = Relaying(tmp_path, make, connections_per_destination=1)
+    for number in range(MESSAGES):
+        relaying.put(text(number))
+    assert relaying.run() == MESSAGES
+    assert arrived(relaying) == ALL
+    assert len(relaying.sinks) == -(-MESSAGES // every)
+
+
+@pytest.mark.parametrize("at", [1, 3, MESSAGES - 1])
+def test_one_whose_answer_is_lost_may_come_twice_and_no_other(tmp_path: Path, at: int) -> None:
+    lost: list[int] = []
+
+    def end(message: bytes) -> bytes:
+        if number_of(message) == at and not lost:
+            lost.append(at)
+            return b""
+        return TAKEN
+
+    relaying = relay(tmp_path, end)
+    assert lost and arrived(relaying) == ALL
+
+
+def test_nothing_behind_a_message_that_not_all_get(tmp_path: Path) -> None:
+    """What follows then may be a transaction of its own for the rest, or RSET."""
+    def rcpt(line: bytes) -> bytes:
+        return b"550 5.1.1 nobody\r\n" if b"nobody" in line else ACCEPTED
+
+    relaying = relay(tmp_path, names=("bob", "nobody"), rcpt=rcpt)
+    assert arrived(relaying) == ALL and ahead(relaying) == 0
+    assert len(relaying.told.reports) == MESSAGES
+
+
+def test_behind_one_that_nobody_gets(tmp_path: Path) -> None:
+    lines: list[bytes] = []
+    refused = {3, 4, 7}
+
+    def rcpt(line: bytes) -> bytes:
+        lines.append(line)
+        return b"550 5.1.1 nobody\r\n" if len(lines) - 1 in refused else ACCEPTED
+
+    relaying = relay(tmp_path, rcpt=rcpt)
+    assert arrived(relaying) == ALL - Counter(refused)
+    assert len(relaying.told.reports) == len(refused)
+
+
+@pytest.mark.parametrize("abruptly", [False, True])
+def test_at_a_stop_what_is_unanswered_is_waited_for(tmp_path: Path, abruptly: bool) -> None:
+    relaying = Relaying(tmp_path, partial(Sink, lambda message: TAKEN),
+                        connections_per_destination=1)
+    for number in range(MESSAGES):
+        relaying.put(text(number))
+    relaying.runner.start()
+    for _ in range(200):
+        relaying.clock.advance(0)
+        relaying.threads.turn()
+        if relaying.sinks and any(b"\r\n.\r\nMAIL" in each for each in relaying.sinks[0].written):
+            break
+        for sink in relaying.sinks:
+            sink.answer()
+    else:
+        pytest.fail("nothing was sent ahead")
+    [sink] = relaying.sinks
+    before = len(sink.taken)
+    stopped: list[object] = []
+    relaying.runner.stop().addCallback(stopped.append)
+    if abruptly:
+        relaying.runner.abort()
+        sink.hang_up()
+    for _ in range(50):
+        relaying.clock.advance(0)
+        relaying.threads.turn()
+        sink.answer()
+    assert stopped
+    # The one that was unanswered, and the one whose envelope had left.
+    assert len(sink.taken) == before + (0 if abruptly else 2)
+    assert len(relaying.spool.ids()) == MESSAGES - len(sink.taken)
