@@ -194,7 +194,10 @@ async def test_what_a_helper_had_is_tried_again_when_it_is_gone(
     # It helps again, with what it has begun since.
     await until(lambda: runner._helpers)
     runner.take(["0C", "0D"])
-    await until(lambda: len(helping) == 2 and helping[1].under_way)
+    # Each is begun by a line of its own.
+    await until(lambda: len(helping) == 2 and (
+        len(own.under_way) + len(helping[1].under_way)) == 4)
+    assert helping[1].under_way
     for trying in own, helping[1]:
         for done in trying.under_way.values():
             done.callback(After(None))
