@@ -6,7 +6,8 @@ What it promises:
   (:mod:`mailsvc.store.committer`); the octets on disk are those that were written;
 * other programs may deliver into the same maildirs, read them, move and flag messages at any time;
   what they wrote, with LF or CRLF, is listed with exact sizes (:mod:`mailsvc.store.listing`);
-* delivered files are never changed or renamed; only QUIT removes them;
+* delivered files are never changed; renamed only when two would have one unique-id
+  (:mod:`mailsvc.store.namesakes`); and only QUIT removes them;
 * a maildrop is locked by flock(2) on ``mailsvc.lock`` in it: across processes, and gone with the
   process or session that held it.  Other programs know nothing of this lock;
 * quotas are soft, kept in ``maildirsize`` as Maildir++ does (:mod:`mailsvc.store.maildirsize`).
@@ -26,7 +27,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ from mailsvc.store.delivery import Buffers, Delivery
 from mailsvc.store.failures import explain
 from mailsvc.store.group import GroupCommitter
 from mailsvc.store.listing import Listing, ListingCache, SizeCache
+from mailsvc.store.namesakes import Message as Namesake
+from mailsvc.store.namesakes import Namesakes
 from mailsvc.store.recovery import Recovery
 from mailsvc.store.retrieval import AT_ONCE, FileBlocks, Retrieval, at_once
 from mailsvc.store.text import canonical
@@ -127,10 +130,12 @@ class MaildirStore:
                 backlog=settings.backlog_octets, seconds=settings.checkpoint_seconds)
         self._shelf = (Shelf(sync=settings.durability != "none")
                        if settings.keep_deleted_days else None)
+        self._namesakes = Namesakes(hostname, sync=settings.durability != "none")
         sizes = SizeCache()
-        self._listings = ListingCache(sizes, settings.listing_cache_messages)
+        self._listings = ListingCache(sizes, settings.listing_cache_messages,
+                                      lambda _, shared: self._namesakes.part(shared))
         # Apart from those of sessions, each of which belongs to who has the lock.
-        self._views = ListingCache(sizes, settings.listing_cache_messages // 10)
+        self._views = ListingCache(sizes, settings.listing_cache_messages // 10, self._part)
 
     @property
     def root(self) -> Path:
@@ -238,6 +243,17 @@ class MaildirStore:
 
     def _view(self, home: bytes) -> View:
         return View(home, self._views.known(home) or self._views.read(home), self._threads)
+
+    def _part(self, home: bytes, shared: Collection[Sequence[Namesake]]) -> bool:
+        """As ``Namesakes.part``, for who has not the lock: nothing when it is not to be had."""
+        try:
+            lock = _locked(home)
+        except (MaildropInUse, OSError):
+            return False
+        try:
+            return self._namesakes.part(shared)
+        finally:
+            os.close(lock)
 
     def sweep(self) -> Deferred[int]:
         """As ``IMailboxStore.sweep``."""
