@@ -297,7 +297,16 @@ async def test_no_id_is_given_out_before_it_is_durable(
 ) -> None:
     store = maildir_store(tmp_path, durability=durability)
     store.start()
-    directory = home(tmp_path)
+    try:
+        await _durable_ids(store, home(tmp_path), calls, synced)
+    finally:
+        calls.fault = lambda _, call: None
+        await store.stop()
+
+
+async def _durable_ids(
+    store: MaildirStore, directory: Path, calls: SystemCalls, synced: bool
+) -> None:
     put_later(directory, "new/1.a.h", ELDER)
     put_later(directory, "cur/1.a.h:2,S", YOUNGER)
     (await store.open_maildrop(ALICE)).release()
@@ -314,7 +323,6 @@ async def test_no_id_is_given_out_before_it_is_durable(
         (await store.open_maildrop(ALICE)).release()
     calls.fault = lambda _, call: None
     assert len(await listed(store)) == 3
-    await store.stop()
 
 
 def _unable(*arguments: object) -> int:
