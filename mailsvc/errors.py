@@ -61,6 +61,12 @@ class MailboxFull(TemporaryFailure):
     default = EnhancedStatus(4, 2, 2)
 
 
+class MessageTooLarge(PermanentFailure):
+    """The message would exceed an account's quota even if nothing else were there."""
+
+    default = EnhancedStatus(5, 2, 3)
+
+
 class MaildropInUse(TemporaryFailure):
     """Another session holds the maildrop's exclusive lock (RFC 1939 §8, RFC 2449 ``[IN-USE]``)."""
 

@@ -106,12 +106,12 @@ class Target:
         number = sum(len(box) for _, box in boxes)
         done = 0
         for folder, box in boxes:
-            for base in box:
-                fd = box.open(base)
+            for key in box:
+                fd = box.open(key)
                 if fd is not None:
                     with os.fdopen(fd, "rb") as source:
                         octets = os.fstat(fd).st_size
-                        yield folder, box.place(base), source
+                        yield folder, box.place(key), source
                     self.messages += 1
                     self.octets += octets
                 done += 1

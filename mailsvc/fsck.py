@@ -39,6 +39,9 @@ from mailsvc.store.tree import sync_directory
 _PARTS = (b"tmp", b"new", b"cur")
 _BLOCK = 256 * 1024
 
+#: What becomes of messages that have one unique-id (:mod:`mailsvc.store.namesakes`).
+_RENAMED = "all but the eldest are renamed when the mailbox is opened next"
+
 
 class NotRepaired(Exception):
     """It could not be done; the text says why."""
@@ -285,7 +288,7 @@ class _Maildir:
 
     def _twice(self, one: bytes, other: bytes) -> Iterator[Finding]:
         """Two files with one base name: a rename of another program that came to the disk by half,
-        or somebody's copy."""
+        or somebody's copy; or two messages."""
         try:
             same = os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
         except FileNotFoundError:
@@ -294,22 +297,25 @@ class _Maildir:
             yield Finding(os.fsdecode(one), f"cannot be compared with {os.fsdecode(other)}: "
                           f"{error.strerror}")
             return
-        text = f"is there as {os.fsdecode(other)} too, which POP3 shows"
+        text = f"is there as {os.fsdecode(other)} too"
         if same:
             yield Finding(os.fsdecode(one), f"{text}; --repair removes this one",
                           mend=self._as_owner(lambda: self._remove_twin(one, other)))
+        elif os.path.dirname(os.path.dirname(one)) == self._home:
+            yield Finding(os.fsdecode(one), f"has the name of {os.fsdecode(other)}, and is another "
+                          f"message; {_RENAMED}", harmless=True)
         else:
-            yield Finding(os.fsdecode(one), f"{text}, and is another message; rename one of them")
+            yield Finding(os.fsdecode(one), f"has the name of {os.fsdecode(other)}, and is another "
+                          "message; rename one of them")
 
     def _unique_ids(self) -> Iterator[Finding]:
         names = [filenames.base(name) for part in (b"/new", b"/cur")
                  for name in _names(self._home + part)]
-        plain = Counter(filenames.given_id(name) or filenames.plain_id(name)
-                        for name in set(names))
-        for id, number in sorted(plain.items()):
+        ids = Counter(map(filenames.unique_id, set(names)))
+        for id, number in sorted(ids.items()):
             if number > 1:
                 yield Finding(os.fsdecode(self._home), f"{number} messages have the unique-id "
-                              f"{os.fsdecode(id)}; POP3 shows others in its place", harmless=True)
+                              f"{os.fsdecode(id)}; {_RENAMED}", harmless=True)
 
     def _quota(self) -> Iterator[Finding]:
         account = self._account

@@ -38,7 +38,8 @@ class IMailboxStore(Interface):
 
         :returns: None, or a Deferred that fires with None.
         :raises mailsvc.errors.MailboxFull: (or the Deferred fails with it) when its quota would be
-            exceeded.  A quota is checked here, at RCPT, and not again at commit.
+            exceeded; :class:`mailsvc.errors.MessageTooLarge` when that is so even of an empty one.
+            For RCPT; when a message is whole, its delivery looks again.
         """
 
     def open_maildrop(account):
@@ -85,7 +86,8 @@ class IDelivery(Interface):
 
         :returns: a Deferred that fires with None when every copy would survive a power loss, or
             fails with a :class:`mailsvc.errors.MailFailure`; then what could be withdrawn has been.
-            A retry may duplicate, never lose (RFC 1047).
+            A retry may duplicate, never lose (RFC 1047).  It fails as ``IMailboxStore.room`` does
+            where an account's quota would be exceeded, and no account has the message then.
         """
 
     def abort():

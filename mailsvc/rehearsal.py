@@ -44,6 +44,7 @@ from mailsvc.errors import (
     MailboxFull,
     MailboxMoved,
     MailFailure,
+    MessageTooLarge,
     RelayDenied,
     RoutingLoop,
     UnknownMailbox,
@@ -62,7 +63,7 @@ from mailsvc.smtp.server import SMTPFactory
 from mailsvc.smtp.xtext import encode
 from mailsvc.state import State
 from mailsvc.store import maildirsize
-from mailsvc.store.maildirsize import Amount
+from mailsvc.store.quota import quota_of, refusal
 from mailsvc.submission.agent import SubmissionAgent
 from mailsvc.submission.senders import SenderRefused
 
@@ -334,6 +335,9 @@ _REFUSALS: list[tuple[str, type[MailFailure], Any, Rule]] = [
         ("routing.default_domain",), "RFC 3463 §3.4")),
     ("room", MailboxFull, None, Rule(
         "the mailbox has no room by its quota (mailsvc account show)", (), "RFC 3463 §3.3")),
+    ("room", MessageTooLarge, None, Rule(
+        "the mailbox would be too small even if it were empty, by its quota (mailsvc account show)",
+        (), "RFC 3463 §3.3")),
 ]
 
 #: The enhanced status of what the session itself refuses -> the rule behind it.
@@ -395,13 +399,13 @@ class _Quotas:
         self._root = root if scheme == "maildir" else ""
 
     def room(self, account: Account, octets: int) -> None:
-        quota = Amount(account.quota_octets, account.quota_messages)
+        quota = quota_of(account)
         if not (any(quota) and self._root):
             return
         home = os.path.join(self._root, account.domain, account.local_part)
         # Not has_room(), which writes down what it has counted.
         if not maildirsize.fits(maildirsize.count(os.fsencode(home)), quota, octets):
-            raise MailboxFull("The mailbox is full; try again later.")
+            raise refusal(quota, octets)
 
 
 class _Queue:

@@ -22,7 +22,6 @@ from zope.interface import implementer
 from mailsvc.authentication import Authenticator
 from mailsvc.errors import (
     EnhancedStatus,
-    MailboxFull,
     MailboxMoved,
     MailFailure,
     NothingWaits,
@@ -266,8 +265,8 @@ class FakeStore(MemoryStore):
         """As ``IMailboxStore.room``."""
         try:
             answer: Any = super().room(account, octets)
-        except MailboxFull as full:
-            answer = full
+        except MailFailure as refused:
+            answer = refused
         return self.answers.give("room", answer)
 
     def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> FakeDelivery:
@@ -293,7 +292,9 @@ class FakeDelivery(MemoryDelivery):
 
     def __init__(self, store: FakeStore, accounts: tuple[Account, ...], id: str,
                  size_hint: int) -> None:
-        super().__init__([store.mailboxes[account.name] for account in accounts], id)
+        super().__init__(
+            [store.mailboxes[account.name] for account in accounts], id,
+            lambda octets: [MemoryStore.room(store, account, octets) for account in accounts])
         self._answers = store.answers
         self.accounts = accounts
         self.id = id
@@ -318,8 +319,10 @@ class FakeDelivery(MemoryDelivery):
         return done.addCallbacks(self._committed, self._failed)
 
     def _committed(self, _: object) -> Deferred[None]:
+        return super().commit().addCallbacks(self._kept, self._failed)
+
+    def _kept(self, _: None) -> None:
         self.outcome = "committed"
-        return super().commit()
 
     def _failed(self, failure: Failure) -> Failure:
         self.outcome = "failed"

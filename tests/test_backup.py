@@ -219,6 +219,28 @@ def test_another_file_of_the_same_name_is_copied(
     assert files(Path(made["snapshot"]))[0].read_bytes() == b"Subject: two\n\n"
 
 
+def test_two_messages_of_one_name_are_both_in_it_and_come_back(
+    service: Service, mailsvc: CommandLine, tmp_path: Path
+) -> None:
+    maildir = service.maildir(ALICE)
+    one, other = maildir / "new/1700000000.M1P1.host", maildir / "cur/1700000000.M1P1.host:2,S"
+    one.write_bytes(b"Subject: one\r\n\r\n")
+    other.write_bytes(b"Subject: two\r\n\r\n")
+    # Neither time nor size tells them apart.
+    for path in (one, other):
+        os.utime(path, (1, 1))
+    for _ in range(2):
+        made = mailsvc.json("backup", "make", str(tmp_path / "b"))
+        assert (made["linked"], made["copied"]) == (0, 2)
+        assert {path.read_bytes() for path in files(Path(made["snapshot"]))} == {
+            one.read_bytes(), other.read_bytes()}
+    texts = sorted(fetch(service, ALICE))
+    for restored, there in ((2, 0), (0, 2)):
+        [result] = mailsvc.json("restore", str(tmp_path / "b"), "--account", ALICE)
+        assert (result["restored"], result["there"]) == (restored, there)
+    assert sorted(fetch(service, ALICE)) == texts
+
+
 def test_one_that_was_killed_is_none(service: Service, mailsvc: CommandLine,
                                      tmp_path: Path) -> None:
     place = tmp_path / "b"

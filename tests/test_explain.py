@@ -44,11 +44,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         run = fresh_command_line(tmp_path_factory.mktemp("explain"), monkeypatch)
         run("domain", "add", "example.org")
-        for name in ("alice", "bob", "carol", "full"):
+        for name in ("alice", "bob", "carol", "full", "small"):
             run("account", "add", f"{name}@example.org", "--password-stdin", stdin="secret-secret")
         run("account", "role", "carol@example.org", "send")
         run("account", "role", "bob@example.org", "receive")
         run("account", "quota", "full@example.org", "--messages", "1")
+        run("account", "quota", "small@example.org", "--octets", "1k")
         run("alias", "add", "sales@example.org", "alice@example.org", "bob@example.org")
         run("alias", "add", "away@example.org", "alice@far.example")
         run("alias", "add", "gone@example.org", "alice@far.example", "--moved")
@@ -91,6 +92,8 @@ CASES: list[tuple[tuple[str, ...], str, str, str]] = [
     (("b@x.example -> gone@example.org",), "551 5.1.6", "has moved", "RFC 5321 §3.4"),
     (("b@x.example -> carol@example.org",), "550 5.2.1", "only sends", "RFC 3463 §3.3"),
     (("b@x.example -> full@example.org",), "452 4.2.2", "quota", "RFC 3463 §3.3"),
+    (("b@x.example -> small@example.org", "--size", "2k"), "552 5.2.3", "even if it were empty",
+     "RFC 3463 §3.3"),
     (("b@x.example -> a@far.example",), "550 5.7.1", "none of those served", "RFC 5321 §3.6.2"),
     (("b@x.example -> alice@example.org from 203.0.113.9",), "421", "banned", "RFC 5321 §7.9"),
     (("b@x.example -> alice@example.org", "--size", "1M"), "552 5.3.4", "larger", "RFC 1870 §6.1"),

@@ -93,7 +93,7 @@ DAMAGE: dict[str, tuple[Callable[[CommandLine], Any], str, bool, bool]] = {
     "a file for nobody to read": (lambda it: first(it).chmod(0), "has mode 0000", True, False),
     "a directory for all to enter": (lambda it: home(it).chmod(0o755), "has mode 0755", True,
                                      False),
-    "there twice": (_twin, "which POP3 shows", True, False),
+    "there twice": (_twin, "is there as", True, False),
     "a quota file of nonsense": (lambda it: (home(it) / "maildirsize").write_text("x\n"),
                                  "is malformed", False, False),
     "a quota file that drifted": (
@@ -150,15 +150,25 @@ def test_only_root_gives_files_back(mailsvc: CommandLine) -> None:
         assert (home(mailsvc) / "mailsvc.lock").stat().st_uid == 65_534
 
 
-def test_two_messages_of_one_name_are_both_kept(mailsvc: CommandLine) -> None:
-    path = first(mailsvc)
-    (home(mailsvc) / "cur" / (path.name + ":2,S")).write_bytes(MESSAGE.replace(b"body", b"else"))
-    (home(mailsvc) / "cur" / (path.name + ":2,S")).chmod(0o600)
-    status, found = run(mailsvc, "--repair")
-    assert status == 1
-    assert "is another message" in found[0]["text"]
-    assert not found[0]["repaired"]
-    assert len(files(home(mailsvc))) == 3
+@pytest.mark.parametrize(("folder", "harm"), [("", False), (".Sent", True)])
+def test_two_messages_of_one_name_are_both_kept(
+    mailsvc: CommandLine, folder: str, harm: bool
+) -> None:
+    box = home(mailsvc) / folder
+    path = box / "new" / first(mailsvc).name
+    if folder:
+        for part in ("", "tmp", "new", "cur"):
+            (box / part).mkdir(mode=0o700)
+        path.write_bytes(MESSAGE)
+        path.chmod(0o600)
+    (box / "cur" / (path.name + ":2,S")).write_bytes(MESSAGE.replace(b"body", b"else"))
+    (box / "cur" / (path.name + ":2,S")).chmod(0o600)
+    (home(mailsvc) / "maildirsize").unlink()
+    status, [found] = run(mailsvc, "--repair")
+    assert status == harm
+    assert "is another message" in found["text"]
+    assert (found["harmless"], found["repaired"]) == (not harm, False)
+    assert len(files(box)) == (2 if folder else 3)
 
 
 def test_a_mailbox_in_use_is_left_alone(mailsvc: CommandLine) -> None:

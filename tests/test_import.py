@@ -196,6 +196,24 @@ def test_a_maildir(mailsvc: CommandLine, tmp_path: Path) -> None:
     ).stderr
 
 
+def test_two_messages_of_one_name_are_both_brought(mailsvc: CommandLine, tmp_path: Path) -> None:
+    for part in ("tmp", "new", "cur"):
+        (tmp_path / "old" / part).mkdir(parents=True)
+    names = ["new/1.M1P1.h,S=2", "cur/1.M1P1.h,S=2:2,S", "cur/2.M1P1.h,S=2,W=3:2,",
+             "cur/2.M1P1.h,S=2:2,S", "new/3.M1P1.h,S=2"]
+    for number, name in enumerate(names):
+        (tmp_path / "old" / name).write_bytes(b"%d\n" % number)
+    told = mailsvc.json("import", NAME, f"maildir:{tmp_path / 'old'}")
+    assert (told["imported"], told["before"], told["renamed"]) == (5, 0, 0)
+    assert sorted(texts(mailsvc.dir / "mail")) == [b"%d\r\n" % n for n in range(5)]
+    ids = uidls(mailsvc.dir / "mail")
+    assert [id for id in ids if not id.startswith(b".")] == [b"3.M1P1.h"]
+    # A program flags one of them.
+    (tmp_path / "old" / names[1]).rename(tmp_path / "old/cur/1.M1P1.h,S=2:2,RS")
+    told = mailsvc.json("import", NAME, f"maildir:{tmp_path / 'old'}")
+    assert (told["imported"], told["before"]) == (0, 5)
+
+
 def test_files_as_root_belong_to_the_owner_of_the_mail(
     mailsvc: CommandLine, mbox: Path
 ) -> None:

@@ -214,8 +214,8 @@ def test_unique_ids(name: str, id: bytes | None) -> None:
     else:
         assert re.fullmatch(rb"\.[A-Za-z0-9_-]{32}", found)
         assert filenames.unique_id(name.encode() + b":2,S") == found
+        assert filenames.hashed_id(name.encode()) == found
         assert filenames.unique_id(name.encode() + b"x") != found
-    assert filenames.unique_id(name.encode(), ambiguous=True).startswith(b".")
 
 
 def test_hashed_ids_never_change() -> None:
@@ -223,37 +223,21 @@ def test_hashed_ids_never_change() -> None:
     assert filenames.unique_id(b"a b") == b".v4YdCmBfqh56w_hAzv5kJPoHxAJrK315"
 
 
-@pytest_twisted.ensureDeferred
-async def test_names_that_differ_in_sizes_only(store: MaildirStore, tmp_path: Path) -> None:
-    """A unique-id is never given to two messages."""
-    directory = home(tmp_path)
-    put(directory, "new/1.a.h,S=17,W=20", LF)
-    put(directory, "new/1.a.h", LF)
-    put(directory, "cur/1.a.h,U=1,S=17,W=20:2,S", LF)
-    put(directory, "new/1.a.hx,S=17,W=20", LF)
-    maildrop = await store.open_maildrop(ALICE)
-    ids = [maildrop.uidl(number) for number in range(1, 5)]
-    assert len(set(ids)) == 4
-    assert ids[2:] == [b"1.a.h,U=1", b"1.a.hx"]
-    assert ids[0].startswith(b".")
-    assert ids[1].startswith(b".")
-    await maildrop.update([2])
-    maildrop = await store.open_maildrop(ALICE)
-    assert [maildrop.uidl(number) for number in range(1, 4)] == [
-        b"1.a.h", b"1.a.h,U=1", b"1.a.hx"]
-    maildrop.release()
-
-
-@pytest_twisted.ensureDeferred
-async def test_two_names_that_differ_in_sizes_only(store: MaildirStore, tmp_path: Path) -> None:
-    put(home(tmp_path), "new/1.a.h,S=17,W=20", LF)
-    put(home(tmp_path), "cur/1.a.h,S=17:2,S", LF)
-    maildrop = await store.open_maildrop(ALICE)
-    assert list(maildrop.sizes) == [20, 20]
-    ids = {maildrop.uidl(1), maildrop.uidl(2)}
-    assert len(ids) == 2
-    assert b"1.a.h" not in ids
-    maildrop.release()
+@pytest.mark.parametrize(("names", "plain"), [
+    (["1.a.h", "2.a.h,S=5", "2.a.h,U=1"], [0, 1, 2]),
+    (["1.a.h", "1.a.h,S=5", "1.a.h,U=1"], [2]),
+    (["1.a.h:2,S", "1.a.h:2,", "1.a.h"], []),
+    (["1.a.h,UIDL=eA", "2.a.h,UIDL=eA:2,S", "2.a.h"], [2]),
+    (["1.a.h,UIDL=eA", "x"], [1]),
+    (["1.a.h,UIDL=eA,S=5", "1.a.h,UIDL=eA:2,S", "1.a.h,UIDL=eA"], []),
+])
+def test_unique_ids_of_a_maildir_that_is_only_read(names: list[str], plain: list[int]) -> None:
+    encoded = [name.encode() for name in names]
+    ids = filenames.unique_ids(encoded)
+    assert len(set(ids)) == len(ids)
+    assert [number for number, id in enumerate(ids) if not id.startswith(b".")] == plain
+    assert [ids[number] for number in plain] == [
+        filenames.unique_id(encoded[number]) for number in plain]
 
 
 def test_fields_of_names() -> None:
@@ -356,7 +340,7 @@ async def test_one_look_finds_all_that_moved(
     for number in range(50):
         put(directory, f"new/{number:03}.a.h,S=17,W=20", LF)
     # Neighbours that share the unique part, and some that begin alike.
-    for name in ("007.a.h", "007.a.h,U=1", "007.a.hx", "007.a.h+"):
+    for name in ("007.a.h,U=2", "007.a.h,U=1", "007.a.hx", "007.a.h+"):
         put(directory, f"new/{name},W=20", LF)
     maildrop = await store.open_maildrop(ALICE)
     for path in files(directory):
@@ -571,6 +555,6 @@ def test_a_large_maildir(tmp_path: Path) -> None:
     found = Listing(os.fsencode(directory), SizeCache(1))
     assert list(found.sizes) == list(range(count))
     assert [found.uidl(n + 1) for n in range(count)] == [name.partition(b",")[0] for name in names]
-    used = sum(map(sys.getsizeof, [found._names, found.sizes, found._ambiguous, *found._names]))
+    used = sum(map(sys.getsizeof, [found._names, found.sizes, *found._names]))
     assert used / count < 15 * 2**20 / 100_000
     assert max(len(run) for run in listing._runs(os.fsencode(directory) + b"/new")) <= listing._RUN

@@ -17,6 +17,7 @@ from mailsvc.errors import MaildropInUse, TemporaryFailure
 from mailsvc.store import filenames, listing
 from mailsvc.store.listing import Listing, ListingCache, SizeCache
 from mailsvc.store.maildir import MaildirStore
+from mailsvc.store.namesakes import Namesakes
 from tests.stores import ALICE, deliver, home, maildir_store
 from tests.system_calls import SystemCalls
 
@@ -217,7 +218,10 @@ def test_seams_between_runs_hide_nothing(
     mail = os.fsencode(tmp_path)
     assert list(Listing(mail, SizeCache(1)).sizes) == [3] * 7
     assert Listing(mail, SizeCache(1)).uidls(1, 8) == [b"%d.a.b" % n for n in range(7)]
-    # Two files with one unique part, on either side of some seam: each gets an id of its own.
+    # Two files with one unique part, on either side of some seam.
     (tmp_path / "cur" / "3.a.b,S=1,W=2:2,S").write_bytes(b"x")
+    (tmp_path / "cur" / "3.a.b,U=1,S=1,W=2:2,S").write_bytes(b"x")
     found = Listing(mail, SizeCache(1))
     assert len(set(found.uidls(1, 9))) == len(found) == 8
+    found = Listing(mail, SizeCache(1), lambda _, shared: Namesakes("host").part(shared))
+    assert len(set(found.uidls(1, 10))) == len(found) == 9

@@ -77,7 +77,7 @@ async def test_without_a_quota_there_is_no_file(
 
 @pytest_twisted.ensureDeferred
 async def test_the_file_is_made_and_kept(store: MaildirStore, home: Path) -> None:
-    await deliver(store, MESSAGE, QUOTA)
+    await deliver(store, MESSAGE)
     assert await store.room(QUOTA, 100) is None  # type: ignore[misc]
     assert sums(home) == ["1000S,50C", "100 1"]
     await deliver(store, MESSAGE, QUOTA)
@@ -128,7 +128,7 @@ async def test_what_cannot_be_removed_still_counts(
 
 @pytest_twisted.ensureDeferred
 async def test_each_account_has_its_own(store: MaildirStore, tmp_path: Path) -> None:
-    other = Account("bob", "example.org", quota_messages=1)
+    other = Account("bob", "example.org", quota_messages=2)
     for account in (QUOTA, other):
         assert await store.room(account, 1) is None  # type: ignore[misc]
         await deliver(store, b"", account)
@@ -139,7 +139,7 @@ async def test_each_account_has_its_own(store: MaildirStore, tmp_path: Path) -> 
         await store.room(QUOTA, 901)  # type: ignore[misc]
     with pytest.raises(MailboxFull):
         await store.room(other, 0)  # type: ignore[misc]
-    assert sums(tmp_path / "example.org/bob") == ["1C", "100 2"]
+    assert sums(tmp_path / "example.org/bob") == ["2C", "100 2"]
 
 
 @pytest_twisted.ensureDeferred

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import fail
-from twisted.logger import capturedLogs, formatEvent
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 
-from mailsvc.errors import MailFailure, PermanentFailure, StorageFull
+from mailsvc.errors import MailboxFull, MailFailure, PermanentFailure, StorageFull
 from mailsvc.mail import Account
 from mailsvc.smtp.mode import LMTP, TRANSPORT
 from tests.postoffice import Answers, Line
@@ -72,6 +72,18 @@ def test_one_maildrop_that_fails_keeps_nobody_else_from_the_mail() -> None:
         "accepted sender= recipients=['carol@example.org']"]
     one.say(b"NOOP\r\n")
     assert one.codes()[-1] == "250 2.0.0"
+    one.hang_up()
+
+
+def test_one_mailbox_that_is_full_is_no_fault_here() -> None:
+    one = session("alice", "bob", failing={"bob"}, failure=MailboxFull("No room"))
+    with capturedLogs() as caught:
+        one.say(BODY + b".\r\n")
+    assert one.codes() == ["250 2.0.0", "452 4.2.2"]
+    accepted, dropped = caught
+    assert "accepted" in formatEvent(accepted)
+    assert " dropped sender= recipients=['bob@example.org'] " in formatEvent(dropped)
+    assert dropped["log_level"] is LogLevel.info
     one.hang_up()
 
 

@@ -15,7 +15,9 @@ from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
 from mailsvc.errors import (
+    MailboxFull,
     MailFailure,
+    MessageTooLarge,
     PermanentFailure,
     StorageFull,
     TemporaryFailure,
@@ -382,6 +384,20 @@ def test_a_message_that_could_not_begin_is_one_line(data: bytes) -> None:
         one.say(SENDER + RECIPIENT + data)
         one.hang_up()
     assert texts(events) == [f"ID dropped {ABOUT} connection=ID: {FULL.text}"]
+
+
+@pytest.mark.parametrize("failure", [MailboxFull("No room"), MessageTooLarge("No room")])
+def test_a_mailbox_that_took_no_more_is_no_fault_here(failure: MailFailure) -> None:
+    one = line("commit")
+    one.answers.spoilt["commit"] = failure
+    with logged() as events:
+        one.say(TRANSACTION)
+        one.release()
+    assert texts(events) == [
+        "ID dropped sender=a@example.net recipients=['alice@example.org'] client=198.51.100.7 "
+        "connection=ID: No room"]
+    assert events[0]["log_level"] is LogLevel.info
+    assert one.codes()[-1] == ("452 4.2.2" if failure.status.class_ == 4 else "552 5.2.3")
 
 
 def test_a_message_that_could_not_be_stored_is_one_line() -> None:

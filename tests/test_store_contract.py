@@ -12,12 +12,10 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
 from zope.interface.verify import verifyObject
 
-from mailsvc.errors import (
-    MailboxFull,
-)
+from mailsvc.errors import MailboxFull, MessageTooLarge
 from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop
 from mailsvc.mail import Account, new_id
 from tests import stores
@@ -365,6 +363,11 @@ async def has_room(store: Any, account: Account, octets: int) -> bool:
     except MailboxFull as full:
         assert str(full.status) == "4.2.2"
         return False
+    except MessageTooLarge as refused:
+        assert str(refused.status) == "5.2.3"
+        assert octets > account.quota_octets > 0
+        return False
+    assert octets <= account.quota_octets or not account.quota_octets
     return True
 
 
@@ -410,6 +413,58 @@ async def test_either_quota_can_be_the_limit(store: Any) -> None:
     assert not await has_room(store, account, 501)
     await deliver(store, b"x", account)
     assert not await has_room(store, account, 1)
+
+
+async def taken(store: Any, message: bytes, *accounts: Account) -> str:
+    """The status of a delivery."""
+    try:
+        await deliver(store, blocks_of(message, 50_000), *accounts)
+    except (MailboxFull, MessageTooLarge) as refused:
+        return str(refused.status)
+    return "2.0.0"
+
+
+@pytest.mark.parametrize("size", [30, 300_000], ids=["short", "long"])
+@pytest_twisted.ensureDeferred
+async def test_a_quota_is_kept_when_the_message_is_whole(store: Any, size: int) -> None:
+    """Whatever was asked before; then nobody has the message."""
+    account = Account("q", "example.org", quota_octets=3 * size)
+    assert await taken(store, b"x" * (3 * size + 1), BOB, account) == "5.2.3"
+    assert await taken(store, b"x" * (2 * size), account) == "2.0.0"
+    assert await taken(store, b"x" * (size + 1), BOB, account) == "4.2.2"
+    assert await contents(store, BOB) == []
+    assert await taken(store, b"x" * (size + 1), BOB) == "2.0.0"
+    assert await taken(store, b"x" * size, account) == "2.0.0"
+    assert [len(each) for each in await contents(store, account)] == [2 * size + 2, size + 2]
+    assert await taken(store, b"x", account) == "4.2.2"
+    maildrop = await store.open_maildrop(account)
+    await maildrop.update([1])
+    assert await taken(store, b"x" * (2 * size), account) == "2.0.0"
+    assert await taken(store, b"", Account("m", "example.org", quota_messages=1)) == "2.0.0"
+    assert await taken(store, b"", Account("m", "example.org", quota_messages=1)) == "4.2.2"
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_whole_at_the_same_moment_does_not_pass_a_quota(store: Any) -> None:
+    account = Account("q", "example.org", quota_octets=100)
+    deliveries = []
+    for _ in range(20):
+        assert await has_room(store, account, 0)
+        delivery = store.begin((account, BOB), new_id())
+        delivery.write(b"x" * 30)
+        deliveries.append(delivery)
+    outcomes = await DeferredList([each.commit() for each in deliveries], consumeErrors=True)
+    refused = [outcome for success, outcome in outcomes if not success]
+    assert {type(each.value) for each in refused} == {MailboxFull}
+    there = len(await contents(store, account))
+    assert 1 <= there <= 3
+    assert there == 20 - len(refused) == len(await contents(store, BOB))
+    # What came to nothing takes no room.
+    while there < 3:
+        await deliver(store, b"x" * 30, account)
+        there += 1
+    assert await taken(store, b"x" * 30, account) == "4.2.2"
+    assert await has_room(store, account, 10)
 
 
 # ---- the rest ---------------------------------------------------------------

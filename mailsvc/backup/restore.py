@@ -150,14 +150,17 @@ def _name(parts: tuple[bytes, ...]) -> tuple[str, str]:
 
 
 def _kept(entries: list[Entry]) -> list[Kept]:
-    """The messages of a mailbox with the unique-ids that a listing of it would give."""
+    """The messages of a mailbox with the unique-ids that a listing of it would give.
+
+    Of messages that would have the same none gets it, for which of them had it is not known.
+    """
     messages = []
     for entry in entries:
         *_, folder, _, name = os.fsencode(entry.path).split(b"/")
         in_folder = entry.path.count("/") == 5
         messages.append((entry, folder if in_folder else b"", name))
-    ids = filenames.unique_ids([name for _, folder, name in messages if not folder])
-    return [Kept(entry, folder, name, b"" if folder else ids[name])
+    ids = iter(filenames.unique_ids([name for _, folder, name in messages if not folder]))
+    return [Kept(entry, folder, name, b"" if folder else next(ids))
             for entry, folder, name in messages]
 
 

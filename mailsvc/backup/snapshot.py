@@ -268,15 +268,15 @@ class _Taking:
 
     def _box(self, path: bytes, below: bytes, had: dict[tuple[bytes, bytes], Entry]) -> None:
         box = Box(path)
-        for base in box:
-            fd = box.open(base)
+        for key in box:
+            fd = box.open(key)
             if fd is None:
                 self.done.gone += 1
                 continue
             try:
-                target = below + b"/" + box.place(base)
+                target = below + b"/" + box.place(key)
                 status = os.fstat(fd)
-                old = had.get((below, base))
+                old = had.get((below, key))
                 if old is not None and self._link(old, status, target):
                     self.done.linked += 1
                     continue
@@ -285,7 +285,7 @@ class _Taking:
             except OSError as error:
                 if error.errno != errno.EIO or error.filename is not None:
                     raise
-                self.done.unreadable.append(os.fsdecode(path + b"/" + box.place(base)))
+                self.done.unreadable.append(os.fsdecode(path + b"/" + box.place(key)))
                 with suppress(FileNotFoundError):
                     os.unlink(self._draft + b"/" + target)
             finally:
@@ -405,16 +405,21 @@ class _Previous:
 
     def messages(self, below: bytes) -> dict[tuple[bytes, bytes], Entry]:
         """Folder and base name -> message of the maildir *below*; to be asked in sorted order."""
-        found = {}
+        found: dict[tuple[bytes, bytes], Entry] = {}
+        shared = set()
         while self._next is not None:
             parts = os.fsencode(self._next.path).split(b"/")
             home = parts[1:3]
             if home > below.split(b"/")[1:3]:
                 break
             if home == below.split(b"/")[1:3] and len(parts) > 4:
-                found[b"/".join(parts[:-2]), filenames.base(parts[-1])] = self._next
+                key = b"/".join(parts[:-2]), filenames.base(parts[-1])
+                if key in found:
+                    shared.add(key)
+                found[key] = self._next
             self._next = next(self._entries, None)
-        return found
+        # Which of several of one name is meant is not known.
+        return {key: entry for key, entry in found.items() if key not in shared}
 
 
 def _check(origin: Origin, into: Path) -> None:

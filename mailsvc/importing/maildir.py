@@ -1,7 +1,8 @@
 """Messages out of a maildir.
 
 Their dates are those of the files, their flags stay, and their unique-ids are those that mailsvc
-would give them.  A message's key is its base name, and its folder's.  Maildir++ folders (``.Sent``)
+would give them; of messages that would have the same none gets it, for which of them had it is not
+known.  A message's key is that in its box, and its folder's name.  Maildir++ folders (``.Sent``)
 are brought, into the mailbox itself, where they are asked for: POP3 shows no folders.
 """
 
@@ -50,19 +51,20 @@ class Maildir:
     def offers(self) -> Sequence[Offer]:
         found = []
         for folder, box in self._boxes.items():
-            ids = filenames.unique_ids(list(box)) if not folder else {}
-            for base in box:
-                info = _INFO.fullmatch(box.place(base).partition(b":")[2])
+            keys = list(box)
+            ids = filenames.unique_ids(keys) if not folder else [None] * len(keys)
+            for key, id in zip(keys, ids, strict=True):
+                info = _INFO.fullmatch(box.place(key).partition(b":")[2])
                 found.append(Offer(
-                    os.fsdecode(b"/".join(filter(None, (folder, base)))),
-                    filenames.stored_octets(base) or 0, None,
-                    info[1].decode("ascii") if info else "", ids.get(base), (folder, base)))
+                    os.fsdecode(b"/".join(filter(None, (folder, key)))),
+                    filenames.stored_octets(key) or 0, None,
+                    info[1].decode("ascii") if info else "", id, (folder, key)))
         return found
 
     def fetch(self, offers: Iterable[Offer]) -> Iterator[tuple[Offer, Iterable[bytes] | None]]:
         for offer in offers:
-            folder, base = offer.place
-            fd = self._boxes[folder].open(base)
+            folder, key = offer.place
+            fd = self._boxes[folder].open(key)
             if fd is None:
                 yield offer, None
                 continue

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mailsvc import fanout
-from mailsvc.errors import MailFailure, RelayDenied
+from mailsvc.errors import MailboxFull, MailFailure, MessageTooLarge, RelayDenied
 from mailsvc.figures import Share
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter
 from mailsvc.mail import Account, Envelope, Recipient, Remote
@@ -34,6 +34,8 @@ from mailsvc.submission.senders import Submitter
 _REFUSED = " client={client} connection={connection}: {reply}"
 _DROPPED = ("{id} dropped sender={sender} recipients={recipients} client={client} "
             "connection={connection}: {reason}")
+#: A mailbox took no more, which is no fault here.
+_NO_ROOM = (MailboxFull, MessageTooLarge)
 _ABOUT = (
     "sender={sender} recipients={recipients} size={size} client={client} hello={hello} "
     "connection={connection}"
@@ -188,6 +190,9 @@ class Reception:
         began = time.monotonic_ns()
         try:
             outcomes = await incoming.commit()
+        except _NO_ROOM as failure:
+            self._dropped(origin, envelope, failure.text)
+            return from_failure(failure)
         except MailFailure as failure:
             self._tally.not_stored()
             self._log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
@@ -222,6 +227,8 @@ class Reception:
         taken = outcomes.count(None)
         if taken:
             self._tally.accepted(said["size"], taken)
+        elif all(isinstance(failure, _NO_ROOM) for failure in outcomes):
+            self._tally.dropped()
         else:
             self._tally.not_stored()
         for recipient, failure in zip(envelope.recipients, outcomes, strict=True):
@@ -232,7 +239,11 @@ class Reception:
                                accounts=[account.name for account in recipient.accounts], **said)
                 answers.append(replies.accepted(envelope.id))
             else:
-                self._log.error("{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
+                if isinstance(failure, _NO_ROOM):
+                    self._log.info(_DROPPED, reason=failure.text, **said)
+                else:
+                    self._log.error(
+                        "{id} not stored: {reason} " + _ABOUT, reason=failure.text, **said)
                 answers.append(from_failure(failure))
         return answers
 

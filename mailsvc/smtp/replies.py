@@ -191,7 +191,7 @@ def from_failure(failure: MailFailure, *, rcpt: bool = False) -> Reply:
     elif status[1:] == (7, 1):
         # Policy, whenever it shows.
         code, text = (550 if isinstance(failure, PermanentFailure) else 450), failure.text
-    elif status[1:] in ((2, 2), (3, 1)):
+    elif status[1:] in ((2, 2), (2, 3), (3, 1)):
         code, text = (552 if isinstance(failure, PermanentFailure) else 452), failure.text
     elif isinstance(failure, PermanentFailure):
         code, text = (550 if rcpt else 554), failure.text

@@ -59,33 +59,40 @@ def _directories(path: bytes) -> list[bytes]:
 
 
 class Box:
-    """The messages of the maildir or folder *path* as they were at one moment, by base name."""
+    """The messages of the maildir or folder *path* as they were at one moment.
+
+    Each has a key, which stays as long as the box: its base name; where several have one, that
+    with ":" and the number of its inode.
+    """
 
     def __init__(self, path: bytes) -> None:
         self._path = path
-        self._places = self._scan()
+        #: The base names that several messages have.
+        self._shared: set[bytes] = set()
+        self._places = self._scan(first=True)
 
     def __iter__(self) -> Iterator[bytes]:
-        """The base names, sorted."""
+        """The keys, sorted."""
         return iter(sorted(self._places))
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __contains__(self, base: bytes) -> bool:
-        return base in self._places
+        """Whether a message has that base name."""
+        return base in self._places or base in self._shared
 
-    def place(self, base: bytes) -> bytes:
+    def place(self, key: bytes) -> bytes:
         """Where the message was seen last: ``new/NAME`` or ``cur/NAME``, below the path."""
-        return self._places[base]
+        return self._places[key]
 
-    def open(self, base: bytes) -> int | None:
+    def open(self, key: bytes) -> int | None:
         """A descriptor of the message's file, however it was renamed; None when it has gone.
 
         :raises OSError: when it cannot be opened.
         """
         for _ in range(_PATIENCE):
-            place = self._places.get(base)
+            place = self._places.get(key)
             if place is None:
                 return None
             try:
@@ -100,23 +107,46 @@ class Box:
             return None
         raise FileNotFoundError(errno.ENOENT, "renamed again and again", self._path)
 
-    def _scan(self) -> dict[bytes, bytes]:
+    def _scan(self, first: bool = False) -> dict[bytes, bytes]:
         # new/ before cur/: what moves is not missed.  A rename within cur/ can hide a file from who
         # reads the directory; so it is read until it was at rest.
-        found = dict(_names(self._path, b"new"))
+        seen: dict[bytes, list[bytes]] = {}
+        _see(self._path, b"new", seen)
         for _ in range(_PATIENCE):
             before = _changed(self._path + b"/cur")
-            found.update(_names(self._path, b"cur"))
+            _see(self._path, b"cur", seen)
             if before == _changed(self._path + b"/cur"):
                 break
+        found: dict[bytes, bytes] = {}
+        for base, places in seen.items():
+            if base in self._shared or (first and len(places) > 1):
+                inodes = self._inodes(places)
+                if len(inodes) > 1 or base in self._shared:
+                    self._shared.add(base)
+                    found.update((b"%b:%d" % (base, inode), place)
+                                 for inode, place in inodes.items())
+                    continue
+            found[base] = places[-1]
+        return found
+
+    def _inodes(self, places: list[bytes]) -> dict[int, bytes]:
+        """Of *places* those where a file is, each file once, by its inode."""
+        found: dict[int, bytes] = {}
+        for place in places:
+            with suppress(FileNotFoundError):
+                found[os.lstat(self._path + b"/" + place).st_ino] = place
         return found
 
 
-def _names(path: bytes, part: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _see(path: bytes, part: bytes, seen: dict[bytes, list[bytes]]) -> None:
+    """Add to *seen*, by base name, where messages are."""
     with suppress(FileNotFoundError), os.scandir(path + b"/" + part) as entries:
         for entry in entries:
             if not entry.name.startswith(b".") and entry.is_file(follow_symlinks=False):
-                yield filenames.base(entry.name), part + b"/" + entry.name
+                places = seen.setdefault(filenames.base(entry.name), [])
+                place = part + b"/" + entry.name
+                if place not in places:
+                    places.append(place)
 
 
 def _changed(path: bytes) -> int:

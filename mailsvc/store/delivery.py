@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from mailsvc.interfaces import IDelivery
 from mailsvc.store.failures import explain
+from mailsvc.store.quota import Reservation
 
 #: What is not worth a file yet, however much is in memory, in octets.
 _LEAST = 4096
@@ -46,12 +47,15 @@ class Delivery:
 
     :param message: what gathers its blocks, and *committer* what writes them to disk: the store's,
         or the queue's.
+    :param reservation: takes room for it in mailboxes that have quotas, when it is whole.
     """
 
-    def __init__(self, message: Any, committer: Any, buffers: Buffers) -> None:
+    def __init__(self, message: Any, committer: Any, buffers: Buffers,
+                 reservation: Reservation | None = None) -> None:
         self._message = message
         self._committer = committer
         self._buffers = buffers
+        self._reservation = reservation
         self._unwritten = 0
         self._held = 0  # of *buffers*: what is unwritten, and what is being written
         self._spooling = False  # a thread is writing
@@ -92,6 +96,23 @@ class Delivery:
     def _commit(self) -> Deferred[None]:
         if self._failure is not None:
             return fail(self._failure)
+        if self._reservation is None:
+            return self._put()
+        room = self._reservation.take(self._message.octets)
+        return room.addCallbacks(self._put_reserved, self._refused)
+
+    def _put_reserved(self, _: None) -> Deferred[None]:
+        assert self._reservation is not None
+        put = self._put()
+        put.addBoth(self._reservation.give_back)
+        return put
+
+    def _refused(self, failure: Failure) -> Failure:
+        self._forget()
+        self._discard()
+        return failure
+
+    def _put(self) -> Deferred[None]:
         self._unwritten = 0
         committed: Deferred[None] = self._committer.commit(self._message)
         return committed.addCallbacks(self._let_go, self._not_committed)

@@ -35,9 +35,6 @@ from mailsvc.store.tree import MailTree, sync_directory
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
-#: Seconds that fit ten digits, so that names sort by time.
-_LATEST = 9_999_999_999
-
 
 class Deposit:
     """The maildir of *account* below *root*, made if need be with the first message.
@@ -79,7 +76,7 @@ class Deposit:
         id = id or new_id()
 
         def path(stored: int, sent: int) -> bytes:
-            at = int(min(max(when if seconds is None else seconds, 0), _LATEST))
+            at = int(min(max(when if seconds is None else seconds, 0), filenames.LATEST))
             name = self._name(at, id, stored, sent, unique_id)
             return b"/cur/" + name + b":2," + _sorted(flags) if flags else b"/new/" + name
 

@@ -30,10 +30,13 @@ import binascii
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 
 #: How many names are tried for one message before giving up.
 VARIANTS = 10
+
+#: Seconds that fit ten digits, so that names sort by time.
+LATEST = 9_999_999_999
 
 #: A base name is at most 255 octets, and flags must still fit behind it.
 _LONGEST_HOST = 128
@@ -76,6 +79,13 @@ def with_unique_id(seconds: int, id: str, host: bytes, stored: int, sent: int,
     unique = next(unique_parts(seconds, id, host[:_SHORT_HOST]))
     coded = base64.urlsafe_b64encode(unique_id).rstrip(b"=")
     return b"%b,UIDL=%b" % (with_sizes(unique, stored, sent), coded)
+
+
+def renamed(name: bytes, seconds: int, id: str, host: bytes) -> bytes:
+    """*name* with another unique part, so that it has another unique-id; sizes and info stay."""
+    whole = base(name)
+    sizes = b"".join(_SIZE_FIELDS.findall(whole))
+    return next(unique_parts(seconds, id, host)) + sizes + name[len(whole):]
 
 
 def base(name: bytes) -> bytes:
@@ -141,30 +151,43 @@ def given_id(name: bytes) -> bytes | None:
     return given if is_unique_id(given) else None
 
 
-def unique_id(name: bytes, ambiguous: bool = False) -> bytes:
+def unique_id(name: bytes) -> bytes:
     """The POP3 unique-id (RFC 1939 §7: 1 to 70 octets of 0x21 to 0x7E) of the file *name*.
 
-    The one the message came with, or the base name without its size fields, where that will do;
-    where it will not, or another message has the same (*ambiguous*), a hash of the whole base name
-    behind a ".".  No plain one begins so, because files whose names do are not messages.
+    The one the message came with, or the base name without its size fields; where that will not do,
+    :func:`hashed_id`.  Of two files that have one, one is renamed (:mod:`mailsvc.store.namesakes`).
     """
-    if not ambiguous:
-        plain = given_id(name) or plain_id(name)
-        if is_unique_id(plain):
-            return plain
-    digest = hashlib.blake2b(base(name), digest_size=24).digest()
-    return b"." + base64.urlsafe_b64encode(digest)
+    plain = given_id(name) or plain_id(name)
+    return plain if is_unique_id(plain) else hashed_id(name)
 
 
-def unique_ids(names: Collection[bytes]) -> dict[bytes, bytes]:
-    """The unique-id of each of *names*, which are all of one maildir, each base name once."""
+def hashed_id(name: bytes, number: int = 0) -> bytes:
+    """A hash of the whole base name behind a ".", with which no plain unique-id begins, because
+    files whose names do are not messages.
+
+    :param number: how many files of that base name have got one before.
+    """
+    what = base(name) + (b":%d" % number if number else b"")
+    return b"." + base64.urlsafe_b64encode(hashlib.blake2b(what, digest_size=24).digest())
+
+
+def unique_ids(names: Sequence[bytes]) -> list[bytes]:
+    """A unique-id for each of *names*, which are all of one maildir that is only read.
+
+    Those that would have the same get hashes.
+    """
     plain = Counter(map(plain_id, names))
-    ids = {name: unique_id(name, plain[plain_id(name)] > 1) for name in names}
-    given = [name for name in names if b",UIDL=" in name and given_id(name)]
-    if given:
-        count = Counter(ids.values())
-        ids.update({name: unique_id(name, True) for name in given if count[ids[name]] > 1})
-    return ids
+    bases: Counter[bytes] = Counter()
+    ids = []
+    for name in names:
+        if plain[plain_id(name)] > 1:
+            ids.append(hashed_id(name, bases[base(name)]))
+            bases[base(name)] += 1
+        else:
+            ids.append(unique_id(name))
+    count = Counter(ids)
+    return [hashed_id(name) if count[id] > 1 and given_id(name) else id
+            for name, id in zip(names, ids, strict=True)]
 
 
 def message_id(name: bytes) -> str | None:

@@ -14,7 +14,9 @@ young when they were read.
 Other programs rename the files as they like while this goes on: from new/ to cur/, and within cur/
 to change flags.  So:
 
-* new/ is read before cur/, and a file seen in both is one message: what moves is not missed;
+* new/ is read before cur/, and a file seen in both is one message: what moves is not missed.  Of
+  two files that would have one unique-id the later is renamed (:mod:`mailsvc.store.namesakes`), or
+  left out where that cannot be;
 * a rename within cur/ can hide a file from somebody reading the directory; when cur/ changed while
   it was read or shortly before, it is read once more, and what was seen either time counts;
 * a file that is not where it was is looked for by its base name, in one pass for all of them.
@@ -33,14 +35,14 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby, islice
 
 from twisted.logger import Logger
 
-from mailsvc.store import filenames
+from mailsvc.store import filenames, namesakes
 from mailsvc.store.deleted import keep
 from mailsvc.store.text import CanonicalText
 
@@ -57,6 +59,9 @@ _READ = 256 * 1024
 
 #: When new/ and cur/ were changed, in nanoseconds since 1970; None when not known for sure.
 _Stamp = tuple[int | None, int | None]
+
+#: ``Namesakes.part``, for the maildir that is named first.
+Part = Callable[[bytes, Collection[Sequence[namesakes.Message]]], bool]
 
 #: Names joined by "/", each with a ",S=", no "," or ":" before it and no "." in the beginning.
 _SIZE_FIRST = re.compile(rb"(?!\.)[^/,:]*,S=[^/]*(?:/(?!\.)[^/,:]*,S=[^/]*)*+")
@@ -114,11 +119,14 @@ class ListingCache:
     Whoever opens a maildir has its lock, so a listing is used by one session at a time; of those
     who look into it without the lock several may use one, for they only read, and a file that was
     renamed is found for all of them.  May be used from any thread.
+
+    :param part: as for :class:`Listing`.
     """
 
-    def __init__(self, sizes: SizeCache, most: int) -> None:
+    def __init__(self, sizes: SizeCache, most: int, part: Part | None = None) -> None:
         self._sizes = sizes
         self._most = most
+        self._part = part
         self._kept: OrderedDict[bytes, Listing] = OrderedDict()
         self._messages = 0
         self._lock = threading.Lock()
@@ -142,7 +150,7 @@ class ListingCache:
 
     def read(self, home: bytes) -> Listing:
         """The listing of *home*, read anew; raises as :class:`Listing`."""
-        listing = Listing(home, self._sizes)
+        listing = Listing(home, self._sizes, self._part)
         self._forget(home)
         with self._lock:
             self._kept[home] = listing
@@ -163,18 +171,22 @@ class Listing:
 
     The constructor, :meth:`relocate` and :meth:`remove` do blocking I/O; :meth:`open` opens a file.
 
+    :param part: what is done with messages that would have one unique-id; without it all but the
+        eldest are left out.
     :ivar sizes: octets as RETR sends them; message n is ``sizes[n - 1]``.
     :ivar octets: their sum.
     :raises OSError: when new/ or cur/ cannot be read.
     """
 
-    def __init__(self, home: bytes, cache: SizeCache) -> None:
+    def __init__(self, home: bytes, cache: SizeCache, part: Part | None = None) -> None:
+        self._home = home
         self._new, self._cur = home + b"/new", home + b"/cur"
         self._cache = cache
+        self._part = part
         self._stamp: _Stamp = (None, None)
-        # A file that goes while it is counted was removed, or renamed: look once more.
-        if not self._read():
-            self._read()
+        # A file that goes while it is counted was removed, or renamed: look once more.  So, too,
+        # when some were renamed here.
+        _ = self._read() or self._read() or self._read()
         self.octets = sum(self.sizes)
 
     def __len__(self) -> int:
@@ -188,52 +200,63 @@ class Listing:
     def _read(self) -> bool:
         """Read the maildir; return whether every message seen was there to the end."""
         names = self._scan()
-        self._ambiguous: set[bytes] = set()
+        #: The further files of messages that have several: base name -> those.
+        self._further: dict[bytes, list[namesakes.File]] = {}
         sizes = _usual_sizes(names)
         given = any(map(_comes_with_id, names))
         #: Whether the unique-id of each message is the unique part of its name.
         self._usual = sizes is not None and not given
+        complete = True
+        if not self._usual and (shared := _of_one_id(names, given)):
+            names, complete = self._apart(names, shared)
+            sizes = None
         if sizes is not None:
             self._names, self.sizes = names, sizes
-            if given:
-                self._settle_given()
             return True
         self._names = []
         self.sizes = array("Q")
-        complete = True
-        for same in _grouped(names):
-            if len(same) > 1:
-                plain = Counter(filenames.plain_id(_unmark(marked)) for marked in same)
-                self._ambiguous.update(marked for marked in map(filenames.base, same)
-                                       if plain[filenames.plain_id(_unmark(marked))] > 1)
-            for marked in same:
-                size = filenames.sent_octets(marked)
-                if size is None:
-                    size = self._count(_unmark(marked))
-                if size is None:
-                    complete = False
-                else:
-                    self._names.append(marked)
-                    self.sizes.append(size)
-        if given:
-            self._settle_given()
+        for marked in names:
+            size = filenames.sent_octets(marked)
+            if size is None:
+                size = self._count(_unmark(marked))
+            if size is None:
+                complete = False
+            else:
+                self._names.append(marked)
+                self.sizes.append(size)
         return complete
 
-    def _settle_given(self) -> None:
-        """Of those that came with a unique-id, note which came with one that another has too."""
-        ids = self.uidls(1, len(self._names) + 1)
-        if len(set(ids)) < len(ids):
-            count = Counter(ids)
-            self._ambiguous.update(
-                filenames.base(marked) for marked, id in zip(self._names, ids, strict=True)
-                if count[id] > 1 and _comes_with_id(marked))
+    def _apart(self, names: list[bytes], shared: list[list[bytes]]) -> tuple[list[bytes], bool]:
+        """Those of the marked *names* that are listed, and whether all are as they were.
+
+        :param shared: those that make one unique-id, together.
+        """
+        some, eldest, several = set[bytes](), [], []
+        for same in shared:
+            some.update(same)
+            those = namesakes.messages((self._new, self._cur), list(map(_unmark, same)))
+            if not those:
+                eldest.append(same[-1])  # it is looked for when it is wanted
+                continue
+            name = those[0][0].name
+            eldest.append(_mark(name))
+            if len(those[0]) > 1:
+                self._further[filenames.base(name)] = those[0][1:]
+            if len(those) > 1:
+                several.append(those)
+        rest = [marked for marked in names if marked not in some]
+        listed = _merged([rest, sorted(eldest)])
+        if not several:
+            return listed, True
+        self._stamp = (None, None)  # some are left out, until they can be renamed
+        return listed, self._part is None or not self._part(self._home, several)
 
     def uidl(self, number: int) -> bytes:
         """The unique-id of message *number*."""
         marked = self._marked(number)
         if self._usual:
             return _head(marked)
-        return filenames.unique_id(_unmark(marked), filenames.base(marked) in self._ambiguous)
+        return filenames.unique_id(_unmark(marked))
 
     def uidls(self, first: int, end: int) -> list[bytes]:
         """The unique-ids of messages from *first* up to before *end*."""
@@ -275,6 +298,9 @@ class Listing:
         :returns: its directory, its name, and its size in octets; as they were.
         :raises FileNotFoundError: when it has gone already.
         """
+        if self._further:
+            for file in self._further.get(filenames.base(_unmark(self._marked(number))), ()):
+                file.remove()
         try:
             return self._unlink(number)
         except FileNotFoundError:
@@ -354,14 +380,17 @@ class Listing:
         """Bring the names of all messages up to date."""
         if self.current:
             return
-        for same in _grouped(self._scan()):
+        for head, group in groupby(self._scan(), _head):
+            same = list(group)
+            # Of a file seen under two names take the later: the one with flags is in cur/.
             present = {filenames.base(marked): marked for marked in same}
-            head = _head(same[0]) + b"\0"
-            for place in range(bisect_left(self._names, head), len(self._names)):
+            first = head + b"\0"
+            for place in range(bisect_left(self._names, first), len(self._names)):
                 known = self._names[place]
-                if not known.startswith(head):
+                if not known.startswith(first):
                     break
-                self._names[place] = present.get(filenames.base(known), known)
+                if known not in same:
+                    self._names[place] = present.get(filenames.base(known), known)
 
     def _count(self, name: bytes) -> int | None:
         """The size of a message whose file name does not tell it; None when it has gone."""
@@ -491,11 +520,25 @@ def _holds(run: list[bytes], name: bytes) -> bool:
     return place < len(run) and run[place] == name
 
 
-def _grouped(scan: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The marked names, those with one unique part together, each base name once."""
-    for _, group in groupby(scan, _head):
+def _of_one_id(names: list[bytes], given: bool) -> list[list[bytes]]:
+    """Of sorted, marked *names* those that make one unique-id, together.
+
+    :param given: whether a message came with its unique-id, so that any two can have the same.
+    """
+    shared = []
+    for same in [names] if given else _of_one_head(names):
+        ids = [filenames.unique_id(_unmark(marked)) for marked in same]
+        if len(set(ids)) < len(ids):
+            by_id: dict[bytes, list[bytes]] = {}
+            for id, marked in zip(ids, same, strict=True):
+                by_id.setdefault(id, []).append(marked)
+            shared += [each for each in by_id.values() if len(each) > 1]
+    return shared
+
+
+def _of_one_head(names: list[bytes]) -> Iterator[list[bytes]]:
+    """Of sorted, marked *names* those that have one unique part, where several have it."""
+    for _, group in groupby(names, _head):
         same = list(group)
         if len(same) > 1:
-            # Of a file seen under two names keep the later: the one with flags is in cur/.
-            same = list({filenames.base(marked): marked for marked in same}.values())
-        yield same
+            yield same

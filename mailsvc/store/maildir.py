@@ -6,10 +6,11 @@ What it promises:
   (:mod:`mailsvc.store.committer`); the octets on disk are those that were written;
 * other programs may deliver into the same maildirs, read them, move and flag messages at any time;
   what they wrote, with LF or CRLF, is listed with exact sizes (:mod:`mailsvc.store.listing`);
-* delivered files are never changed or renamed; only QUIT removes them;
+* delivered files are never changed; renamed only when two would have one unique-id
+  (:mod:`mailsvc.store.namesakes`); and only QUIT removes them;
 * a maildrop is locked by flock(2) on ``mailsvc.lock`` in it: across processes, and gone with the
   process or session that held it.  Other programs know nothing of this lock;
-* quotas are soft, kept in ``maildirsize`` as Maildir++ does (:mod:`mailsvc.store.maildirsize`).
+* quotas are soft, kept in ``maildirsize`` as Maildir++ does (:mod:`mailsvc.store.quota`).
 
 What it does not: mail in Maildir++ folders (``.Name/``) is not shown, only counted.  Directories
 have mode 0700 and files 0600, so programs that share them run as the same user.  On NFS flock and
@@ -26,7 +27,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mailsvc.errors import (
-    MailboxFull,
     MaildropInUse,
     MailFailure,
     MessageVanished,
@@ -56,6 +56,9 @@ from mailsvc.store.delivery import Buffers, Delivery
 from mailsvc.store.failures import explain
 from mailsvc.store.group import GroupCommitter
 from mailsvc.store.listing import Listing, ListingCache, SizeCache
+from mailsvc.store.namesakes import Message as Namesake
+from mailsvc.store.namesakes import Namesakes
+from mailsvc.store.quota import Quotas, Reservation, quota_of
 from mailsvc.store.recovery import Recovery
 from mailsvc.store.retrieval import AT_ONCE, FileBlocks, Retrieval, at_once
 from mailsvc.store.text import canonical
@@ -116,6 +119,7 @@ class MaildirStore:
         self._settings = settings
         self._tree = MailTree(root, sync=settings.durability != "none")
         self._threads = Threads(reactor, settings.threads, "maildir")
+        self._quotas = Quotas(self._threads)
         each = Committer(
             self._tree, self._threads, hostname, sync=settings.durability != "none")
         self._journal = Journal(os.fsencode(root) + b"/.journal")
@@ -127,10 +131,12 @@ class MaildirStore:
                 backlog=settings.backlog_octets, seconds=settings.checkpoint_seconds)
         self._shelf = (Shelf(sync=settings.durability != "none")
                        if settings.keep_deleted_days else None)
+        self._namesakes = Namesakes(hostname, sync=settings.durability != "none")
         sizes = SizeCache()
-        self._listings = ListingCache(sizes, settings.listing_cache_messages)
+        self._listings = ListingCache(sizes, settings.listing_cache_messages,
+                                      lambda _, shared: self._namesakes.part(shared))
         # Apart from those of sessions, each of which belongs to who has the lock.
-        self._views = ListingCache(sizes, settings.listing_cache_messages // 10)
+        self._views = ListingCache(sizes, settings.listing_cache_messages // 10, self._part)
 
     @property
     def root(self) -> Path:
@@ -169,22 +175,15 @@ class MaildirStore:
         if not (id.isascii() and id.isalnum()):
             raise ValueError(f"not a message id: {id!r}")
         homes = tuple(self._tree.home(account) for account in accounts)
-        return Delivery(Message(id, homes), self._committer, self._buffers)
+        quotas = {home: quota for home, quota in zip(homes, map(quota_of, accounts), strict=True)
+                  if any(quota)}
+        return Delivery(Message(id, homes), self._committer, self._buffers,
+                        Reservation(self._quotas, quotas) if quotas else None)
 
     def room(self, account: Account, octets: int) -> Deferred[None] | None:
         """As ``IMailboxStore.room``; raises as :meth:`begin` does."""
-        home = self._tree.home(account)
-        quota = maildirsize.Amount(account.quota_octets, account.quota_messages)
-        if not any(quota):
-            return None
-
-        def answer(fits: bool) -> None:
-            if not fits:
-                raise MailboxFull("The mailbox is full; try again later.")
-
-        checked = self._threads.run(maildirsize.has_room, home, quota, octets)
-        checked.addErrback(explain, "check a quota", account=account.name)
-        return checked.addCallback(answer)
+        home, quota = self._tree.home(account), quota_of(account)
+        return self._quotas.check({home: quota}, octets) if any(quota) else None
 
     def open_maildrop(self, account: Account) -> Deferred[Maildrop]:
         """As ``IMailboxStore.open_maildrop``."""
@@ -238,6 +237,17 @@ class MaildirStore:
 
     def _view(self, home: bytes) -> View:
         return View(home, self._views.known(home) or self._views.read(home), self._threads)
+
+    def _part(self, home: bytes, shared: Collection[Sequence[Namesake]]) -> bool:
+        """As ``Namesakes.part``, for who has not the lock: nothing when it is not to be had."""
+        try:
+            lock = _locked(home)
+        except (MaildropInUse, OSError):
+            return False
+        try:
+            return self._namesakes.part(shared)
+        finally:
+            os.close(lock)
 
     def sweep(self) -> Deferred[int]:
         """As ``IMailboxStore.sweep``."""

@@ -15,7 +15,8 @@ that there is no room while it has several lines or is 15 minutes old.
 What counts is every message in new/ and cur/ of the maildir and of its folders (``.Name/``), except
 the folder ``.Trash`` and messages flagged as deleted (T).
 
-A quota kept so is a soft one: messages accepted at the same moment can take a maildir past it.
+A quota kept so is a soft one: messages that several processes take at the same moment can take a
+maildir past it (:mod:`mailsvc.store.quota`).
 
 All functions do blocking I/O, and raise OSError where not said otherwise.
 """
@@ -50,6 +51,9 @@ class Amount(NamedTuple):
     messages: int
 
 
+NOTHING = Amount(0, 0)
+
+
 class _Sums(NamedTuple):
     """What a sound ``maildirsize`` says."""
 
@@ -59,15 +63,18 @@ class _Sums(NamedTuple):
     changed: float
 
 
-def has_room(home: bytes, quota: Amount, octets: int) -> bool:
-    """Whether the maildir *home* may take one more message of *octets* (0 when unknown)."""
+def has_room(home: bytes, quota: Amount, octets: int, coming: Amount = NOTHING) -> bool:
+    """Whether the maildir *home* may take one more message of *octets* (0 when unknown).
+
+    :param coming: what is on its way there, and not counted yet.
+    """
     sums = _read(home)
     if sums is not None and sums.quota == quota:
-        if fits(sums.usage, quota, octets):
+        if fits(_sum(sums.usage, coming), quota, octets):
             return True
         if sums.lines == 1 and time.time() - sums.changed < _STALE_SECONDS:
             return False
-    return fits(recalculate(home, quota), quota, octets)
+    return fits(_sum(recalculate(home, quota), coming), quota, octets)
 
 
 def record(home: bytes, octets: int, messages: int) -> None:
@@ -135,6 +142,10 @@ def fits(usage: Amount, quota: Amount, octets: int) -> bool:
     wanted = Amount(max(octets, 1), 1)
     return all(not most or used + more <= most
                for used, more, most in zip(usage, wanted, quota, strict=True))
+
+
+def _sum(one: Amount, other: Amount) -> Amount:
+    return Amount(one.octets + other.octets, one.messages + other.messages)
 
 
 def _read(home: bytes) -> _Sums | None:

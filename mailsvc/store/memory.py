@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IConsumer
 from zope.interface import implementer
 
-from mailsvc.errors import MailboxFull, MaildropInUse, MessageVanished, SomeNotRemoved
+from mailsvc.errors import MaildropInUse, MailFailure, MessageVanished, SomeNotRemoved
 from mailsvc.interfaces import IDelivery, IMailboxStore, IMaildrop, IView
 from mailsvc.mail import Account
+from mailsvc.store.maildirsize import Amount, fits
+from mailsvc.store.quota import quota_of, refusal
 from mailsvc.store.retrieval import AT_ONCE, MemoryBlocks, Retrieval
 from mailsvc.store.text import CanonicalText, canonical
 
@@ -59,17 +61,20 @@ class MemoryStore:
 
     def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> MemoryDelivery:
         """As ``IMailboxStore.begin``."""
-        return MemoryDelivery([self.mailboxes[account.name] for account in accounts], id)
+        def check(octets: int) -> None:
+            for account in accounts:
+                self.room(account, octets)
+
+        return MemoryDelivery([self.mailboxes[account.name] for account in accounts], id, check)
 
     def room(self, account: Account, octets: int) -> Deferred[None] | None:
         """As ``IMailboxStore.room``; always answers at once."""
-        if not (account.quota_octets or account.quota_messages):
-            return None
-        messages = self.mailboxes[account.name].messages
-        used = sum(map(len, messages.values()))
-        if ((account.quota_octets and used + max(octets, 1) > account.quota_octets)
-                or (account.quota_messages and len(messages) + 1 > account.quota_messages)):
-            raise MailboxFull("The mailbox is full; try again later.")
+        quota = quota_of(account)
+        if any(quota):
+            messages = self.mailboxes[account.name].messages
+            used = Amount(sum(map(len, messages.values())), len(messages))
+            if not fits(used, quota, octets):
+                raise refusal(quota, octets)
         return None
 
     def open_maildrop(self, account: Account) -> Deferred[MemoryMaildrop]:
@@ -91,11 +96,16 @@ class MemoryStore:
 
 @implementer(IDelivery)
 class MemoryDelivery:
-    """One message on its way to *mailboxes*."""
+    """One message on its way to *mailboxes*.
 
-    def __init__(self, mailboxes: list[Mailbox], id: str) -> None:
+    :param check: raises a MailFailure if a message of so many octets does not fit there.
+    """
+
+    def __init__(self, mailboxes: list[Mailbox], id: str,
+                 check: Callable[[int], object] = lambda octets: None) -> None:
         self._mailboxes = mailboxes
         self._id = id
+        self._check = check
         self._blocks: list[bytes] = []
         self._over = False
 
@@ -110,6 +120,10 @@ class MemoryDelivery:
             raise RuntimeError("this delivery is over")
         self._over = True
         message = b"".join(self._blocks)
+        try:
+            self._check(len(message))
+        except MailFailure:
+            return fail()
         for mailbox in self._mailboxes:
             mailbox.delivered += 1
             mailbox.messages[f"{self._id}.{mailbox.delivered}".encode()] = message
