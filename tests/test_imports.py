@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-VALUES = ["errors", "mail", "settings", "wire"]
+VALUES = ["errors", "mail", "networks", "settings", "wire"]
 LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins", "directory"]
@@ -21,17 +21,20 @@ PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout
          "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "acme", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace",
          "webhooks"]
-SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "config", "log",
-           "systemd", "succession", "headcount", "connections", "listeners", "figures", "gathering",
-           "history", "localsocket", "monitor", "control", "observer", "front", "console", "live",
-           "api"]
+SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "endpoints", "config",
+           "contradictions", "log", "systemd", "succession", "holding", "headcount",
+           "connections", "listeners", "figures", "gathering", "history", "localsocket", "monitor",
+           "control", "observer", "front", "console", "live", "api"]
 
 #: module (or package, for all in it) -> what of mailsvc it may import.  The first row that fits.
 MAY_IMPORT = {
     "errors": [],
     "mail": [],
+    "networks": [],
     "settings": [],
     "wire": [],
+    "interrupt": [],
+    "__main__": ["interrupt", "cli"],
     "toml": [],
     "mistakes": ["toml"],
     "interfaces": [],
@@ -65,7 +68,7 @@ MAY_IMPORT = {
     "conversation": [*VALUES, *LOGINS, "authentication", "connections", "deadline", "handshake"],
     "factory": ["errors", "figures", "authentication", "connections", "log"],
     "transcript": [],
-    "watching": ["connections", "transcript"],
+    "watching": ["connections", "networks", "transcript"],
     "live": ["connections", "localsocket", "watching"],
     "proxy": [*VALUES, "connections"],
     "webhooks.events": ["settings"],
@@ -86,9 +89,9 @@ MAY_IMPORT = {
     "ownership": [],
     "database": ["errors", "names", "ownership"],
     "state": ["errors", "names", "database"],
-    "bans": ["state"],
+    "bans": ["networks", "state"],
     "ledger": ["errors", "names", "state", "bans"],
-    "brakes": ["errors", "settings", "names", "bans", "ledger"],
+    "brakes": ["errors", "networks", "settings", "names", "bans", "ledger"],
     "submission.limits": ["settings", "names"],
     "submission.mailboxes": ["mail"],
     "submission.repair": [],
@@ -105,11 +108,11 @@ MAY_IMPORT = {
     "handshake": [],
     "tls": ["settings", "certificates", "handshake"],
     "trust": ["handshake"],
-    "dialing": ["trust"],
+    "dialing": ["networks", "trust"],
     "transaction": [*VALUES, "smtp"],
     "client": [*VALUES, "sasl", "smtp", "trust", "dialing", "transaction"],
     "schema": [],
-    "logins": ["mail", "names", "database"],
+    "logins": ["mail", "names", "networks", "database"],
     "directory": [*CONTRACTS, "names", "database", "schema", "logins"],
     "srs": ["mail"],
     "routing": [*PEOPLE, "srs"],
@@ -153,16 +156,20 @@ MAY_IMPORT = {
     "checkers.verifiers": ["accounts", "passwords"],
     "checkers": ["errors", "settings", "credentials", "checkers"],
     "tracing.limits": ["settings"],
-    "tracing": ["errors", "mail", "figures", "names", "database", "log", "tracing"],
+    "tracing": ["errors", "mail", "networks", "figures", "names", "database", "log", "tracing"],
     "systemd": ["log"],
     "turn": [],
     "transport": ["turn"],
     "succession": [],
+    "holding": ["ownership"],
     "listeners": ["transport"],
     "log": ["settings", "turn"],
-    "config": [*PARTS, "console.limits", "toml", "mistakes", "log", "tracing.limits"],
-    "front": ["acme.alpn", "acme.files", "acme.page", "config", "control", "gathering", "history",
-              "listeners", "monitor", "succession", "systemd"],
+    "endpoints": [],
+    "contradictions": ["acme.limits", "config", "endpoints", "toml"],
+    "config": [*PARTS, "endpoints", "console.limits", "toml", "mistakes", "log", "tracing.limits"],
+    "front": ["acme.alpn", "acme.files", "acme.page", "config", "contradictions", "control",
+              "gathering", "history", "holding", "listeners", "monitor", "prerequisites",
+              "succession", "systemd"],
     "doctor.facts": [],
     "doctor.spf": ["queue.security.lookup"],
     "doctor.host": ["config", "directory", "errors", "localsocket", "monitor", "names", "ownership",
@@ -201,13 +208,14 @@ MAY_IMPORT = {
             "live", "localsocket", "mailbox", "monitor", "paths", "plain", "tracing", "trust",
             "api"],
     "stopping": [],
-    "prerequisites": ["acme.limits", "config", "listeners", "ownership", "store.tree", "trust"],
+    "prerequisites": ["config", "contradictions", "holding", "listeners", "ownership",
+                      "store.tree", "trust"],
     "service": [*SERVICE, "prerequisites"],
     "rehearsal": SERVICE,
-    "consequences": ["config", "rehearsal", "tracing"],
-    "worker": ["config", "listeners", "log", "service"],
+    "consequences": ["config", "networks", "rehearsal", "tracing"],
+    "worker": ["config", "holding", "listeners", "log", "service"],
     "backoff": [],
-    "child": ["listeners", "worker"],
+    "child": ["holding", "listeners", "worker"],
     "workers": [*SERVICE, "service", "worker", "child", "backoff"],
     "blocking": ["client"],
     "composing": [],
@@ -215,10 +223,10 @@ MAY_IMPORT = {
     "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
     "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
-    "cli": [*SERVICE, "rehearsal", "consequences", "service", "stopping", "workers", "tap",
-            "sendmail", "client", "jsonschema", "plain", "blocking", "composing", "trust",
-            "fetching", "mailfile", "reach", "records", "zone", "installation", "doctor",
-            "backup", "importing", "export", "fsck", "cli"],
+    "cli": [*SERVICE, "prerequisites", "rehearsal", "consequences", "service", "stopping",
+            "workers", "tap", "sendmail", "interrupt", "client", "jsonschema", "plain",
+            "blocking", "composing", "trust", "fetching", "mailfile", "reach", "records", "zone",
+            "installation", "doctor", "backup", "importing", "export", "fsck", "cli"],
 }
 
 #: Left of the servers nothing knows a reactor.

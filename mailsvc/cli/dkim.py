@@ -11,7 +11,7 @@ import click
 
 from mailsvc.cli.arguments import DOMAIN
 from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import open_directory, place_options, settings
+from mailsvc.cli.place import data_directory, open_directory, place_options, settings
 from mailsvc.dkim import Key, Keys
 from mailsvc.names import DirectoryError
 from mailsvc.ownership import remedy_for
@@ -104,6 +104,7 @@ def list_(as_json: bool) -> None:
     Example:
       mailsvc dkim list --json
     """
+    data_directory()
     with _keys() as keys:
         found = list(keys.all())
     if as_json:
@@ -126,6 +127,7 @@ def records(domain: str) -> None:
     Example:
       mailsvc dkim records example.org
     """
+    data_directory()
     with _keys() as keys:
         found = keys.of(domain)
     if not found:

@@ -86,7 +86,8 @@ Example:
 @click.option("--server", metavar="HOST[:PORT]|/SOCKET",
               help="Where to send to [the submission socket of the service here].")
 @click.option("--port", type=click.IntRange(1, 65_535),
-              help="[465 with --tls implicit, 587 with a login, else 25]")
+              help="The port, if --server names none [465 with --tls implicit, 587 with a login, "
+                   "else 25].")
 @click.option("--from", "sender", metavar="ADDRESS", default=None,
               help='The reverse-path, and From; "<>" for none [this user at this host].')
 @click.option("--to", metavar="ADDRESS", multiple=True, help="A recipient; again for more.")
@@ -135,8 +136,8 @@ def send(**options: Any) -> None:
     """Send a message to a server, and show the dialogue.
 
     Lines that go out are marked "->", those that come "<-", inside TLS "~>" and "<~".  Secrets are
-    masked; the time that a reply took is behind it.  --json prints an object with outcomes,
-    dialogue, tls and error.
+    masked; the time that a reply took is behind it.  --json prints an object with status (as the
+    command ends with), outcomes, dialogue, tls and error.
     """
     job = _Job(options)
     try:

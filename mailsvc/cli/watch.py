@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 from twisted.python.failure import Failure
 
-from mailsvc.cli.listing import json_option
+from mailsvc.cli.listing import json_option, json_text
 from mailsvc.cli.place import place_options, settings
 from mailsvc.live import MOST_SECONDS, Follower
 from mailsvc.localsocket import NoService
@@ -64,7 +63,7 @@ def watch(address: str, account: str, recipient: str, protocol: str | None, minu
     def heard(told: dict[str, Any]) -> None:
         try:
             if as_json and "mark" in told:
-                click.echo(json.dumps(told, ensure_ascii=False))
+                click.echo(json_text(told))
             elif "mark" in told:
                 click.echo(_line(told))
             elif not watching:
