@@ -361,8 +361,9 @@ def load(path: str | os.PathLike[str] | None = None, overrides: Iterable[str] = 
             text = stream.read().decode("utf-8-sig")
         content, lines, mistakes = read(text)
     except OSError as error:
-        raise ConfigurationError([f"{name}: cannot be read: {error.strerror}; name a file that "
-                                  f"this user (uid {os.geteuid()}) may read"]) from error
+        remedy = (f"name a file that this user (uid {os.geteuid()}) may read"
+                  if isinstance(error, PermissionError) else "name a file that is there")
+        raise ConfigurationError([f"{name}: cannot be read: {error.strerror}; {remedy}"]) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigurationError([f"{name}:{line}: not UTF-8, which TOML has to be; save it "
@@ -512,7 +513,8 @@ def _meant(name: str) -> str:
     siblings = [key.name for key in KEYS.values() if key.section == section]
     near = [f"{section}.{key}" for key in difflib.get_close_matches(last, siblings, 1)]
     near = (near or [dotted for dotted, key in KEYS.items() if key.name == last]
-            or difflib.get_close_matches(name, [*SECTIONS, *KEYS], 1, cutoff=0.75))
+            or difflib.get_close_matches(
+                name, KEYS if section in SECTIONS else [*SECTIONS, *KEYS], 1, cutoff=0.75))
     return f"did you mean {near[0]}?" if near else "`mailsvc config reference` lists them all"
 
 

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "wire": [],
     "interrupt": [],
     "__main__": ["interrupt", "cli"],
+    "plugin": ["interrupt", "tap"],
     "toml": [],
     "mistakes": ["toml"],
     "interfaces": [],
