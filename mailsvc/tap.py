@@ -141,7 +141,7 @@ def makeService(options: Options) -> MailService | Supervisor:
 
     pidfile = twistd.get("pidfile") or ""
     # In the foreground nobody reads the file that twistd makes unasked.
-    unread = bool(twistd.get("nodaemon")) and pidfile == _PIDFILE
+    unread = bool(twistd.get("nodaemon")) and pidfile == os.path.abspath(_PIDFILE)
     service.origin = Origin(command(), os.getcwd(), pidfile, let_go, watched=not unread)
     StopSignals().serve(reactor, service.hurry)
     if file is not None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -257,9 +258,13 @@ def test_the_pid_file_that_twistd_makes_unasked_is_read_by_nobody(
                 directory=place) as process:
         process.wait_for("pop3 listens on")
         assert (place / "twistd.pid").read_text() == str(process.process.pid)
-        process.process.send_signal(signal.SIGUSR2)
-        process.wait_for("nobody would learn of the new process")
-        assert process.stop() in {0, -signal.SIGTERM}
+        try:
+            process.process.send_signal(signal.SIGUSR2)
+            process.wait_for("nobody would learn of the new process")
+            assert process.stop() in {0, -signal.SIGTERM}
+        finally:
+            with suppress(ProcessLookupError):  # what has taken over all the same
+                os.killpg(process.process.pid, signal.SIGKILL)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
