@@ -116,7 +116,7 @@ def _parse_v1(data: bytes) -> Header | None:
         return Header(None, None, end)
     family = ipaddress.IPv4Address if match[1] == b"TCP4" else ipaddress.IPv6Address
     try:
-        client, server = (str(family(match[place].decode())) for place in (2, 3))
+        client, server = (str(address_of(family(match[place].decode()).packed)) for place in (2, 3))
     except ValueError:
         raise HeaderFault("malformed address") from None
     ports = int(match[4]), int(match[5])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import Clock
 
+from mailsvc import proxy
 from mailsvc.brakes import Brakes, BrakeSettings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
@@ -93,6 +94,12 @@ def test_an_app_password(tmp_path: Path) -> None:
 
 def test_a_proxy_that_says_it_so() -> None:
     assert parse(b"ADDR=IPV6:::ffff:192.0.2.7").addr == "192.0.2.7"
+    mapped = ipaddress.ip_address("::ffff:192.0.2.7").packed
+    for text in (b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:192.0.2.1 4711 25\r\n",
+                 b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24" + 2 * mapped + b"\x12\x67\0\x19"):
+        header = proxy.parse(text)
+        assert header is not None
+        assert header.client == ("192.0.2.7", 4711)
 
 
 def test_who_is_watched() -> None:
