@@ -140,6 +140,25 @@ def test_files_of_somebody_else() -> None:
         assert "as the user" in stderr or "ermission" in stderr, (command, stderr)
 
 
+def test_what_may_not_be_looked_at_is_not_damaged() -> None:
+    """Whoever may read and not write is not told to put a backup in its place."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        CommandLine(data)("domain", "add", "example.org")
+        for place in folder, data:
+            Path(place).chmod(0o755)
+        (data / "accounts.sqlite").chmod(0o644)
+        if os.geteuid() != 0:
+            data.chmod(0o555)
+        done = subprocess.run([sys.executable, "-c", _NOBODY, str(data), '["fsck"]'],
+                              capture_output=True, text=True, timeout=PATIENCE, check=True)
+        data.chmod(0o755)
+    [[_, status, stdout, _]] = json.loads(done.stdout)
+    assert status == 1
+    assert "cannot be looked at: permission denied on " in stdout
+    assert "damaged" not in stdout
+
+
 # ---- Ctrl-C -------------------------------------------------------------------------------------
 
 #: Interrupts itself as it imports *module*, and so at a moment that is always the same.
