@@ -19,7 +19,7 @@ from mailsvc.ownership import remedy_for
 
 @contextmanager
 def _keys() -> Iterator[Keys]:
-    root = Path(settings().service.data) / "dkim"
+    root = data_directory() / "dkim"
     try:
         yield Keys(root)
     except DirectoryError as error:
@@ -104,7 +104,6 @@ def list_(as_json: bool) -> None:
     Example:
       mailsvc dkim list --json
     """
-    data_directory()
     with _keys() as keys:
         found = list(keys.all())
     if as_json:
@@ -127,7 +126,6 @@ def records(domain: str) -> None:
     Example:
       mailsvc dkim records example.org
     """
-    data_directory()
     with _keys() as keys:
         found = keys.of(domain)
     if not found:
