@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import CommandLine
-from tests.service import PATIENCE
+from tests.service import PATIENCE, Dialogue, Service, fetch
 
 MAILSVC = [sys.executable, "-m", "mailsvc"]
 KOREAN = "홍길동@example.org"
@@ -88,6 +88,41 @@ def test_no_locale(data: Path) -> None:
     done = shell('"$@"', data, "account", "list", LC_ALL="C", LANG="")
     assert (done.returncode, done.stderr) == (0, b"")
     assert KOREAN.encode() in done.stdout
+
+
+@pytest.mark.parametrize(("script", "status", "said"), [
+    ('"$@" | exec 0<&-; exit ${PIPESTATUS[0]}', 128 + signal.SIGPIPE, b""),
+    ('"$@" > /dev/full', 1,
+     b"Error: cannot write to standard output: No space left on device\n"),
+], ids=["unread", "full"])
+def test_commands_that_talk_to_servers(script: str, status: int, said: bytes,
+                                       tmp_path: Path) -> None:
+    """What they print is printed in the middle of a dialogue."""
+    password = tmp_path / "password"
+    password.write_text("secret\n")
+    with Service(tmp_path / "data", ("bob@example.org:secret",)) as service:
+        (smtp_host, smtp_port), (host, port) = service.smtp, service.pop3
+        for arguments in (
+                ("send", "--server", f"{smtp_host}:{smtp_port}", "--to", "bob@example.org"),
+                ("fetch", "--server", f"{host}:{port}", "--tls", "no", "--user",
+                 "bob@example.org", "--password-file", str(password), "--into", "-")):
+            done = shell(script, service.directory, *arguments)
+            assert (done.returncode, done.stderr) == (status, said), arguments
+            # It was sent all the same, and what was not stored stays.
+            assert len(fetch(service, "bob@example.org", delete=False)) == 1
+
+
+def test_watching_for_nobody(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service, subprocess.Popen(
+            [*MAILSVC, "--dir", str(service.directory), "watch", "--address", "127.0.0.1"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watch:
+        assert watch.stdout is not None and watch.stderr is not None
+        assert watch.stderr.readline().startswith(b"watching for")
+        watch.stdout.close()
+        with Dialogue(service.smtp) as smtp:
+            smtp.reply()
+        assert watch.wait(PATIENCE) == 128 + signal.SIGPIPE
+        assert watch.stderr.read() == b""
 
 
 # ---- files that may not be used -----------------------------------------------------------------

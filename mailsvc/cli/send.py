@@ -146,7 +146,10 @@ def send(**options: Any) -> None:
         raise click.UsageError(str(problem)) from None
     except SendingFailure as failure:
         job.failure = failure
-    sys.exit(job.report())
+    status = job.report()
+    if job.unshown is not None and not status:
+        raise job.unshown
+    sys.exit(status)
 
 
 class _Job:
@@ -172,6 +175,8 @@ class _Job:
         self._asked = 0.0
         self.outcomes: tuple[Outcome, ...] = ()
         self.failure: SendingFailure | None = None
+        #: What kept the dialogue from being shown.
+        self.unshown: SystemExit | None = None
         self._client: Client | None = None
 
     @staticmethod
@@ -272,7 +277,11 @@ class _Job:
 
     def _note(self, text: str) -> None:
         if not self._options["quiet"] and not self._options["as_json"]:
-            click.echo(text)
+            try:
+                click.echo(text)
+            except SystemExit as ended:
+                # The message goes all the same: half a transaction is nobody's wish.
+                self.unshown = ended
 
     def _heard(self, line: Said) -> None:
         self._dialogue.append(line)

@@ -69,7 +69,9 @@ def watch(address: str, account: str, recipient: str, protocol: str | None, minu
             elif not watching:
                 watching.append(told)
                 click.echo(f"watching for {minutes} minutes; Ctrl-C ends it", err=True)
-        except BrokenPipeError:
+        except SystemExit as ended:
+            # Raised here, it would be the reactor's.
+            unshown.append(ended)
             follower.stop("nobody reads")
 
     def over(result: str | Failure) -> None:
@@ -77,6 +79,7 @@ def watch(address: str, account: str, recipient: str, protocol: str | None, minu
         reactor.stop()
 
     watching: list[Any] = []
+    unshown: list[SystemExit] = []
     follower = Follower(
         Path(settings().service.data),
         {"address": address, "account": account, "recipient": recipient,
@@ -87,6 +90,8 @@ def watch(address: str, account: str, recipient: str, protocol: str | None, minu
         raise click.ClickException(str(problem)) from problem
     follower.over.addBoth(over)
     reactor.run()
+    if unshown:
+        raise unshown[0]
     why = outcome[0] if outcome else "interrupted"
     if isinstance(why, Failure):
         raise click.ClickException(why.getErrorMessage())
