@@ -16,15 +16,12 @@ for what changed, which costs some microseconds when nothing did, and answers fr
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mailsvc.networks import Address, Network, network_of
 from mailsvc.state import State
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 ADDRESS, NETWORK, MANUAL = "address", "network", "manual"
 
@@ -70,7 +67,7 @@ def parse_network(text: str) -> Network:
     try:
         if "%" in text:
             raise ValueError(text)  # a zone (RFC 4007 §11) is no part of a network
-        network = ipaddress.ip_network(text, strict=False)
+        network = network_of(text)
     except ValueError:
         raise ValueError(f"{text[:50]!r} is not a network; expected an address such as 192.0.2.7 "
                          "or a network such as 192.0.2.0/24 or 2001:db8::/32") from None
@@ -158,7 +155,7 @@ class BanTable:
 
 
 def _bans(rows: list[Any]) -> list[Ban]:
-    return [Ban(ipaddress.ip_network(row[0]), *row[1:]) for row in rows]
+    return [Ban(network_of(row[0]), *row[1:]) for row in rows]
 
 
 class BanList:

@@ -46,6 +46,7 @@ from mailsvc.bans import ADDRESS, MANUAL, NETWORK, Address, Ban, Network
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
 from mailsvc.ledger import Ledger
 from mailsvc.names import fold_local_part
+from mailsvc.networks import address_of, network_of
 from mailsvc.settings import at_least, networks, setting
 
 
@@ -168,8 +169,7 @@ class Brakes:
                  in_thread: Callable[..., Deferred[Any]] | None = None) -> None:
         self._settings = settings
         self._clock = reactor
-        self._exempt = [ipaddress.ip_network(network, strict=False)
-                        for network in settings.exempt_networks]
+        self._exempt = [network_of(network) for network in settings.exempt_networks]
         self._ledger = Ledger(
             path, reactor, in_thread=in_thread, forget_seconds=settings.forget_seconds,
             ban_memory=settings.most_ban_seconds, known_memory=86_400 * settings.remember_days,
@@ -272,7 +272,7 @@ class Brakes:
 
     def _source(self, client: str) -> Source | None:
         try:
-            address = ipaddress.ip_address(client)
+            address = address_of(client)
         except ValueError:
             return None
         host, around = (32, 24) if address.version == 4 else (64, 48)

@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mailsvc.holding import Holding
 from mailsvc.listeners import CannotStart
 from mailsvc.worker import BEGIN, READY, Task, fork
 
@@ -26,7 +27,7 @@ class Child:
     """A worker from the fork until it was waited for.
 
     :param reactor: the supervisor's, which may run.
-    :param strangers: the sockets that the worker shall not have.
+    :param strangers: what the worker shall not have of the supervisor's.
     :ivar place: where it stands among the others.
     :ivar since: when it began to serve, by time.monotonic(), or None.
     :ivar leaving: whether it shall end.
@@ -43,7 +44,7 @@ class Child:
     _serves: Callable[[Child], None]
     _ended: Callable[[Child], None]
 
-    def __init__(self, task: Task, reactor: Any, strangers: Iterable[socket]) -> None:
+    def __init__(self, task: Task, reactor: Any, strangers: Iterable[Holding | socket]) -> None:
         self._reactor = reactor
         self.place = task.place
         self.pid, self.control = fork(task, reactor, strangers)

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from mailsvc import endpoints
 from mailsvc.acme.limits import ACMESettings
 from mailsvc.brakes import BrakeSettings
 from mailsvc.console.limits import ConsoleSettings
@@ -95,61 +96,43 @@ class ServiceSettings:
         check=at_least(0.01))
 
 
-def _endpoints(values: list[str]) -> str | None:
-    # Not at the top: checking an endpoint is all that needs Twisted here.
-    from twisted.internet.endpoints import serverFromString  # noqa: PLC0415
-
-    problems = []
-    for value in values:
-        # Whether systemd passed the socket is not known before the service starts.
-        if not value.startswith("systemd:"):
-            try:
-                serverFromString(None, value)
-            except PermissionError:
-                pass  # a key that is for root, or for the service's user
-            except OSError as error:
-                problems.append(f"{value!r}: {error.filename}: {error.strerror}")
-            except Exception as error:
-                problems.append(f"{value!r}: {error}")
-    return (f'Twisted endpoint strings such as "tcp:2525" or "tcp6:2525" ({"; ".join(problems)})'
-            if problems else None)
-
-
 @dataclass(frozen=True, slots=True)
 class ListenerSettings:
     """``[listeners]``."""
 
     smtp: list[str] = setting(
         ["tcp:25:backlog=1024"], "Where mail from other servers is taken (SMTP): Twisted endpoint "
-        "strings; [] for nowhere.", check=_endpoints)
+        "strings; [] for nowhere.", check=endpoints.check)
     submission: list[str] = setting(
-        [], "Where users log in and send, as a rule tcp:587: TLS by STARTTLS.", check=_endpoints)
+        [], "Where users log in and send, as a rule tcp:587: TLS by STARTTLS.",
+        check=endpoints.check)
     submissions: list[str] = setting(
-        [], "The same with TLS from the first octet, as a rule tcp:465.", check=_endpoints)
+        [], "The same with TLS from the first octet, as a rule tcp:465.", check=endpoints.check)
     lmtp: list[str] = setting(
         [], "Where a mail server beside this one delivers (LMTP), as a rule tcp:24 on loopback or "
-        "unix:/run/mailsvc/lmtp.  Whoever reaches it is trusted.", check=_endpoints)
+        "unix:/run/mailsvc/lmtp.  Whoever reaches it is trusted.", check=endpoints.check)
     odmr: list[str] = setting(
         [], "Where hosts log in and fetch the mail of routing.atrn_domains (ODMR), as a rule "
-        "tcp:366: TLS by STARTTLS.", check=_endpoints)
+        "tcp:366: TLS by STARTTLS.", check=endpoints.check)
     pop3: list[str] = setting(
-        ["tcp:110:backlog=1024"], "Where POP3 listens: TLS by STLS.", check=_endpoints)
+        ["tcp:110:backlog=1024"], "Where POP3 listens: TLS by STLS.", check=endpoints.check)
     pop3s: list[str] = setting(
-        [], "The same with TLS from the first octet, as a rule tcp:995.", check=_endpoints)
+        [], "The same with TLS from the first octet, as a rule tcp:995.", check=endpoints.check)
     http: list[str] = setting(
         [], "Where figures for Prometheus are shown (/metrics), and whether the service lives "
         "(/healthz) and is ready (/readyz), as tcp:2080:interface=127.0.0.1.  Whoever reaches it "
-        "may read them.", check=_endpoints)
+        "may read them.", check=endpoints.check)
     acme: list[str] = setting(
         [], "Where the authority of acme.names looks whether they lead here, as tcp:80; it has to "
-        "be reached on port 80, or with acme.challenge tls-alpn-01 on port 443.", check=_endpoints)
+        "be reached on port 80, or with acme.challenge tls-alpn-01 on port 443.",
+        check=endpoints.check)
     console: list[str] = setting(
         [], "Where the pages are for users and administrators, as tcp:8443; with the certificates "
         "of [tls], but in clear on loopback ([console]).  The API is there too, below /api/v1.",
-        check=_endpoints)
+        check=endpoints.check)
     api: list[str] = setting(
         [], "Where the API is alone, as unix:/run/mailsvc/api: on a Unix socket root and the user "
-        "of the service need not log in.  Elsewhere as with console.", check=_endpoints)
+        "of the service need not log in.  Elsewhere as with console.", check=endpoints.check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +208,20 @@ class Settings:
         :raises ConfigurationError: with every mistake.
         """
         return cls(**_Reading("configuration", {}).sections(mapping, overrides))
+
+    def where(self, key: str) -> str:
+        """Where the value of *key* comes from, as mistakes tell it: "FILE:LINE"."""
+        return self.given.get(key) or (self.source and self.source.path) or "configuration"
+
+    def mistake(self, key: str, problem: str, value: Any = None) -> str:
+        """The line that tells of a *problem* with the value of *key*.
+
+        :param value: what of the value is meant, if not all.
+        """
+        if value is None:
+            section, _, name = key.partition(".")
+            value = getattr(getattr(self, section), name)
+        return f"{self.where(key)}: {key} = {_shown(value)}: {problem}"
 
     def entries(self) -> Iterator[tuple[Key, Any]]:
         """Each key with its effective value."""
@@ -364,8 +361,9 @@ def load(path: str | os.PathLike[str] | None = None, overrides: Iterable[str] = 
             text = stream.read().decode("utf-8-sig")
         content, lines, mistakes = read(text)
     except OSError as error:
-        raise ConfigurationError([f"{name}: cannot be read: {error.strerror}; name a file that "
-                                  f"this user (uid {os.geteuid()}) may read"]) from error
+        remedy = (f"name a file that this user (uid {os.geteuid()}) may read"
+                  if isinstance(error, PermissionError) else "name a file that is there")
+        raise ConfigurationError([f"{name}: cannot be read: {error.strerror}; {remedy}"]) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigurationError([f"{name}:{line}: not UTF-8, which TOML has to be; save it "
@@ -515,7 +513,8 @@ def _meant(name: str) -> str:
     siblings = [key.name for key in KEYS.values() if key.section == section]
     near = [f"{section}.{key}" for key in difflib.get_close_matches(last, siblings, 1)]
     near = (near or [dotted for dotted, key in KEYS.items() if key.name == last]
-            or difflib.get_close_matches(name, [*SECTIONS, *KEYS], 1, cutoff=0.75))
+            or difflib.get_close_matches(
+                name, KEYS if section in SECTIONS else [*SECTIONS, *KEYS], 1, cutoff=0.75))
     return f"did you mean {near[0]}?" if near else "`mailsvc config reference` lists them all"
 
 

@@ -21,6 +21,7 @@ from twisted.internet.unix import Server as UnixServer
 
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
 from mailsvc.headcount import Counting, Counts
+from mailsvc.networks import address_of, network_of
 from mailsvc.pace import Pace
 
 
@@ -127,7 +128,7 @@ class Connections:
         self._counts = counts or Counts()
         self._pace = Pace(per_minute, clock, self._counts.connections)
         self._commands = Pace(commands_per_minute, clock, self._counts.commands)
-        self._exempt = [ipaddress.ip_network(network, strict=False) for network in exempt]
+        self._exempt = [network_of(network) for network in exempt]
         self._source = lru_cache(_KNOWN_SOURCES)(self._source_of)
         self._clock = clock
         self._open: dict[Connection, str] = {}
@@ -229,7 +230,7 @@ class Connections:
         """What connections are counted by: an IPv4 address, an IPv6 /64, or "" for no count."""
         if not client:
             return ""
-        address = ipaddress.ip_address(client)
+        address = address_of(client)
         if any(address in network for network in self._exempt):
             return ""
         if address.version == 6:

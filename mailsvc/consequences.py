@@ -8,13 +8,13 @@ the settings alone.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mailsvc.config import Settings
+from mailsvc.networks import address_of
 from mailsvc.rehearsal import Rehearsal, Verdict
 from mailsvc.tracing.events import Entry
 
@@ -111,7 +111,7 @@ def _envelopes(entries: Iterable[Entry]) -> Iterator[tuple[Offered, int]]:
 
 def _address(client: str) -> str:
     try:
-        return str(ipaddress.ip_address(client))
+        return str(address_of(client))
     except ValueError:
         return "127.0.0.1"
 

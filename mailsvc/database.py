@@ -202,7 +202,11 @@ def unsoundness(db: sqlite3.Connection) -> str:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with the SQLite file *path*, which may be in use; empty when nothing is."""
+    """What is wrong with the SQLite file *path*, which may be in use; empty when nothing is.
+
+    :raises DirectoryError: this user may not use it, and cannot tell.
+    """
+    _require_access(path.absolute(), create=False)
     try:
         with contextlib.closing(_opened(path, CHANGE_TIMEOUT)) as db:
             return unsoundness(db)

@@ -7,7 +7,6 @@ one deadline that its owner has set.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mailsvc.networks import address_of
 from mailsvc.trust import Secured, Trust, Untrusted, tls_text
 
 
@@ -90,7 +90,7 @@ class Line(Protocol):
     def local(self) -> bool:
         """Whether it leads to this machine itself."""
         peer = getattr(self.transport.getPeer(), "host", None)
-        return peer is None or ipaddress.ip_address(peer.partition("%")[0]).is_loopback
+        return peer is None or address_of(peer.partition("%")[0]).is_loopback
 
     @property
     def own_literal(self) -> str:

@@ -21,13 +21,16 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
+from mailsvc import contradictions
 from mailsvc.acme.files import Files
 from mailsvc.config import ConfigurationError, Settings
 from mailsvc.control import Control, ReloadRefused, UpgradeFailed, UpgradeRefused
 from mailsvc.gathering import Gathering
 from mailsvc.history import History
+from mailsvc.holding import Holding
 from mailsvc.listeners import KINDS, CannotStart, Listener
 from mailsvc.monitor import Monitor
+from mailsvc.prerequisites import hold_data
 from mailsvc.succession import NotReady, Origin, Predecessor, Successor
 from mailsvc.systemd import NotifyService
 
@@ -50,7 +53,8 @@ def listeners_of(settings: Settings, reactor: Any, optional: Sequence[str] = (),
 
     :param optional: the kinds of listeners that are left out when their port is taken.
     :param predecessor: whose sockets they take over; they take no connections then.
-    :raises CannotStart: when an endpoint cannot be understood, or there is none.
+    :raises CannotStart: when an endpoint cannot be understood, or the settings contradict each
+        other.
     """
     listeners = [
         Listener(kind, description, reactor, optional=kind.name in optional,
@@ -61,8 +65,10 @@ def listeners_of(settings: Settings, reactor: Any, optional: Sequence[str] = (),
         predecessor.close_others()
         for listener in listeners:
             listener.hold()
-    if not any(listener.for_mail for listener in listeners):
-        raise CannotStart("nothing to do: give an endpoint to listeners.smtp or listeners.pop3")
+    try:
+        contradictions.refuse(settings)
+    except ConfigurationError as error:
+        raise CannotStart(f"mailsvc cannot start: {error}") from error
     return listeners
 
 
@@ -94,6 +100,8 @@ class Front(MultiService):
     :ivar stopping: whether it is on its way down.
     :ivar alone: what only one process, of one program, may have or do; part of this service once
         that is this one.
+    :ivar holding: the data directory, which it holds while it runs; None in a worker, for which the
+        supervisor does.
     :ivar origin: how this program can be started once more, or None when it cannot.
     :ivar predecessor: the program from which this one takes over, or None.
     :ivar successor: the one that shall take over, or has, or None.
@@ -106,10 +114,11 @@ class Front(MultiService):
     handed_over = False
 
     def __init__(self, reactor: Any, listeners: list[Listener], notify: NotifyService,
-                 predecessor: Predecessor | None = None) -> None:
+                 holding: Holding | None, predecessor: Predecessor | None = None) -> None:
         super().__init__()
         self.reactor = reactor
         self.listeners = listeners
+        self.holding = holding
         self.notify = notify
         notify.quiet = predecessor is not None
         notify.setServiceParent(self)
@@ -130,13 +139,19 @@ class Front(MultiService):
 
     @explained
     def privilegedStartService(self) -> None:
-        """Bind every listener.
+        """Hold the data directory, and bind every listener.
 
-        :raises CannotStart: when it is known at once that one cannot be bound.
+        :raises CannotStart: when another service holds it, or it is known at once that a listener
+            cannot be bound.
         """
         super().privilegedStartService()
         if self.predecessor is not None:
             self.predecessor.meet(self.reactor, self._tell_status, self._end)
+        if self.holding is not None:
+            hold_data(self.settings, self.holding,
+                      -1 if self.predecessor is None else self.predecessor.holding)
+            if self.predecessor is None:
+                self.holding.sign()
         _raise_descriptor_limit()
         self.bound = DeferredList(
             [listener.bind() for listener in self.listeners], consumeErrors=True
@@ -151,6 +166,7 @@ class Front(MultiService):
             self.listeners = [listener for listener in self.listeners if listener.bound]
             return None
         self.close_listeners()
+        self.let_go()
         return CannotStart("mailsvc cannot listen:\n" + "\n".join(problems))
 
     def close_listeners(self, *, last: bool = True) -> Deferred[Any]:
@@ -160,6 +176,11 @@ class Front(MultiService):
         """
         return gatherResults([listener.close() for listener in self.listeners
                               if last or listener.kind.name != "http"])
+
+    def let_go(self) -> None:
+        """Hold the data directory no more; may be called again."""
+        if self.holding is not None:
+            self.holding.close()
 
     def unbound(self) -> list[str]:
         """The listeners that have no port."""
@@ -314,12 +335,13 @@ class Front(MultiService):
             if (problem := self.cannot_upgrade()) is not None:
                 raise NotReady(problem)
             assert self.origin is not None
+            assert self.holding is not None
             _log.info("the program on disk is started, to take over")
             self.notify.status(self.status() + "; a new program is starting")
             successor = self.successor = Successor(
                 self.origin, [(each.kind.name, each.description, each.socket.fileno())
                               for each in self.listeners if each.socket is not None],
-                self.reactor, self._asked)
+                self.holding.fileno(), self.reactor, self._asked)
             try:
                 version = await successor.start()
                 if self.stopping:
@@ -352,6 +374,8 @@ class Front(MultiService):
             raise UpgradeFailed(
                 f"the new program failed: {problem}; the service ends, to be started again"
             ) from problem
+        # What is left here ends with its sessions, and is in nobody's way until then.
+        self.let_go()
         _log.info("mailsvc {version}, process {pid}, has taken over; {sessions} sessions end here",
                   version=version, pid=successor.pid, sessions=self.sessions())
         Deferred.fromCoroutine(self._leave(successor)).addErrback(
@@ -399,6 +423,8 @@ class Front(MultiService):
             return
         for listener in self.listeners:
             listener.own()
+        if self.holding is not None:
+            self.holding.sign()
         self.notify.quiet = False
         self.begin()
         self._announce()

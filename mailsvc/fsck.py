@@ -28,6 +28,7 @@ from pathlib import Path
 from mailsvc import database
 from mailsvc.journal import Journal
 from mailsvc.mail import Account
+from mailsvc.names import DirectoryError
 from mailsvc.ownership import acting_as_owner_of
 from mailsvc.queue.message import Unreadable
 from mailsvc.queue.spool import Spool
@@ -127,7 +128,11 @@ def examine(what: Examined, progress: Callable[[int, int], None] = lambda done, 
 
 def _databases(what: Examined) -> Iterator[Finding]:
     for path in dict.fromkeys((what.database, what.data / "state.sqlite")):
-        problem = database.damage(path) if path.exists() else ""
+        try:
+            problem = database.damage(path) if path.exists() else ""
+        except DirectoryError as refused:
+            yield Finding(str(path), f"cannot be looked at: {refused}")
+            continue
         if problem:
             yield Finding(str(path), f"damaged: {problem}; stop the service, and put the copy of a "
                           "backup in its place")

@@ -103,6 +103,12 @@ class _Levels(LogLevelFilterPredicate):
         return found
 
 
+def no_new_log() -> None:
+    """Say that there is no log file to begin anew, to whoever asks for that by SIGUSR1."""
+    Logger("mailsvc").info("SIGUSR1 begins a new log file; this log goes to none, so nothing is "
+                           "done")
+
+
 class SharedLogFile(LogFile):
     """A log file that several processes append to; one of them rotates it, the others reopen it."""
 

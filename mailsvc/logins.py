@@ -10,7 +10,6 @@ Nothing secret shows in a ``repr``, hence in no log.
 
 from __future__ import annotations
 
-import ipaddress
 import time
 import unicodedata
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from typing import Any
 from mailsvc.database import Database
 from mailsvc.mail import Account
 from mailsvc.names import DirectoryError, fold_domain, fold_local_part
+from mailsvc.networks import address_of, network_of
 
 #: What a password may be for, as in :class:`mailsvc.credentials.Attempt`.
 PROTOCOLS = ("pop3", "submission")
@@ -97,12 +97,10 @@ class Credentials:
 
 def _is_within(client: str, networks: Iterable[str]) -> bool:
     try:
-        address = ipaddress.ip_address(client)
+        address = address_of(client)
     except ValueError:  # a Unix socket
         return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return any(address in ipaddress.ip_network(network) for network in networks)
+    return any(address in network_of(network) for network in networks)
 
 
 #: The columns that :func:`stored` reads.
@@ -224,12 +222,12 @@ def _checked(password: StoredPassword) -> StoredPassword:
 
 def _network(text: str) -> str:
     try:
-        network = ipaddress.ip_network(text, strict=False)
+        network = network_of(text)
     except ValueError:
         raise DirectoryError(f"{text!r} is not a network",
                              "expected an address such as 192.0.2.7, or a network such as "
                              "192.0.2.0/24 or 2001:db8::/32") from None
-    if ipaddress.ip_interface(text).ip != network.network_address:
+    if address_of(text.partition("/")[0]) != network.network_address:
         raise DirectoryError(f"{text} is an address in a network",
                              f"expected the network, {network}, or the address alone")
     return str(network)

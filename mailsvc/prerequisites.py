@@ -11,8 +11,9 @@ from contextlib import suppress
 
 from twisted.cred.checkers import ICredentialsChecker
 
-from mailsvc.acme.limits import CHALLENGES
+from mailsvc import contradictions
 from mailsvc.config import Settings
+from mailsvc.holding import Holding, InUse
 from mailsvc.listeners import CannotStart
 from mailsvc.ownership import name_of
 from mailsvc.store.tree import sync_directory
@@ -45,28 +46,17 @@ def refuse_unreadable(checkers: Iterable[ICredentialsChecker]) -> None:
 
 def refuse_unanswered(settings: Settings) -> None:
     """Do not serve when no certificate will ever come."""
-    if not settings.acme.names:
-        return
-    if not settings.acme.agreed:
-        raise CannotStart(
-            f"mailsvc cannot start: acme.names is set, and acme.agreed is not: read the terms of "
-            f"service of {settings.acme.directory} and set it to true, or take acme.names out")
-    listeners, kind = settings.listeners, settings.acme.challenge
-    if not (listeners.acme or (
-            kind == "tls-alpn-01" and (listeners.console or listeners.api))):
-        raise CannotStart(
-            "mailsvc cannot start: acme.names is set, and the authority would find nobody to "
-            f'answer: give listeners.acme an endpoint, as ["tcp:{CHALLENGES[kind]}"], or take '
-            "acme.names out")
+    if (problem := contradictions.unanswered(settings)) is not None:
+        raise CannotStart(f"mailsvc cannot start: {problem}")
 
 
-def refuse_unusable(authorities: str) -> None:
+def refuse_unusable(settings: Settings) -> None:
     """Do not serve with authorities that nobody could be verified by: mail would go unprotected."""
     try:
-        Trust(authorities=authorities).connections("localhost")
+        Trust(authorities=settings.relay.authorities).connections("localhost")
     except Untrusted as problem:
-        raise CannotStart(
-            f"mailsvc cannot start: relay.authorities: {problem.text}") from problem
+        raise CannotStart(f"mailsvc cannot start: {settings.where('relay.authorities')}: "
+                          f"relay.authorities: {problem.text}") from problem
 
 
 def make_mail_directory(settings: Settings) -> None:
@@ -82,12 +72,37 @@ def make_mail_directory(settings: Settings) -> None:
                 os.mkdir(place, 0o700)
             # Whoever made it may not have got as far as this, and all mail would go with it.
             sync_directory(os.fsencode(data))
-        except FileNotFoundError:
-            raise CannotStart(
-                f"mailsvc cannot start: there is no directory {data} (service.data); make it for "
-                f"the user that runs mailsvc: install -d -o USER -g USER -m 700 {data}") from None
-        except PermissionError:
-            user = name_of(os.geteuid())
-            raise CannotStart(
-                f"mailsvc cannot start: {user} may not write in {data} (service.data); give it to "
-                f"the user that runs mailsvc: chown -R {user} {data}") from None
+        except OSError as error:
+            raise _unusable(data, error) from None
+
+
+def hold_data(settings: Settings, holding: Holding, inherited: int = -1) -> None:
+    """Do not serve what another service serves: each would take the other's sockets and work.
+
+    :param inherited: as :meth:`Holding.take` has it.
+    """
+    data = settings.service.data
+    try:
+        holding.take(inherited)
+    except InUse as problem:
+        stop = f"kill {problem.pid}" if problem.pid else f"`fuser {data}/lock` names it"
+        raise CannotStart(
+            f"mailsvc cannot start: {problem} serves the data in {data} already; stop that first "
+            f"(systemctl stop mailsvc, or {stop}), or give this one a data directory of its own "
+            "(service.data)") from None
+    except OSError as error:
+        raise _unusable(data, error) from None
+
+
+def _unusable(data: str, error: OSError) -> CannotStart:
+    if isinstance(error, FileNotFoundError):
+        return CannotStart(
+            f"mailsvc cannot start: there is no directory {data} (service.data); make it for "
+            f"the user that runs mailsvc: install -d -o USER -g USER -m 700 {data}")
+    if isinstance(error, PermissionError):
+        user = name_of(os.geteuid())
+        return CannotStart(
+            f"mailsvc cannot start: {user} may not write in {data} (service.data); give it to "
+            f"the user that runs mailsvc: chown -R {user} {data}")
+    return CannotStart(f"mailsvc cannot start: {data} (service.data) cannot be used: "
+                       f"{error.strerror}; see to that, or name another directory")

@@ -37,6 +37,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mailsvc.connections import client_address
+from mailsvc.networks import address_of, network_of
 from mailsvc.settings import at_least, networks, setting
 
 
@@ -115,7 +116,7 @@ def _parse_v1(data: bytes) -> Header | None:
         return Header(None, None, end)
     family = ipaddress.IPv4Address if match[1] == b"TCP4" else ipaddress.IPv6Address
     try:
-        client, server = (str(family(match[place].decode())) for place in (2, 3))
+        client, server = (str(address_of(family(match[place].decode()).packed)) for place in (2, 3))
     except ValueError:
         raise HeaderFault("malformed address") from None
     ports = int(match[4]), int(match[5])
@@ -153,7 +154,7 @@ def _parse_v2(data: bytes) -> Header | None:
         source, destination, *ports = struct.unpack_from("!16s16sHH", header, _V2_FIXED)
     else:
         return Header(None, None, octets)
-    client, server = (str(ipaddress.ip_address(address)) for address in (source, destination))
+    client, server = (str(address_of(address)) for address in (source, destination))
     return Header((client, ports[0]), (server, ports[1]), octets)
 
 
@@ -278,8 +279,7 @@ class ProxiedFactory(Factory):
         self.settings = settings
         self.clock = clock
         self.waiting: set[_HeaderReader] = set()
-        self._networks = [ipaddress.ip_network(network, strict=False)
-                          for network in settings.networks]
+        self._networks = [network_of(network) for network in settings.networks]
 
     def doStart(self) -> None:
         super().doStart()
@@ -305,7 +305,7 @@ class ProxiedFactory(Factory):
         client = client_address(peer)
         if not client:
             return False
-        address = ipaddress.ip_address(client)
+        address = address_of(client)
         return any(address in network for network in self._networks)
 
 

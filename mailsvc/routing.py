@@ -33,7 +33,6 @@ rewritten (RFC 5321 §2.3.11, appendix F.2).
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -60,6 +59,7 @@ from mailsvc.names import (
     fold_local_part,
     parse_address,
 )
+from mailsvc.networks import address_of
 from mailsvc.settings import Check, at_least, setting
 from mailsvc.srs import SRS
 
@@ -84,7 +84,7 @@ def _empty_or(check: Callable[[str], object]) -> Check:
 def _ip_addresses(values: list[str]) -> str | None:
     for value in values:
         try:
-            ipaddress.ip_address(value)
+            address_of(value)
         except ValueError:
             return "IPv4 and IPv6 addresses, without brackets"
     return None
@@ -156,7 +156,7 @@ class Router:
         self._hostname = hostname
         self._settings = settings = settings or RoutingSettings()
         self._postmaster = parse_address(settings.postmaster) if settings.postmaster else None
-        self._literals = {ipaddress.ip_address(literal) for literal in settings.literals}
+        self._literals = {address_of(literal) for literal in settings.literals}
         self._relayed = {check_domain(domain) for domain in settings.relay_domains}
         self._turned = {_key(parse_address(name)): tuple(map(check_domain, domains.split()))
                         for name, domains in settings.atrn_domains.items()}
@@ -327,7 +327,7 @@ class Router:
         if inside[:5].upper() == "IPV6:":
             inside = inside[5:]
         try:
-            return ipaddress.ip_address(inside) in self._literals
+            return address_of(inside) in self._literals
         except ValueError:
             return False
 

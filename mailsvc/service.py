@@ -61,6 +61,7 @@ from mailsvc.figures import (
 from mailsvc.front import Front, explained, listeners_of
 from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
+from mailsvc.holding import Holding
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.live import Live
 from mailsvc.logindelay import LoginDelay
@@ -201,6 +202,7 @@ class MailService(Front):
     ) -> None:
         super().__init__(reactor, listeners,
                          NotifyService(reactor) if place is None else NotifyService(reactor, {}),
+                         Holding(Path(settings.service.data)) if place is None else None,
                          predecessor)
         self._settings = settings
         self._checkers = checkers
@@ -240,7 +242,10 @@ class MailService(Front):
             self._open()
         except (DirectoryError, StoreUnusable, TLSUnusable, OSError) as error:
             self.close_listeners()
-            raise CannotStart(f"mailsvc cannot start: {error}") from error
+            self.let_go()
+            problem = str(error) if not isinstance(error, TLSUnusable) else "\n".join(
+                f"{self._settings.where(key)}: {key}: {problem}" for key, problem in error.problems)
+            raise CannotStart(f"mailsvc cannot start: {problem}") from error
         if self._place is None:
             self.watch(Gathering(self._figures, self))
             if self.predecessor is None:
@@ -263,7 +268,7 @@ class MailService(Front):
         settings, reactor = self._settings, self.reactor
         refuse_unreadable(self._checkers)
         refuse_unanswered(settings)
-        refuse_unusable(settings.relay.authorities)
+        refuse_unusable(settings)
         hostname, domain = settings.service.hostname, settings.routing.default_domain
         make_mail_directory(settings)
         self._open_webhooks()
@@ -463,10 +468,12 @@ class MailService(Front):
         try:
             poster = Poster(settings, self.reactor)
         except SecretUnusable as problem:
-            raise CannotStart(f"mailsvc cannot start: webhooks.secret: {problem}") from problem
+            raise CannotStart(f"mailsvc cannot start: {self._settings.where('webhooks.secret')}: "
+                              f"webhooks.secret: {problem}") from problem
         except Untrusted as problem:
             raise CannotStart(
-                f"mailsvc cannot start: webhooks.authorities: {problem}") from problem
+                f"mailsvc cannot start: {self._settings.where('webhooks.authorities')}: "
+                f"webhooks.authorities: {problem}") from problem
         spool.Spool(path).close()
         webhooks = Webhooks(settings, path, poster, self._share, self.reactor)
         webhooks.observe()
@@ -537,6 +544,7 @@ class MailService(Front):
             self._directory.close()
         if self._recorder is not None:
             await self._recorder.stop()
+        self.let_go()
         _log.info("stopped")
 
 

@@ -1,8 +1,9 @@
 """One program taking over from another, so that there is no moment in which nobody serves.
 
 The program that serves, the *former* one, starts what is on disk now by the command that it was
-started by itself.  This *successor* inherits the listening sockets and a socket to the former one,
-the *link*; where they are says :data:`VARIABLE` in its environment.
+started by itself.  This *successor* inherits the listening sockets, the lock on the data directory
+(:mod:`mailsvc.holding`) and a socket to the former one, the *link*; where they are says
+:data:`VARIABLE` in its environment.
 
 ::
 
@@ -83,19 +84,21 @@ class Origin:
     :ivar directory: where.
     :ivar pidfile: the file with its pid, or "".
     :ivar let_go: to be called when the pid file, and whatever else of twistd, is the successor's.
+    :ivar watched: whether anybody reads the pid file.
     """
 
     command: tuple[str, ...]
     directory: str
     pidfile: str = ""
     let_go: Callable[[], object] = lambda: None
+    watched: bool = True
 
     def unknown(self, environ: Mapping[str, str] = os.environ) -> str | None:
         """Why a successor would not be known to whoever watches this process, or None."""
         if os.getpid() == 1:
             return ("this process is the first of its container, which would end with it; start "
                     "the container anew")
-        if not self.pidfile and not environ.get("NOTIFY_SOCKET"):
+        if not (self.pidfile and self.watched) and not environ.get("NOTIFY_SOCKET"):
             return ("nobody would learn of the new process: that needs systemd (Type=notify), or "
                     "twistd with a pid file (--pidfile); restart the service instead")
         return None
@@ -183,13 +186,15 @@ class Successor:
     """The program that shall take over from this one.
 
     :param sockets: the listening sockets: kind, endpoint and descriptor of each.
+    :param holding: the descriptor by which this program holds the data directory.
     :param asked: called with "stop" or "hurry" when it wants this program to end, later.
     """
 
-    def __init__(self, origin: Origin, sockets: Iterable[tuple[str, str, int]], reactor: Any,
-                 asked: Callable[[str], object], patience: float = PATIENCE) -> None:
+    def __init__(self, origin: Origin, sockets: Iterable[tuple[str, str, int]], holding: int,
+                 reactor: Any, asked: Callable[[str], object], patience: float = PATIENCE) -> None:
         self._origin = origin
         self._sockets = list(sockets)
+        self._holding = holding
         self._reactor = reactor
         self._asked = asked
         self._patience = patience
@@ -244,10 +249,11 @@ class Successor:
             self._origin.step_aside()
             self._process = subprocess.Popen(
                 self._origin.command, cwd=self._origin.directory, stderr=self._words,
-                pass_fds=[theirs.fileno(), stderr, *(fd for _, _, fd in self._sockets)],
+                pass_fds=[theirs.fileno(), stderr, self._holding,
+                          *(fd for _, _, fd in self._sockets)],
                 env={**{name: value for name, value in os.environ.items() if name not in _OWN},
                      VARIABLE: json.dumps({"link": theirs.fileno(), "stderr": stderr,
-                                           "sockets": self._sockets})})
+                                           "holding": self._holding, "sockets": self._sockets})})
             self.pid = self._process.pid
         except BaseException:
             ours.close()
@@ -356,12 +362,14 @@ class Predecessor:
     """The program from which this one takes over; see the module.
 
     :ivar left: how many sessions it has left, or None when that is not known yet.
+    :ivar holding: the descriptor by which it holds the data directory, or -1.
     """
 
     def __init__(self, link: socket.socket, stderr: int,
-                 sockets: Iterable[tuple[str, str, int]]) -> None:
+                 sockets: Iterable[tuple[str, str, int]], holding: int = -1) -> None:
         self._end = link
         self.stderr = stderr
+        self.holding = holding
         self._sockets: dict[tuple[str, str], list[int]] = {}
         for kind, description, fd in sockets:
             self._sockets.setdefault((kind, description), []).append(fd)
@@ -380,10 +388,13 @@ class Predecessor:
         if told is None:
             return None
         inherited = json.loads(told)
-        for fd in inherited["link"], inherited["stderr"]:
-            os.set_inheritable(fd, False)
+        # A version of old holds nothing.
+        holding = inherited.get("holding", -1)
+        for fd in inherited["link"], inherited["stderr"], holding:
+            if fd >= 0:
+                os.set_inheritable(fd, False)
         return cls(socket.socket(fileno=inherited["link"]), inherited["stderr"],
-                   [tuple(each) for each in inherited["sockets"]])
+                   [tuple(each) for each in inherited["sockets"]], holding)
 
     def socket_for(self, kind: str, description: str) -> int | None:
         """The descriptor of its listener of that *kind* on that endpoint, or None; each once."""

@@ -18,12 +18,12 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from mailsvc import log
+from mailsvc import contradictions, log
 from mailsvc.config import DEFAULT_PATH, ConfigurationError, Settings, load
 from mailsvc.credentials import IToken
 from mailsvc.front import Configuration
 from mailsvc.listeners import KINDS, CannotStart
-from mailsvc.log import SharedLogFile
+from mailsvc.log import SharedLogFile, no_new_log
 from mailsvc.service import MailService
 from mailsvc.stopping import StopSignals
 from mailsvc.succession import Origin, Predecessor, command
@@ -31,6 +31,9 @@ from mailsvc.toml import literal
 from mailsvc.workers import Supervisor, serve
 
 _log = Logger("mailsvc")
+
+#: The pid file of twistd, unless it is told another.
+_PIDFILE = "twistd.pid"
 
 
 def _endpoints(kind: str) -> Callable[[Options, str], None]:
@@ -92,9 +95,15 @@ class Options(usage.Options, AuthOptionMixin):
             raise CannotStart(f"the configuration has mistakes:\n{error}") from error
 
     def _load(self) -> Settings:
+        """The settings, of which a service can be made.
+
+        :raises ConfigurationError: with every mistake.
+        """
         overrides = list(self["set"])
         overrides += (f"listeners.{kind}={literal(self[kind])}" for kind in KINDS if self[kind])
-        return load(self["config"], overrides)
+        settings = load(self["config"], overrides)
+        contradictions.refuse(settings)
+        return settings
 
     def read_again(self) -> Configuration:
         """What the configuration, and the files that --auth names, say now.
@@ -130,16 +139,20 @@ def makeService(options: Options) -> MailService | Supervisor:
         if file is not None:
             file.rotateLength = None
 
-    service.origin = Origin(command(), os.getcwd(), twistd.get("pidfile") or "", let_go)
+    pidfile = twistd.get("pidfile") or ""
+    # In the foreground nobody reads the file that twistd makes unasked.
+    unread = bool(twistd.get("nodaemon")) and pidfile == os.path.abspath(_PIDFILE)
+    service.origin = Origin(command(), os.getcwd(), pidfile, let_go, watched=not unread)
     StopSignals().serve(reactor, service.hurry)
     if file is not None:
         service.log_observer = log.observer(settings.log, log.ByTurns(cast(IO[str], file)))
-        # As twistd does: SIGUSR1 begins a new file, unless somebody else has a use for it.
-        if not signal.getsignal(signal.SIGUSR1):
-            rotate = service.rotate_log if isinstance(service, Supervisor) else file.rotate
-            signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(rotate))
     elif not (twistd.get("logger") or twistd.get("syslog")):
         service.log_observer = log.observer(settings.log, log.ByTurns(sys.stdout))
+    # As twistd does: SIGUSR1 begins a new file, unless somebody else has a use for it.
+    if not signal.getsignal(signal.SIGUSR1):
+        rotate = (no_new_log if file is None else
+                  service.rotate_log if isinstance(service, Supervisor) else file.rotate)
+        signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(rotate))
     if signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:
         signal.signal(signal.SIGUSR2,
                       lambda *_: reactor.callFromThread(service.upgrade_by_signal))

@@ -40,7 +40,7 @@ import datetime
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,7 +132,14 @@ def certificate_places(settings: TLSSettings) -> list[str]:
 
 
 class TLSUnusable(Exception):
-    """TLS cannot be offered; the text has a line for each problem and says what to do."""
+    """TLS cannot be offered; the text has a line for each problem and says what to do.
+
+    :ivar problems: keys of the configuration, and what is wrong.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(f"{key}: {problem}" for key, problem in problems))
 
 
 # ---- contexts -----------------------------------------------------------------------------------
@@ -277,22 +284,20 @@ class ServerTLS(Service):
         :raises TLSUnusable: names all that is wrong with any of them.
         """
         self._aloud = aloud
-        problems = []
+        problems: list[tuple[str, str]] = []
         self._watched = [certificate_at(place) for place in certificate_places(self._settings)]
         if not self._watched:
             try:
                 own = self_signed(self._directory, self._hostname)
             except CertificateProblem as problem:
-                problems.append(f"tls.certificates: {problem}")
+                problems.append(("tls.certificates", str(problem)))
             else:
                 self._watched = [certificate_until(self._issued, own)]
-        elif self._issued:
-            problems.append("tls.certificates: acme.names is set as well; take one of them out")
         for watched in self._watched:
             try:
                 self._certificates[watched] = self._usable(watched)
             except CertificateProblem as problem:
-                problems.append(f"tls.certificates: {problem}")
+                problems.append(("tls.certificates", str(problem)))
         if self._settings.client_ca:
             self._client_files[authorities_in(self._settings.client_ca)] = "authorities"
         if self._settings.client_crl:
@@ -302,9 +307,9 @@ class ServerTLS(Service):
                 self._clients = replace(self._clients, **{what: file.load()})
             except CertificateProblem as problem:
                 key = "client_ca" if what == "authorities" else "client_crl"
-                problems.append(f"tls.{key}: {problem}")
+                problems.append((f"tls.{key}", str(problem)))
         if problems:
-            raise TLSUnusable("\n".join(problems))
+            raise TLSUnusable(problems)
         self._renew_contexts()
         if aloud:
             for certificate in self._certificates.values():

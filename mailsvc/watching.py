@@ -12,7 +12,6 @@ neither the conversation nor its session know, and none other pays.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mailsvc.connections import Connections
+from mailsvc.networks import address_of, network_of
 from mailsvc.transcript import POP3Transcript, SMTPTranscript, Transcript
 
 _log = Logger("mailsvc")
@@ -81,7 +81,7 @@ class Watch:
         if protocol not in ("", "smtp", "pop3"):
             raise ValueError(f"{protocol!r} is no protocol here; choose smtp or pop3")
         try:
-            self._network = ipaddress.ip_network(address, strict=False) if address else None
+            self._network = network_of(address) if address else None
         except ValueError as problem:
             raise ValueError(f"{address!r} is no IP address or network, such as 192.0.2.7 or "
                              "2001:db8::/64") from problem
@@ -101,7 +101,7 @@ class Watch:
             return ""
         if self._network is not None:
             client = connection.client
-            chosen = bool(client) and ipaddress.ip_address(client) in self._network
+            chosen = bool(client) and address_of(client) in self._network
             return f"the client is {client}" if chosen else ""
         if self._account:
             name = connection.account.lower()

@@ -20,7 +20,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -34,6 +34,7 @@ from twisted.python.failure import Failure
 
 from mailsvc import log
 from mailsvc.config import Settings
+from mailsvc.holding import Holding
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.service import MailService, Place
 
@@ -71,7 +72,8 @@ class Task:
     stderr: int = -1
 
 
-def fork(task: Task, reactor: Any, strangers: Iterable[socket.socket]) -> tuple[int, socket.socket]:
+def fork(task: Task, reactor: Any, strangers: Iterable[Holding | socket.socket]
+         ) -> tuple[int, socket.socket]:
     """Start a worker from a process without threads; its pid, and a socket to it.
 
     There the worker says :data:`READY`, or why it cannot serve; its end is the worker's end.
@@ -97,7 +99,7 @@ def fork(task: Task, reactor: Any, strangers: Iterable[socket.socket]) -> tuple[
 
 
 def _become(task: Task, reactor: Any, parent: int, control: socket.socket,
-            strangers: list[socket.socket]) -> NoReturn:
+            strangers: Sequence[Holding | socket.socket]) -> NoReturn:
     status = 1
     try:
         if task.stderr >= 0:
@@ -116,7 +118,7 @@ def _become(task: Task, reactor: Any, parent: int, control: socket.socket,
         os._exit(status)
 
 
-def _cut_off(parent: int, strangers: list[socket.socket]) -> None:
+def _cut_off(parent: int, strangers: Sequence[Holding | socket.socket]) -> None:
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)

@@ -60,6 +60,7 @@ from mailsvc.figures import RELOADS, RESTARTS, Figures, Share
 from mailsvc.front import Configuration, Front, explained, listeners_of
 from mailsvc.gathering import Gathering, Process
 from mailsvc.headcount import Crew
+from mailsvc.holding import Holding
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.log import SharedLogFile
 from mailsvc.service import MailService, Place, build, certificate_names
@@ -149,7 +150,8 @@ class Supervisor(Front):
         checkers: tuple[ICredentialsChecker, ...],
         log_file: SharedLogFile | None = None, predecessor: Predecessor | None = None,
     ) -> None:
-        super().__init__(reactor, listeners, NotifyService(reactor), predecessor)
+        super().__init__(reactor, listeners, NotifyService(reactor),
+                         Holding(Path(settings.service.data)), predecessor)
         self._configuration: Configuration = settings, checkers
         self._log_file = log_file
         self._log_octets = 0
@@ -230,6 +232,7 @@ class Supervisor(Front):
             # Interrupted, too: what the workers write to may be removed next.
             self._kill_all()
             self.close_listeners()
+            self.let_go()
             if isinstance(error, OSError):
                 raise CannotStart(f"mailsvc cannot start: no worker: {error.strerror}; see how "
                                   "many processes and descriptors it may have (ulimit -a)"
@@ -268,10 +271,11 @@ class Supervisor(Front):
         task = Task(settings, checkers, self._for_mail(), place, self.for_good, self._log_file,
                     waits or not self._serving,
                     self.predecessor.stderr if self.predecessor is not None else -1)
+        assert self.holding is not None
         try:
             return Child(
                 task, self.reactor,
-                [*(worker.control for worker in (*self._workers, *self._successors)),
+                [self.holding, *(worker.control for worker in (*self._workers, *self._successors)),
                  *self._sockets()])
         except OSError:
             self._crew.clear(row)
@@ -539,6 +543,7 @@ class Supervisor(Front):
         await closed
         await others
         await super().stopService()
+        self.let_go()
         _log.info("stopped")
 
     def _kill(self) -> None:

@@ -180,22 +180,23 @@ def test_units_that_answer(port: int) -> None:
 
 
 @pytest.mark.parametrize(("acme", "listeners", "tls", "expected"), [
-    ({"names": NAMES}, {"acme": ["tcp:0"]}, {}, "acme.agreed is not: read the terms of service of "
-     "https://acme-v02.api.letsencrypt.org/directory"),
+    ({"names": NAMES}, {"acme": ["tcp:0"]}, {}, "expected acme.agreed = true beside it, when you "
+     "have read the terms of service of https://acme-v02.api.letsencrypt.org/directory"),
     ({"names": NAMES, "agreed": True}, {}, {}, 'give listeners.acme an endpoint, as ["tcp:80"]'),
     ({"names": NAMES, "agreed": True, "challenge": "tls-alpn-01"}, {}, {},
      'give listeners.acme an endpoint, as ["tcp:443"]'),
     ({"names": NAMES, "agreed": True}, {"acme": ["tcp:0"]}, {"certificates": ["/nowhere"]},
-     "tls.certificates: acme.names is set as well; take one of them out"),
+     "tls.certificates = [\"/nowhere\"]: expected no acme.names beside it, which is set as well; "
+     "take one of them out"),
 ])
 def test_refused(tmp_path: Path, acme: dict[str, Any], listeners: dict[str, Any],
                  tls: dict[str, Any], expected: str) -> None:
     settings = Settings.from_mapping({
         "service": {"data": str(tmp_path), "hostname": NAMES[0]}, "acme": acme, "tls": tls,
         "listeners": {"smtp": ["tcp:0:interface=127.0.0.1"], "pop3": [], **listeners}})
-    service = build(settings, Clock())
-    service.bound = SimpleNamespace()  # nothing is bound
     with pytest.raises(CannotStart) as refused:
+        service = build(settings, Clock())
+        service.bound = SimpleNamespace()  # nothing is bound
         service.startService()
     assert expected in str(refused.value)
 

@@ -129,7 +129,8 @@ def test_what_is_not_banned_cannot_be_lifted(run: CommandLine) -> None:
 def test_a_wrong_place_is_not_made(tmp_path: Path) -> None:
     run = CommandLine(tmp_path / "tpyo")
     for arguments in (("list",), ("add", "192.0.2.1"), ("remove", "all")):
-        assert run(*arguments, status=1).startswith(f"there is no directory {tmp_path}/tpyo; ")
+        assert run(*arguments, status=1).startswith(
+            f"there is no mailsvc data in {tmp_path}/tpyo: no such directory; ")
     assert not (tmp_path / "tpyo").exists()
 
 

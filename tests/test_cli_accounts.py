@@ -246,6 +246,12 @@ def test_a_password_from_a_file(run: CommandLine, tmp_path: Path) -> None:
     assert run.login("bob@example.org")[1] == "new"
     run("account", "passwd", "bob@example.org", "--password-file", "-", stdin="newer\n")
     assert run.login("bob@example.org")[1] == "newer"
+    # What some editors put before it is no part of it.
+    place.write_text("newest\n", "utf-8-sig")
+    run("account", "passwd", "bob@example.org", "--password-file", str(place))
+    assert run.login("bob@example.org")[1] == "newest"
+    run("account", "passwd", "bob@example.org", "--password-stdin", stdin="\ufefflast\n")
+    assert run.login("bob@example.org")[1] == "last"
     place.unlink()
     assert f"--password-file {place}: No such file" in run.misused(
         "account", "passwd", "bob@example.org", "--password-file", str(place))

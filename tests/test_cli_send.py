@@ -321,3 +321,27 @@ def test_no_terminal_to_ask_for_a_password(arguments: list[str]) -> None:
 
 def test_fetch_with_a_wrong_password(service: Service) -> None:
     assert "login refused" in fetch(service, account=f"{BOB}:wrong", status=77).stderr
+
+
+def test_a_password_behind_a_byte_order_mark(service: Service, tmp_path: Path) -> None:
+    place = tmp_path / "password"
+    place.write_text(SECRET + "\n", "utf-8-sig")
+    login = ("--to", BOB, "--user", BOB, "--tls", "starttls", "--ca", ca(service), "--no-verify",
+             "--quit-after", "auth")
+    send(service, *login, "--password-file", str(place), name="submission")
+    send(service, *login, "--password-stdin", name="submission", stdin=f"\ufeff{SECRET}\n")
+
+
+@pytest.mark.parametrize("command", [
+    ("send", "--to", BOB), ("fetch", "--user", BOB, "--password-stdin", "--into", "-")],
+    ids=["send", "fetch"])
+def test_two_ports(command: tuple[str, ...]) -> None:
+    done = run(*command, "--server", "127.0.0.1:9", "--port", "10", status=2)
+    assert done.stderr.splitlines()[-1] == (
+        "Error: --server 127.0.0.1:9 names one port, and --port 10 another; leave one of them out")
+
+
+def test_a_port_of_its_own(service: Service) -> None:
+    host, port = service.smtp
+    for server in f"{host}:{port}", host:
+        run("send", "--server", server, "--port", str(port), "--to", BOB, "--quit-after", "rcpt")

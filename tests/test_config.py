@@ -457,10 +457,10 @@ authorities = "{path}"
     status, out, err = run("check", path)
     assert (status, out) == (1, "")
     first, *others = err.splitlines()
-    assert first == (f"Error: {path}: tls.certificates: /nonexistent/a.pem: no such file; put it "
+    assert first == (f"Error: {path}:4: tls.certificates: /nonexistent/a.pem: no such file; put it "
                      "there, or name another place")
-    assert [line.removeprefix(f"{path}: ").split(":")[0] for line in others] == [
-        "tls.client_ca", "tls.client_crl", "relay.authorities"]
+    assert [line.removeprefix(f"{path}:").split(":")[:2] for line in others] == [
+        ["5", " tls.client_ca"], ["6", " tls.client_crl"], ["8", " relay.authorities"]]
     path.write_text(f"service.data = '{tmp_path}'\ntls.certificates = ['{chain}']\n")
     assert run("check", path) == (0, f"{path}: ok\n", "")
 

@@ -12,6 +12,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -23,15 +25,17 @@ from mailsvc.cli.dev import (
     ALIAS,
     CHEAP_PASSWORDS,
     PLACE,
+    PORTS,
     NewAccount,
     Place,
     UnixPlace,
+    _hints,
     dev,
 )
 from mailsvc.directory import SqliteDirectory
 from mailsvc.mail import Address
 from tests.service import PATIENCE, Service, fetch, login, submit
-from tests.twistd import IPV6, Twistd
+from tests.twistd import IPV6, ROOT, Twistd
 
 MESSAGE = b"Subject: hello\r\n\r\nHello.\r\n"
 ANY_PORT = ("--smtp", "0", "--pop3", "0")
@@ -89,6 +93,22 @@ def test_no_demonstration_beside_other_accounts(tmp_path: Path) -> None:
         assert "account" not in service.greeting
     with Service(tmp_path / "data") as service:
         assert service.greeting.startswith("smtp ")
+
+
+def test_the_readme_shows_what_is_printed() -> None:
+    text = (ROOT / "README.rst").read_text()
+    block = re.search(r"\n    account demo@localhost \S+\n(.*?)\n    ready\n\n(.*?)\n\n\(If", text,
+                      re.DOTALL)
+    assert block is not None
+    assert [line.strip() for line in block[1].splitlines()] == [
+        f"{kind} 127.0.0.1:{port}" for kind, port in PORTS.items() if port]
+    listeners: Any = [SimpleNamespace(kind=SimpleNamespace(name=kind), address=f"127.0.0.1:{port}")
+                      for kind, port in PORTS.items() if port]
+    _, *hints = _hints(listeners, None)
+    shown = [line.strip().partition("…")[0].strip() for line in block[2].splitlines()]
+    assert len(shown) == len(hints)
+    for line, hint in zip(shown, hints, strict=True):
+        assert hint.startswith(line)
 
 
 def test_hints_work(tmp_path: Path, program: Callable[[str], str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ import pytest
 from mailsvc.stopping import SAME
 from tests.service import PATIENCE, Dialogue, Service
 from tests.test_dev import ANY_PORT, DEV, command
+from tests.test_workers import until
 from tests.twistd import Twistd
 
 
@@ -29,6 +31,22 @@ def test_signals_end_it_well(tmp_path: Path, number: signal.Signals) -> None:
         service.process.send_signal(number)
         assert service.process.wait(PATIENCE) == 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signals_of_daemons_change_nothing(tmp_path: Path, workers: str) -> None:
+    with Service(tmp_path / "data", (), ("--workers", workers)) as service:
+        for number, said in ((signal.SIGUSR1, "this log goes to none, so nothing is done"),
+                             (signal.SIGUSR2, "started from flags alone (mailsvc dev)")):
+            service.process.send_signal(number)
+            until(functools.partial(_says, service, said))
+        with Dialogue(service.smtp) as smtp:
+            assert smtp.reply().startswith(b"220")
+        assert service.stop() == 0
+
+
+def _says(service: Service, text: str) -> bool:
+    return text in service.log.read_text()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -10,6 +10,7 @@ from textwrap import dedent
 
 import pytest
 
+from mailsvc import client
 from tests.service import Service
 
 PAGE = (Path(__file__).parent.parent / "docs" / "client.rst").read_text()
@@ -31,3 +32,15 @@ def test_an_example(name: str, printed: str, tmp_path: Path) -> None:
 
 def test_there_are_no_others() -> None:
     assert set(PROGRAMS) == {"blocking", "steps", "async"} and PAGE.count("code-block") == 3
+
+
+def test_the_failures_are_where_the_page_says() -> None:
+    table = re.search(r"(?m)^=+ =+\n(.*?)^=+ =+$", PAGE, re.DOTALL)
+    assert table is not None
+    names = re.findall(r"(?m)^``(\w+)``", table[1])
+    assert len(names) > 9
+    for name in (*names, "SendingFailure", "NotSent", "Outcome"):
+        assert name in client.__all__
+        failure = getattr(client, name)
+        if name in names[:-1]:
+            assert issubclass(failure, client.SendingFailure)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import pty
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -248,6 +250,41 @@ authorities = "{tmp_path / 'ca.pem'}"
                      "127.0.0.1 may send", "open: mx.example.org [127.0.0.1] says 220 ",
                      "0 messages wait to leave", "mode enforce"):
             assert text in done.stdout
+
+
+def test_a_service_from_flags_alone(tmp_path: Path) -> None:
+    """What it goes by only itself can tell, and nobody is to find it in the DNS."""
+    with Service(tmp_path / "data", (), ("--pop3s", "127.0.0.1:0")):
+        done = doctor("--dir", str(tmp_path / "data"))
+        assert done.stderr == ""
+        assert "FAIL" not in done.stdout, done.stdout
+        assert "note  DNS " in done.stdout
+        assert done.returncode < 2
+        # Unless it is asked for.
+        with_domain = doctor("--dir", str(tmp_path / "data"), "example.org", "--timeout", "2")
+        assert " example.org " in with_domain.stdout and "note  DNS " not in with_domain.stdout
+
+
+def test_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, and not where somebody wants none (no-color.org)."""
+    command = [sys.executable, "-m", "mailsvc", "--dir", str(tmp_path / "none"), "doctor",
+               "--offline"]
+    for wanted, value in (True, None), (True, ""), (False, "1"):
+        if value is None:
+            monkeypatch.delenv("NO_COLOR", raising=False)
+        else:
+            monkeypatch.setenv("NO_COLOR", value)
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        said = b""
+        with suppress(OSError):  # EIO is a terminal's end
+            while block := os.read(ours, 65_536):
+                said += block
+        os.close(ours)
+        assert process.wait(60) == 2
+        assert b"FAIL" in said
+        assert (b"\x1b[31m" in said) == wanted, said
 
 
 def test_a_service_that_is_not(tmp_path: Path, silent: int) -> None:

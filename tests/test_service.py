@@ -327,15 +327,17 @@ def test_root_does_not_serve_what_belongs_to_another(
     """Nothing is made that its owner could not use afterwards."""
     if os.getuid() == 0:
         os.chown(tmp_path, 65534, 65534)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
     service = build(
         Settings.from_mapping({"service": {"data": str(tmp_path)},
                                "listeners": {"smtp": ["tcp:0:interface=127.0.0.1"], "pop3": []}}),
         reactor)
     service.for_good = True
+    service.privilegedStartService()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(CannotStart, match=r"belongs to .*give twistd --uid "):
         service.startService()
     service.close_listeners()
+    service.let_go()
     assert not (tmp_path / "mail").exists()
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,8 @@ def test_twistd_lists_the_mistakes_of_a_file(tmp_path: Path) -> None:
 
 
 def test_twistd_refuses_passwords_that_cannot_be_read(tmp_path: Path) -> None:
-    with twistd("mailsvc", "--auth", f"file:{tmp_path}/none") as process:
+    with twistd("mailsvc", "--set", f"service.data={tmp_path}",
+                "--auth", f"file:{tmp_path}/none") as process:
         assert process.wait() == 1
         assert f"--auth: {tmp_path}/none cannot be read by user " in process.output
 
@@ -227,6 +229,42 @@ def test_a_daemon_that_cannot_start_says_so(configuration: Path, tmp_path: Path)
         assert "CannotStart" in process.output
     wait_until(lambda: not (tmp_path / "twistd.pid").exists())
     wait_for_text(tmp_path / "twistd.log", "EADDRINUSE")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_in_the_foreground_signals_of_daemons_change_nothing(
+    configuration: Path, workers: int
+) -> None:
+    """There is no log file to begin anew, and nobody would learn of another process."""
+    with twistd("mailsvc", "--config", configuration, "--set",
+                f"service.workers={workers}") as process:
+        port = process.port("smtp")
+        process.wait_for("pop3 listens on")
+        for number, said in ((signal.SIGUSR1, "this log goes to none, so nothing is done"),
+                             (signal.SIGUSR2, "this program goes on serving, for no other can")):
+            process.process.send_signal(number)
+            process.wait_for(said)
+        with Dialogue(("127.0.0.1", port)) as smtp:
+            assert smtp.reply().startswith(b"220")
+        assert process.stop() in {0, -signal.SIGTERM}
+
+
+def test_the_pid_file_that_twistd_makes_unasked_is_read_by_nobody(
+    configuration: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "here"
+    place.mkdir()
+    with Twistd([*TWISTD, "--nodaemon", "mailsvc", "--config", str(configuration)],
+                directory=place) as process:
+        process.wait_for("pop3 listens on")
+        assert (place / "twistd.pid").read_text() == str(process.process.pid)
+        try:
+            process.process.send_signal(signal.SIGUSR2)
+            process.wait_for("nobody would learn of the new process")
+            assert process.stop() in {0, -signal.SIGTERM}
+        finally:
+            with suppress(ProcessLookupError):  # what has taken over all the same
+                os.killpg(process.process.pid, signal.SIGKILL)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

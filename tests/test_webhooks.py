@@ -458,7 +458,7 @@ def test_without_a_secret_it_does_not_start(tmp_path: Path) -> None:
                                  f'"https://h.example/"]\nsecret = "{secret}"\n')
         done = CliRunner().invoke(main, ["config", "check", str(configuration)])
         assert done.exit_code == 1
-        assert f"{configuration}: webhooks.secret: " in done.stderr
+        assert f"{configuration}:5: webhooks.secret: " in done.stderr
         assert complaint in done.stderr
 
 

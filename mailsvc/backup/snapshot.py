@@ -314,7 +314,7 @@ class _Taking:
         if self._origin.mail is not None:
             left_out.add(os.fsencode(self._origin.mail.resolve()))
         self._queue(root + b"/queue")
-        for path in _files(root, left_out | {root + b"/queue", root + b"/trace"}):
+        for path in _files(root, left_out | {root + b"/" + each for each in _NOT_COPIED}):
             if not path.endswith(tuple(map(os.fsencode, _OF_SQLITE))):
                 source, target = root + b"/" + path, b"data/" + path
                 if _is_sqlite(source):
@@ -446,6 +446,10 @@ def _free_name(into: Path) -> str:
             if not (into / variant).exists():
                 return variant
         time.sleep(0.1)
+
+
+#: Of the data directory: what is copied otherwise, what is but a log, and what is a process's.
+_NOT_COPIED = (b"queue", b"trace", b"lock")
 
 
 @contextmanager

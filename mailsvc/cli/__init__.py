@@ -1,7 +1,8 @@
 """The ``mailsvc`` command: a table of commands, each imported when it is asked for.
 
 Exit status: 0 done; 1 refused or failed, with a line on standard error that says what to do; 2 the
-command line is wrong.
+command line is wrong; 130 interrupted (SIGINT); 141 nobody reads standard output any more
+(SIGPIPE).
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import keyword
+import signal
+from typing import Any
 
 import click
 
 from mailsvc import __version__
-from mailsvc.cli.place import place_options
+from mailsvc.cli import streams
+from mailsvc.cli.place import explained, place_options
+from mailsvc.interrupt import ends_quietly
 
 #: command -> the module that defines it, under its own name.
 COMMANDS = {
@@ -61,7 +66,9 @@ class CommandTable(click.Group):
             return None
         # As PEP 8 names what a keyword is in the way of.
         attribute = cmd_name + "_" * keyword.iskeyword(cmd_name)
-        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), attribute)
+        with ends_quietly():
+            module = importlib.import_module(COMMANDS[cmd_name])
+        command: click.Command = getattr(module, attribute)
         return command
 
     def resolve_command(
@@ -75,6 +82,26 @@ class CommandTable(click.Group):
                 raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?",
                                        error.ctx) from None
             raise
+
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        streams.guard()
+        return super().main(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            # What no command expects of a disk, it says no worse than those that do.
+            with explained():
+                return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort) as error:
+            if isinstance(error, KeyboardInterrupt) or isinstance(
+                    error.__context__, KeyboardInterrupt):
+                raise SystemExit(_INTERRUPTED) from None
+            raise
+
+
+#: The status of what SIGINT has ended, as shells tell it.
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 @click.command(cls=CommandTable, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from mailsvc import plain
-from mailsvc.cli.arguments import MAILBOX, OCTETS, octets_text, password_options
+from mailsvc.cli.arguments import (
+    BYTE_ORDER_MARK,
+    MAILBOX,
+    OCTETS,
+    octets_text,
+    password_options,
+)
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.passwords import app_password
 from mailsvc.cli.place import (
@@ -51,7 +57,8 @@ def ask_password(place: str | None) -> bytes:
         except OSError as error:
             raise click.UsageError(f"--password-file {place}: {error.strerror}") from None
         # Not UTF-8 becomes lone surrogates, which check_password refuses.
-        password = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
+        password = line.removesuffix(b"\n").removesuffix(b"\r").decode(
+            "utf-8", "surrogateescape").removeprefix(BYTE_ORDER_MARK)
     elif sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     else:

@@ -11,6 +11,8 @@ import click
 from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, check_domain, parse_address
 
+#: What some editors put at the beginning of a file; no part of a password in it.
+BYTE_ORDER_MARK = "\ufeff"
 #: The longest time that can be asked for, in seconds: a hundred years.
 _MOST_SECONDS = 3_155_760_000
 

@@ -27,6 +27,7 @@ from mailsvc.config import (
     load,
     reference,
 )
+from mailsvc.contradictions import contradictions, unanswered
 from mailsvc.jsonschema import json_schema
 from mailsvc.toml import literal
 from mailsvc.webhooks.signing import SecretUnusable, secrets_at
@@ -78,6 +79,7 @@ def config() -> None:
 def check(file: str | None) -> None:
     """List every mistake in FILE, or say that it is ok.
 
+    What does not go together in it is a mistake, too: a port that two listeners want, say.
     Certificates and the other files that it names are looked at too; what only the user that runs
     the service may read is noted.  Exit status 1 when there is a mistake.  Without FILE it is the
     file of --config, or /etc/mailsvc.toml if there is one.
@@ -87,15 +89,17 @@ def check(file: str | None) -> None:
       mailsvc config check /etc/mailsvc.toml
     """
     loaded = _loaded(file)
-    problems = []
+    problems = list(contradictions(loaded))
     for key, problem in unusable(loaded):
         if problem.hidden:
             click.echo(f"Note: {key}: {problem}; or run this as the user that runs the service",
                        err=True)
         else:
-            problems.append(f"{file or place.name()}: {key}: {problem}")
+            problems.append(f"{loaded.where(key)}: {key}: {problem}")
     if problems:
         raise click.ClickException("\n".join(problems))
+    if (unanswerable := unanswered(loaded)) is not None:
+        click.echo(f"Note: {unanswerable}, unless `twistd mailsvc` is given --acme", err=True)
     if not Path(loaded.service.data).is_dir():
         click.echo(f"Note: there is no directory {loaded.service.data} (service.data) here; make "
                    "it before the service starts, and give it to the user that runs it", err=True)

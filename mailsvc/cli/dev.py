@@ -6,7 +6,8 @@ each listener, ``smtp 127.0.0.1:2525`` with the port really bound, then ``ready`
 line ``account NAME PASSWORD`` if it had to make up an account.  Its log goes to standard error.
 SIGTERM, SIGINT and SIGHUP stop it gracefully, with status 0, and once it stops they do nothing
 more; but a SIGINT a second later or more does not wait for sessions, and ends it as SIGINT ends
-programs.
+programs.  SIGUSR1 and SIGUSR2, by which a service begins a new log and lets a new version take
+over, do neither here, and say so in the log.
 All its processes are in the process group it was started in, and end with the first of them.
 
 It reads no configuration file.  Its passwords are hashed with next to no cost, so that thousands of
@@ -16,6 +17,7 @@ accounts take no time to make: what is in its directory is for tests, not for pe
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import itertools
 import os
@@ -36,17 +38,19 @@ from click.core import ParameterSource
 from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
 
-from mailsvc import log
+from mailsvc import contradictions, log
 from mailsvc.certificates import CertificateProblem, certificate_at
 from mailsvc.cli import place
 from mailsvc.cli.arguments import DOMAIN
 from mailsvc.config import KEYS, ConfigurationError, Settings
 from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import MailFailure
+from mailsvc.holding import Holding
 from mailsvc.listeners import Listener
 from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, parse_address
 from mailsvc.passwords import PasswordHasher, check_password, scram_salt
+from mailsvc.prerequisites import hold_data
 from mailsvc.stopping import StopSignals
 from mailsvc.store.tree import sync_directory
 from mailsvc.toml import literal
@@ -227,7 +231,7 @@ PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
               help="How many processes serve together [one on each core].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Set any key of `mailsvc config reference`, as in smtp.recipients=10.")
-@click.option("--hints", is_flag=True, help="When ready, show three ways to try it.")
+@click.option("--hints", is_flag=True, help="When ready, show ways to try it.")
 @click.pass_context
 def dev(
     ctx: click.Context, directory: Path | None, domains: Sequence[str], hostname: str | None,
@@ -276,6 +280,9 @@ def dev(
             *([f"service.hostname={literal(hostname)}"] if hostname else []),
             *([f"service.workers={workers}"] if workers else []),
             *overrides])
+        # Before accounts are made, which another service would have then.
+        holding = Holding(data)
+        hold_data(settings, holding)
         try:
             demo = _make_accounts(settings, domains, given, aliases)
         except (DirectoryError, MailFailure) as error:
@@ -284,7 +291,7 @@ def dev(
             click.echo(f"account {demo.address} {demo.password}")
         shown = demo or (given[0] if given else None)
         # That another service has the ports that nobody asked for is no reason to fail.
-        _run(settings, unasked, signals,
+        _run(settings, holding, unasked, signals,
              lambda listeners: _hints(listeners, shown) if hints else ())
     if signals.hurried:
         # As whoever started it expects of what was interrupted, and whatever thread is still busy.
@@ -342,7 +349,9 @@ def _remove(directory: str) -> None:
 
 def _settings(overrides: Iterable[str]) -> Settings:
     try:
-        return Settings.from_mapping({}, overrides)
+        settings = Settings.from_mapping({}, overrides)
+        contradictions.refuse(settings)
+        return settings
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
 
@@ -427,7 +436,7 @@ def _demonstration(
 
 
 def _run(
-    settings: Settings, optional: Sequence[str], signals: StopSignals,
+    settings: Settings, holding: Holding, optional: Sequence[str], signals: StopSignals,
     hints: Callable[[Sequence[Listener]], Iterable[str]],
 ) -> None:
     """Serve until a signal ends it."""
@@ -451,15 +460,23 @@ def _run(
         reactor.stop()
 
     service = serve(settings, reactor, optional=optional)
+    service.holding = holding
     service.ready.addCallback(announce).addErrback(give_up)
     service.broken.addErrback(give_up)
     signals.serve(reactor, service.hurry)
+    for number, act in ((signal.SIGUSR1, log.no_new_log),
+                        (signal.SIGUSR2, service.upgrade_by_signal)):
+        signal.signal(number, functools.partial(_told, reactor, act))
     service.privilegedStartService()
     service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
     if problems:
         problems[0].raiseException()
+
+
+def _told(reactor: Any, act: Callable[[], object], *_: object) -> None:
+    reactor.callFromThread(act)
 
 
 def _hints(listeners: Sequence[Listener], account: NewAccount | None) -> Iterator[str]:

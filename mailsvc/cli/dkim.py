@@ -11,7 +11,7 @@ import click
 
 from mailsvc.cli.arguments import DOMAIN
 from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import open_directory, place_options, settings
+from mailsvc.cli.place import data_directory, open_directory, place_options, settings
 from mailsvc.dkim import Key, Keys
 from mailsvc.names import DirectoryError
 from mailsvc.ownership import remedy_for
@@ -19,7 +19,7 @@ from mailsvc.ownership import remedy_for
 
 @contextmanager
 def _keys() -> Iterator[Keys]:
-    root = Path(settings().service.data) / "dkim"
+    root = data_directory() / "dkim"
     try:
         yield Keys(root)
     except DirectoryError as error:

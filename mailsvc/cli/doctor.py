@@ -5,14 +5,17 @@ One line for each fact, the verdict last; the exit status says the same.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
+from mailsvc import control
 from mailsvc.blocking import run
 from mailsvc.cli import place
 from mailsvc.cli.arguments import DOMAIN, MAILBOX, password_options
@@ -21,7 +24,8 @@ from mailsvc.cli.listing import json_option, print_json
 from mailsvc.cli.place import open_directory, place_options
 from mailsvc.cli.records import IP_ADDRESS
 from mailsvc.cli.remote import host_and_port, read_secret
-from mailsvc.config import Settings
+from mailsvc.config import ConfigurationError, Settings
+from mailsvc.contradictions import contradictions
 from mailsvc.doctor import examination, host
 from mailsvc.doctor.examination import Server
 from mailsvc.doctor.facts import Check, Fact, Verdict, examine, fail, in_thread, note, ok
@@ -29,6 +33,7 @@ from mailsvc.doctor.listening import Listening, is_proxied, place_of
 from mailsvc.doctor.outgoing import Outgoing
 from mailsvc.doctor.probes import ENDS, PROBES
 from mailsvc.doctor.world import World, shown_by
+from mailsvc.localsocket import NoService
 from mailsvc.mail import Address
 from mailsvc.names import DirectoryError
 from mailsvc.reach import bound
@@ -88,7 +93,10 @@ class Screen:
     def tell(self, fact: Fact) -> None:
         """Print *fact*."""
         self.clear()
-        click.secho(str(fact), fg={Verdict.WARN: "yellow", Verdict.FAIL: "red"}.get(fact.verdict))
+        # https://no-color.org
+        colours = {} if os.environ.get("NO_COLOR") else {
+            Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+        click.secho(str(fact), fg=colours.get(fact.verdict))
 
     def waiting(self, what: str) -> None:
         """Say that *what* is waited for."""
@@ -210,8 +218,8 @@ def diagnose(settings: Settings, *, domains: Sequence[str] = (), addresses: Sequ
     :param running: whether the service should run by now.
     :param deep: what to examine the listeners with too, if anything.
     """
-    return run(_diagnosed, settings, domains or _served(), addresses, elsewhere, offline, running,
-               timeout, tell, waiting, deep)
+    return run(_diagnosed, settings, domains or _served(), bool(domains or addresses or elsewhere),
+               addresses, elsewhere, offline, running, timeout, tell, waiting, deep)
 
 
 def _served() -> list[str]:
@@ -222,9 +230,23 @@ def _served() -> list[str]:
         return []  # a fact of its own tells why
 
 
-async def _diagnosed(settings: Settings, domains: Sequence[str], addresses: Sequence[str],
-                     elsewhere: Sequence[str], offline: bool, running: bool, timeout: float,
-                     tell: Callable[[Fact], object],
+def _in_effect(settings: Settings) -> tuple[Settings, bool]:
+    """Those of the service that runs, if one does; and whether it was started from flags alone."""
+    try:
+        told = control.running(Path(settings.service.data))
+        sections: dict[str, dict[str, Any]] = {"service": {"data": settings.service.data}}
+        for key, value in settings.entries():
+            if told["values"][str(key)] != value:
+                sections.setdefault(key.section, {})[key.name] = told["values"][str(key)]
+        return Settings.from_mapping(sections), told["overrides"] is None
+    except (NoService, KeyError, ConfigurationError):
+        # None, one that may not be asked, or one of another version.
+        return settings, False
+
+
+async def _diagnosed(settings: Settings, domains: Sequence[str], named: bool,
+                     addresses: Sequence[str], elsewhere: Sequence[str], offline: bool,
+                     running: bool, timeout: float, tell: Callable[[Fact], object],
                      waiting: Callable[[str], object], deep: Deep | None) -> list[Fact]:
     # Not at the top: all other commands do without a reactor, and start the faster.
     from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
@@ -239,6 +261,10 @@ async def _diagnosed(settings: Settings, domains: Sequence[str], addresses: Sequ
         listeners.extend(found)
         return facts
 
+    of_flags = False
+    if settings.source is None:
+        # Named by its directory: how it is configured only the service itself knows.
+        settings, of_flags = await in_thread(reactor, _in_effect, settings)
     facts = await examine([
         Check("configuration", blocking(_configuration)),
         Check("data directory", blocking(host.data_directory)),
@@ -250,7 +276,11 @@ async def _diagnosed(settings: Settings, domains: Sequence[str], addresses: Sequ
     # Where the service listens is known only now.
     checks = list(_of_listeners(settings, listeners, timeout / 3, reactor))
     world: World | None = None
-    if not offline:
+    if of_flags and not (offline or named):
+        checks.append(_told(note(
+            "DNS", "not looked at: the service was started from flags alone (mailsvc dev)",
+            "name a domain that shall be found by others: mailsvc doctor DOMAIN")))
+    elif not offline:
         if listeners:
             # Where it really listens: by the systemd units, say.
             settings = replace(settings, listeners=bound(listeners))
@@ -304,6 +334,8 @@ def _configuration(settings: Settings) -> list[Fact]:
                   "run this as root, or as the user that runs the service") if problem.hidden else
              fail("configuration", f"{key}: {problem}", "see `mailsvc config check`")
              for key, problem in unusable(settings)]
+    facts += [fail("configuration", problem, "see `mailsvc config check`")
+              for problem in contradictions(settings)]
     return facts or [ok("configuration", f"{settings.service.hostname}, "
                         f"{len(settings.given)} keys set")]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Any
 
@@ -16,6 +15,7 @@ from mailsvc.errors import MailFailure
 from mailsvc.log import escape
 from mailsvc.mail import Address
 from mailsvc.names import DirectoryError
+from mailsvc.networks import address_of
 from mailsvc.rehearsal import Rehearsal, Verdict
 from mailsvc.toml import literal
 
@@ -27,7 +27,7 @@ class _IPAddress(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return str(ipaddress.ip_address(value.strip("[]").removeprefix("IPv6:")))
+            return str(address_of(value.strip("[]").removeprefix("IPv6:")))
         except ValueError:
             self.fail(f"{value!r} is no IP address; expected one such as 192.0.2.7 or 2001:db8::7",
                       param, ctx)

@@ -36,7 +36,8 @@ Example:
 """)
 @click.option("--server", metavar="HOST[:PORT]", required=True,
               help="Where to fetch from.")
-@click.option("--port", type=click.IntRange(1, 65_535), help="[995, or 110 without implicit TLS]")
+@click.option("--port", type=click.IntRange(1, 65_535),
+              help="The port, if --server names none [995, or 110 without implicit TLS].")
 @click.option("--user", metavar="NAME", required=True, help="Whose mail to fetch.")
 @password_options("The password, or with XOAUTH2 and OAUTHBEARER the token [asked for].")
 @click.option("--auth", metavar="MECHANISM", default="",

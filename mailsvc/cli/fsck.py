@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from mailsvc.cli.listing import json_option, print_json
-from mailsvc.cli.place import explained, open_directory, place_options, settings
+from mailsvc.cli.place import data_directory, explained, open_directory, place_options, settings
 from mailsvc.cli.progress import progress
 from mailsvc.fsck import Examined, Finding, NotRepaired, examine
 from mailsvc.mail import Account
@@ -42,10 +42,7 @@ def fsck(repair: bool, read: bool, verbose: bool, as_json: bool) -> None:
     """
     service = settings()
     scheme, _, argument = service.service.store.partition(":")
-    data = Path(service.service.data)
-    if not data.is_dir():
-        raise click.ClickException(f"there is no directory {data}; name the right service with "
-                                   "--config or --dir")
+    data = data_directory()
     what = Examined(
         data, Path(service.accounts.database), Path(argument) if scheme == "maildir" else None,
         _accounts(), service.maildir.sweep_hours, read)

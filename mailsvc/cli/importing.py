@@ -27,7 +27,7 @@ from mailsvc.importing.mbox import Mbox
 from mailsvc.importing.pop3 import POP3
 from mailsvc.importing.source import Source, SourceFailure
 from mailsvc.mail import Account, Address
-from mailsvc.ownership import make_folders
+from mailsvc.ownership import make_folder, make_folders
 from mailsvc.store.deposit import Deposit
 from mailsvc.trust import UNVERIFIED, Trust
 
@@ -130,6 +130,8 @@ def _bring(source: Source, account: Account, brought: Brought, dry_run: bool) ->
     make_folders(folder)
     digest = hashlib.blake2b(os.fsencode(source.name), digest_size=16).hexdigest()
     root = mail_root()
+    if not dry_run:
+        make_folder(root)  # the service has not run yet
     deposit = Deposit(root, account, settings().service.hostname)
     with progress("messages") as tell:
         bring(source, deposit, Ledger(folder / digest, source.name), brought, progress=tell,

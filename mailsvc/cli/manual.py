@@ -81,7 +81,8 @@ def _overview(names: list[str]) -> str:
 
 _STATUS = """\
 0 when it is done; 1 when it is refused or failed, with a line on standard error that says what to
-do; 2 when the command line is wrong.  What a command says of its own status goes before this."""
+do; 2 when the command line is wrong; 130 when it was interrupted (SIGINT); 141 when nobody reads
+its output any more (SIGPIPE).  What a command says of its own status goes before this."""
 
 
 def _command(page: str, name: str, command: click.Command) -> str:

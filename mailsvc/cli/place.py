@@ -77,6 +77,28 @@ def mail_root() -> Path:
     return root
 
 
+#: What is in a data directory of ours, sooner or later.
+_OURS = ("accounts.sqlite", "state.sqlite", "mail", "queue", "dkim", "tls", "acme", "trace",
+         "imports", "webhooks.sqlite", "lock", "mailsvc.toml")
+
+
+def data_directory() -> Path:
+    """The data directory of that service; where there is none, the command ends with status 1.
+
+    One in which nothing is yet will do, and so will any if the accounts lie elsewhere.
+    """
+    data, accounts = Path(settings().service.data), Path(settings().accounts.database)
+    with explained(data):
+        problem = ("no such directory" if not data.exists() else
+                   "it is no directory" if not data.is_dir() else
+                   "it holds other things" if any(data.iterdir()) and not accounts.exists()
+                   and not any((data / each).exists() for each in _OURS) else "")
+    if problem:
+        raise click.ClickException(f"there is no mailsvc data in {data}: {problem}; name the right "
+                                   "place with --dir or --config (service.data)")
+    return data
+
+
 @contextmanager
 def explained(*places: Path) -> Iterator[None]:
     """What cannot be done to files ends the command with status 1, and a line that says why.
@@ -86,7 +108,9 @@ def explained(*places: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = Path(os.fsdecode(error.filename or (places[0] if places else "")))
+        if not (error.filename or places):
+            raise click.ClickException(error.strerror or str(error)) from error
+        place = Path(os.fsdecode(error.filename or places[0]))
         remedy = ""
         if isinstance(error, PermissionError):
             nearest = next(each for each in (place, *place.parents) if os.path.lexists(each))
@@ -130,13 +154,8 @@ def open_state(*, create: bool = False) -> Iterator[State | None]:
 
     What it refuses ends the command with status 1.
     """
-    data = Path(settings().service.data)
-    path = data / "state.sqlite"
+    path = data_directory() / "state.sqlite"
     try:
-        if not data.is_dir():
-            raise DirectoryError(f"there is no directory {data}",
-                                 "name the right place: service.data of the configuration, or "
-                                 "`mailsvc --dir DIR`")
         if not (create or path.exists()):
             yield None
             return

@@ -13,7 +13,7 @@ import click
 
 from mailsvc.cli.arguments import octets_text
 from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import place_options, settings
+from mailsvc.cli.place import data_directory, place_options
 from mailsvc.cli.tls import tls
 from mailsvc.plain import queued
 from mailsvc.queue import control
@@ -46,7 +46,7 @@ def _meant(words: tuple[str, ...]) -> Test:
 
 
 def _root() -> Path:
-    return Path(settings().service.data) / "queue"
+    return data_directory() / "queue"
 
 
 @contextmanager

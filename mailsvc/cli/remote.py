@@ -8,11 +8,13 @@ from pathlib import Path
 
 import click
 
+from mailsvc.cli.arguments import BYTE_ORDER_MARK
+
 
 def host_and_port(text: str, port: int) -> tuple[str, int]:
     """What ``--server`` names: HOST, HOST:PORT, [IPv6]:PORT, or the path of a socket.
 
-    :param port: what ``--port`` says, 0 for nothing.
+    :param port: what ``--port`` says, 0 for nothing; it may not contradict.
     """
     host, colon, given = text.rpartition(":")
     if text.startswith("/"):
@@ -23,6 +25,9 @@ def host_and_port(text: str, port: int) -> tuple[str, int]:
         return text[1:-1], port
     if not given.isdecimal() or not 0 < int(given[:6]) < 65_536:
         raise click.UsageError(f"--server {text}: {given!r} is not a port; expected HOST:PORT")
+    if port and port != int(given):
+        raise click.UsageError(f"--server {text} names one port, and --port {port} another; leave "
+                               "one of them out")
     return host.strip("[]"), int(given)
 
 
@@ -66,6 +71,7 @@ def read_secret(place: str | None) -> str:
         return str(click.prompt("Password", hide_input=True, err=True))
     try:
         text = sys.stdin.readline() if place == "-" else Path(place).read_text("utf-8")
+        text = text.removeprefix(BYTE_ORDER_MARK)
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"--password-file {place}: {error}") from None
     return text.splitlines()[0] if text else ""

@@ -86,7 +86,8 @@ Example:
 @click.option("--server", metavar="HOST[:PORT]|/SOCKET",
               help="Where to send to [the submission socket of the service here].")
 @click.option("--port", type=click.IntRange(1, 65_535),
-              help="[465 with --tls implicit, 587 with a login, else 25]")
+              help="The port, if --server names none [465 with --tls implicit, 587 with a login, "
+                   "else 25].")
 @click.option("--from", "sender", metavar="ADDRESS", default=None,
               help='The reverse-path, and From; "<>" for none [this user at this host].')
 @click.option("--to", metavar="ADDRESS", multiple=True, help="A recipient; again for more.")
@@ -135,8 +136,8 @@ def send(**options: Any) -> None:
     """Send a message to a server, and show the dialogue.
 
     Lines that go out are marked "->", those that come "<-", inside TLS "~>" and "<~".  Secrets are
-    masked; the time that a reply took is behind it.  --json prints an object with outcomes,
-    dialogue, tls and error.
+    masked; the time that a reply took is behind it.  --json prints an object with status (as the
+    command ends with), outcomes, dialogue, tls and error.
     """
     job = _Job(options)
     try:
@@ -145,7 +146,10 @@ def send(**options: Any) -> None:
         raise click.UsageError(str(problem)) from None
     except SendingFailure as failure:
         job.failure = failure
-    sys.exit(job.report())
+    status = job.report()
+    if job.unshown is not None and not status:
+        raise job.unshown
+    sys.exit(status)
 
 
 class _Job:
@@ -171,6 +175,8 @@ class _Job:
         self._asked = 0.0
         self.outcomes: tuple[Outcome, ...] = ()
         self.failure: SendingFailure | None = None
+        #: What kept the dialogue from being shown.
+        self.unshown: SystemExit | None = None
         self._client: Client | None = None
 
     @staticmethod
@@ -271,7 +277,11 @@ class _Job:
 
     def _note(self, text: str) -> None:
         if not self._options["quiet"] and not self._options["as_json"]:
-            click.echo(text)
+            try:
+                click.echo(text)
+            except SystemExit as ended:
+                # The message goes all the same: half a transaction is nobody's wish.
+                self.unshown = ended
 
     def _heard(self, line: Said) -> None:
         self._dialogue.append(line)

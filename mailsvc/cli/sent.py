@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
 from mailsvc.cli.arguments import MAILBOX
 from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import open_directory, place_options, settings
-from mailsvc.errors import MailFailure
+from mailsvc.cli.place import open_directory, open_state, place_options
 from mailsvc.mail import Account, Address
-from mailsvc.names import DirectoryError
 from mailsvc.rates import PERIODS, Ledger, Sent
-from mailsvc.state import State
 from mailsvc.submission.limits import SubmissionSettings
 
 
@@ -40,10 +34,14 @@ def sent(name: Address | None, as_json: bool, reset: bool) -> None:
     if reset and name is None:
         raise click.UsageError("Say whose counts to reset: NAME@DOMAIN --reset.")
     account = None if name is None else _account(name)
-    with _ledger() as ledger:
-        if reset and account is not None:
-            ledger.reset(account)
-        found = ledger.sent(account)
+    found: list[Sent] = []
+    with open_state() as state:
+        if state is not None:
+            # The limits make no difference to what is shown.
+            ledger = Ledger(state, SubmissionSettings())
+            if reset and account is not None:
+                ledger.reset(account)
+            found = ledger.sent(account)
     if as_json:
         print_json([_described(each) for each in found])
         return
@@ -59,17 +57,6 @@ def _account(name: Address) -> Account:
     if account is None:
         raise click.ClickException(f"there is no account {name}; see `mailsvc account list`")
     return account
-
-
-@contextmanager
-def _ledger() -> Iterator[Ledger]:
-    try:
-        # The limits make no difference to what is shown.
-        state = State(Path(settings().service.data) / "state.sqlite")
-        with closing(Ledger(state, SubmissionSettings())) as ledger:
-            yield ledger
-    except (DirectoryError, MailFailure) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _described(sent: Sent) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mailsvc.cli.arguments import octets_text
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import place_options, settings
 from mailsvc.localsocket import NoService
+from mailsvc.networks import address_of, network_of
 
 
 @click.group(invoke_without_command=True)
@@ -47,7 +47,7 @@ def sessions(ctx: click.Context, address: str | None, account: str | None, proto
     if ctx.invoked_subcommand is not None:
         return
     try:
-        network = ipaddress.ip_network(address, strict=False) if address else None
+        network = network_of(address) if address else None
     except ValueError as problem:
         raise click.UsageError(f"{address!r} is not a network; expected an address such as "
                                "192.0.2.7 or a network such as 192.0.2.0/24") from problem
@@ -68,7 +68,7 @@ def sessions(ctx: click.Context, address: str | None, account: str | None, proto
 
 
 def _lies_in(client: str, network: Any) -> bool:
-    return bool(client) and ipaddress.ip_address(client) in network
+    return bool(client) and address_of(client) in network
 
 
 def _row(each: dict[str, Any], now: float) -> list[str]:

@@ -12,7 +12,7 @@ import click
 from mailsvc import plain
 from mailsvc.cli.arguments import DURATION
 from mailsvc.cli.listing import json_option, print_json
-from mailsvc.cli.place import place_options, settings
+from mailsvc.cli.place import data_directory, place_options, settings
 from mailsvc.log import escape
 from mailsvc.names import DirectoryError
 from mailsvc.plain import local_time
@@ -55,7 +55,7 @@ def trace(what: str, seconds: int | None, limit: int, follow: bool, as_json: boo
     """
     if follow and as_json:
         raise click.UsageError("--follow prints lines as they come; leave out --json.")
-    directory = Path(settings().service.data) / "trace"
+    directory = data_directory() / "trace"
     since = time.time() - seconds if seconds is not None else 0.0
     try:
         with Reader(directory) as reader:

@@ -54,7 +54,7 @@ def undelete(account: Address, only_list: bool, since: datetime.datetime | None,
         if wanted and not messages:
             raise click.ClickException(f"no message {', '.join(wanted)} is kept; see `mailsvc "
                                        f"undelete {found.name} --list`")
-        if not only_list:
+        if messages and not only_list:
             undeletion.put_back(each for each, _ in messages)
     if as_json:
         print_json([told for _, told in messages])
@@ -72,7 +72,9 @@ def _messages(root: Path, undeletion: Undeletion, since: str, wanted: set[str]
               ) -> list[tuple[Deleted, Plain]]:
     """What is kept and is meant, the newest first."""
     names = {text.strip("<>") for text in wanted}
-    found = []
+    found: list[tuple[Deleted, Plain]] = []
+    if not root.exists():  # the service has not run yet
+        return found
     for each in undeletion.messages(since):
         with acting_as_owner_of(root), suppress(FileNotFoundError):  # swept
             told = plain.deleted(each)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 from twisted.python.failure import Failure
 
-from mailsvc.cli.listing import json_option
+from mailsvc.cli.listing import json_option, json_text
 from mailsvc.cli.place import place_options, settings
 from mailsvc.live import MOST_SECONDS, Follower
 from mailsvc.localsocket import NoService
@@ -64,13 +63,15 @@ def watch(address: str, account: str, recipient: str, protocol: str | None, minu
     def heard(told: dict[str, Any]) -> None:
         try:
             if as_json and "mark" in told:
-                click.echo(json.dumps(told, ensure_ascii=False))
+                click.echo(json_text(told))
             elif "mark" in told:
                 click.echo(_line(told))
             elif not watching:
                 watching.append(told)
                 click.echo(f"watching for {minutes} minutes; Ctrl-C ends it", err=True)
-        except BrokenPipeError:
+        except SystemExit as ended:
+            # Raised here, it would be the reactor's.
+            unshown.append(ended)
             follower.stop("nobody reads")
 
     def over(result: str | Failure) -> None:
@@ -78,6 +79,7 @@ def watch(address: str, account: str, recipient: str, protocol: str | None, minu
         reactor.stop()
 
     watching: list[Any] = []
+    unshown: list[SystemExit] = []
     follower = Follower(
         Path(settings().service.data),
         {"address": address, "account": account, "recipient": recipient,
@@ -88,6 +90,8 @@ def watch(address: str, account: str, recipient: str, protocol: str | None, minu
         raise click.ClickException(str(problem)) from problem
     follower.over.addBoth(over)
     reactor.run()
+    if unshown:
+        raise unshown[0]
     why = outcome[0] if outcome else "interrupted"
     if isinstance(why, Failure):
         raise click.ClickException(why.getErrorMessage())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +10,7 @@ import click
 from mailsvc import plain
 from mailsvc.blocking import run
 from mailsvc.cli.listing import json_option, print_json, print_rows
-from mailsvc.cli.place import place_options, settings
+from mailsvc.cli.place import data_directory, place_options, settings
 from mailsvc.config import KEYS
 from mailsvc.errors import MailFailure
 from mailsvc.names import DirectoryError
@@ -114,7 +113,7 @@ def list_waiting(as_json: bool) -> None:
     Example:
       mailsvc webhook list
     """
-    path = Path(settings().service.data) / NAME
+    path = data_directory() / NAME
     waiting = []
     try:
         if path.exists():

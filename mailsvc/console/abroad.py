@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from mailsvc.console.call import Problem
 from mailsvc.console.limits import ConsoleSettings
+from mailsvc.networks import network_of
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -54,7 +55,7 @@ def permitted(address: IPAddress, settings: ConsoleSettings) -> bool:
         if inner is not None:
             address = inner
     return (address.is_global and not address.is_multicast) or any(
-        address in ipaddress.ip_network(each, strict=False) for each in settings.send_networks)
+        address in network_of(each) for each in settings.send_networks)
 
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")

@@ -13,7 +13,6 @@ itself is at work no time runs.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -33,6 +32,7 @@ from mailsvc.factory import ConversationFactory
 from mailsvc.figures import Share
 from mailsvc.interfaces import IMailboxStore, IQueue, IRouter, ISubmitter
 from mailsvc.mail import Address, Envelope
+from mailsvc.networks import address_of, network_of
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp import events, replies
 from mailsvc.smtp.commands import READY, START
@@ -491,8 +491,7 @@ class SMTPFactory(ConversationFactory):
         self.queue = queue
         self.store = store
         self.router = router
-        self._proxies = [ipaddress.ip_network(each, strict=False)
-                         for each in settings.xclient_networks]
+        self._proxies = [network_of(each) for each in settings.xclient_networks]
 
     def refuse(self, failure: MailFailure) -> bytes:
         return _refused(failure).by(self.hostname).wire
@@ -500,4 +499,4 @@ class SMTPFactory(ConversationFactory):
     def trusts(self, client: str) -> bool:
         """Whether *client* may say for whom it speaks."""
         return bool(client and self._proxies) and any(
-            ipaddress.ip_address(client) in network for network in self._proxies)
+            address_of(client) in network for network in self._proxies)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mailsvc.networks import address_of
 from mailsvc.smtp import grammar, xtext
 from mailsvc.smtp.grammar import SyntaxFault
 
@@ -97,7 +98,7 @@ def _address(text: str) -> str:
         text = text[5:]
         if "%" in text:  # a zone, which the ipaddress module takes
             raise ValueError
-        return str(ipaddress.IPv6Address(text))
+        return str(address_of(ipaddress.IPv6Address(text).packed))
     return str(ipaddress.IPv4Address(text))
 
 

@@ -7,7 +7,6 @@ becomes of the message on its way in (:mod:`~mailsvc.submission.completion`,
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import pwd
 
@@ -16,6 +15,7 @@ from twisted.internet.threads import deferToThread
 
 from mailsvc.mail import Account, Envelope
 from mailsvc.names import fold_domain, fold_local_part
+from mailsvc.networks import address_of, network_of
 from mailsvc.rates import Rates
 from mailsvc.routing import Router
 from mailsvc.submission.completion import Completion
@@ -33,8 +33,7 @@ class SubmissionAgent:
         self._router = router
         self._rates = rates
         self._hostname = hostname
-        self._trusted = [ipaddress.ip_network(each, strict=False)
-                         for each in settings.trusted_networks]
+        self._trusted = [network_of(each) for each in settings.trusted_networks]
         self._urgent = {_folded(each) for each in settings.priority_accounts}
 
     def logged_in(self, account: Account) -> Submitter:
@@ -56,7 +55,7 @@ class SubmissionAgent:
                 self._router, name, self._hostname,
                 self._settings.local_senders.get(name, "").split(),
                 anybody=uid in (0, os.geteuid()))
-        if ip and any(ipaddress.ip_address(ip) in network for network in self._trusted):
+        if ip and any(address_of(ip) in network for network in self._trusted):
             return client(self._router, ip, self._hostname)
         return None
 

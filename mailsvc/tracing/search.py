@@ -10,7 +10,6 @@ is looked for, so that no search tells of it either.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mailsvc.networks import address_of
 from mailsvc.tracing.archive import Reader
 from mailsvc.tracing.events import Entry, folded, is_id
 from mailsvc.tracing.story import Story, story_of, told_of
@@ -45,7 +45,7 @@ def _names(what: str) -> Iterable[str]:
         yield what
         what = what[1:-1]
     with suppress(ValueError):
-        yield str(ipaddress.ip_address(what.strip("[]").removeprefix("IPv6:")))
+        yield str(address_of(what.strip("[]").removeprefix("IPv6:")))
         return
     yield folded(what)
     yield f"<{what}>"

@@ -1,3 +1,3 @@
 from twisted.application.service import ServiceMaker
 
-mailsvc = ServiceMaker("mailsvc", "mailsvc.tap", "SMTP and POP3 over maildirs.", "mailsvc")
+mailsvc = ServiceMaker("mailsvc", "mailsvc.plugin", "SMTP and POP3 over maildirs.", "mailsvc")

@@ -1,0 +1,220 @@
+"""mailsvc.holding: a data directory has one service."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mailsvc import control
+from mailsvc.holding import NAME, Holding, InUse
+from tests.command_line import CommandLine
+from tests.service import PATIENCE, Service
+from tests.test_workers import alive, until
+from tests.twistd import ANY, TWISTD, Twistd, add_account
+from tests.upgrading import Program, talking
+
+# ---- the lock itself ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Holding]:
+    holding = Holding(tmp_path)
+    holding.take()
+    holding.sign()
+    yield holding
+    holding.close()
+
+
+def free(data: Path) -> bool:
+    holding = Holding(data)
+    try:
+        holding.take()
+    except InUse:
+        return False
+    holding.close()
+    return True
+
+
+def test_another_is_told_the_pid(held: Holding, tmp_path: Path) -> None:
+    with pytest.raises(InUse, match=f"process {os.getpid()}$") as caught:
+        Holding(tmp_path).take()
+    assert caught.value.pid == os.getpid()
+    held.take()
+    held.close()
+    held.close()
+    assert free(tmp_path)
+
+
+def test_a_pid_that_cannot_be_told(held: Holding, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("")
+    with pytest.raises(InUse, match="another process") as caught:
+        Holding(tmp_path).take()
+    assert caught.value.pid == 0
+
+
+def test_only_its_owner_may_use_the_file(held: Holding, tmp_path: Path) -> None:
+    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
+    assert not os.get_inheritable(held.fileno())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_root_makes_belongs_to_the_owner_of_the_directory(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12_345, 12_346)
+    holding = Holding(tmp_path)
+    holding.take()
+    made = (tmp_path / NAME).stat()
+    holding.close()
+    assert (made.st_uid, made.st_gid) == (12_345, 12_346)
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / NAME).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        Holding(tmp_path).take()
+
+
+def test_what_inherits_it_holds_it_as_well(held: Holding, tmp_path: Path) -> None:
+    successor = Holding(tmp_path)
+    successor.take(os.dup(held.fileno()))
+    held.close()
+    assert not free(tmp_path)
+    successor.close()
+    assert free(tmp_path)
+
+
+def test_what_is_of_another_directory_is_closed(held: Holding, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    inherited = os.dup(held.fileno())
+    successor = Holding(other)
+    successor.take(inherited)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        fcntl.fcntl(inherited, fcntl.F_GETFD)
+    assert not free(other)
+    successor.close()
+
+
+# ---- services -----------------------------------------------------------------------------------
+
+
+def dev(data: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from mailsvc.cli import main; main()", "dev", "--dir", str(data),
+         "--smtp", "0", "--pop3", "0", *options], text=True, capture_output=True, timeout=PATIENCE,
+        check=False)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_second_service_is_refused(tmp_path: Path, workers: str) -> None:
+    data = tmp_path / "data"
+    with Service(data, ("bob@example.org:secret",), ("--workers", workers)) as service:
+        socket = (data / control.NAME).stat().st_ino
+        second = dev(data, "--account", "eve@example.org:secret")
+        assert (second.returncode, second.stdout) == (1, "")
+        (line,) = second.stderr.splitlines()
+        assert line == (
+            f"mailsvc cannot start: process {service.pid} serves the data in {data} already; stop "
+            f"that first (systemctl stop mailsvc, or kill {service.pid}), or give this one a data "
+            "directory of its own (service.data)")
+        with Twistd([*TWISTD, "--nodaemon", "--pidfile=", "mailsvc", "--set",
+                     f"service.data={data}", "--smtp", ANY, "--pop3", ANY]) as third:
+            assert third.wait() == 1
+            assert line in third.output
+            assert "Traceback" not in third.output
+        assert (data / control.NAME).stat().st_ino == socket
+        assert control.running(data)["values"]["service.data"] == str(data)
+        # It had no hand in the accounts, and commands work beside.
+        assert "eve" not in CommandLine(data)("account", "list")
+        assert CommandLine(data)("queue", "list").count("\n") == 1
+        assert service.stop() == 0
+    with Service(data, (), ("--workers", workers)):
+        pass
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_was_killed_is_in_nobodys_way(tmp_path: Path, workers: str) -> None:
+    data = tmp_path / "data"
+    for _ in range(3):
+        service = Service(data, ("bob@example.org:secret",), ("--workers", workers))
+        # Its workers need a moment to be gone, and the next start none.
+        os.kill(service.pid, signal.SIGKILL)
+        service.process.wait(PATIENCE)
+        assert free(data)
+        service.stop()
+
+
+def test_a_daemon_holds_it_and_a_second_one_fails(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    add_account(data)
+
+    def daemon(name: str) -> Twistd:
+        return Twistd([*TWISTD, "--pidfile", str(tmp_path / f"{name}.pid"), "--logfile",
+                       str(tmp_path / f"{name}.log"), "mailsvc", "--set", f"service.data={data}",
+                       "--set", "service.workers=2", "--smtp", ANY, "--pop3", ANY])
+
+    with daemon("first") as first:
+        assert first.wait() == 0, first.output
+        pid = int((tmp_path / "first.pid").read_text())
+        try:
+            with daemon("second") as second:
+                assert second.wait() == 1
+                until(lambda: f"process {pid} serves the data in {data} already" in
+                      (tmp_path / "second.log").read_text())
+            until(lambda: "workers serve" in (tmp_path / "first.log").read_text())
+        finally:
+            os.kill(pid, signal.SIGTERM)
+        until(lambda: not alive(pid))
+    assert free(data)
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
+def test_it_goes_from_one_program_to_the_next(tmp_path: Path, kill: bool) -> None:
+    with Program(tmp_path, 2) as service:
+        def holder() -> int:
+            with pytest.raises(InUse) as caught:
+                Holding(service.data).take()
+            return caught.value.pid
+
+        assert holder() == service.main
+        # What does not start leaves it as it was.
+        service.install("1.5", "raise SystemExit(3)")
+        with pytest.raises(control.UpgradeRefused):
+            control.upgrade(service.data)
+        assert holder() == service.main
+        with talking(service.address("smtp")):
+            former = service.upgrade("2.0")
+            assert service.main != former
+            until(lambda: holder() == service.main)
+            assert re.search("serves the data in .* already", dev(service.data).stderr)
+            assert alive(former)
+            if kill:
+                main = service.main
+                os.kill(main, signal.SIGKILL)
+                until(lambda: not alive(main))
+                assert alive(former), "it has a session yet, and is in nobody's way"
+                assert free(service.data)
+                return
+        until(lambda: not alive(former))
+        assert holder() == service.main
+        service.stop()
+        assert free(service.data)
+
+
+def test_workers_do_not_have_it(tmp_path: Path) -> None:
+    def has(pid: int) -> bool:
+        names: list[Callable[[], str]] = [each.readlink().__str__ for each in
+                                          Path(f"/proc/{pid}/fd").iterdir()]
+        return any(name() == str(tmp_path / "data" / NAME) for name in names)
+
+    with Service(tmp_path / "data", (), ("--workers", "2")) as service:
+        assert {pid: has(pid) for pid in service.pids()} == {
+            pid: pid == service.pid for pid in service.pids()}
