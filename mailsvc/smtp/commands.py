@@ -57,6 +57,7 @@ class Command:
 
     :ivar legal: the phases in which it may come.
     :ivar usage: what HELP says of it; empty for a command that is not implemented.
+    :ivar offered: whether a session takes it as it is now, so that HELP names it.
     :ivar fault: the enhanced status of a syntax error in its address.
     :ivar idle: whether it counts as a command that brings no mail along.
     :ivar odmr: whether it is for On-Demand Mail Relay, which takes no mail (RFC 2645 §5).
@@ -71,6 +72,13 @@ class Command:
     idle: bool = False
     odmr: bool = False
     known: Callable[[Mode], bool] = lambda mode: True
+    offered: Callable[[Session], bool] = lambda session: True
+
+    def helps(self, session: Session) -> bool:
+        """Whether HELP names it."""
+        mode = session.mode
+        return (self.usage != "" and self.known(mode) and (self.odmr or not mode.odmr)
+                and self.offered(session))
 
 
 def out_of_order(verb: str, session: Session) -> Reply:
@@ -95,11 +103,12 @@ def _no_argument(argument: bytes) -> None:
 
 
 def _helo(session: Session, argument: bytes) -> None:
-    session.ask(Hello(grammar.hello(argument), extended=False))
+    session.ask(Hello(grammar.hello(argument, "HELO"), extended=False))
 
 
 def _ehlo(session: Session, argument: bytes) -> None:
-    session.ask(Hello(grammar.hello(argument), extended=True))
+    verb = "LHLO" if session.mode.lmtp else "EHLO"
+    session.ask(Hello(grammar.hello(argument, verb), extended=True))
 
 
 def _mail(session: Session, argument: bytes) -> None:
@@ -269,15 +278,13 @@ def _help(session: Session, argument: bytes) -> None:
     topic = argument.upper()
     command = COMMANDS.get(topic)
     if not topic:
-        verbs = sorted(row.verb for row in COMMANDS.values()
-                       if row.usage and row.known(session.mode)
-                       and (row.odmr or not session.mode.odmr))
+        verbs = sorted(row.verb for row in COMMANDS.values() if row.helps(session))
         session.say(reply(214, "2.0.0", "Commands: " + " ".join(verbs), "HELP verb says more"))
     elif topic == b"STATUS":
         size = session.limits.message_octets or "any number of"
         most = session.limits.recipients
         session.say(reply(211, "2.0.0", f"Messages of {size} octets to {most} recipients each"))
-    elif command is None or not command.usage or not command.known(session.mode):
+    elif command is None or not command.helps(session):
         session.refuse(replies.UNKNOWN_TOPIC)
     else:
         session.say(reply(214, "2.0.0", command.usage))
@@ -295,6 +302,10 @@ def _starttls(session: Session, argument: bytes) -> None:
         session.ask(TLSBegins())
 
 
+def _offers_tls(session: Session) -> bool:
+    return session.tls_available and not session.tls_active
+
+
 def _auth(session: Session, argument: bytes) -> None:
     mechanism, space, initial = argument.partition(b" ")
     if session.sasl is None:
@@ -308,6 +319,11 @@ def _auth(session: Session, argument: bytes) -> None:
         raise SyntaxFault("Syntax: AUTH mechanism [initial-response]")
     else:
         session.authenticate(mechanism, initial.strip(b" ") if space else None)
+
+
+def _mechanisms(session: Session) -> list[str]:
+    """Those by which one may log in now."""
+    return offered(session.sasl()) if session.sasl is not None else []
 
 
 def _xclient(session: Session, argument: bytes) -> None:
@@ -327,7 +343,10 @@ def _etrn(session: Session, argument: bytes) -> None:
         session.refuse(out_of_order("MAIL", session))
     else:
         # §5.3: "@" asks for the hosts below a domain too, "#" for a queue by its name.
-        session.ask(QueueRun(grammar.hello(argument.removeprefix(b"@"))))
+        node = argument.removeprefix(b"@")
+        if not node:
+            raise SyntaxFault("Syntax: ETRN [@]domain")
+        session.ask(QueueRun(grammar.hello(node)))
 
 
 def _runs_queue(session: Session) -> bool:
@@ -371,14 +390,19 @@ _ROWS = (
     # RFC 5321 §4.1.4: NOOP, HELP, EXPN, VRFY and RSET at any time, without an introduction too.
     Command("HELP", _help, _ANY, "HELP [verb | STATUS]", idle=True, odmr=True),
     Command("VRFY", _vrfy, _ANY, "VRFY user@domain", idle=True),
-    Command("EXPN", _expn, _ANY, "EXPN list@domain", idle=True),
+    Command("EXPN", _expn, _ANY, "EXPN list@domain", idle=True,
+            offered=lambda session: session.limits.disclose_mailboxes),
     # These depend on the listener and the client; EHLO tells.
-    Command("AUTH", _auth, _ANY, idle=True, odmr=True),
-    Command("STARTTLS", _starttls, _ANY - {CHUNKS}, idle=True, odmr=True),
-    Command("XCLIENT", _xclient, _ANY, idle=True, odmr=True),
+    Command("AUTH", _auth, _ANY, "AUTH mechanism [initial-response]", idle=True, odmr=True,
+            offered=lambda session: not session.authenticated and bool(_mechanisms(session))),
+    Command("STARTTLS", _starttls, _ANY - {CHUNKS}, "STARTTLS begins TLS", idle=True, odmr=True,
+            offered=_offers_tls),
+    Command("XCLIENT", _xclient, _ANY, "XCLIENT attribute=value...", idle=True, odmr=True,
+            offered=lambda session: session.trusted),
     Command("TURN", _not_implemented, _ANY, idle=True, odmr=True),
-    Command("ATRN", _atrn, _ANY, idle=True, odmr=True),
-    Command("ETRN", _etrn, _ANY, idle=True),
+    Command("ATRN", _atrn, _ANY, "ATRN [domain,domain]", idle=True, odmr=True,
+            offered=lambda session: session.turns),
+    Command("ETRN", _etrn, _ANY, "ETRN [@]domain", idle=True, offered=_runs_queue),
     Command("XEXCH50", _not_implemented, _ANY, idle=True),
 )
 
@@ -415,9 +439,9 @@ EXTENSIONS: tuple[Callable[[Session], str], ...] = (
     # RFC 6710: without the name of a profile, that of its appendix for MIXER.
     lambda session: "MT-PRIORITY" if _queues(session) else "",
     # RFC 4954 §4: nothing is offered that would be refused in the clear.
-    lambda session: "AUTH " + " ".join(mechanisms) if (
-        mechanisms := offered(session.sasl()) if session.sasl else ()) else "",
-    lambda session: "STARTTLS" if session.tls_available and not session.tls_active else "",
+    lambda session: " ".join(("AUTH", *mechanisms)) if (
+        mechanisms := _mechanisms(session)) else "",
+    lambda session: "STARTTLS" if _offers_tls(session) else "",
     _takes_mail(lambda session: "REQUIRETLS" if session.tls_active else ""),
     lambda session: "XCLIENT " + " ".join(xclient.ATTRIBUTES) if session.trusted else "",
     lambda session: "ETRN" if _runs_queue(session) else "",

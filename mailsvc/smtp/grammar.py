@@ -90,11 +90,14 @@ def text(argument: bytes) -> str:
         raise SyntaxFault("Neither ASCII nor UTF-8") from None
 
 
-def hello(argument: bytes) -> str:
-    """The client's name for itself: a domain or an address literal (RFC 5321 §4.1.1.1)."""
+def hello(argument: bytes, verb: str = "EHLO") -> str:
+    """The client's name for itself: a domain or an address literal (RFC 5321 §4.1.1.1).
+
+    :param verb: the command that it is the argument of.
+    """
     name = text(argument)
     if not name:
-        raise SyntaxFault("Say who you are: EHLO your.host.name")
+        raise SyntaxFault(f"Say who you are: {verb} your.host.name")
     try:
         if name.startswith("["):
             literal = re.sub(r"\A\[(?=[^.]*:)(?!IPv6:)", "[IPv6:", name, flags=re.IGNORECASE)

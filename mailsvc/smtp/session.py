@@ -376,10 +376,11 @@ class Session:
             return True
         try:
             line = self._input.line()
-        except LineTooLong:
+        except LineTooLong as fault:
             answer = replies.LINE_TOO_LONG
-            if self._auth is not None and self._auth.under_way:
-                # RFC 4954 §6.
+            if self._auth is not None and (
+                    self._auth.under_way or fault.head[:5].upper() == b"AUTH "):
+                # RFC 4954 §6, of an initial response (§4) as of any other.
                 answer = replies.FAILED_AUTH[Kind.TOO_LONG]
                 self._auth.drop()
             self.refuse(answer)
