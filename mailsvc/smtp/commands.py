@@ -29,8 +29,7 @@ from mailsvc.smtp.events import (
     Verify,
 )
 from mailsvc.smtp.grammar import SyntaxFault
-from mailsvc.smtp.intake import Intake
-from mailsvc.smtp.mode import TRANSPORT, Mode
+from mailsvc.smtp.mode import TRANSPORT
 from mailsvc.smtp.replies import Reply, printable, reply
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class Command:
     :ivar fault: the enhanced status of a syntax error in its address.
     :ivar idle: whether it counts as a command that brings no mail along.
     :ivar odmr: whether it is for On-Demand Mail Relay, which takes no mail (RFC 2645 §5).
-    :ivar known: whether it is recognized in a mode.
+    :ivar lmtp: whether it is recognized by LMTP alone, or by all but that; None for both.
     """
 
     verb: str
@@ -71,14 +70,14 @@ class Command:
     fault: str = "5.1.3"
     idle: bool = False
     odmr: bool = False
-    known: Callable[[Mode], bool] = lambda mode: True
+    lmtp: bool | None = None
     offered: Callable[[Session], bool] = lambda session: True
 
     def helps(self, session: Session) -> bool:
         """Whether HELP names it."""
         mode = session.mode
-        return (self.usage != "" and self.known(mode) and (self.odmr or not mode.odmr)
-                and self.offered(session))
+        return (self.usage != "" and self.lmtp in (None, mode.lmtp)
+                and (self.odmr or not mode.odmr) and self.offered(session))
 
 
 def out_of_order(verb: str, session: Session) -> Reply:
@@ -92,7 +91,7 @@ def out_of_order(verb: str, session: Session) -> Reply:
     if verb in ("DATA", "BDAT") and session.phase is MAIL:
         # RFC 5321 §3.3: 554 when recipients were named and none of them would do.
         # RFC 2033 §4.2 wants 503 all the same.
-        none_valid = session.refused_recipient and not session.mode.lmtp
+        none_valid = session.transactions.refused_recipient and not session.mode.lmtp
         return replies.NO_VALID_RECIPIENTS if none_valid else replies.RECIPIENT_FIRST
     return replies.MAIL_FIRST
 
@@ -116,7 +115,7 @@ def _mail(session: Session, argument: bytes) -> None:
     if session.mode.submission and not (session.authenticated or session.known):
         session.refuse(_login_wanted(session, replies.LOG_IN_FIRST))
         return
-    if session.exhausted:
+    if session.transactions.exhausted:
         session.close(replies.TOO_MANY_MESSAGES)
         return
     envelope = Envelope(new_id(), parsed.path)
@@ -188,7 +187,7 @@ _RCPT_PARAMETERS: dict[str, Callable[[str | None], Any]] = {
 
 def _rcpt(session: Session, argument: bytes) -> None:
     parsed = grammar.forward_path(argument)
-    envelope = session.envelope
+    envelope = session.transactions.envelope
     assert envelope is not None
     said: dict[str, Any] = {}
     for keyword, value in parsed.parameters.items():
@@ -222,20 +221,12 @@ def _bdat(session: Session, argument: bytes) -> None:
         session.say(reply(501, "5.5.4", str(fault)))
         session.close(replies.UNKNOWN_CHUNK)
         return
-    intake = session.intake
-    if intake is None:
-        intake = session.intake = Intake(session.limits, chunked=True)
-        if session.phase is RCPT:
-            session.ask(DataBegins())
-        else:
-            # RFC 3030 §2: the octets follow in any case, and must not be taken for commands.
-            intake.refusal = out_of_order("BDAT", session)
-    session.chunk_begins(octets, last)
+    session.transactions.chunk(octets, last)
 
 
 def _rset(session: Session, argument: bytes) -> None:
     _no_argument(argument)
-    session.end_transaction("RSET")
+    session.transactions.end("RSET")
     session.say(replies.RESET_OK)
 
 
@@ -297,7 +288,7 @@ def _starttls(session: Session, argument: bytes) -> None:
     elif not session.tls_available:
         session.refuse(replies.NOT_IMPLEMENTED)
     else:
-        session.end_transaction("STARTTLS")
+        session.transactions.end("STARTTLS")
         session.say(replies.START_TLS)
         session.ask(TLSBegins())
 
@@ -371,11 +362,9 @@ def _not_implemented(session: Session, argument: bytes) -> None:
 
 _ROWS = (
     # RFC 2033 §4.1: LHLO in the place of both.
-    Command("HELO", _helo, _ANY, "HELO your.host.name", idle=True, odmr=True,
-            known=lambda m: not m.lmtp),
-    Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True, odmr=True,
-            known=lambda m: not m.lmtp),
-    Command("LHLO", _ehlo, _ANY, "LHLO your.host.name", idle=True, known=lambda m: m.lmtp),
+    Command("HELO", _helo, _ANY, "HELO your.host.name", idle=True, odmr=True, lmtp=False),
+    Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True, odmr=True, lmtp=False),
+    Command("LHLO", _ehlo, _ANY, "LHLO your.host.name", idle=True, lmtp=True),
     Command("MAIL", _mail, frozenset({READY}),
             "MAIL FROM:<address> [SIZE=octets] [BODY=8BITMIME] [SMTPUTF8] [RET=FULL|HDRS] "
             "[ENVID=id]", fault="5.1.7"),
