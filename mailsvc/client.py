@@ -227,11 +227,11 @@ class Client:
     @property
     def pipeline(self) -> bool:
         """Whether commands are sent ahead where the server offers it; may be set."""
-        return self._session.pipeline
+        return self._session.commands.ahead
 
     @pipeline.setter
     def pipeline(self, wanted: bool) -> None:
-        self._session.pipeline = wanted
+        self._session.commands.ahead = wanted
 
     # ---- commands ----
 

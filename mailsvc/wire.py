@@ -31,8 +31,19 @@ _LONG, _APART = 8192, 2048
 _DATA_TAILS = tuple(END_OF_DATA[:n] for n in (4, 3, 2, 1))
 
 
+#: How much of a line that is too long is told.
+_HEAD_OCTETS = 16
+
+
 class LineTooLong(Exception):
-    """A command line exceeded its limit; it has been skipped up to and including its CRLF."""
+    """A command line exceeded its limit; it has been skipped up to and including its CRLF.
+
+    :ivar head: how it began.
+    """
+
+    def __init__(self, head: bytes) -> None:
+        super().__init__(head)
+        self.head = head
 
 
 class LineReader:
@@ -48,7 +59,8 @@ class LineReader:
         self._limit = limit
         self._data = b""
         self._position = 0
-        self._discarding = False
+        #: How the line began that is being skipped; empty when none is.
+        self._discarding = b""
 
     def __len__(self) -> int:
         """Octets received and not yet taken."""
@@ -72,13 +84,13 @@ class LineReader:
         if end >= 0:
             self._position = end + 2
             if self._discarding or end + 2 - start > self._limit:
-                self._discarding = False
-                raise LineTooLong
+                head, self._discarding = self._discarding or data[start:start + _HEAD_OCTETS], b""
+                raise LineTooLong(head)
             return data[start:end]
         # A line of which `limit` octets came without CRLF is too long already.  Its last octet
         # stays: it may be the CR of the CRLF.
         if self._discarding or len(data) - start >= self._limit:
-            self._discarding = True
+            self._discarding = self._discarding or data[start:start + _HEAD_OCTETS]
             self._position = max(start, len(data) - 1)
         return None
 
@@ -97,7 +109,7 @@ class LineReader:
         """Forget everything received, a half line included (RFC 3207 §4.2)."""
         self._data = b""
         self._position = 0
-        self._discarding = False
+        self._discarding = b""
 
 
 class DotReader:

@@ -27,7 +27,7 @@ class Exchanger(Served):
           of ever more lines, an octet of one now and then;
         * ``lax``: what refuses MAIL takes the rest of the transaction all the same;
         * ``starttls``: offered, with *certificate*; ``badtls``: offered, and then it is no TLS;
-        * ``ascii``: SMTPUTF8 is not offered;
+        * ``ascii``: SMTPUTF8 is not offered; ``7bit``: nor is 8BITMIME;
         * ``dsn``: offered; ``offer=KEYWORD``, "_" for a space, likewise; ``requiretls``: inside
           TLS.
 
@@ -142,7 +142,8 @@ class _Conversation:
     def command(self, verb: str, text: str) -> None:
         """Answer one command."""
         if verb == "EHLO":
-            offers = ["PIPELINING", "8BITMIME", *([] if "ascii" in self.words else ["SMTPUTF8"])]
+            offers = ["PIPELINING", *([] if "7bit" in self.words else ["8BITMIME"]),
+                      *([] if "ascii" in self.words else ["SMTPUTF8"])]
             if not self.tls and {"starttls", "badtls"} & set(self.words):
                 offers.append("STARTTLS")
             if "dsn" in self.words:

@@ -76,8 +76,8 @@ class Talk:
             case Hello():
                 return self.session.hello_reply(event)
             case RcptTo(forward_path):
-                assert self.session.envelope is not None
-                self.session.envelope.recipients.append(
+                assert self.session.transactions.envelope is not None
+                self.session.transactions.envelope.recipients.append(
                     Recipient(forward_path, (Account(forward_path.local_part, "example.org"),)))
                 return replies.RECIPIENT_OK
             case MailFrom():

@@ -90,5 +90,5 @@ def test_who_may_have_which_priority(
     wanted = (b"250 2.1.0 Sender OK\r\n" if given == asked else
               b"250 2.3.6 %d is the priority of this message; Sender OK\r\n" % given)
     assert line.heard().endswith(wanted)
-    envelope = line.protocol.session.envelope
+    envelope = line.protocol.session.transactions.envelope
     assert envelope is not None and envelope.priority == given

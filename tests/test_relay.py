@@ -158,18 +158,32 @@ def test_eight_bits_that_nobody_declared(tmp_path: Path, chunking: bool) -> None
             assert below_trace(got) == text
 
 
-@pytest.mark.parametrize(("header", "arrives"), [
-    (b"Subject: x\r\n\r\n", True), ("Subject: \u00e9\r\n\r\n".encode(), False)])
-def test_smtputf8_that_nothing_needs(tmp_path: Path, header: bytes, arrives: bool) -> None:
+PART = b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nX: %s\r\n\r\n"
+
+
+@pytest.mark.parametrize(("offers", "message", "status"), [
+    ("ascii", b"Subject: x\r\n\r\n", ""),
+    ("ascii", "Subject: \u00e9\r\n\r\n".encode(), "5.6.7"),
+    ("ascii", "Subject: x\r\n\r\n\u00e9\r\n".encode(), ""),
+    ("ascii", PART % b"x" + "\u00e9\r\n".encode() * 80_000, ""),
+    ("ascii", PART % "\u00e9".encode(), "5.6.7"),
+    ("ascii 7bit", b"Subject: x\r\n\r\n", ""),
+    ("ascii 7bit", "Subject: x\r\n\r\n\u00e9\r\n".encode(), "5.6.3"),
+    ("ascii 7bit", b"Subject: x\r\n\r\n" + "\u00e9\r\n".encode() * 80_000, "5.6.3"),
+], ids=["ascii", "header", "body", "large", "part", "7bit", "7bit-body", "7bit-large"])
+def test_smtputf8_that_nothing_needs(tmp_path: Path, offers: str, message: bytes,
+                                     status: str) -> None:
     """RFC 6531 §3.2: what needs it is what the message holds, not what its sender said."""
-    with Exchanger("127.0.0.1", 0, "ascii") as there, relaying(
+    with Exchanger("127.0.0.1", 0, offers) as there, relaying(
             tmp_path / "a", f"relay.smarthost=127.0.0.1:{there.port}") as here:
-        submit(here, ["bob@far.example"], header + b"body\r\n", mail=["SMTPUTF8"])
+        submit(here, ["bob@far.example"], message + b"body\r\n", mail=["SMTPUTF8"])
         until(lambda: not queued(here), here)
-        assert len(there.messages) == arrives
+        assert len(there.messages) == (not status)
         assert [statuses(each) for each in mail(here)] == (
-            [] if arrives else [[("bob@far.example", "failed", "5.6.7")]])
+            [[("bob@far.example", "failed", status)]] if status else [])
         assert not any("SMTPUTF8" in line for line in there.lines)
+        assert any("BODY=8BITMIME" in line for line in there.lines) == (
+            not status and not message.isascii())
 
 
 def test_the_queue_of_a_service_that_runs(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ class Owner:
 
     def _answer(self, event: events.Event) -> Reply | None:
         session = self.session
-        envelope = session.envelope
+        envelope = session.transactions.envelope
         match event:
             case LogIn(Password() as credentials, authorize_as):
                 secret = PASSWORDS.get(credentials.username.decode(), "")
@@ -234,7 +234,7 @@ class Owner:
                 self.delivery = self.store.begin(envelope.accounts(), envelope.id, envelope.size)
                 self.delivery.write(trace_header(
                     envelope, client=CLIENT, hello=session.hello,
-                    protocol=session.transmission_type, hostname=session.hostname,
+                    protocol=session.transactions.transmission_type, hostname=session.hostname,
                     seconds=int(NOW)))
                 return replies.START_DATA
             case events.MessageBlock(data):

@@ -320,7 +320,7 @@ def test_a_body(value: str, found: str) -> None:
 
 
 @pytest.mark.parametrize("value", [
-    None, "", "8BIT", "BINARYMIME", "7BIT ", "8B\u0131TM\u0131ME", "\u0667BIT", "7BIT\u0338",
+    None, "", "8BIT", "BINARY", "7BIT ", "8B\u0131TM\u0131ME", "\u0667BIT", "7BIT\u0338",
 ])
 def test_what_is_no_body(value: str | None) -> None:
     with pytest.raises(SyntaxFault, match=r"^BODY is 7BIT or 8BITMIME$"):

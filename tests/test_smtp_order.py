@@ -134,8 +134,8 @@ def test_order(line: bytes, phase: str) -> None:
     assert talk.say(line + b"\r\n") == answer.wire
     assert talk.session.phase is after
     # The transaction is there just as long as the phase says so.
-    assert (talk.session.envelope is not None) == (after in (MAIL, RCPT, CHUNKS))
-    assert talk.session.receiving == (answer is replies.START_DATA)
+    assert (talk.session.transactions.envelope is not None) == (after in (MAIL, RCPT, CHUNKS))
+    assert talk.session.transactions.receiving == (answer is replies.START_DATA)
     began = phase is CHUNKS
     ended = after in (READY, CLOSED) and answer is not ACCEPTED
     assert len(talk.of(Aborted)) == (began and ended)
@@ -147,7 +147,7 @@ def test_order_of_ehlo(phase: str) -> None:
     assert talk.say(b"EHLO client.example.net\r\n").startswith(b"250-mx.example.org greets client.")
     assert talk.session.phase is READY
     assert talk.session.extended
-    assert talk.session.envelope is None
+    assert talk.session.transactions.envelope is None
     assert talk.say(HELO) == _HELO_OK.wire
     assert not talk.session.extended
 
@@ -157,7 +157,7 @@ def test_order_of_starttls(phase: str) -> None:
     talk = talk_in(phase, tls_available=True)
     assert talk.say(b"STARTTLS\r\n") == replies.START_TLS.wire
     assert talk.events == [TLSBegins()]
-    assert talk.session.envelope is None
+    assert talk.session.transactions.envelope is None
     talk.session.tls_started()
     assert talk.session.phase is START
     assert talk.session.hello == ""
@@ -300,12 +300,13 @@ def test_a_negative_answer_changes_nothing(kind: type, line: bytes, phase: str,
                                            answer: Reply) -> None:
     talk = talk_in(phase, disclose_mailboxes=True, etrn=True)
     session = talk.session
-    before = (session.envelope, session.hello, session.extended, session.intake)
+    mail = session.transactions
+    before = (mail.envelope, session.hello, session.extended, mail.intake)
     talk.answers[kind] = answer
     assert talk.say(line) == last(answer)
     assert [type(event) for event in talk.events] == [kind]
     assert session.phase is phase
-    assert (session.envelope, session.hello, session.extended, session.intake) == before
+    assert (mail.envelope, session.hello, session.extended, mail.intake) == before
 
 
 @pytest.mark.parametrize(("kind", "line", "phase"), ASKED,
@@ -338,8 +339,8 @@ def test_data_refused_by_the_owner_ends_the_transaction(answer: Reply) -> None:
     # No message had begun, so none is aborted.
     assert not talk.of(Aborted)
     assert talk.session.phase is (CLOSED if answer is GOING_DOWN else READY)
-    assert talk.session.envelope is None
-    assert not talk.session.receiving
+    assert talk.session.transactions.envelope is None
+    assert not talk.session.transactions.receiving
 
 
 @pytest.mark.parametrize("answer", [BUSY, NO], ids=["450", "550"])
@@ -347,7 +348,7 @@ def test_bdat_refused_by_the_owner_is_swallowed_first(answer: Reply) -> None:
     talk = talk_in(RCPT)
     talk.answers[DataBegins] = answer
     assert talk.say(b"BDAT 6 LAST\r\nNOO") == b""
-    assert talk.session.receiving
+    assert talk.session.transactions.receiving
     assert talk.say(b"P\r\n") == answer.wire
     assert talk.events == [DataBegins(), Aborted(answer.lines[0])]
     assert talk.session.phase is READY
@@ -365,7 +366,7 @@ def test_a_message_refused_at_its_end(way: bytes, answer: Reply) -> None:
         assert talk.events[-1] == Closed(asked=False)
     else:
         assert talk.session.phase is READY
-    assert talk.session.envelope is None
+    assert talk.session.transactions.envelope is None
 
 
 def test_a_question_must_be_answered_before_the_next_event() -> None:
@@ -405,7 +406,7 @@ def test_what_is_asked() -> None:
     assert recipient == RcptTo(Address("postmaster", ""))
     assert isinstance(sender, MailFrom)
     envelope = sender.envelope
-    assert envelope is talk.session.envelope
+    assert envelope is talk.session.transactions.envelope
     assert re.fullmatch(r"[0-9A-Z]{16}", envelope.id)
     assert (envelope.reverse_path, envelope.size, envelope.body, envelope.smtputf8) == (
         Address("a b", "example.net"), 17, "8BITMIME", True)

@@ -565,6 +565,6 @@ def test_a_priority_is_held_to_what_the_sender_may_have(asked: bytes, answer: st
     one = Line(queue=True)
     one.say(EHLO + b"MAIL FROM:<a@example.net> MT-PRIORITY=" + asked + b"\r\n")
     assert one.codes() == ["220", "250", answer]
-    assert one.protocol.session.envelope is not None
-    assert one.protocol.session.envelope.priority == 0
+    assert one.protocol.session.transactions.envelope is not None
+    assert one.protocol.session.transactions.envelope.priority == 0
     one.hang_up()

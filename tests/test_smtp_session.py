@@ -61,21 +61,22 @@ def test_transmission_types(hello: bytes, parameters: bytes, tls: bool, name: st
     talk = Talk(mode=LMTP if hello == b"LHLO" else TRANSPORT, tls_active=tls)
     talk.say(hello + b" client.example.net\r\n")
     before = name.replace("UTF8SMTP", "ESMTP").replace("UTF8LMTP", "LMTP")
-    assert talk.session.transmission_type == before
+    assert talk.session.transactions.transmission_type == before
     talk.say(b"MAIL FROM:<a@example.net>" + parameters + b"\r\n")
-    assert talk.session.transmission_type == name
+    assert talk.session.transactions.transmission_type == name
     talk.session.authenticated = "a@example.net"
-    assert talk.session.transmission_type == (name if hello == b"HELO" else name + "A")
+    assert talk.session.transactions.transmission_type == (name if hello == b"HELO" else name + "A")
 
 
 def test_a_new_session() -> None:
     session = Session("mx.example.org", SMTPSettings(), tls_available=True)
     assert (session.phase, session.hello, session.extended) == (GREETING, "", False)
-    assert (session.envelope, session.intake, session.refused_recipient) == (None, None, False)
+    mail = session.transactions
+    assert (mail.envelope, mail.intake, mail.refused_recipient) == (None, None, False)
     assert (session.tls_available, session.tls_active) == (True, False)
-    assert (session.waiting, session.receiving, session.buffered) == (False, False, 0)
+    assert (session.waiting, mail.receiving, session.buffered) == (False, False, 0)
     assert session.data_to_send() == b""
-    assert not session.exhausted
+    assert not session.transactions.exhausted
     assert (session.authenticated, session.known, session.trusted) == ("", False, False)
     assert not Session("mx.example.org", SMTPSettings()).tls_available
 
@@ -83,22 +84,22 @@ def test_a_new_session() -> None:
 def test_waiting_receiving_buffered() -> None:
     talk = talk_in(RCPT)
     session = talk.session
-    assert (session.waiting, session.receiving, session.buffered) == (False, False, 0)
+    assert (session.waiting, session.transactions.receiving, session.buffered) == (False, False, 0)
     session.receive(b"DA")
     assert session.next_event() is None
-    assert (session.waiting, session.receiving, session.buffered) == (False, False, 2)
+    assert (session.waiting, session.transactions.receiving, session.buffered) == (False, False, 2)
     session.receive(b"TA\r\ntext\r\n.\r\nNOOP\r\n")
     assert session.next_event() == DataBegins()
-    assert (session.waiting, session.receiving, session.buffered) == (True, False, 15)
+    assert (session.waiting, session.transactions.receiving, session.buffered) == (True, False, 15)
     session.reply(replies.START_DATA)
-    assert (session.waiting, session.receiving, session.buffered) == (False, True, 15)
+    assert (session.waiting, session.transactions.receiving, session.buffered) == (False, True, 15)
     assert session.next_event() == MessageBlock(b"text\r\n")
     # The question is there already, but was not handed out yet.
-    assert (session.waiting, session.receiving, session.buffered) == (False, True, 6)
+    assert (session.waiting, session.transactions.receiving, session.buffered) == (False, True, 6)
     assert session.next_event() == MessageEnds(6)
     assert session.waiting
     session.reply(ACCEPTED)
-    assert (session.waiting, session.receiving, session.buffered) == (False, False, 6)
+    assert (session.waiting, session.transactions.receiving, session.buffered) == (False, False, 6)
     assert session.next_event() is None
     assert session.data_to_send() == (
         replies.START_DATA.wire + ACCEPTED.wire + replies.NOOP_OK.wire)
@@ -108,11 +109,11 @@ def test_waiting_receiving_buffered() -> None:
 def test_receiving_a_chunk_and_waiting_between_chunks() -> None:
     talk = talk_in(CHUNKS)
     session = talk.session
-    assert not session.receiving
+    assert not session.transactions.receiving
     assert talk.say(b"BDAT 5\r\n") == b""
-    assert session.receiving
+    assert session.transactions.receiving
     talk.say(b"12345")
-    assert not session.receiving
+    assert not session.transactions.receiving
     assert session.phase is CHUNKS
 
 
@@ -144,14 +145,14 @@ def test_a_message_comes_in_blocks_and_then_ends() -> None:
 def test_a_refused_message_is_swallowed_without_blocks() -> None:
     talk = talk_in(RCPT)
     talk.say(b"DATA\r\nfirst\r\nx")
-    talk.session.refuse_message(BUSY)
-    talk.session.refuse_message(NO)
+    talk.session.transactions.refuse(BUSY)
+    talk.session.transactions.refuse(NO)
     assert talk.say(b"second\r\n") == b""
     assert talk.say(b".\r\nNOOP\r\n") == BUSY.wire + replies.NOOP_OK.wire
     assert talk.text == b"first\r\nx"
     assert talk.events[-1] == Aborted("Busy")
     assert not talk.of(MessageEnds)
-    assert (talk.session.phase, talk.session.envelope) == (READY, None)
+    assert (talk.session.phase, talk.session.transactions.envelope) == (READY, None)
 
 
 @pytest.mark.parametrize("way", [b"DATA\r\ntext\r\n.\r\n", b"BDAT 4 LAST\r\ntext"])
@@ -162,15 +163,15 @@ def test_a_message_refused_at_its_last_block_is_not_asked_about(way: bytes) -> N
     assert session.next_event() == DataBegins()
     session.reply(replies.START_DATA)
     assert isinstance(session.next_event(), MessageBlock)
-    session.refuse_message(BUSY)
+    session.transactions.refuse(BUSY)
     assert talk.run().endswith(BUSY.wire + replies.NOOP_OK.wire)
     assert talk.events == [Aborted("Busy")]
-    assert (session.phase, session.envelope) == (READY, None)
+    assert (session.phase, session.transactions.envelope) == (READY, None)
 
 
 def test_a_message_refused_amid_its_chunks() -> None:
     talk = talk_in(CHUNKS)
-    talk.session.refuse_message(BUSY)
+    talk.session.transactions.refuse(BUSY)
     assert talk.say(b"BDAT 4\r\nRSET") == BUSY.wire
     assert talk.events == [Aborted("Busy")]
     assert talk.session.phase is READY
@@ -185,14 +186,14 @@ def test_a_message_with_an_outcome_for_each_recipient_has_come_to_its_end(
     talk.say(b"LHLO client.example.net\r\n" + SENDER + RECIPIENT * 2)
     said = talk.say(b"DATA\r\nx\r\n.\r\nNOOP\r\n")
     assert codes(said) == [354, *(answer.code for answer in answers), 250]
-    assert (talk.session.intake, talk.session.envelope) == (None, None)
+    assert (talk.session.transactions.intake, talk.session.transactions.envelope) == (None, None)
     # The owner knows how it ended, and is told of no other end.
     assert not talk.of(Aborted)
 
 
 def test_there_may_be_no_message_to_refuse() -> None:
     talk = talk_in(RCPT)
-    talk.session.refuse_message(NO)
+    talk.session.transactions.refuse(NO)
     assert codes(talk.say(b"DATA\r\n.\r\n")) == [354, 250]
 
 
@@ -200,10 +201,10 @@ def test_a_refused_recipient_is_forgotten_with_its_transaction() -> None:
     talk = talk_in(MAIL)
     talk.answers[RcptTo] = NO
     assert codes(talk.say(RECIPIENT + b"DATA\r\nBDAT 0\r\n")) == [550, 554, 554]
-    assert talk.session.refused_recipient
+    assert talk.session.transactions.refused_recipient
     for end in (b"RSET\r\n", HELO):
         talk.say(end)
-        assert not talk.session.refused_recipient
+        assert not talk.session.transactions.refused_recipient
         assert codes(talk.say(SENDER + b"DATA\r\n" + RECIPIENT)) == [250, 503, 550]
 
 
@@ -305,7 +306,7 @@ def test_messages_are_counted_up_to_their_limit(most: int) -> None:
     talk = Talk(messages=most)
     message = SENDER + RECIPIENT + b"DATA\r\nx\r\n.\r\n"
     assert talk.say(HELO + message * most).count(ACCEPTED.wire) == most
-    assert talk.session.exhausted
+    assert talk.session.transactions.exhausted
     # What is no new message may still come.
     assert codes(talk.say(b"NOOP\r\nMAIL\r\n")) == [250, 501]
     assert talk.say(SENDER) == last(replies.TOO_MANY_MESSAGES)
@@ -316,7 +317,7 @@ def test_messages_without_a_limit() -> None:
     talk = Talk(messages=0)
     message = SENDER + RECIPIENT + b"BDAT 3 LAST\r\nx\r\n"
     assert codes(talk.say(HELO + message * 20)).count(250) == 1 + 3 * 20
-    assert not talk.session.exhausted
+    assert not talk.session.transactions.exhausted
 
 
 def test_a_refused_message_does_not_count_as_one() -> None:
@@ -343,7 +344,8 @@ def test_the_owner_may_close(phase: str) -> None:
     assert talk.run() == last(replies.TIMED_OUT)
     ends = [Aborted("connection closed")] if phase is CHUNKS else []
     assert talk.events == [*ends, Closed(asked=False)]
-    assert (talk.session.phase, talk.session.envelope, talk.session.buffered) == (CLOSED, None, 0)
+    assert (talk.session.phase, talk.session.buffered) == (CLOSED, 0)
+    assert talk.session.transactions.envelope is None
     talk.session.close(GOING_DOWN)
     assert talk.run() == b""
 
@@ -441,15 +443,16 @@ def test_what_is_sent_behind_starttls_is_dropped(behind: bytes) -> None:
         talk.session.next_event()
     talk.session.tls_started()
     session = talk.session
-    assert (session.phase, session.hello, session.extended, session.envelope, session.buffered) == (
-        START, "", False, None, 0)
+    assert (session.phase, session.hello, session.extended, session.buffered) == (
+        START, "", False, 0)
+    assert session.transactions.envelope is None
     assert session.tls_active
     # The other half of a command arrives inside TLS, and is a command by itself.
     assert talk.say(b"OP\r\n") == replies.UNRECOGNIZED.wire
     assert talk.say(SENDER) == replies.HELLO_FIRST.wire
     said = talk.say(b"EHLO client.example.net\r\n")
     assert b"STARTTLS" not in said and b"250 HELP" in said
-    assert session.transmission_type == "ESMTPS"
+    assert session.transactions.transmission_type == "ESMTPS"
     assert talk.say(b"STARTTLS\r\n") == replies.TLS_ACTIVE.wire
 
 

@@ -65,8 +65,8 @@ class Owner:
                 self.senders.append(str(envelope.reverse_path))
                 return replies.SENDER_OK
             case events.RcptTo(forward_path):
-                assert self.session.envelope is not None
-                self.session.envelope.recipients.append(
+                assert self.session.transactions.envelope is not None
+                self.session.transactions.envelope.recipients.append(
                     Recipient(forward_path, (Account("bob", "example.net"),)))
                 return replies.RECIPIENT_OK
             case events.DataBegins():
@@ -209,7 +209,7 @@ def test_an_end_begun_and_not_finished_is_waited_for(octets: bytes) -> None:
     owner = after([BEGIN + b"text" + octets])
     assert owner.codes == BEGIN_CODES
     assert owner.messages == []
-    assert owner.session.receiving
+    assert owner.session.transactions.receiving
 
 
 def test_the_end_that_is_cut_off_from_its_text_by_a_pause() -> None:
@@ -290,8 +290,8 @@ def test_a_message_that_its_owner_gives_up_still_ends_at_its_end() -> None:
     behind = b"\r\n..\r\n" + SECOND + END
     for place in range(len(behind)):
         owner = after([BEGIN + b"text"])
-        owner.session.refuse_message(replies.LOCAL_ERROR)
-        owner.session.refuse_message(replies.LOOP)
+        owner.session.transactions.refuse(replies.LOCAL_ERROR)
+        owner.session.transactions.refuse(replies.LOOP)
         for piece in cut(behind, [place]):
             owner.feed(piece)
         assert_one_message(owner, None, replies.LOCAL_ERROR)
@@ -360,7 +360,7 @@ def test_chunks(stream: bytes, codes: list[int], messages: list[bytes]) -> None:
         assert owner.codes == [220, 250, *codes, 250, 221]
         assert owner.messages == messages
         assert "mallory@example.com" not in owner.senders
-        assert not owner.session.receiving
+        assert not owner.session.transactions.receiving
 
 
 @pytest.mark.parametrize("octets", [
@@ -395,7 +395,7 @@ def test_a_chunk_beyond_all_measure_is_never_left(octets: bytes, limits: SMTPSet
         owner = after(cut(stream, range(size, len(stream), size)), limits)
         assert owner.codes == [220, 250, 250, 250]
         assert (owner.senders, owner.messages) == (["alice@example.org"], [])
-        assert owner.session.receiving
+        assert owner.session.transactions.receiving
 
 
 def test_a_chunk_too_big_is_swallowed_and_then_refused() -> None:

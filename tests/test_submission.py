@@ -384,7 +384,64 @@ def test_a_message_sent_on_unchanged() -> None:
     assert complete(latest + earlier + eve) == latest + earlier + eve
     refused(earlier + latest + eve, "5.7.1")
     refused(b"Resent-From: nobody\r\n" + eve, "5.6.0")
-    assert complete(earlier + eve, check_from=False) == earlier + eve
+    assert complete(earlier + eve, check_from=False) == b"Resent-" + SENDER + earlier + eve
+
+
+RESENT = b"Resent-From: bob@one.example\r\n"
+#: The rest of a message that is sent on.
+ORIGINAL = b"From: eve@two.example\r\nSender: x@two.example\r\n" + DATE + ID + b"\r\n"
+#: What an earlier sender said of itself.
+HISTORY = b"Resent-Sender: x@two.example\r\nResent-From: eve@two.example\r\n"
+
+
+@pytest.mark.parametrize("header", [
+    RESENT + b"Resent-Sender: sales@one.example\r\n",
+    b"resent-sender : bob@one.example\r\n" + RESENT,
+    # Another block follows: of another kind is what is between, or a name comes again.
+    RESENT + b"Received: x\r\n" + HISTORY,
+    RESENT + b"To: x\r\n folded\r\n" + HISTORY,
+    RESENT + b"Resent-Date: x\r\nResent-Date: y\r\n" + HISTORY,
+    b"Resent-To: x\r\n" + RESENT + b"Resent-To: y\r\n" + HISTORY,
+    RESENT + b"Resent-Sender: bob@one.example\r\n" + HISTORY,
+    RESENT + b"Resent-From: eve@two.example\r\nResent-Sender: x@two.example\r\n",
+    b"X: y\r\n" + RESENT + b"Received: x\r\n" + HISTORY + HISTORY,
+])
+def test_who_sent_it_on(header: bytes) -> None:
+    """RFC 5322 §3.6.6: of the latest block alone, which is on top."""
+    assert complete(header + ORIGINAL) == header + ORIGINAL
+    assert complete(header + ORIGINAL, *range(500)) == header + ORIGINAL
+
+
+@pytest.mark.parametrize("header", [
+    RESENT + b"Resent-Sender: eve@two.example\r\n",
+    b"Resent-Sender: eve@two.example\r\n" + RESENT,
+    b"Resent-Sender: eve@two.example\r\nReceived: x\r\n" + RESENT + HISTORY,
+    RESENT + b"Resent-To: x\r\nRESENT-SENDER:\r\n eve@two.example\r\n" + HISTORY,
+    # No block ends where none follows.
+    RESENT + b"To: x\r\nResent-Sender: eve@two.example\r\n",
+    RESENT + b"Resent-To: x\r\nResent-To: y\r\nResent-Sender: eve@two.example\r\n",
+    # Nor before it has an author.
+    b"Resent-To: x\r\nResent-To: y\r\nResent-Sender: eve@two.example\r\n" + RESENT + HISTORY,
+])
+def test_who_may_not_have_sent_it_on(header: bytes) -> None:
+    assert "<eve@two.example>" in refused(header + ORIGINAL, "5.7.1")
+    assert complete(header + ORIGINAL, check_from=False) == header + ORIGINAL
+
+
+def test_blocks_that_are_none() -> None:
+    sender = b"Resent-Sender: bob@one.example\r\n"
+    assert "several Resent-Sender" in refused(RESENT + sender + b"X: y\r\n" + sender + ORIGINAL,
+                                              "5.6.0")
+    assert "Resent-Sender field" in refused(RESENT + b"Resent-Sender: me\r\n" + ORIGINAL, "5.6.0")
+    # Without a Resent-From it is From that counts, and whoever is named besides.
+    assert complete(sender + FULL + b"\r\n") == sender + FULL + b"\r\n"
+    assert "<x@two.example>" in refused(b"Resent-Sender: x@two.example\r\n" + FULL, "5.7.1")
+    assert "<eve@two.example>" in refused(sender + ORIGINAL, "5.7.1")
+
+
+def test_a_resent_sender_is_added_where_resent_from_does_not_tell() -> None:
+    both = b"Resent-From: eve@two.example, bob@one.example\r\n" + ORIGINAL
+    assert complete(both) == b"Resent-" + SENDER + both
 
 
 def test_a_directory_that_cannot_be_read_is_no_refusal() -> None:

@@ -296,9 +296,12 @@ class Attempts:
         self._spool.receipts.recall(message)
         content = Content(stream)
         message.size = content.size
-        if message.smtputf8 and message.is_ascii and content.is_ascii():
+        if message.smtputf8 and message.is_ascii and content.has_ascii_headers():
             # RFC 6531 §3.2: some say it of all their mail, and the next host may not know it.
             message.smtputf8 = False
+            if not content.is_ascii():
+                # §3.6: it allowed a body in UTF-8 without a word on it.
+                message.body = "8BITMIME"
         message.tls_optional = _TLS_OPTIONAL.search(content.head(HEADER_OCTETS)) is not None
         if sign is None or not message.account or message.held or not message.waiting:
             return message, content, b""

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from mailsvc.headers import HeaderScan
+
 #: Messages up to this size are kept in memory while they are worked on; larger ones are read as
 #: they are sent.
 SMALL = 256 * 1024
@@ -47,6 +49,11 @@ class Content:
         """Whether no octet of it is above 127.  Reads all of it."""
         return all(map(bytes.isascii, self._blocks(b"")) if self._small is None
                    else (self._small.isascii(),))
+
+    def has_ascii_headers(self) -> bool:
+        """Whether no octet of its headers is, those of its parts included.  Reads all of it."""
+        scan = HeaderScan()
+        return all(map(scan.feed, self._blocks(b"") if self._small is None else (self._small,)))
 
     def close(self) -> None:
         """Let go of the file.  May be called again."""

@@ -29,8 +29,7 @@ from mailsvc.smtp.events import (
     Verify,
 )
 from mailsvc.smtp.grammar import SyntaxFault
-from mailsvc.smtp.intake import Intake
-from mailsvc.smtp.mode import TRANSPORT, Mode
+from mailsvc.smtp.mode import TRANSPORT
 from mailsvc.smtp.replies import Reply, printable, reply
 
 if TYPE_CHECKING:
@@ -57,10 +56,11 @@ class Command:
 
     :ivar legal: the phases in which it may come.
     :ivar usage: what HELP says of it; empty for a command that is not implemented.
+    :ivar offered: whether a session takes it as it is now, so that HELP names it.
     :ivar fault: the enhanced status of a syntax error in its address.
     :ivar idle: whether it counts as a command that brings no mail along.
     :ivar odmr: whether it is for On-Demand Mail Relay, which takes no mail (RFC 2645 §5).
-    :ivar known: whether it is recognized in a mode.
+    :ivar lmtp: whether it is recognized by LMTP alone, or by all but that; None for both.
     """
 
     verb: str
@@ -70,7 +70,14 @@ class Command:
     fault: str = "5.1.3"
     idle: bool = False
     odmr: bool = False
-    known: Callable[[Mode], bool] = lambda mode: True
+    lmtp: bool | None = None
+    offered: Callable[[Session], bool] = lambda session: True
+
+    def helps(self, session: Session) -> bool:
+        """Whether HELP names it."""
+        mode = session.mode
+        return (self.usage != "" and self.lmtp in (None, mode.lmtp)
+                and (self.odmr or not mode.odmr) and self.offered(session))
 
 
 def out_of_order(verb: str, session: Session) -> Reply:
@@ -84,7 +91,7 @@ def out_of_order(verb: str, session: Session) -> Reply:
     if verb in ("DATA", "BDAT") and session.phase is MAIL:
         # RFC 5321 §3.3: 554 when recipients were named and none of them would do.
         # RFC 2033 §4.2 wants 503 all the same.
-        none_valid = session.refused_recipient and not session.mode.lmtp
+        none_valid = session.transactions.refused_recipient and not session.mode.lmtp
         return replies.NO_VALID_RECIPIENTS if none_valid else replies.RECIPIENT_FIRST
     return replies.MAIL_FIRST
 
@@ -95,11 +102,12 @@ def _no_argument(argument: bytes) -> None:
 
 
 def _helo(session: Session, argument: bytes) -> None:
-    session.ask(Hello(grammar.hello(argument), extended=False))
+    session.ask(Hello(grammar.hello(argument, "HELO"), extended=False))
 
 
 def _ehlo(session: Session, argument: bytes) -> None:
-    session.ask(Hello(grammar.hello(argument), extended=True))
+    verb = "LHLO" if session.mode.lmtp else "EHLO"
+    session.ask(Hello(grammar.hello(argument, verb), extended=True))
 
 
 def _mail(session: Session, argument: bytes) -> None:
@@ -107,7 +115,7 @@ def _mail(session: Session, argument: bytes) -> None:
     if session.mode.submission and not (session.authenticated or session.known):
         session.refuse(_login_wanted(session, replies.LOG_IN_FIRST))
         return
-    if session.exhausted:
+    if session.transactions.exhausted:
         session.close(replies.TOO_MANY_MESSAGES)
         return
     envelope = Envelope(new_id(), parsed.path)
@@ -179,7 +187,7 @@ _RCPT_PARAMETERS: dict[str, Callable[[str | None], Any]] = {
 
 def _rcpt(session: Session, argument: bytes) -> None:
     parsed = grammar.forward_path(argument)
-    envelope = session.envelope
+    envelope = session.transactions.envelope
     assert envelope is not None
     said: dict[str, Any] = {}
     for keyword, value in parsed.parameters.items():
@@ -213,20 +221,12 @@ def _bdat(session: Session, argument: bytes) -> None:
         session.say(reply(501, "5.5.4", str(fault)))
         session.close(replies.UNKNOWN_CHUNK)
         return
-    intake = session.intake
-    if intake is None:
-        intake = session.intake = Intake(session.limits, chunked=True)
-        if session.phase is RCPT:
-            session.ask(DataBegins())
-        else:
-            # RFC 3030 §2: the octets follow in any case, and must not be taken for commands.
-            intake.refusal = out_of_order("BDAT", session)
-    session.chunk_begins(octets, last)
+    session.transactions.chunk(octets, last)
 
 
 def _rset(session: Session, argument: bytes) -> None:
     _no_argument(argument)
-    session.end_transaction("RSET")
+    session.transactions.end("RSET")
     session.say(replies.RESET_OK)
 
 
@@ -269,15 +269,13 @@ def _help(session: Session, argument: bytes) -> None:
     topic = argument.upper()
     command = COMMANDS.get(topic)
     if not topic:
-        verbs = sorted(row.verb for row in COMMANDS.values()
-                       if row.usage and row.known(session.mode)
-                       and (row.odmr or not session.mode.odmr))
+        verbs = sorted(row.verb for row in COMMANDS.values() if row.helps(session))
         session.say(reply(214, "2.0.0", "Commands: " + " ".join(verbs), "HELP verb says more"))
     elif topic == b"STATUS":
         size = session.limits.message_octets or "any number of"
         most = session.limits.recipients
         session.say(reply(211, "2.0.0", f"Messages of {size} octets to {most} recipients each"))
-    elif command is None or not command.usage or not command.known(session.mode):
+    elif command is None or not command.helps(session):
         session.refuse(replies.UNKNOWN_TOPIC)
     else:
         session.say(reply(214, "2.0.0", command.usage))
@@ -290,9 +288,13 @@ def _starttls(session: Session, argument: bytes) -> None:
     elif not session.tls_available:
         session.refuse(replies.NOT_IMPLEMENTED)
     else:
-        session.end_transaction("STARTTLS")
+        session.transactions.end("STARTTLS")
         session.say(replies.START_TLS)
         session.ask(TLSBegins())
+
+
+def _offers_tls(session: Session) -> bool:
+    return session.tls_available and not session.tls_active
 
 
 def _auth(session: Session, argument: bytes) -> None:
@@ -308,6 +310,11 @@ def _auth(session: Session, argument: bytes) -> None:
         raise SyntaxFault("Syntax: AUTH mechanism [initial-response]")
     else:
         session.authenticate(mechanism, initial.strip(b" ") if space else None)
+
+
+def _mechanisms(session: Session) -> list[str]:
+    """Those by which one may log in now."""
+    return offered(session.sasl()) if session.sasl is not None else []
 
 
 def _xclient(session: Session, argument: bytes) -> None:
@@ -327,7 +334,10 @@ def _etrn(session: Session, argument: bytes) -> None:
         session.refuse(out_of_order("MAIL", session))
     else:
         # §5.3: "@" asks for the hosts below a domain too, "#" for a queue by its name.
-        session.ask(QueueRun(grammar.hello(argument.removeprefix(b"@"))))
+        node = argument.removeprefix(b"@")
+        if not node:
+            raise SyntaxFault("Syntax: ETRN [@]domain")
+        session.ask(QueueRun(grammar.hello(node)))
 
 
 def _runs_queue(session: Session) -> bool:
@@ -352,11 +362,9 @@ def _not_implemented(session: Session, argument: bytes) -> None:
 
 _ROWS = (
     # RFC 2033 §4.1: LHLO in the place of both.
-    Command("HELO", _helo, _ANY, "HELO your.host.name", idle=True, odmr=True,
-            known=lambda m: not m.lmtp),
-    Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True, odmr=True,
-            known=lambda m: not m.lmtp),
-    Command("LHLO", _ehlo, _ANY, "LHLO your.host.name", idle=True, known=lambda m: m.lmtp),
+    Command("HELO", _helo, _ANY, "HELO your.host.name", idle=True, odmr=True, lmtp=False),
+    Command("EHLO", _ehlo, _ANY, "EHLO your.host.name", idle=True, odmr=True, lmtp=False),
+    Command("LHLO", _ehlo, _ANY, "LHLO your.host.name", idle=True, lmtp=True),
     Command("MAIL", _mail, frozenset({READY}),
             "MAIL FROM:<address> [SIZE=octets] [BODY=8BITMIME] [SMTPUTF8] [RET=FULL|HDRS] "
             "[ENVID=id]", fault="5.1.7"),
@@ -371,14 +379,19 @@ _ROWS = (
     # RFC 5321 §4.1.4: NOOP, HELP, EXPN, VRFY and RSET at any time, without an introduction too.
     Command("HELP", _help, _ANY, "HELP [verb | STATUS]", idle=True, odmr=True),
     Command("VRFY", _vrfy, _ANY, "VRFY user@domain", idle=True),
-    Command("EXPN", _expn, _ANY, "EXPN list@domain", idle=True),
+    Command("EXPN", _expn, _ANY, "EXPN list@domain", idle=True,
+            offered=lambda session: session.limits.disclose_mailboxes),
     # These depend on the listener and the client; EHLO tells.
-    Command("AUTH", _auth, _ANY, idle=True, odmr=True),
-    Command("STARTTLS", _starttls, _ANY - {CHUNKS}, idle=True, odmr=True),
-    Command("XCLIENT", _xclient, _ANY, idle=True, odmr=True),
+    Command("AUTH", _auth, _ANY, "AUTH mechanism [initial-response]", idle=True, odmr=True,
+            offered=lambda session: not session.authenticated and bool(_mechanisms(session))),
+    Command("STARTTLS", _starttls, _ANY - {CHUNKS}, "STARTTLS begins TLS", idle=True, odmr=True,
+            offered=_offers_tls),
+    Command("XCLIENT", _xclient, _ANY, "XCLIENT attribute=value...", idle=True, odmr=True,
+            offered=lambda session: session.trusted),
     Command("TURN", _not_implemented, _ANY, idle=True, odmr=True),
-    Command("ATRN", _atrn, _ANY, idle=True, odmr=True),
-    Command("ETRN", _etrn, _ANY, idle=True),
+    Command("ATRN", _atrn, _ANY, "ATRN [domain,domain]", idle=True, odmr=True,
+            offered=lambda session: session.turns),
+    Command("ETRN", _etrn, _ANY, "ETRN [@]domain", idle=True, offered=_runs_queue),
     Command("XEXCH50", _not_implemented, _ANY, idle=True),
 )
 
@@ -415,9 +428,9 @@ EXTENSIONS: tuple[Callable[[Session], str], ...] = (
     # RFC 6710: without the name of a profile, that of its appendix for MIXER.
     lambda session: "MT-PRIORITY" if _queues(session) else "",
     # RFC 4954 §4: nothing is offered that would be refused in the clear.
-    lambda session: "AUTH " + " ".join(mechanisms) if (
-        mechanisms := offered(session.sasl()) if session.sasl else ()) else "",
-    lambda session: "STARTTLS" if session.tls_available and not session.tls_active else "",
+    lambda session: " ".join(("AUTH", *mechanisms)) if (
+        mechanisms := _mechanisms(session)) else "",
+    lambda session: "STARTTLS" if _offers_tls(session) else "",
     _takes_mail(lambda session: "REQUIRETLS" if session.tls_active else ""),
     lambda session: "XCLIENT " + " ".join(xclient.ATTRIBUTES) if session.trusted else "",
     lambda session: "ETRN" if _runs_queue(session) else "",

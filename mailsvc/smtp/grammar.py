@@ -29,7 +29,8 @@ PATH_OCTETS = 256
 class SyntaxFault(ValueError):
     """An argument that does not follow the grammar; its text is for the client.
 
-    :ivar code: 501, or 553 when the syntax will do and the mailbox name will not.
+    :ivar code: 501; or when the syntax will do, 553 if the mailbox name will not, 555 if what a
+        parameter asks for cannot be done.
     """
 
     def __init__(self, text: str, code: int = 501) -> None:
@@ -90,11 +91,14 @@ def text(argument: bytes) -> str:
         raise SyntaxFault("Neither ASCII nor UTF-8") from None
 
 
-def hello(argument: bytes) -> str:
-    """The client's name for itself: a domain or an address literal (RFC 5321 §4.1.1.1)."""
+def hello(argument: bytes, verb: str = "EHLO") -> str:
+    """The client's name for itself: a domain or an address literal (RFC 5321 §4.1.1.1).
+
+    :param verb: the command that it is the argument of.
+    """
     name = text(argument)
     if not name:
-        raise SyntaxFault("Say who you are: EHLO your.host.name")
+        raise SyntaxFault(f"Say who you are: {verb} your.host.name")
     try:
         if name.startswith("["):
             literal = re.sub(r"\A\[(?=[^.]*:)(?!IPv6:)", "[IPv6:", name, flags=re.IGNORECASE)
@@ -256,9 +260,13 @@ def size(value: str | None) -> int:
 
 def body(value: str | None) -> str:
     """The value of BODY: 7BIT or 8BITMIME (RFC 6152 §3)."""
-    if value is None or not value.isascii() or value.upper() not in ("7BIT", "8BITMIME"):
+    said = value.upper() if value is not None and value.isascii() else ""
+    if said == "BINARYMIME":
+        # RFC 5321 §4.1.1.11: 555 for what is well-formed and cannot be done.
+        raise SyntaxFault("BINARYMIME is not offered; encode the message", 555)
+    if said not in ("7BIT", "8BITMIME"):
         raise SyntaxFault("BODY is 7BIT or 8BITMIME")
-    return value.upper()
+    return said
 
 
 def flag(value: str | None) -> bool:

@@ -136,14 +136,14 @@ class Outgoing:
     @property
     def closed(self) -> SendingFailure | None:
         """Why the connection has ended; None while it has not."""
-        return self.session.ended
+        return self.session.commands.ended
 
     # ---- for the owner ----
 
     def ready(self) -> Deferred[None]:
         """Fires when the server has been greeted, and what it offers is known."""
         done: Deferred[None] = Deferred()
-        if self.session.extended is not None and self.session.ended is None:
+        if self.session.extended is not None and self.session.commands.ended is None:
             done.callback(None)
         elif self._waiting_for_hello is not None:
             self._waiting_for_hello.append(done)
@@ -196,7 +196,7 @@ class Outgoing:
 
     def give_up(self, error: BaseException) -> None:
         """The message cannot go on: *error*."""
-        self.session.end(
+        self.session.commands.end(
             error if isinstance(error, SendingFailure)
             else BadMessage(f"the message could not be read: {error}", Stage.CONTENT,
                             EnhancedStatus(4, 3, 0)))
@@ -210,7 +210,7 @@ class Outgoing:
 
     def end(self, failure: SendingFailure) -> None:
         """End the connection; what is under way fails."""
-        self.session.end(failure)
+        self.session.commands.end(failure)
         self.advance()
 
     def when_closed(self) -> Deferred[SendingFailure]:
@@ -240,7 +240,7 @@ class Outgoing:
             await self._handshake
         except Untrusted as problem:
             failure = TLSFailed(problem.text, problem.reason)
-            self.session.end(failure)
+            self.session.commands.end(failure)
             self.advance()
             raise failure from None
         self.session.tls_started()
@@ -260,13 +260,13 @@ class Outgoing:
 
     def overdue(self) -> None:
         """For the line."""
-        command = self.session.awaiting
-        stage = Stage.CONTENT if self.session.sending or command is None else command.stage
+        command = self.session.commands.awaiting
+        stage = Stage.CONTENT if self.session.commands.sending or command is None else command.stage
         if stage is Stage.CONTENT:
             text = "the server took nothing of the message for too long"
         else:
             text = f"the server took too long to answer ({stage})"
-        self.session.end(TimedOut(text, stage))
+        self.session.commands.end(TimedOut(text, stage))
         self.advance()
 
     def advance(self) -> None:
@@ -374,12 +374,12 @@ class Outgoing:
         self.line.hold_back(True)
         try:
             async for block in source.blocks():
-                if not session.sending:
+                if not session.commands.sending:
                     return
                 session.content(block)
                 self.advance()
                 await self.wait_for_room()
-            if session.sending:
+            if session.commands.sending:
                 session.finish()
         except Exception as error:
             self.give_up(error)
@@ -391,11 +391,11 @@ class Outgoing:
 
     def _keep_time(self) -> None:
         """Set the deadline anew when something else is waited for than before."""
-        command = self.session.awaiting
-        if self.session.ended is not None or (
+        command = self.session.commands.awaiting
+        if self.session.commands.ended is not None or (
                 self._handshake is not None and not self._handshake.called):
             return
-        now_timed = None if command is None or self.session.sending else (
+        now_timed = None if command is None or self.session.commands.sending else (
             command, command.stage, self._replies)
         if now_timed != self._timed:
             self._timed = now_timed

@@ -36,14 +36,17 @@ class Reply:
         replies to HELO and EHLO, and 3yz.
     :ivar lines: at least one line of text, printable ASCII.
     :ivar wire: the octets to send.
+    :ivar positive: whether the command did what it asked for (2yz, 3yz).
     """
 
     code: int
     status: EnhancedStatus | None
     lines: tuple[str, ...]
     wire: bytes = field(init=False, compare=False, repr=False)
+    positive: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "positive", self.code < 400)
         status = f"{self.status} " if self.status else ""
         if len(self.lines) == 1:
             text = f"{self.code} {status}{self.lines[0][:_TEXT_OCTETS]}\r\n"
@@ -55,11 +58,6 @@ class Reply:
             for n, line in enumerate(self.lines)
         )
         object.__setattr__(self, "wire", wire.encode("ascii", "replace"))
-
-    @property
-    def positive(self) -> bool:
-        """Whether the command did what it asked for (2yz, 3yz)."""
-        return self.code < 400
 
     def by(self, hostname: str) -> Reply:
         """The reply with the name of the host as its first word.

@@ -5,12 +5,9 @@ The twin of :class:`mailsvc.smtp.session.Session`.  Commands go in by methods, w
 server says goes in by :meth:`SendingSession.receive`; events come out of
 :meth:`SendingSession.next_event`.  It knows no reactor and no clock.
 
-**Groups.**  Commands may be queued at any time.  The session lets out what the protocol allows: one
-at a time, or where the server offers PIPELINING (RFC 2920) all up to the next that must end a
-group.  Replies come back in the order of the commands.  A command that has become senseless before
-it went out (RCPT after a refused MAIL, DATA without a recipient) is not sent, but fails with the
-reply that made it so.  When DATA went out with its group, and is answered 354 although no recipient
-was accepted, the session ends the message with a lone dot itself (RFC 2920 §3.1).
+**Groups.**  When a command goes out is for :mod:`mailsvc.smtp.pipeline`.  When DATA went out with
+its group, and is answered 354 although no recipient was accepted, the session ends the message with
+a lone dot itself (RFC 2920 §3.1).
 
 **Ends.**  421 in any place, anything that is no reply, a reply to nothing, octets in the clear
 behind the reply to STARTTLS (CVE-2021-38371): each open command fails, and :class:`Ended` says why;
@@ -23,9 +20,8 @@ NotOffered.  Dots are stuffed in bulk; nothing is held but a block's last octet.
 
 from __future__ import annotations
 
-import copy
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import NULL_PATH, Address
@@ -37,22 +33,18 @@ from mailsvc.smtp.failures import (
     CannotLogIn,
     Disconnected,
     NotOffered,
-    Refused,
-    SendingFailure,
     Stage,
     refusal,
     said,
-    status_of,
 )
 from mailsvc.smtp.offers import extensions_of, understood
+from mailsvc.smtp.pipeline import Pipeline
 from mailsvc.smtp.reading import Malformed, ReplyReader
 from mailsvc.smtp.replies import Reply
 from mailsvc.smtp.requests import (
     Command,
     ContentWanted,
-    Ended,
     Event,
-    Failed,
     Parameters,
     Replied,
     TLSWanted,
@@ -76,6 +68,7 @@ class SendingSession:
     :param lmtp: whether to speak LMTP.
     :param tls_active: whether TLS runs from the first octet.
     :param transcript: told of each line: whether it is ours, and what may be shown of it.
+    :ivar commands: those that wait to go out or to be answered.
     :ivar opening: stands for the greeting, as if that were the reply to a command.
     :ivar host: what the server calls itself.
     :ivar extensions: what it offers, keyword in capitals -> parameters; empty after HELO.
@@ -91,19 +84,10 @@ class SendingSession:
         self.extensions: dict[str, str] = {}
         self.extended: bool | None = None
         self.authenticated = False
-        #: Whether commands are sent ahead where the server offers it.
-        self.pipeline = True
-        #: Why the session ended, or None.
-        self.ended: SendingFailure | None = None
-        self._transcript = transcript or (lambda sent, line: None)
-        self._reader = ReplyReader(None if transcript is None else self._heard)
-        self._output: list[bytes] = []
-        self._queue: deque[Command] = deque()
-        self._awaited: deque[Command] = deque([self.opening])
-        self._events: deque[Event] = deque()
+        self.commands = Pipeline(self.opening, transcript or (lambda sent, line: None))
+        self._reader = ReplyReader(None if transcript is None else partial(transcript, False))
         self._transaction: Transaction | None = None
-        #: The DATA command whose message is being sent, its dots, and how much so far.
-        self._sending: Command | None = None
+        #: The dots of the message that is being sent, and how much of it was.
         self._stuffer = DotStuffer()
         self._octets = 0
         self._name = ""
@@ -113,22 +97,18 @@ class SendingSession:
 
     def receive(self, data: bytes) -> None:
         """Take octets from the server; after the end they are ignored."""
-        if self.ended is None:
+        if self.commands.ended is None:
             self._reader.feed(data)
 
     def data_to_send(self) -> bytes:
         """The octets owed to the server, which are thereby forgotten here."""
-        output = b"".join(self._output)
-        self._output.clear()
-        return output
-
-    def _heard(self, line: str) -> None:
-        self._transcript(False, line)
+        return self.commands.take()
 
     def next_event(self) -> Event | None:
         """The next event, or None when more input is needed."""
-        while not self._events:
-            if self.ended is not None:
+        commands = self.commands
+        while not commands.events:
+            if commands.ended is not None:
                 return None
             try:
                 reply = self._reader.reply()
@@ -138,49 +118,15 @@ class SendingSession:
             if reply is None:
                 return None
             self._replied(reply)
-        return self._events.popleft()
+        return commands.events.popleft()
 
     @property
     def protocol(self) -> str:
         return "LMTP" if self.lmtp else "SMTP"
 
-    @property
-    def awaiting(self) -> Command | None:
-        """What the server owes a reply to; None when it is our turn."""
-        return self._awaited[0] if self._awaited else None
-
-    @property
-    def sending(self) -> bool:
-        """Whether the next octets are to be a message, by ``content`` and ``finish``."""
-        return self._sending is not None
-
-    @property
-    def pipelining(self) -> bool:
-        """Whether commands are sent ahead."""
-        return self.pipeline and "PIPELINING" in self.extensions
-
     def lost(self, why: str = "the server closed the connection") -> None:
         """The connection is gone."""
-        if self.ended is None:
-            self.end(Disconnected(why, self._stage))
-
-    def end(self, failure: SendingFailure) -> None:
-        """Give up: every open command fails with *failure*, as it looks from there."""
-        if self.ended is not None:
-            return
-        self.ended = failure
-        failure.in_flight = any(command.in_flight for command in self._awaited)
-        open_commands = [self._sending] if self._sending is not None else []
-        open_commands += [*self._awaited, *self._queue]
-        for command in open_commands:
-            each = copy.copy(failure)
-            each.stage, each.in_flight = command.stage, command.in_flight
-            self._events.append(Failed(command, each))
-        self._events.append(Ended(failure))
-        self._sending = None
-        self._awaited.clear()
-        self._queue.clear()
-        self._output.clear()
+        self.commands.end(Disconnected(why, self.commands.stage))
 
     # ---- commands ----
 
@@ -198,6 +144,7 @@ class SendingSession:
         """TLS runs: what the server said in the clear is forgotten (RFC 3207 §4.2)."""
         self.tls_active = True
         self.extensions, self.extended, self.authenticated = {}, None, False
+        self.commands.offered = False
 
     def authenticate(self, exchange: ClientExchange) -> Command:
         """AUTH, and whatever the exchange takes."""
@@ -221,7 +168,8 @@ class SendingSession:
         line = writing.mail(path, parameters)
         self._transaction = Transaction(
             eight_bit=parameters.body.upper() == "8BITMIME", smtputf8=bool(parameters.smtputf8))
-        return self._put(Command(Stage.MAIL, line, transaction=self._transaction, act=_on_mail))
+        return self.commands.put(
+            Command(Stage.MAIL, line, transaction=self._transaction, act=_on_mail))
 
     def rcpt(self, forward_path: Address | str, *, notify: tuple[str, ...] = (),
              orcpt: str = "") -> Command:
@@ -241,7 +189,8 @@ class SendingSession:
             line = writing.rcpt(path, smtputf8=utf8, notify=notify, orcpt=orcpt)
         else:
             line = writing.rcpt(path, smtputf8=utf8)
-        return self._put(Command(Stage.RCPT, line, transaction=self._transaction, act=_on_rcpt))
+        return self.commands.put(
+            Command(Stage.RCPT, line, transaction=self._transaction, act=_on_rcpt))
 
     def data(self) -> Command:
         """DATA; ContentWanted follows, or the command ends without."""
@@ -254,8 +203,7 @@ class SendingSession:
         :raises BadMessage: a bare CR or LF.
         :raises NotOffered: eight bits that cannot be sent.
         """
-        assert self._sending is not None and self._sending.transaction is not None
-        self._output.append(self._stuffer.feed(self._sending.transaction.check(block)))
+        self.commands.send(self._stuffer.feed(self._on_its_way.check(block)))
         self._octets += len(block)
 
     def whole(self, message: bytes, proven: bool = False) -> None:
@@ -265,8 +213,7 @@ class SendingSession:
         :raises BadMessage: it has.
         :raises NotOffered: eight bits that cannot be sent.
         """
-        assert self._sending is not None and self._sending.transaction is not None
-        self._sending.transaction.check_whole(message, proven)
+        self._on_its_way.check_whole(message, proven)
         self._octets = len(message)
         self._end_content(dot_stuffed(message))
 
@@ -275,19 +222,20 @@ class SendingSession:
 
         :raises BadMessage: it ends in a bare CR.
         """
-        assert self._sending is not None and self._sending.transaction is not None
-        rest = self._sending.transaction.check(b"", last=True)
+        rest = self._on_its_way.check(b"", last=True)
         self._end_content(self._stuffer.feed(rest) + self._stuffer.finish())
 
+    @property
+    def _on_its_way(self) -> Transaction:
+        """That of the message that is being sent."""
+        command = self.commands.sending
+        assert command is not None and command.transaction is not None
+        return command.transaction
+
     def _end_content(self, last: bytes) -> None:
-        command = self._sending
-        assert command is not None
-        self._output.append(last)
-        self._transcript(True, f"({self._octets} octets of message)")
-        self._transcript(True, ".")
-        self._sending = None
-        self._await_end(command)
-        self._release()
+        self.commands.send(last, f"({self._octets} octets of message)")
+        _end_message(self, b"")
+        self.commands.release()
 
     def bdat(self, block: bytes, last: bool = False) -> Command:
         """A chunk, exactly as it is (RFC 3030).
@@ -300,7 +248,7 @@ class SendingSession:
         if self._transaction is not None:
             self._transaction.check(block, last)
         line = f"BDAT {len(block)}{' LAST' if last else ''}"
-        return self._put(Command(
+        return self.commands.put(Command(
             Stage.END if last else Stage.CONTENT, line.encode() + b"\r\n" + block, shown=line,
             transaction=self._transaction, last_chunk=last, act=_on_chunk))
 
@@ -339,113 +287,58 @@ class SendingSession:
         transaction: Transaction | None = None,
         act: Callable[[SendingSession, Command, Reply], None] | None = None,
     ) -> Command:
-        return self._put(Command(stage, line.encode() + b"\r\n", shown or line, ends_group,
+        return self.commands.put(Command(stage, line.encode() + b"\r\n", shown or line, ends_group,
                                  transaction, act=act))
-
-    def _put(self, command: Command) -> Command:
-        if self.ended is not None:
-            failure = copy.copy(self.ended)
-            failure.stage, failure.in_flight = command.stage, False
-            self._events.append(Failed(command, failure))
-        else:
-            self._queue.append(command)
-            self._release()
-        return command
-
-    def _release(self) -> None:
-        """Let out what may go."""
-        while self._queue and self._sending is None:
-            command, awaited = self._queue[0], self._awaited
-            if awaited and (awaited[-1].ends_group or not self.pipelining):
-                return
-            self._queue.popleft()
-            transaction = command.transaction
-            obstacle = transaction.obstacle if transaction is not None else None
-            if command.stage is Stage.RCPT and transaction is not None and obstacle is not (
-                    transaction.sender_reply):
-                obstacle = None
-            if obstacle is not None and command.stage is not Stage.MAIL and not awaited:
-                self._events.append(Failed(command, Refused(
-                    f"not tried after {said(obstacle)}", command.stage, status_of(obstacle),
-                    reply=obstacle)))
-                continue
-            command.in_flight = command.last_chunk
-            awaited.append(command)
-            self._send(command, command.wire)
-
-    def _send(self, command: Command, line: bytes) -> None:
-        self._output.append(line)
-        self._transcript(True, command.shown or line.decode().rstrip("\r\n"))
-
-    def _await_end(self, command: Command) -> None:
-        """The final reply to the message of *command* is due."""
-        command.stage, command.act, command.ends_group = Stage.END, _on_end, False
-        assert command.transaction is not None
-        command.in_flight = command.transaction.accepted > 0
-        self._awaited.append(command)
 
     # ---- replies ----
 
-    @property
-    def _stage(self) -> Stage:
-        if self._sending is not None:
-            return Stage.CONTENT
-        return self._awaited[0].stage if self._awaited else Stage.IDLE
-
     def _broken(self, text: str, status: EnhancedStatus | None = None) -> None:
-        self.end(BadReply(text, self._stage, status))
+        self.commands.end(BadReply(text, self.commands.stage, status))
 
     def _replied(self, reply: Reply) -> None:
-        if self._sending is not None:
-            self._cut_short(reply)
-        elif not self._awaited:
+        commands = self.commands
+        command = commands.awaiting
+        if commands.sending is not None:
+            self._cut_short(commands.sending, reply)
+        elif command is None:
             if reply.code == 421:
-                self.end(refusal(reply, Stage.IDLE))
+                commands.end(refusal(reply, Stage.IDLE))
             else:
                 self._broken(f"the server spoke out of turn: {said(reply)}")
         else:
-            command = self._awaited[0]
             # 334 and 354 belong to AUTH and DATA, which look for themselves.
             if 300 <= reply.code < 400 and command.act not in (_on_auth, _on_data):
                 self._broken(f"the server answered {command.stage} with {said(reply)}")
                 return
             if reply.code == 421:
-                self.answered(command, reply)
-                self.end(refusal(reply, command.stage))
+                commands.answered(reply)
+                commands.end(refusal(reply, command.stage))
             elif command.act is None:
-                self.answered(command, reply)
+                commands.answered(reply)
             else:
                 command.act(self, command, reply)
-        if self.ended is None:
-            self._release()
+        if commands.ended is None:
+            commands.release()
 
-    def answered(self, command: Command, reply: Reply, *, more: bool = False) -> None:
-        """Hand *reply* to the owner; the command is done unless there is *more*."""
-        if not more:
-            self._awaited.popleft()
-        self._events.append(Replied(command, reply, more))
-
-    def _cut_short(self, reply: Reply) -> None:
-        """The server answers before it has heard the whole message."""
-        command = self._sending
-        assert command is not None
+    def _cut_short(self, command: Command, reply: Reply) -> None:
+        """The server answers before it has heard the whole message of *command*."""
         if reply.positive:
             self._broken(f"the server answered amid the message: {said(reply)}")
             return
         # The message cannot be called off, and its end would be an end: only hanging up helps.
-        self._sending = None
+        self.commands.sending = None
         command.stage = Stage.CONTENT
-        self._events.append(Replied(command, reply))
-        self.end(refusal(reply, Stage.CONTENT))
+        self.commands.events.append(Replied(command, reply))
+        self.commands.end(refusal(reply, Stage.CONTENT))
 
 
 # ---- what replies do ----------------------------------------------------------------------------
 
 
 def _on_greeting(session: SendingSession, command: Command, reply: Reply) -> None:
-    session.answered(command, reply)
+    session.commands.answered(reply)
     if not reply.positive:
-        session.end(refusal(reply, Stage.GREETING))
+        session.commands.end(refusal(reply, Stage.GREETING))
 
 
 def _on_hello(session: SendingSession, command: Command, reply: Reply) -> None:
@@ -454,26 +347,27 @@ def _on_hello(session: SendingSession, command: Command, reply: Reply) -> None:
             # RFC 5321 §3.2: a server without extensions.
             command.wire = f"HELO {session._name}\r\n".encode()
             command.shown = ""
-            session._send(command, command.wire)
+            session.commands.send(command.wire, f"HELO {session._name}")
             return
-        session.answered(command, reply)
+        session.commands.answered(reply)
         return
     session.host = reply.lines[0].partition(" ")[0]
     session.extended = not command.wire.startswith(b"HELO")
     session.extensions = extensions_of(reply) if session.extended else {}
-    session.answered(command, reply)
+    session.commands.offered = "PIPELINING" in session.extensions
+    session.commands.answered(reply)
 
 
 def _on_start_tls(session: SendingSession, command: Command, reply: Reply) -> None:
     if not reply.positive:
-        session.answered(command, reply)
+        session.commands.answered(reply)
     elif len(session._reader):
         # Whoever sits between us put it there, to be taken for the server's once TLS runs.
         session._broken("the server sent something in the clear behind its answer to STARTTLS",
                         EnhancedStatus(4, 7, 0))
     else:
-        session.answered(command, reply)
-        session._events.append(TLSWanted(command))
+        session.commands.answered(reply)
+        session.commands.events.append(TLSWanted(command))
 
 
 def _on_auth(session: SendingSession, command: Command, reply: Reply) -> None:
@@ -485,33 +379,30 @@ def _on_auth(session: SendingSession, command: Command, reply: Reply) -> None:
                 raise Abandoned("the server asks on although the login was called off")
             response = exchange.respond("".join(reply.lines))
         elif exchange.abandoned:
-            session._awaited.popleft()
-            session._events.append(Failed(command, CannotLogIn(exchange.abandoned, Stage.AUTH,
-                                                               EnhancedStatus(5, 7, 0))))
+            session.commands.failed(CannotLogIn(exchange.abandoned, Stage.AUTH,
+                                                EnhancedStatus(5, 7, 0)))
             return
         else:
             if reply.positive:
                 exchange.succeeded()
                 session.authenticated = True
-            session.answered(command, reply)
+            session.commands.answered(reply)
             return
     except Abandoned as why:
         if exchange.abandoned or reply.code < 300:
             # Who says that we are logged in, without having proven that it knows us, is another.
-            session.end(CannotLogIn(str(why), Stage.AUTH, EnhancedStatus(5, 7, 0)))
+            session.commands.end(CannotLogIn(str(why), Stage.AUTH, EnhancedStatus(5, 7, 0)))
             return
         exchange.abandoned = str(why)
-        session._output.append(b"*\r\n")
-        session._transcript(True, "*")
+        session.commands.send(b"*\r\n", "*")
         return
-    session._output.append(response.encode() + b"\r\n")
-    session._transcript(True, "********" if response else "")
+    session.commands.send(response.encode() + b"\r\n", "********" if response else "")
 
 
 def _on_mail(session: SendingSession, command: Command, reply: Reply) -> None:
     assert command.transaction is not None
     command.transaction.sender_reply = reply
-    session.answered(command, reply)
+    session.commands.answered(reply)
 
 
 def _on_rcpt(session: SendingSession, command: Command, reply: Reply) -> None:
@@ -527,10 +418,9 @@ def _on_rcpt(session: SendingSession, command: Command, reply: Reply) -> None:
             transaction.confused = True
             obstacle = transaction.sender_reply
             assert obstacle is not None
-            session._awaited.popleft()
-            session._events.append(Failed(command, refusal(obstacle, Stage.RCPT)))
+            session.commands.failed(refusal(obstacle, Stage.RCPT))
             return
-    session.answered(command, reply)
+    session.commands.answered(reply)
 
 
 def _on_data(session: SendingSession, command: Command, reply: Reply) -> None:
@@ -538,7 +428,7 @@ def _on_data(session: SendingSession, command: Command, reply: Reply) -> None:
         if reply.positive:
             session._broken(f"the server answered DATA with {said(reply)}")
         else:
-            session.answered(command, reply)
+            session.commands.answered(reply)
         return
     if reply.code != 354:
         session._broken(f"the server answered DATA with {said(reply)}")
@@ -549,15 +439,22 @@ def _on_data(session: SendingSession, command: Command, reply: Reply) -> None:
     if transaction.confused:
         session._broken("the server took recipients of a sender that it had refused")
         return
-    session._awaited.popleft()
+    session.commands.begin()
     if transaction.obstacle is not None:
         # RFC 2920 §3.1: nobody is to get it, so it has no octets.
-        session._output.append(b".\r\n")
-        session._transcript(True, ".")
-        session._await_end(command)
+        _end_message(session, b".\r\n")
         return
-    session._sending, session._stuffer, session._octets = command, DotStuffer(), 0
-    session._events.append(ContentWanted(command))
+    session._stuffer, session._octets = DotStuffer(), 0
+    session.commands.events.append(ContentWanted(command))
+
+
+def _end_message(session: SendingSession, dot: bytes) -> None:
+    """The message that DATA began ends with *dot*."""
+    command = session.commands.sending
+    assert command is not None
+    session.commands.send(dot, ".")
+    command.act = _on_end
+    session.commands.whole()
 
 
 def _on_end(session: SendingSession, command: Command, reply: Reply) -> None:
@@ -570,11 +467,11 @@ def _on_end(session: SendingSession, command: Command, reply: Reply) -> None:
     if command.last_chunk and reply.code in _NO_COMMAND:
         more = False
     command.in_flight = more
-    session.answered(command, reply, more=more)
+    session.commands.answered(reply, more=more)
 
 
 def _on_chunk(session: SendingSession, command: Command, reply: Reply) -> None:
     if command.last_chunk and command.transaction is not None:
         _on_end(session, command, reply)
     else:
-        session.answered(command, reply)
+        session.commands.answered(reply)

@@ -106,19 +106,19 @@ class SMTPProtocol(Conversation):
 
     def dismiss(self, failure: MailFailure) -> None:
         # A message that is arriving may end; the next command is one too many as well.
-        if self.session.intake is None:
+        if self.session.transactions.intake is None:
             self.session.close(_refused(failure))
 
     def keep_time(self, said: bool, at_work: bool) -> None:
         settings, now = self.factory.settings, self.factory.clock.seconds()
-        arriving = self.session.intake is not None
-        if not arriving:
+        intake = self.session.transactions.intake
+        if intake is None:
             self._message_deadline = FOREVER
         elif self._message_deadline == FOREVER:
             self._message_deadline = now + settings.message_seconds
         if at_work:
             self.deadline.move(FOREVER)
-        elif arriving and self.session.receiving:
+        elif intake is not None and intake.chunk != 0:
             self.deadline.move(min(now + settings.data_seconds, self._message_deadline))
         elif said or self.deadline.at == FOREVER:
             # Only a whole command buys time, so that a client cannot live on an octet a minute.
@@ -136,7 +136,7 @@ class SMTPProtocol(Conversation):
 
     @property
     def at_rest(self) -> bool:
-        return super().at_rest and not self.session.receiving
+        return super().at_rest and not self.session.transactions.receiving
 
     @property
     def account(self) -> str:
@@ -144,17 +144,17 @@ class SMTPProtocol(Conversation):
 
     @property
     def recipients(self) -> list[str]:
-        envelope = self.session.envelope
+        envelope = self.session.transactions.envelope
         return [str(each.forward_path) for each in envelope.recipients] if envelope else []
 
     def described(self) -> dict[str, Any]:
-        session = self.session
+        session, mail = self.session, self.session.transactions
         state = ("turned" if self.turned else "auth" if session.exchanging
-                 else "message" if session.receiving else session.phase)
+                 else "message" if mail.receiving else session.phase)
         return {
             **super().described(), "login": session.authenticated, "state": state,
-            "messages": session.messages, "hello": session.hello,
-            "from": str(session.envelope.reverse_path) if session.envelope else None,
+            "messages": mail.messages, "hello": session.hello,
+            "from": str(mail.envelope.reverse_path) if mail.envelope else None,
             "recipients": len(self.recipients),
         }
 
@@ -264,7 +264,7 @@ class SMTPProtocol(Conversation):
         self.session.reply(replies.SHUTTING_DOWN if self._last and answer.positive else answer)
 
     def _on_rcpt_to(self, event: events.RcptTo) -> None:
-        envelope = self.session.envelope
+        envelope = self.session.transactions.envelope
         assert envelope is not None
         if self.factory.connections.look is not None:
             self.be_seen(str(event.forward_path))
@@ -351,7 +351,7 @@ class SMTPProtocol(Conversation):
                       user=avatar.account.name, client=self.client)
 
     def _on_data_begins(self, event: events.DataBegins) -> None:
-        envelope = self.session.envelope
+        envelope = self.session.transactions.envelope
         assert envelope is not None
         # One message may follow another in the same chunk (BDAT), and has its own time.
         self._message_deadline = FOREVER
@@ -364,7 +364,7 @@ class SMTPProtocol(Conversation):
             incoming = await factory.reception.begin(self._origin, envelope, seconds)
         except MailFailure as failure:
             return from_failure(failure)
-        if not self._connected or self.session.envelope is not envelope:
+        if not self._connected or self.session.transactions.envelope is not envelope:
             incoming.abort()
             return replies.LOCAL_ERROR
         self._incoming = incoming
@@ -373,7 +373,7 @@ class SMTPProtocol(Conversation):
                 envelope,
                 client=self.client,
                 hello=self.session.hello,
-                protocol=self.session.transmission_type,
+                protocol=self.session.transactions.transmission_type,
                 hostname=factory.hostname,
                 seconds=seconds,
                 tls=self.tls.clause if self.tls else "",
@@ -392,9 +392,9 @@ class SMTPProtocol(Conversation):
         try:
             self._pause(self._incoming.write(event.data))
         except MailFailure as failure:
-            self.session.refuse_message(from_failure(failure))
+            self.session.transactions.refuse(from_failure(failure))
         except Exception:
-            self.session.refuse_message(self._bug(Failure()))
+            self.session.transactions.refuse(self._bug(Failure()))
 
     def _pause(self, pause: defer.Deferred[None] | None) -> None:
         """Hand over nothing more until *pause* fires."""

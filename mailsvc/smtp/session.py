@@ -24,44 +24,26 @@ from typing import Any
 
 from mailsvc.credentials import ScramKeys
 from mailsvc.errors import MailFailure
-from mailsvc.mail import Envelope
 from mailsvc.sasl.context import Context
 from mailsvc.sasl.exchange import LINE_OCTETS
 from mailsvc.sasl.steps import Guessed, Kind, LogIn, Lookup
 from mailsvc.smtp import replies
 from mailsvc.smtp.auth import Auth
 from mailsvc.smtp.commands import (
-    CHUNKS,
     CLOSED,
     COMMANDS,
     EXTENSIONS,
     GREETING,
-    MAIL,
-    RCPT,
     READY,
     START,
     out_of_order,
 )
-from mailsvc.smtp.events import (
-    Aborted,
-    Closed,
-    Connected,
-    DataBegins,
-    Event,
-    Hello,
-    MailFrom,
-    MessageBlock,
-    MessageEnds,
-    Proxied,
-    RcptTo,
-    Turn,
-    Turned,
-)
+from mailsvc.smtp.events import Closed, Connected, Event, Hello, Proxied, Turn, Turned
 from mailsvc.smtp.grammar import AddressFault, SyntaxFault
-from mailsvc.smtp.intake import Intake
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode
 from mailsvc.smtp.replies import Reply, from_failure, printable, reply
+from mailsvc.smtp.transactions import STEPS, Transactions
 from mailsvc.wire import LineReader, LineTooLong
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -87,10 +69,10 @@ class Session:
     """
 
     __slots__ = (
-        "_auth", "_idle", "_input", "_messages", "_opening", "_output", "_pending", "_question",
-        "authenticated", "clock", "commands", "envelope", "errors",
-        "extended", "hello", "hostname", "intake", "known", "limits", "mode", "phase",
-        "refused_recipient", "sasl", "tls_active", "tls_available", "trusted", "turns",
+        "_auth", "_idle", "_input", "_opening", "_output", "_pending", "_question",
+        "authenticated", "clock", "commands", "errors", "extended", "hello", "hostname", "known",
+        "limits", "mode", "phase", "sasl", "tls_active", "tls_available", "transactions", "trusted",
+        "turns",
     )  # fmt: skip
 
     def __init__(
@@ -123,13 +105,8 @@ class Session:
         #: Whether it said EHLO.
         self.extended = False
         #: The name of the account that has logged in, or empty (RFC 4954).
-        self.authenticated = ""
-        #: The open transaction, or None.
-        self.envelope: Envelope | None = None
-        #: Whether the open transaction had a recipient that was refused.
-        self.refused_recipient = False
-        #: The message that is arriving, or None.
-        self.intake: Intake | None = None
+        self.authenticated: str = ""
+        self.transactions = Transactions(self)
         self._input = LineReader(
             max(limits.command_octets, LINE_OCTETS) if sasl else limits.command_octets)
         self._auth = Auth(self) if sasl else None
@@ -143,9 +120,8 @@ class Session:
         self.commands = 0
         #: Commands refused since the last accepted message.
         self.errors = 0
-        # Likewise; the number of messages is that of the connection.
+        # Likewise those that brought no mail along.
         self._idle = 0
-        self._messages = 0
         self.ask(Connected())
 
     # ---- for the owner: in and out ----
@@ -168,14 +144,14 @@ class Session:
 
         :raises RuntimeError: a question is open.
         """
-        pending, read = self._pending, self._input
+        pending, read, mail = self._pending, self._input, self.transactions
         while not pending:
             if self._question is not None:
                 raise RuntimeError(f"{self._question!r} has not been answered")
             if not read or self.phase is CLOSED:
                 return None
-            if self.intake is not None and self.intake.chunk != 0:
-                self._read_message()
+            if mail.intake is not None and mail.intake.chunk != 0:
+                read.unread(mail.take(read.take()))
             elif not self._read_command():
                 return None
         return pending.pop(0)
@@ -186,36 +162,14 @@ class Session:
         return self._question is not None and not self._pending
 
     @property
-    def receiving(self) -> bool:
-        """Whether the next octets belong to a message, not to a command."""
-        return self.intake is not None and self.intake.chunk != 0
-
-    @property
     def exchanging(self) -> bool:
         """Whether an AUTH exchange is under way."""
         return self._auth is not None and self._auth.under_way
 
     @property
-    def messages(self) -> int:
-        """How many messages were accepted on the connection."""
-        return self._messages
-
-    @property
     def buffered(self) -> int:
         """Octets received and not yet looked at."""
         return len(self._input)
-
-    @property
-    def transmission_type(self) -> str:
-        """How the open transaction arrives, for Received (RFC 3848; RFC 6531 §4.3)."""
-        if not self.extended:
-            return "SMTP"
-        utf8 = self.envelope is not None and self.envelope.smtputf8
-        if self.mode.lmtp:
-            name = "UTF8LMTP" if utf8 else "LMTP"
-        else:
-            name = "UTF8SMTP" if utf8 else "ESMTP"
-        return name + ("S" if self.tls_active else "") + ("A" if self.authenticated else "")
 
     # ---- for the owner: answers ----
 
@@ -240,13 +194,16 @@ class Session:
         question, self._question = self._question, None
         if question is None:
             raise RuntimeError("no question is open")
-        transition = _TRANSITIONS.get(type(question))
+        kind = type(question)
+        step = STEPS.get(kind)
         if isinstance(answer, list):
-            self._message_answered(answer)
+            self.transactions.outcomes(answer)
         elif answer.code == 421:
             self.close(answer)
-        elif transition is not None:
-            transition(self, question, answer)
+        elif step is not None:
+            step(self.transactions, question, answer)
+        elif kind in _TRANSITIONS:
+            _TRANSITIONS[kind](self, question, answer)
         elif isinstance(question, Lookup | LogIn | Guessed):
             # Neither right nor wrong: it could not be found out.
             assert self._auth is not None
@@ -281,16 +238,6 @@ class Session:
         assert self._auth is not None
         return self._auth
 
-    def refuse_message(self, answer: Reply) -> None:
-        """Decide amid a message how it will end: the rest is swallowed, then *answer* sent."""
-        if self.intake is not None and self.intake.refusal is None:
-            self.intake.refusal = answer
-            if self._pending:
-                # Its end had come with its last block, and will not be asked about.
-                self._question = None
-                self._pending.clear()
-                self._end_of_message()
-
     def tls_started(self) -> None:
         """Answer TLSBegins: what was said in the clear is forgotten (RFC 3207 §4.2)."""
         self._question = None
@@ -310,7 +257,7 @@ class Session:
         if self._question is not None and self._pending:
             # Made and not handed out yet: nobody will be able to answer it.
             self._pending.pop()
-        self.end_transaction("connection closed")
+        self.transactions.end("connection closed")
         self.say(answer.by(self.hostname) if answer.code in (221, 421) else answer)
         self.phase = CLOSED
         self._question = None
@@ -323,6 +270,19 @@ class Session:
         """Hand a question to the owner."""
         self._question = question
         self._pending.append(question)
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to the owner that is no question."""
+        self._pending.append(event)
+
+    def retract(self) -> bool:
+        """Take back what has not been handed out yet, a question included; whether there was any.
+        """
+        if not self._pending:
+            return False
+        self._question = None
+        self._pending.clear()
+        return True
 
     def say(self, answer: Reply) -> None:
         """Send a reply."""
@@ -339,33 +299,14 @@ class Session:
         if self.errors >= self.limits.errors:
             self.close(replies.TOO_MANY_ERRORS)
 
+    def forgive(self) -> None:
+        """A message was accepted: what did not bring one is no longer held against the client."""
+        self.errors = self._idle = 0
+
     def authenticate(self, mechanism: bytes, initial: bytes | None) -> None:
         """Begin an AUTH exchange."""
         assert self._auth is not None
         self._auth.begin(mechanism, initial)
-
-    def end_transaction(self, reason: str) -> None:
-        """Forget the transaction; the owner of a message that has begun is told *reason*."""
-        if self.intake is not None:
-            self.intake = None
-            self._pending.append(Aborted(reason))
-        self.envelope = None
-        self.refused_recipient = False
-        if self.phase in (MAIL, RCPT, CHUNKS):
-            self.phase = READY
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the connection has brought as many messages as one may."""
-        return 0 < self.limits.messages <= self._messages
-
-    def chunk_begins(self, octets: int, last: bool) -> None:
-        """A BDAT command announces *octets*; ``intake`` is there to take them."""
-        assert self.intake is not None
-        self.intake.expect(octets, last)
-        # When the message is still to be admitted, the admission goes on from here.
-        if octets == 0 and self._question is None:
-            self._end_of_chunk()
 
     # ---- input ----
 
@@ -376,10 +317,11 @@ class Session:
             return True
         try:
             line = self._input.line()
-        except LineTooLong:
+        except LineTooLong as fault:
             answer = replies.LINE_TOO_LONG
-            if self._auth is not None and self._auth.under_way:
-                # RFC 4954 §6.
+            if self._auth is not None and (
+                    self._auth.under_way or fault.head[:5].upper() == b"AUTH "):
+                # RFC 4954 §6, of an initial response (§4) as of any other.
                 answer = replies.FAILED_AUTH[Kind.TOO_LONG]
                 self._auth.drop()
             self.refuse(answer)
@@ -401,7 +343,8 @@ class Session:
         # In front of a verb there is no space.
         verb = words[0].upper() if words and line.startswith(words[0]) else b""
         command = COMMANDS.get(verb)
-        if command is None or not command.known(self.mode):
+        if command is None or (
+                command.lmtp is not None and command.lmtp is not self.mode.lmtp):
             if self.phase is START and verb in _HTTP:
                 self.close(replies.NOT_HTTP)
             else:
@@ -426,73 +369,6 @@ class Session:
             self.refuse(reply(fault.code, status, printable(str(fault))))
         return True
 
-    def _read_message(self) -> None:
-        intake = self.intake
-        assert intake is not None
-        block, rest = intake.feed(self._input.take())
-        self._input.unread(rest)
-        if block:
-            self._pending.append(MessageBlock(block))
-        if intake.dots_ended:
-            self._end_of_message()
-        elif intake.chunk == 0:
-            self._end_of_chunk()
-
-    def _end_of_chunk(self) -> None:
-        intake = self.intake
-        assert intake is not None
-        if intake.last:
-            block = intake.finish()
-            if block:
-                self._pending.append(MessageBlock(block))
-            self._end_of_message()
-        elif intake.refusal:
-            # RFC 3030 §2: after a failed chunk the transaction is over; further ones get 503.
-            self._end_of_message()
-        else:
-            self.phase = CHUNKS
-            self.say(reply(250, "2.0.0", f"{intake.announced} octets received so far"))
-
-    def _end_of_message(self) -> None:
-        intake = self.intake
-        assert intake is not None
-        if not intake.refusal:
-            self.ask(MessageEnds(intake.size))
-            return
-        if self.phase in (RCPT, CHUNKS) and (intake.dots_ended or intake.last):
-            self._message_refused(intake.refusal)
-        elif self.phase in (RCPT, CHUNKS):
-            # A chunk that is not the last has one reply, in LMTP too.
-            self.end_transaction(intake.refusal.lines[0])
-            self.refuse(intake.refusal)
-        else:
-            # BDAT out of order: no message had begun, and a transaction without recipients goes on.
-            self.intake = None
-            self.refuse(intake.refusal)
-
-    def _message_refused(self, answer: Reply) -> None:
-        self._refuse_each(self._for_each_recipient(answer), answer.lines[0])
-
-    def _refuse_each(self, answers: list[Reply], reason: str) -> None:
-        """Nobody gets the message: one error, however many are told."""
-        self.end_transaction(reason)
-        for each in answers[:-1]:
-            self.say(each)
-        self.refuse(answers[-1])
-
-    def _for_each_recipient(self, answer: Reply) -> list[Reply]:
-        """What is said of a message: *answer*, or for LMTP one for each RCPT (RFC 2033 §4.2)."""
-        if not self.mode.lmtp or self.envelope is None:
-            return [answer]
-        return self._named([answer] * len(self.envelope.recipients))
-
-    def _named(self, answers: list[Reply]) -> list[Reply]:
-        """*answers*, one for each recipient, with whom each is for."""
-        assert self.envelope is not None
-        return [Reply(answer.code, answer.status,
-                      (printable(f"<{recipient.forward_path}> {answer.lines[0]}"),))
-                for recipient, answer in zip(self.envelope.recipients, answers, strict=True)]
-
     # ---- transitions ----
 
     def _connected(self, question: Connected, answer: Reply) -> None:
@@ -508,7 +384,7 @@ class Session:
             self.refuse(answer)
             return
         # RFC 5321 §4.1.4: EHLO within a session is RSET and a new introduction.
-        self.end_transaction("EHLO" if question.extended else "HELO")
+        self.transactions.end("EHLO" if question.extended else "HELO")
         self.phase = READY
         self.hello, self.extended = question.name, question.extended
         self.say(answer)
@@ -523,79 +399,18 @@ class Session:
         self.trusted = False
         self.say(answer)
 
-    def _sender(self, question: MailFrom, answer: Reply) -> None:
-        if not answer.positive:
-            self.refuse(answer)
-            return
-        self.envelope = question.envelope
-        self.phase = MAIL
-        self.say(answer)
-
-    def _recipient(self, question: RcptTo, answer: Reply) -> None:
-        if answer.positive:
-            self.phase = RCPT
-            self.say(answer)
-            return
-        self.refused_recipient = True
-        if answer.code < 500:
-            # Not the client's fault, so not counted against it.
-            self.say(answer)
-        else:
-            self.refuse(answer)
-
     def _turned(self, question: Turn, answer: Reply) -> None:
         # A negative one is no error of the client's: to have no mail is everyday business.
         self.say(answer)
         if answer.positive:
             self.phase = CLOSED
-            self._pending.append(Turned(self._input.take()))
-
-    def _data_begins(self, question: DataBegins, answer: Reply) -> None:
-        if self.intake is not None:
-            # BDAT: the octets come unasked; 354 has no place, and a refusal waits for their end.
-            if not answer.positive:
-                self.refuse_message(answer)
-            if self.intake.chunk == 0:
-                self._end_of_chunk()
-        elif answer.positive:
-            self.intake = Intake(self.limits, chunked=False)
-            self.say(answer)
-        else:
-            self.end_transaction(answer.lines[0])
-            self.refuse(answer)
-
-    def _message_ends(self, question: MessageEnds, answer: Reply) -> None:
-        self.intake = None
-        if not answer.positive:
-            self._message_refused(answer)
-        else:
-            self._message_taken(self._for_each_recipient(answer))
-
-    def _message_answered(self, answers: list[Reply]) -> None:
-        """A message that had an outcome for each recipient has come to its end."""
-        self.intake = None
-        answers = self._named(answers)
-        if any(answer.positive for answer in answers):
-            self._message_taken(answers)
-        else:
-            self._refuse_each(answers, answers[0].lines[0])
-
-    def _message_taken(self, answers: list[Reply]) -> None:
-        self.end_transaction("")
-        self._messages += 1
-        self.errors = self._idle = 0
-        for each in answers:
-            self.say(each)
+            self.tell(Turned(self._input.take()))
 
 
 _TRANSITIONS: dict[type, Callable[[Session, Any, Reply], None]] = {
     Connected: Session._connected,
     Hello: Session._greeted,
     Proxied: Session._proxied,
-    MailFrom: Session._sender,
-    RcptTo: Session._recipient,
     Turn: Session._turned,
-    DataBegins: Session._data_begins,
-    MessageEnds: Session._message_ends,
 }
 

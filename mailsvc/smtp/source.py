@@ -7,11 +7,11 @@ can be known beforehand, and gives out its blocks, once or again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from mailsvc.headers import HeaderScan
 from mailsvc.wire import CRLF, ChunkReader, LineEnds, LineProof
 
 #: A message: lines ending in CRLF.  All but bytes are read as they are sent, so memory stays flat.
@@ -20,8 +20,6 @@ Message = bytes | BinaryIO | Iterable[bytes] | AsyncIterable[bytes]
 #: How many octets are read, and sent, at a time.
 BLOCK_OCTETS = 65_536
 
-_EMPTY_LINE = re.compile(rb"\r?\n\r?\n")
-
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -29,7 +27,8 @@ class Form:
 
     :ivar size: octets as they are sent, the CRLF counted that a last line may lack.
     :ivar eight_bit: whether there is more than ASCII in it.
-    :ivar utf8_header: whether there is in its header, which needs SMTPUTF8 (RFC 6532).
+    :ivar utf8_header: whether there is in its header or one of its parts', which needs SMTPUTF8
+        (RFC 6532).
     :ivar stray: whether there is a bare CR or LF.
     """
 
@@ -81,24 +80,18 @@ class Source:
             proof.feed(block)
             self.proven = not proof.stray
             return Form(len(block) + (0 if proof.ends_in_crlf else 2), False, False, proof.stray)
-        size, eight_bit, utf8_header, at_header = 0, False, False, True
-        # An empty line ends the header, be it the first.
-        proof, cut, tail = LineProof(), ChunkReader(), CRLF
+        size, eight_bit = 0, False
+        proof, cut, headers = LineProof(), ChunkReader(), HeaderScan()
         for raw in self._synchronous():
             block = cut.feed(raw)
             size += len(block)
             proof.feed(block)
-            if at_header:
-                text = tail + block
-                end = _EMPTY_LINE.search(text)
-                header = text[:end.start()] if end else block
-                utf8_header = utf8_header or not header.isascii()
-                at_header, tail = end is None, text[-3:]
+            headers.feed(block)
             eight_bit = eight_bit or not block.isascii()
         rest = cut.finish()
         proof.feed(rest)
         size += len(rest) + (0 if proof.ends_in_crlf else 2)
-        return Form(size, eight_bit, utf8_header, proof.stray)
+        return Form(size, eight_bit, not headers.ascii, proof.stray)
 
     async def blocks(self) -> AsyncIterator[bytes]:
         """The message, none of its blocks empty."""

@@ -14,7 +14,8 @@ through.
 **Authors** (§3.6.2).  With ``check_from`` one mailbox at least that From names must be the
 submitter's (:mod:`mailsvc.submission.senders`), and so must that of Sender; a message with several
 From fields, or with one that cannot be understood, is refused.  Of a message that is sent on
-unchanged (§3.6.6), Resent-From counts instead; the topmost, which is the latest.
+unchanged (§3.6.6) Resent-From and Resent-Sender count instead, those of the topmost block, which is
+the latest; all others are history.
 
 **Not done.**  Fields that are there are not looked into otherwise: an ill-formed Date stays.
 Nothing is done for Resent-Date and Resent-Message-ID, nor for a "From " line of an mbox file, which
@@ -39,8 +40,11 @@ _FIELD = re.compile(rb"([!-9;-~]{1,998})[ \t]{0,998}:")
 _UNDECIDED = re.compile(rb"(?:[!-9;-~]{1,998}[ \t]{0,998})?\r?")
 
 _REMOVED = frozenset({b"bcc", b"resent-bcc"})
-#: Of these the body is looked at, or whether they are there.
-_KNOWN = _REMOVED | {b"date", b"message-id", b"from", b"sender", b"resent-from"}
+#: What a block of them is made of (RFC 5322 §3.6.6, §4.5.6), each once.
+_RESENT = frozenset({b"resent-date", b"resent-from", b"resent-sender", b"resent-to", b"resent-cc",
+                     b"resent-bcc", b"resent-message-id", b"resent-reply-to"})
+#: Of these the body is looked at, or where they are.
+_KNOWN = _REMOVED | _RESENT | {b"date", b"message-id", b"from", b"sender"}
 
 #: RFC 3463 §3.7: X.6.0, other or undefined media error.
 _BAD_CONTENT = EnhancedStatus(5, 6, 0)
@@ -163,41 +167,64 @@ class Completion:
             added.append(f"Date: {date(self._seconds)}\r\n")
         if b"from" not in present:
             added.append(f"From: <{self._sender}>\r\n")
-        if self._sender_is_missing(present):
-            added.append(f"Sender: <{self._sender}>\r\n")
+        if name := self._missing_sender(present):
+            added.append(f"{name}: <{self._sender}>\r\n")
         if b"message-id" not in present:
             added.append(f"Message-ID: <{self._id}>\r\n")
         return "".join(added).encode()
 
-    def _sender_is_missing(self, present: dict[bytes, list[bytes]]) -> bool:
-        """Whether a Sender field has to be added.
+    def _missing_sender(self, present: dict[bytes, list[bytes]]) -> str:
+        """The field to add that tells who sends it, Sender or Resent-Sender; empty for none.
 
         :raises PermanentFailure: it may not be sent so.
         """
         check = self._settings.check_from
+        authors, senders = present.get(b"from", []), present.get(b"sender", [])
+        resenders = self._latest_resenders(present)
         if check:
-            for name in (b"from", b"sender"):
-                if len(present.get(name, ())) > 1:
+            for name, bodies in (("From", authors), ("Sender", senders),
+                                 ("Resent-Sender", resenders)):
+                if len(bodies) > 1:
                     raise PermanentFailure(
-                        f"The message has several {name.decode().capitalize()} fields; "
-                        "RFC 5322 3.6 allows one", _BAD_CONTENT)
-        if b"resent-from" in present:
-            if check:
-                self._require(self._authors(present[b"resent-from"][0], "Resent-From"))
-            return False
-        if b"from" not in present:
+                        f"The message has several {name} fields; RFC 5322 3.6 allows one",
+                        _BAD_CONTENT)
+        resent = b"resent-from" in present
+        if resent:
+            authors, senders = present[b"resent-from"][:1], []
+        if not authors:
             # The one that is added names the submitter.
-            authors = [self._sender]
+            named = [self._sender]
         elif check:
-            authors = self._authors(present[b"from"][0], "From")
-            self._require(authors)
+            named = self._authors(authors[0], "Resent-From" if resent else "From")
+            self._require(named)
         else:
-            authors = self._if_understood(present[b"from"])
-        if b"sender" in present:
-            if check:
-                self._require(self._authors(present[b"sender"][0], "Sender")[:1])
-            return False
-        return len(authors) != 1 or not (check or self._submitter.owns(authors[0]))
+            named = self._if_understood(authors)
+        if check:
+            for name, bodies in ("Sender", senders), ("Resent-Sender", resenders):
+                if bodies:
+                    self._require(self._authors(bodies[0], name)[:1])
+        if (resenders if resent else senders) or (
+                len(named) == 1 and (check or self._submitter.owns(named[0]))):
+            return ""
+        return "Resent-Sender" if resent else "Sender"
+
+    def _latest_resenders(self, present: dict[bytes, list[bytes]]) -> list[bytes]:
+        """The Resent-Sender fields, of which there should be one at most, of the latest block.
+
+        Each block has one Resent-From.  Only where another block follows does the latest end: at a
+        field of another kind, or at the second of a name.
+        """
+        resenders = present.get(b"resent-sender", [])
+        if not resenders or len(present.get(b"resent-from", ())) < 2:
+            return resenders
+        block: set[bytes] = set()
+        count = 0
+        for name, _ in self._fields:
+            if b"resent-from" in block and (name not in _RESENT or name in block):
+                break
+            block.add(name)
+            count += name == b"resent-sender"
+        return resenders[:count]
 
     def _require(self, authors: list[Address]) -> None:
         if not any(map(self._submitter.owns, authors)):

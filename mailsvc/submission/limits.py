@@ -42,8 +42,9 @@ class SubmissionSettings:
         "this host and at the default domain; root and the user of the service, as anybody.",
         check=_addresses)
     check_from: bool = setting(
-        True, "Whether From and Sender of a message must name an address of the login, as the "
-        "envelope always must.  If not, a Sender field tells whose login it was.")
+        True, "Whether From and Sender of a message, or Resent-From and Resent-Sender of one sent "
+        "on, must name an address of the login, as the envelope always must.  If not, a Sender or "
+        "Resent-Sender field tells whose login it was.")
     header_octets: int = setting(
         262_144, "Longest header of a submitted message.", unit="octets", check=at_least(1024))
     repair: bool = setting(
