@@ -208,7 +208,7 @@ class Relaying:
         sink, line = self._make_sink(), Line(host, self.clock)
         sink.line = line
         self.sinks.append(sink)
-        line.makeConnection(sink)  # type: ignore[arg-type]
+        line.makeConnection(sink)
         return Client.over(line, hello="mail.example.org", timeouts=options["timeouts"],
                            clock=self.clock)
 

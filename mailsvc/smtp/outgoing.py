@@ -308,7 +308,7 @@ class Outgoing:
             if source.block is not None:
                 self._send_block(source.block, source.proven)
                 transfer = self._transfers.get(event.command)
-                if transfer is not None and self.session.pipelining and self.closed is None:
+                if transfer is not None and self.session.commands.is_open and self.closed is None:
                     # RFC 2920 §3.1: a message may be the first of a group.
                     transfer.is_sent()
             else:

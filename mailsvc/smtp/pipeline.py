@@ -45,6 +45,11 @@ class Pipeline:
         self._transcript = transcript
 
     @property
+    def is_open(self) -> bool:
+        """Whether a command may go out before the one before it is answered."""
+        return self.ahead and self.offered
+
+    @property
     def awaiting(self) -> Command | None:
         """What the server owes a reply to; None when it is our turn."""
         return self._awaited[0] if self._awaited else None
@@ -79,7 +84,7 @@ class Pipeline:
         """Let out what may go."""
         while self._queue and self.sending is None:
             command, awaited = self._queue[0], self._awaited
-            if awaited and (awaited[-1].ends_group or not (self.ahead and self.offered)):
+            if awaited and (awaited[-1].ends_group or not self.is_open):
                 return
             self._queue.popleft()
             transaction = command.transaction
