@@ -29,9 +29,9 @@ def number_of(message: bytes) -> int:
 
 def relay(directory: Path, end: End = lambda message: TAKEN, *, connections: int = 1,
           wait: float = 0.0, names: tuple[str, ...] = ("bob",), hello: bytes = HELLO,
-          rcpt: End = lambda line: ACCEPTED, **settings: Any) -> Relaying:
+          rcpt: End = lambda line: ACCEPTED, sink: type[Sink] = Sink, **settings: Any) -> Relaying:
     """Send the messages until nothing is left to do; each answer takes *wait* seconds."""
-    relaying = Relaying(directory, partial(Sink, end, hello, rcpt), retry_jitter=0,
+    relaying = Relaying(directory, partial(sink, end, hello, rcpt), retry_jitter=0,
                         connections_per_destination=connections, **settings)
     for number in range(MESSAGES):
         relaying.put(text(number) + b"\r\n", *names)
@@ -163,6 +163,22 @@ def test_a_host_that_hangs_up_again_and_again(tmp_path: Path, every: int) -> Non
     assert relaying.run() == MESSAGES
     assert arrived(relaying) == ALL
     assert len(relaying.sinks) == -(-MESSAGES // every)
+
+
+class Forgetful(Sink):
+    """Throws away what came behind a message before it was answered."""
+
+    def answer(self) -> bool:
+        said = b"".join(self.written)
+        message, end, _ = said.partition(b"\r\n.\r\n")
+        self.written[:] = [message + end]
+        return super().answer() if said else False
+
+
+def test_a_host_that_forgets_what_was_sent_ahead_costs_one_time_out(tmp_path: Path) -> None:
+    relaying = relay(tmp_path, sink=Forgetful)
+    assert arrived(relaying) == ALL
+    assert len(relaying.sinks) == 2
 
 
 @pytest.mark.parametrize("at", [1, 3, MESSAGES - 1])

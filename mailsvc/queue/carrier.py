@@ -59,6 +59,8 @@ class _Destination:
     workers: int = 0
     idle: list[Connection] = field(default_factory=list)
     not_before: float = 0.0
+    #: Whether it takes what is sent ahead of its answers.
+    ahead: bool = True
 
     def urgency(self) -> int:
         """The priority of what is next."""
@@ -241,8 +243,10 @@ class Carrier:
             if not connection.closed and not self._worn(connection) and (
                     connection.lacking(job) is None):
                 again = await (self._send_ahead(destination, connection, job)
-                               if destination.jobs and connection.is_quick
+                               if destination.ahead and destination.jobs and connection.is_quick
                                else self._send(connection, job))
+                # Some throw away what came behind a message, whatever they offer.
+                destination.ahead = destination.ahead and not connection.timed_out
                 if connection.unanswered is job:
                     return connection
                 if not again or not connection.closed:

@@ -13,7 +13,7 @@ from mailsvc.client import Client, Outcome, Recipient
 from mailsvc.mail import NULL_PATH, DeliverBy
 from mailsvc.queue.job import Job, Result
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
-from mailsvc.smtp.failures import NotOffered
+from mailsvc.smtp.failures import NotOffered, TimedOut
 from mailsvc.smtp.offers import understood
 from mailsvc.smtp.requests import Parameters
 
@@ -44,6 +44,11 @@ class Connection:
     def closed(self) -> bool:
         """Whether it has ended."""
         return self._client.closed is not None
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it has ended because the host did not answer in time."""
+        return isinstance(self._client.closed, TimedOut)
 
     @property
     def host(self) -> str:
