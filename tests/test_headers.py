@@ -52,17 +52,23 @@ PART = ("--b", "Content-Type: text/plain; name=ä", "", "x")
     lines("Content-Type: message/global-headers", "", "ä: x"),
     lines(MIXED, "", "--b", NESTED, "", "a: b", "", "ä", "--b", "", "ä"),
     lines("x" * 70_000, "", "ä"),
+    lines("CONTENT-TYPE: MULTIPART/MIXED; BOUNDARY=B", "", "--B", "", "ä"),
+    lines(MIXED, "", "ä", "--" + "x" * 400, "ä"),
+    lines(MIXED, "", "--b", NESTED, "--b", "", "ä"),
+    "a: b\n\nä".encode(), f"{MIXED}\n\n--b\nx: y\n\nä".encode(),
     *CORPUS.values(),
 ])
 def test_ascii_in_all_headers(message: bytes) -> None:
     assert is_ascii(message)
     assert is_ascii(message, *range(3000))
+    assert all(is_ascii(message, cut) for cut in range(min(len(message), 1000)))
 
 
 @pytest.mark.parametrize("message", [
     UTF8_HEADER, "ä".encode(), lines("ä: b"), lines("a: b", "c: d", " ä", ""),
     lines("x" * 70_000 + "ä"),
     lines(MIXED, "", *PART), lines(MIXED, "", "x", "--b", "", "", *PART),
+    lines(MIXED, "", "x", "--" + "x" * 400, *PART), f"{MIXED}\n\n--b\nx: ä".encode(),
     lines(MIXED.upper(), "", *(line.upper() for line in PART)),
     lines("content-type : multipart/x; charset=y;", "\tBOUNDARY = b", "", *PART),
     lines('Content-Type: multipart/mixed; boundary="b"', "", *PART),
@@ -88,6 +94,7 @@ def test_ascii_in_all_headers(message: bytes) -> None:
 def test_more_than_ascii_in_a_header(message: bytes) -> None:
     assert not is_ascii(message)
     assert not is_ascii(message, *range(3000))
+    assert not any(is_ascii(message, cut) for cut in range(min(len(message), 1000)))
 
 
 def test_a_digest_names_what_it_holds() -> None:
@@ -128,9 +135,11 @@ def test_neither_lines_nor_parts_without_end_are_a_burden() -> None:
         tracemalloc.stop()
 
 
-def test_what_would_take_too_long_is_not_looked_into() -> None:
+@pytest.mark.parametrize(("start", "line"), [
+    (lines(MIXED, ""), lines("--x")), (b"", lines("x: y"))], ids=["body", "header"])
+def test_what_would_take_too_long_is_not_looked_into(start: bytes, line: bytes) -> None:
     scan = HeaderScan()
-    scan.feed(lines(MIXED, ""))
+    scan.feed(start)
     for _ in range(300):
-        assert scan.feed(lines("--x") * 1000)
-    assert not scan.feed("ä".encode())
+        assert scan.feed(line * 1000)
+    assert not scan.feed(lines("", "ä"))
