@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from zope.interface import implementer
 
 from mailsvc.interfaces import IDelivery, IMailboxStore, IQueue
-from mailsvc.mail import Envelope
+from mailsvc.mail import NULL_PATH, Envelope
 
 
 def begin(store: IMailboxStore, queue: IQueue | None, envelope: Envelope) -> IDelivery:
@@ -20,12 +20,16 @@ def begin(store: IMailboxStore, queue: IQueue | None, envelope: Envelope) -> IDe
     if envelope.release:
         assert queue is not None, "a message is to be held without a queue"
         return queue.begin(envelope)
+    # A mailbox that has become full must not keep a message from others; and of a report nobody
+    # could be told that it did not arrive.
+    within_quota = len(accounts) == 1 and not remotes and envelope.reverse_path != NULL_PATH
     if not remotes:
-        return store.begin(accounts, envelope.id, envelope.size)
+        return store.begin(accounts, envelope.id, envelope.size, within_quota)
     assert queue is not None, "a remote recipient was accepted without a queue"
     if not accounts:
         return queue.begin(envelope)
-    return _Fanout(store.begin(accounts, envelope.id, envelope.size), queue.begin(envelope))
+    return _Fanout(store.begin(accounts, envelope.id, envelope.size, within_quota),
+                   queue.begin(envelope))
 
 
 @implementer(IDelivery)

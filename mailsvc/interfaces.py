@@ -23,13 +23,14 @@ class IMailboxStore(Interface):
         :returns: a Deferred that fires with None when all that was begun has been done.
         """
 
-    def begin(accounts, id, size_hint=0):
+    def begin(accounts, id, size_hint=0, within_quota=True):
         """Open a delivery of one message; synchronous, and does no I/O.
 
         :param accounts: a non-empty tuple of distinct :class:`mailsvc.mail.Account`.
         :param id: the message's id (:func:`mailsvc.mail.new_id`), ASCII letters and digits, used
             for one message only; the store may build its unique-ids from it.
         :param size_hint: octets expected, 0 when unknown; not a promise.
+        :param within_quota: whether it is to fail when it is whole and exceeds an account's quota.
         :returns: an :class:`IDelivery`.
         """
 

@@ -269,10 +269,11 @@ class FakeStore(MemoryStore):
             answer = refused
         return self.answers.give("room", answer)
 
-    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> FakeDelivery:
+    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0,
+              within_quota: bool = True) -> FakeDelivery:
         """As ``IMailboxStore.begin``."""
         self.answers.give("begin", None)
-        delivery = FakeDelivery(self, accounts, id, size_hint)
+        delivery = FakeDelivery(self, accounts, id, size_hint, within_quota)
         self.deliveries.append(delivery)
         return delivery
 
@@ -291,10 +292,11 @@ class FakeDelivery(MemoryDelivery):
     """
 
     def __init__(self, store: FakeStore, accounts: tuple[Account, ...], id: str,
-                 size_hint: int) -> None:
+                 size_hint: int, within_quota: bool) -> None:
         super().__init__(
             [store.mailboxes[account.name] for account in accounts], id,
-            lambda octets: [MemoryStore.room(store, account, octets) for account in accounts])
+            lambda octets: [MemoryStore.room(store, account, octets) for account in accounts
+                            if within_quota])
         self._answers = store.answers
         self.accounts = accounts
         self.id = id

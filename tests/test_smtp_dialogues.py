@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_twisted
@@ -17,6 +17,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from mailsvc import fanout
 from mailsvc.credentials import Password
 from mailsvc.errors import MailFailure, NothingWaits, StorageFull, TurnInUse
 from mailsvc.mail import Address, Recipient
@@ -231,7 +232,7 @@ class Owner:
                 return self._turn(domains)
             case events.DataBegins():
                 assert envelope is not None
-                self.delivery = self.store.begin(envelope.accounts(), envelope.id, envelope.size)
+                self.delivery = cast(FakeDelivery, fanout.begin(self.store, None, envelope))
                 self.delivery.write(trace_header(
                     envelope, client=CLIENT, hello=session.hello,
                     protocol=session.transactions.transmission_type, hostname=session.hostname,

@@ -386,6 +386,22 @@ def test_a_message_that_could_not_begin_is_one_line(data: bytes) -> None:
     assert texts(events) == [f"ID dropped {ABOUT} connection=ID: {FULL.text}"]
 
 
+@pytest.mark.parametrize("sender, recipients, codes", [
+    ("a@example.net", ["small"], ["552 5.2.3"]),
+    ("a@example.net", ["small", "alice"], ["250 2.0.0"]),
+    ("", ["small"], ["250 2.0.0"])],
+    ids=["for one", "for others as well", "a report"])
+def test_one_full_mailbox_keeps_no_message_from_others(
+    sender: str, recipients: list[str], codes: list[str]
+) -> None:
+    one = line()
+    one.say(b"MAIL FROM:<%b>\r\n" % sender.encode())
+    for each in recipients:
+        one.say(b"RCPT TO:<%b@example.org>\r\n" % each.encode())
+    one.say(b"DATA\r\n" + b"x" * 900 + b"\r\n" + b"x" * 900 + b"\r\n.\r\n")
+    assert one.codes()[-1:] == codes
+
+
 @pytest.mark.parametrize("failure", [MailboxFull("No room"), MessageTooLarge("No room")])
 def test_a_mailbox_that_took_no_more_is_no_fault_here(failure: MailFailure) -> None:
     one = line("commit")

@@ -445,6 +445,18 @@ async def test_a_quota_is_kept_when_the_message_is_whole(store: Any, size: int) 
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_quota_is_passed_by_who_need_not_keep_it_and_counts(store: Any) -> None:
+    account = Account("q", "example.org", quota_octets=100)
+    delivery = store.begin((account, BOB), new_id(), 0, within_quota=False)
+    delivery.write(b"x" * 150)
+    await delivery.commit()
+    assert [len(each) for each in await contents(store, account)] == [152]
+    assert len(await contents(store, BOB)) == 1
+    assert not await has_room(store, account, 1)
+    assert await taken(store, b"x", account) == "4.2.2"
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_is_whole_at_the_same_moment_does_not_pass_a_quota(store: Any) -> None:
     account = Account("q", "example.org", quota_octets=100)
     deliveries = []

@@ -167,7 +167,8 @@ class MaildirStore:
         """End; fires when all that was begun has been done."""
         return self._committer.stop().addCallback(lambda _: self._threads.stop())
 
-    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> Delivery:
+    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0,
+              within_quota: bool = True) -> Delivery:
         """As ``IMailboxStore.begin``.
 
         :raises PermanentFailure: when the name of an account cannot be that of a directory.
@@ -178,7 +179,7 @@ class MaildirStore:
         quotas = {home: quota for home, quota in zip(homes, map(quota_of, accounts), strict=True)
                   if any(quota)}
         return Delivery(Message(id, homes), self._committer, self._buffers,
-                        Reservation(self._quotas, quotas) if quotas else None)
+                        Reservation(self._quotas, quotas, within_quota) if quotas else None)
 
     def room(self, account: Account, octets: int) -> Deferred[None] | None:
         """As ``IMailboxStore.room``; raises as :meth:`begin` does."""

@@ -59,13 +59,15 @@ class MemoryStore:
         """Nothing is under way, ever."""
         return succeed(None)
 
-    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> MemoryDelivery:
+    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0,
+              within_quota: bool = True) -> MemoryDelivery:
         """As ``IMailboxStore.begin``."""
         def check(octets: int) -> None:
             for account in accounts:
                 self.room(account, octets)
 
-        return MemoryDelivery([self.mailboxes[account.name] for account in accounts], id, check)
+        mailboxes = [self.mailboxes[account.name] for account in accounts]
+        return MemoryDelivery(mailboxes, id, *([check] if within_quota else []))
 
     def room(self, account: Account, octets: int) -> Deferred[None] | None:
         """As ``IMailboxStore.room``; always answers at once."""
@@ -224,7 +226,8 @@ class FailingStore(MemoryStore):
             raise self.failure
         return super().room(account, octets)
 
-    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0) -> MemoryDelivery:
+    def begin(self, accounts: tuple[Account, ...], id: str, size_hint: int = 0,
+              within_quota: bool = True) -> MemoryDelivery:
         if self.point == "begin":
             raise self.failure
         return _FailingDelivery(self, [self.mailboxes[account.name] for account in accounts], id)

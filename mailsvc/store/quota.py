@@ -1,9 +1,10 @@
 """Whether a message may come into mailboxes that have quotas.
 
 It is asked at RCPT, of the size that the client has declared, if any; and again when the message is
-whole, of the size that it has.  In between a mailbox may fill up, and a client may be wrong.  From
-then on the message counts as if it were there (:class:`Reservation`): of many that are whole at the
-same moment no more are taken than there is room for.
+whole, of the size that it has, unless it is for others as well (:func:`mailsvc.fanout.begin`).  In
+between a mailbox may fill up, and a client may be wrong.  From then on the message counts as if it
+were there (:class:`Reservation`): of many that are whole at the same moment no more are taken than
+there is room for.
 
 That holds within a process.  Messages that several processes, or other programs, take at the same
 moment can go past a quota (:mod:`mailsvc.store.maildirsize`).
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from mailsvc.errors import MailboxFull, MailFailure, MessageTooLarge
 from mailsvc.mail import Account
@@ -62,16 +63,20 @@ class Quotas:
 
 
 class Reservation:
-    """Room for one message in maildirs with *quotas*, of which *keeper* knows what is coming."""
+    """Room for one message in maildirs with *quotas*, of which *keeper* knows what is coming.
 
-    def __init__(self, keeper: Quotas, quotas: Mapping[bytes, Amount]) -> None:
+    :param strict: whether it is not taken where there is none.
+    """
+
+    def __init__(self, keeper: Quotas, quotas: Mapping[bytes, Amount], strict: bool = True) -> None:
         self._keeper = keeper
         self._quotas = quotas
+        self._strict = strict
         self._taken = NOTHING
 
     def take(self, octets: int) -> Deferred[None]:
         """Take room for *octets*; fails as :meth:`Quotas.check`, with nothing taken."""
-        checked = self._keeper.check(self._quotas, octets)
+        checked = self._keeper.check(self._quotas, octets) if self._strict else succeed(None)
         # Before the answer: who asks next is to know.
         self._count(Amount(octets, 1))
         return checked.addErrback(self.give_back)
