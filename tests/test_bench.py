@@ -393,6 +393,23 @@ def test_a_report_has_medians_and_ranges_and_hides_nothing(tmp_path: Path) -> No
     assert '"median": 2000.0' in (tmp_path / "results.json").read_text()
 
 
+def test_a_report_tells_what_we_cost_beside_ourselves() -> None:
+    report = Report(HANDFUL, this_machine(Path("/")), [Mailsvc()], {},
+                    {"mailsvc": "mailsvc 1", "mailsvc-untraced": "mailsvc 1"})
+    for scenario, rates in zip(receiving.RECEIVING, [
+            [(100.0, 100.0), (90.0, 100.0), (100.0, 110.0)],
+            [(100.0, 100.0), (90.0, 100.0), (110.0, 100.0)]], strict=False):
+        for ours, theirs in rates:
+            report.add(scenario, "mailsvc", Measurement(ours, cpu=theirs))
+            report.add(scenario, "mailsvc-untraced", Measurement(theirs, cpu=ours))
+    assert report.beside() == [
+        "mailsvc beside mailsvc-untraced, 2 scenarios, round by round: "
+        "CPU +0.0 % (+0.0 to +11.1); speed +0.0 % (-10.0 to +0.0)."]
+    report.add(receiving.RECEIVING[0], "mailsvc", Measurement(problem="1 message lost"))
+    report.add(receiving.RECEIVING[1], "mailsvc", Measurement(problem="1 message lost"))
+    assert report.beside() == []
+
+
 def test_a_picture_has_a_bar_for_each_median_and_none_for_a_failure(tmp_path: Path) -> None:
     plot.write(a_report(), tmp_path)
     picture = ElementTree.parse(tmp_path / "receiving.svg").getroot()

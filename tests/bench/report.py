@@ -128,7 +128,31 @@ class Report:
                 lines.append(_line(peer, number(summary.median or 0.0), summary.spread(), *cpu))
             lines += [_line(peer.name, "missing") for peer in self.peers
                       if peer.name in self.missing and takes_part(peer, scenario)]
-        return "\n".join([*lines, "", *self.notes(), *self.problems])
+        return "\n".join([*lines, "", *self.beside(), *self.notes(), *self.problems])
+
+    def beside(self) -> list[str]:
+        """What mailsvc costs beside itself with something else, a line for each such.
+
+        Single figures of a machine that others use differ by more than what is looked for; all of
+        a round together do so by less: the geometric mean of the ratios of its scenarios.
+        """
+        lines = []
+        for peer in self.versions:
+            shown = [(scenario, summaries["mailsvc"], summaries[peer])
+                     for scenario, summaries in self.shown(SCENARIOS)
+                     if scenario.costs and peer.startswith("mailsvc-")
+                     and all(name in summaries and not summaries[name].failed
+                             and min(summaries[name].cpu) > 0 for name in ("mailsvc", peer))]
+            if not shown:
+                continue
+            costs = [[ours / theirs for ours, theirs in zip(mine.cpu, other.cpu, strict=True)]
+                     for _, mine, other in shown]
+            rates = [[theirs / ours if scenario.lower_is_better else ours / theirs
+                      for ours, theirs in zip(mine.values, other.values, strict=True)]
+                     for scenario, mine, other in shown]
+            lines.append(f"mailsvc beside {peer}, {len(shown)} scenarios, round by round: CPU "
+                         f"{_change(costs)}; speed {_change(rates)}.")
+        return lines
 
     def list_table(self, scenarios: Sequence[Scenario]) -> str:
         """A ``list-table`` directive: a row for each scenario, a column for each server."""
@@ -201,6 +225,13 @@ class Report:
                  f"{self.scale.clients} clients.  Servers: {self.servers()}.")
         (directory / "run.inc").write_text("\n".join(
             [facts, "", *(f"* {line}" for line in (*self.notes(), *self.problems)), ""]))
+
+
+def _change(ratios: list[list[float]]) -> str:
+    """The *ratios* of each scenario's rounds in one: the median of the rounds, and their range."""
+    rounds = sorted(100 * (statistics.geometric_mean(each) - 1)
+                    for each in zip(*ratios, strict=True))
+    return f"{statistics.median(rounds):+.1f} % ({rounds[0]:+.1f} to {rounds[-1]:+.1f})"
 
 
 def _line(name: str, *cells: str) -> str:
