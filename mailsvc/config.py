@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 import os
 import re
 import socket
@@ -41,7 +40,7 @@ from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.routes import RelaySettings
 from mailsvc.routing import RoutingSettings
 from mailsvc.sasl.context import AuthSettings
-from mailsvc.settings import Check, OneOf, Shown, at_least, setting
+from mailsvc.settings import Key, at_least, keys_of, setting
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.store import STORES
 from mailsvc.store.maildir import MaildirSettings
@@ -241,79 +240,6 @@ def _own_name() -> str:
 
 # ---- the keys -----------------------------------------------------------------------------------
 
-_ONE = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-_MANY = {bool: "true or false", int: "integers", float: "numbers", str: "strings"}
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key of the configuration, as its section declares it.
-
-    :ivar kind: the annotation: bool, int, float, str, or a list or (by name) a dict of one of them.
-    :ivar shown: leaves out what is secret in a value; None when nothing but passwords in URLs is.
-    """
-
-    section: str
-    name: str
-    kind: Any
-    default: Any
-    unit: str
-    sentence: str
-    check: Check | None
-    shown: Shown | None
-
-    def __str__(self) -> str:
-        return f"{self.section}.{self.name}"
-
-    @property
-    def type(self) -> str:
-        """What a value has to be, for people: "an integer"."""
-        container, items = typing.get_origin(self.kind), typing.get_args(self.kind)
-        if isinstance(self.check, OneOf):
-            return str(self.check)
-        if container is None:
-            return _ONE[self.kind]
-        return f"{'an array' if container is list else 'a table'} of {_MANY[items[-1]]}"
-
-    @property
-    def form(self) -> str:
-        """Type and unit, for what lists the keys: "Number, seconds"."""
-        kind = self.type.removeprefix("an ").removeprefix("a ").capitalize()
-        return f"{kind}, {self.unit}" if self.unit else kind
-
-    def expected(self, value: object) -> str | None:
-        """What was expected instead of *value*, or None when it will do."""
-        expected: str | None = self.type
-        if _fits(self.kind, value):
-            expected = self.check(value) if self.check else None
-        return f"{expected} ({self.unit})" if expected and self.unit else expected
-
-
-def _fits(kind: Any, value: object) -> bool:
-    items = typing.get_args(kind)
-    match value:
-        case list():
-            return typing.get_origin(kind) is list and all(_fits(items[0], x) for x in value)
-        case dict():
-            return typing.get_origin(kind) is dict and all(
-                _fits(items[1], x) for x in value.values())
-        case bool():
-            return kind is bool
-        case int():
-            return kind in {int, float}
-        case float():
-            return kind is float and math.isfinite(value)
-    return kind is str and isinstance(value, str)
-
-
-def _keys(section: str, cls: type) -> Iterator[Key]:
-    kinds = typing.get_type_hints(cls)
-    for key in dataclasses.fields(cls):
-        default = (key.default if key.default_factory is dataclasses.MISSING
-                   else key.default_factory())
-        yield Key(section, key.name, kinds[key.name], default, **key.metadata)
-
-
 #: Every section by its name, in the order of the file.
 SECTIONS: dict[str, type] = {
     name: cls for name, cls in typing.get_type_hints(Settings).items()
@@ -321,7 +247,7 @@ SECTIONS: dict[str, type] = {
 
 #: Every key by its dotted name, in the order of the file.
 KEYS: dict[str, Key] = {
-    str(key): key for name, cls in SECTIONS.items() for key in _keys(name, cls)}
+    str(key): key for name, cls in SECTIONS.items() for key in keys_of(name, cls)}
 
 
 # ---- reading ------------------------------------------------------------------------------------

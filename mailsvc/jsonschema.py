@@ -10,8 +10,8 @@ from __future__ import annotations
 import typing
 from typing import Any
 
-from mailsvc.config import KEYS, SECTIONS, Key
-from mailsvc.settings import AtLeast, OneOf
+from mailsvc.config import KEYS, SECTIONS
+from mailsvc.settings import AtLeast, Key, OneOf
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 

@@ -13,12 +13,12 @@ from email.parser import BytesHeaderParser
 from typing import Any
 
 from mailsvc.bans import Ban
-from mailsvc.config import Key
 from mailsvc.directory import Alias, Domain, SqliteDirectory
 from mailsvc.logins import StoredPassword
 from mailsvc.mail import Account
 from mailsvc.queue.filter import status
 from mailsvc.queue.message import QueuedMessage
+from mailsvc.settings import Key
 from mailsvc.store.undeletion import Deleted
 from mailsvc.tracing.story import Story
 from mailsvc.webhooks.spool import Waiting

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mailsvc.config import Key, Settings
+from mailsvc.config import Settings
 from mailsvc.console.call import Answer, Call, Page
+from mailsvc.settings import Key
 from mailsvc.toml import literal
 
 
