@@ -165,6 +165,57 @@ def test_a_host_that_hangs_up_again_and_again(tmp_path: Path, every: int) -> Non
     assert len(relaying.sinks) == -(-MESSAGES // every)
 
 
+class Pondering(Sink):
+    """Answers a message after nine turns, and all else at once."""
+
+    turns = 0
+
+    def answer(self) -> bool:
+        self.turns = self.turns + 1 if any(b"\r\n.\r\n" in each for each in self.written) else 0
+        if 0 < self.turns < 9:
+            return True
+        self.turns = 0
+        return super().answer()
+
+
+def pondered(directory: Path, connections: int, rate: int, messages: int, stop: int = 0
+             ) -> Relaying:
+    """Relay to such a host, or until a stop."""
+    directory.mkdir(exist_ok=True)
+    relaying = Relaying(directory, Pondering, connections_per_destination=connections,
+                        messages_per_minute=rate, retry_jitter=0)
+    for number in range(messages):
+        relaying.put(text(number))
+    relaying.runner.start()
+    stopped: list[object] = []
+    for turn in range(1200):
+        relaying.clock.advance(0.1)
+        relaying.threads.turn()
+        for sink in relaying.sinks:
+            sink.answer()
+        if turn == stop > 0:
+            relaying.runner.stop().addCallback(stopped.append)
+    assert bool(stopped) is (stop > 0)
+    return relaying
+
+
+@pytest.mark.parametrize("connections", [2, 3, 4])
+@pytest.mark.parametrize("rate", [75, 200, 600, 900])
+def test_others_take_the_last_while_a_worker_waits_for_its_pace(
+    tmp_path: Path, connections: int, rate: int
+) -> None:
+    for messages in range(connections + 2, connections + 9, 2):
+        relaying = pondered(tmp_path / str(messages), connections, rate, messages)
+        assert arrived(relaying) == Counter(range(messages)), messages
+        assert relaying.told.reports == [] and not relaying.spool.ids()
+
+
+@pytest.mark.parametrize("stop", range(10, 110, 10))
+def test_a_stop_while_a_worker_waits_for_its_pace(tmp_path: Path, stop: int) -> None:
+    relaying = pondered(tmp_path, 1, 75, MESSAGES, stop)
+    assert len(relaying.spool.ids()) == MESSAGES - sum(arrived(relaying).values()) > 0
+
+
 class Forgetful(Sink):
     """Throws away what came behind a message before it was answered."""
 

@@ -174,9 +174,11 @@ class Carrier:
         connection: Connection | None = None
         job: Job | None = None
         try:
-            while destination.jobs or (connection is not None and connection.unanswered):
+            while True:
                 if not destination.jobs:
-                    assert connection is not None
+                    if connection is None or connection.unanswered is None:
+                        break
+                    # It may be for another connection then; or there are others.
                     await connection.settled()
                     continue
                 await self._pace(destination)
@@ -184,15 +186,14 @@ class Carrier:
                     self._slots.release()
                     await self._slots.acquire(destination.urgency)
                 if not destination.jobs:
-                    break
+                    continue
                 job = destination.jobs.popleft()
                 connection = await self._carry(hop, destination, job, connection)
-                ahead = connection is not None and connection.unanswered is job
-                if not ahead and not job.done.called:
+                if not job.done.called and not _is_ahead(job, connection):
                     self._finish(job, "not sent", EnhancedStatus(4, 4, 0))
         finally:
             self._slots.release()
-            if job is not None and not job.done.called:
+            if job is not None and not job.done.called and not _is_ahead(job, connection):
                 self._finish(job, "internal error", EnhancedStatus(4, 3, 0))
             if connection is not None:
                 self._keep(hop, destination, connection)
@@ -210,7 +211,8 @@ class Carrier:
 
     def _keep(self, hop: Hop, destination: _Destination, connection: Connection) -> None:
         """Keep a connection for a while, for whoever comes."""
-        if connection.closed or not self._queue.idle_seconds or self._worn(connection):
+        if (connection.closed or not self._queue.idle_seconds or self._worn(connection)
+                or connection.unanswered is not None):
             self._quit(connection)
             return
         destination.idle.append(connection)
@@ -245,8 +247,11 @@ class Carrier:
                 again = await (self._send_ahead(destination, connection, job)
                                if destination.ahead and destination.jobs and connection.is_quick
                                else self._send(connection, job))
-                # Some throw away what came behind a message, whatever they offer.
-                destination.ahead = destination.ahead and not connection.timed_out
+                if destination.ahead and connection.timed_out:
+                    # Some throw away what comes behind a message, whatever they offer.
+                    destination.ahead = False
+                    _log.info("{host} does not answer; to {hop} nothing is sent ahead of an answer "
+                              "for now", host=connection.host, hop=str(hop))
                 if connection.unanswered is job:
                     return connection
                 if not again or not connection.closed:
@@ -433,6 +438,11 @@ class Carrier:
         destination.jobs.clear()
         for each in waiting:
             self._finish(each, text, status, host)
+
+
+def _is_ahead(job: Job, connection: Connection | None) -> bool:
+    """Whether *job* has been sent over *connection* and is to be answered yet."""
+    return connection is not None and connection.unanswered is job
 
 
 def _reached(place: Place, race: Race) -> Place:
