@@ -77,6 +77,10 @@ class Holding:
         except OSError:
             os.close(descriptor)
             raise
+        if inherited < 0:
+            # Whoever stood there has ended.
+            with suppress(OSError):
+                os.truncate(descriptor, 0)
         self._descriptor = descriptor
 
     def sign(self) -> None:

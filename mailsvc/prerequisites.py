@@ -13,7 +13,7 @@ from twisted.cred.checkers import ICredentialsChecker
 
 from mailsvc import contradictions
 from mailsvc.config import Settings
-from mailsvc.holding import Holding, InUse
+from mailsvc.holding import NAME, Holding, InUse
 from mailsvc.listeners import CannotStart
 from mailsvc.ownership import name_of
 from mailsvc.store.tree import sync_directory
@@ -91,6 +91,10 @@ def hold_data(settings: Settings, holding: Holding, inherited: int = -1) -> None
             f"(systemctl stop mailsvc, or {stop}), or give this one a data directory of its own "
             "(service.data)") from None
     except OSError as error:
+        if error.filename == NAME:
+            raise CannotStart(
+                f"mailsvc cannot start: {data}/{NAME} cannot be used: {error.strerror}; remove it "
+                "while no service runs with these data") from None
         raise _unusable(data, error) from None
 
 

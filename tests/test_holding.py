@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from mailsvc import control
+from mailsvc.config import Settings
 from mailsvc.holding import NAME, Holding, InUse
+from mailsvc.listeners import CannotStart
+from mailsvc.prerequisites import hold_data
 from tests.command_line import CommandLine
 from tests.service import PATIENCE, Service
 from tests.test_workers import alive, until
@@ -73,6 +76,22 @@ def test_what_root_makes_belongs_to_the_owner_of_the_directory(tmp_path: Path) -
     made = (tmp_path / NAME).stat()
     holding.close()
     assert (made.st_uid, made.st_gid) == (12_345, 12_346)
+
+
+def test_nobody_is_told_the_pid_of_one_that_has_ended(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("1\n")
+    holding = Holding(tmp_path)
+    holding.take()
+    with pytest.raises(InUse, match="another process"):
+        Holding(tmp_path).take()
+    holding.close()
+
+
+def test_what_is_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    settings = Settings.from_mapping({"service": {"data": str(tmp_path)}})
+    with pytest.raises(CannotStart, match=f"{tmp_path}/{NAME} cannot be used: Is a directory; rem"):
+        hold_data(settings, Holding(tmp_path))
 
 
 def test_no_link_is_followed(tmp_path: Path) -> None:

@@ -64,12 +64,12 @@ def logged() -> Iterator[list[dict[str, Any]]]:
 def put_later(directory: Path, name: str, content: bytes) -> Path:
     """As :func:`put`, at a later moment by the file system's clock than all that is there."""
     before = max((path.stat().st_ctime_ns for path in files(directory)), default=0)
-    path = put(directory, name, content)
     for _ in range(1000):
+        path = put(directory, name, content)
         if path.stat().st_ctime_ns > before:
             return path
+        path.unlink()
         time.sleep(0.002)
-        path.chmod(0o600)
     raise AssertionError("the file system's clock stands")
 
 
@@ -122,6 +122,24 @@ async def test_both_are_shown_and_keep_their_ids(
     await delete(store, gone)
     del first[gone]
     assert await listed(store) == first
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_flag_makes_nobody_younger(store: MaildirStore, tmp_path: Path) -> None:
+    """A rename changes the inode, and not when it was made."""
+    directory = home(tmp_path)
+    original = put(directory, "new/1.a.h", b"original\r\n")
+    (id, content), = (await listed(store)).items()
+    assert content == b"original\r\n"
+    put_later(directory, "new/1.a.h,S=99", b"copy\r\n")
+    while time.time_ns() < max(each.stat().st_ctime_ns for each in files(directory)) + 20_000_000:
+        time.sleep(0.01)
+    flagged = original.rename(directory / "cur" / "1.a.h:2,S")
+    seen = namesakes.File(os.fsencode(flagged.parent), os.fsencode(flagged.name), flagged.stat())
+    if namesakes._made(seen) == seen.status.st_ctime_ns:
+        pytest.skip("this file system does not tell when a file was made")
+    found = await listed(store)
+    assert len(found) == 2 and found[id] == b"original\r\n"
 
 
 @pytest_twisted.ensureDeferred

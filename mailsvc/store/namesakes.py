@@ -19,6 +19,7 @@ import ctypes
 import errno
 import os
 import stat
+import struct
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -35,6 +36,13 @@ _log = Logger()
 _renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
+
+#: statx(2), which tells what os.stat() does not: the length of its struct, and of a part the bit
+#: that asks for it and tells that it is there, and the place.
+_statx = getattr(ctypes.CDLL(None, use_errno=True), "statx", None)
+_AT_SYMLINK_NOFOLLOW = 0x100
+_STATX_OCTETS = 256
+_STATX_BTIME, _STATX_BTIME_AT = 0x800, 80
 
 
 class File(NamedTuple):
@@ -74,8 +82,8 @@ Message = list[File]
 def messages(directories: Collection[bytes], names: Collection[bytes]) -> list[Message]:
     """The messages that have *names* in *directories*, the eldest first.
 
-    By the time their inodes were changed last: that of what was copied here is later than that of
-    what lay here.  Of the same moment, the last of *names* is the eldest.
+    By the time at which their inodes were made: what was copied here has a later one than what lay
+    here, and no renaming changes it.  Of the same moment, the last of *names* is the eldest.
 
     :raises OSError: when a file cannot be looked at.
     """
@@ -89,7 +97,21 @@ def messages(directories: Collection[bytes], names: Collection[bytes]) -> list[M
             if stat.S_ISREG(status.st_mode):
                 file = File(directory, name, status)
                 found.setdefault(file.inode, []).append(file)
-    return sorted(found.values(), key=lambda message: message[0].status.st_ctime_ns)
+    return sorted(found.values(), key=lambda message: _made(message[0]))
+
+
+def _made(file: File) -> int:
+    """When its inode was made, in nanoseconds since the epoch; when it was changed last, where the
+    kernel, the file system or the C library does not tell, or it has gone.
+    """
+    if _statx is not None:
+        found = ctypes.create_string_buffer(_STATX_OCTETS)
+        if _statx(_AT_FDCWD, file.path, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, found) == 0:
+            mask, = struct.unpack_from("I", found)
+            seconds, nanoseconds = struct.unpack_from("qI", found, _STATX_BTIME_AT)
+            if mask & _STATX_BTIME:
+                return int(seconds) * 1_000_000_000 + int(nanoseconds)
+    return file.status.st_ctime_ns
 
 
 class Namesakes:

@@ -50,14 +50,17 @@ class Quotas:
         self.coming: dict[bytes, Amount] = {}
         self._threads = threads
 
-    def check(self, quotas: Mapping[bytes, Amount], octets: int) -> Deferred[None]:
+    def check(self, quotas: Mapping[bytes, Amount], octets: int, own: Amount = NOTHING
+              ) -> Deferred[None]:
         """Whether a message of *octets* (0 when unknown) fits beside what is there and coming.
 
         :param quotas: those of the maildirs that it is for.
+        :param own: what of that is coming is the message itself.
         :returns: fails with MailboxFull, MessageTooLarge, or TemporaryFailure when it cannot be
             told.
         """
-        coming = {home: self.coming.get(home, NOTHING) for home in quotas}
+        coming = {home: Amount(*(all - part for all, part in zip(
+            self.coming.get(home, NOTHING), own, strict=True))) for home in quotas}
         checked = self._threads.run(_check, quotas, octets, coming)
         return checked.addErrback(explain, "check a quota", maildirs=list(quotas))
 
@@ -76,10 +79,20 @@ class Reservation:
 
     def take(self, octets: int) -> Deferred[None]:
         """Take room for *octets*; fails as :meth:`Quotas.check`, with nothing taken."""
-        checked = self._keeper.check(self._quotas, octets) if self._strict else succeed(None)
+        checked = self._check(octets, alone=not any(map(self._keeper.coming.get, self._quotas)))
         # Before the answer: who asks next is to know.
         self._count(Amount(octets, 1))
         return checked.addErrback(self.give_back)
+
+    def _check(self, octets: int, *, alone: bool) -> Deferred[None]:
+        if not self._strict:
+            return succeed(None)
+        checked = self._keeper.check(self._quotas, octets, self._taken)
+        if alone:
+            return checked
+        # What was coming may have come while the disk was looked at, and have counted twice.
+        return checked.addErrback(
+            lambda _: self._keeper.check(self._quotas, octets, self._taken))
 
     def give_back(self, result: Result) -> Result:
         """The message is there and counted, or will not be.  Passes *result* on."""
