@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
+from twisted.internet.defer import succeed
 
 from mailsvc.cli import main
 from mailsvc.config import ListenerSettings
@@ -37,7 +39,8 @@ def run(tmp_path: Path, listeners: str, *arguments: str, status: int = 0,
 
 @pytest.fixture(autouse=True)
 def no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twisted.internet.endpoints.serverFromString", lambda *_: None)
+    nothing = SimpleNamespace(listen=lambda factory: succeed(None))
+    monkeypatch.setattr("twisted.internet.endpoints.serverFromString", lambda *_: nothing)
 
 
 def servers(xml: str) -> list[dict[str, str]]:

@@ -184,6 +184,7 @@ def test_the_status_of_each_failure() -> None:
         "PermanentFailure": "5.3.0",
         "StorageFull": "4.3.1",
         "MailboxFull": "4.2.2",
+        "MessageTooLarge": "5.2.3",
         "MaildropInUse": "4.2.1",
         "NothingWaits": "4.0.0",
         "TurnInUse": "4.7.0",

@@ -64,8 +64,8 @@ class _ServerType(click.ParamType):
         if not equals or kind not in EXAMINED:
             self.fail(f"{value!r}: expected KIND=HOST:PORT, where KIND is one of "
                       f"{', '.join(EXAMINED)}", param, ctx)
-        host, port = host_and_port(where, _PORTS[kind])
-        return Server(kind, host, port)
+        host, port = host_and_port(where, 0)
+        return Server(kind, host, port or _PORTS[kind])
 
 
 _SERVER = _ServerType()
