@@ -93,8 +93,8 @@ def hold_data(settings: Settings, holding: Holding, inherited: int = -1) -> None
     except OSError as error:
         if error.filename == NAME:
             raise CannotStart(
-                f"mailsvc cannot start: {data}/{NAME} cannot be used: {error.strerror}; remove it "
-                "while no service runs with these data") from None
+                f"mailsvc cannot start: {data}/{NAME} cannot be used: {error.strerror}; move it "
+                "away while no service runs with these data") from None
         raise _unusable(data, error) from None
 
 
