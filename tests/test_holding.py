@@ -90,7 +90,7 @@ def test_nobody_is_told_the_pid_of_one_that_has_ended(tmp_path: Path) -> None:
 def test_what_is_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / NAME).mkdir()
     settings = Settings.from_mapping({"service": {"data": str(tmp_path)}})
-    with pytest.raises(CannotStart, match=f"{tmp_path}/{NAME} cannot be used: Is a directory; move"):
+    with pytest.raises(CannotStart, match=f"{NAME} cannot be used: Is a directory; move it"):
         hold_data(settings, Holding(tmp_path))
 
 
