@@ -6,12 +6,17 @@ import gc
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
 
 import hypothesis
 import pytest
+import pytest_twisted
+from twisted.logger import globalLogPublisher
 
+from mailsvc.store.maildir import MaildirStore
+from tests.stores import maildir_store
 from tests.system_calls import SystemCalls
 
 # How long an example takes says more about the machine than about the code.
@@ -64,3 +69,21 @@ def absent(what: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(what)
     pytest.skip(what)
+
+
+@pytest_twisted.async_yield_fixture
+async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
+    """A store of maildirs under tmp_path."""
+    it = maildir_store(tmp_path)
+    it.start()
+    yield it
+    await it.stop()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[dict[str, Any]]]:
+    """What is logged meanwhile."""
+    events: list[dict[str, Any]] = []
+    globalLogPublisher.addObserver(events.append)
+    yield events
+    globalLogPublisher.removeObserver(events.append)

@@ -6,13 +6,12 @@ import errno
 import itertools
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.logger import globalLogPublisher
 
 from mailsvc.errors import (
     MailFailure,
@@ -44,15 +43,6 @@ async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
     it.start()
     yield it
     await it.stop()
-
-
-@pytest.fixture
-def logged() -> Iterator[list[dict[str, Any]]]:
-    """What is logged meanwhile."""
-    events: list[dict[str, Any]] = []
-    globalLogPublisher.addObserver(events.append)
-    yield events
-    globalLogPublisher.removeObserver(events.append)
 
 
 FAILURES = {errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull, errno.EIO: TemporaryFailure}

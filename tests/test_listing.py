@@ -9,41 +9,22 @@ import re
 import stat
 import sys
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.logger import globalLogPublisher
 
 from mailsvc.errors import MessageVanished, TemporaryFailure
 from mailsvc.store import filenames, listing
 from mailsvc.store.listing import Listing, SizeCache
 from mailsvc.store.maildir import MaildirStore
-from tests.stores import ALICE, Sink, age, deliver, files, home, maildir_store, put, read
+from tests.stores import ALICE, Sink, age, deliver, files, home, put, read
 from tests.system_calls import SystemCalls
 
 LF = b"Subject: a\n\nbody\n"
 CRLF = b"Subject: a\r\n\r\nbody\r\n"
-
-
-@pytest_twisted.async_yield_fixture
-async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
-    """A store of maildirs under tmp_path."""
-    it = maildir_store(tmp_path)
-    it.start()
-    yield it
-    await it.stop()
-
-
-@pytest.fixture
-def logged() -> Iterator[list[dict[str, Any]]]:
-    """What is logged meanwhile."""
-    events: list[dict[str, Any]] = []
-    globalLogPublisher.addObserver(events.append)
-    yield events
-    globalLogPublisher.removeObserver(events.append)
 
 
 # ---- files of other programs ------------------------------------------------

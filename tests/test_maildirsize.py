@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,11 @@ from mailsvc.mail import Account
 from mailsvc.store import maildirsize
 from mailsvc.store.maildir import MaildirStore
 from mailsvc.store.maildirsize import Amount, has_room, recalculate, record
-from tests.stores import ALICE, contents, deliver, maildir_store
+from tests.stores import ALICE, contents, deliver
 from tests.system_calls import SystemCalls
 
 QUOTA = Account("alice", "example.org", quota_octets=1000, quota_messages=50)
 MESSAGE = b"x" * 98 + b"\r\n"
-
-
-@pytest_twisted.async_yield_fixture
-async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
-    """A store of maildirs under tmp_path."""
-    it = maildir_store(tmp_path)
-    it.start()
-    yield it
-    await it.stop()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twisted.logger import globalLogPublisher
 
 from mailsvc.errors import TemporaryFailure
 from mailsvc.store import filenames, namesakes
@@ -40,25 +38,6 @@ NAMESAKES = {
     "both came with it": ("new/1.a.h,UIDL=eA", "cur/2.a.h,UIDL=eA:2,S", b"x"),
     "one came with what the other is called": ("new/x", "new/2.a.h,UIDL=eA", b"x"),
 }
-
-
-@pytest_twisted.async_yield_fixture
-async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
-    """A store of maildirs under tmp_path."""
-    it = maildir_store(tmp_path)
-    it.start()
-    yield it
-    await it.stop()
-
-
-@pytest.fixture
-def logged() -> Iterator[list[dict[str, Any]]]:
-    """What the module logs meanwhile."""
-    events: list[dict[str, Any]] = []
-
-    globalLogPublisher.addObserver(events.append)
-    yield events
-    globalLogPublisher.removeObserver(events.append)
 
 
 def put_later(directory: Path, name: str, content: bytes) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,18 @@ import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import globalLogPublisher
 
 from mailsvc.errors import TemporaryFailure
 from mailsvc.store.maildir import MaildirStore
 from mailsvc.store.retrieval import AT_ONCE, BLOCK, MemoryBlocks, Retrieval
 from mailsvc.store.text import CanonicalText, Top, canonical
-from tests.stores import ALICE, Sink, descriptors, home, maildir_store, pause, put, read
+from tests.stores import ALICE, Sink, descriptors, home, pause, put, read
 from tests.system_calls import SystemCalls
 
 MESSAGE = b"Subject: test\r\n\r\nbody\r\n"
 LARGE = b"Subject: large\r\n\r\n" + b"".join(b"%07d %s\r\n" % (n, b"x" * (n % 90))
                                            for n in range(12_000))
 LF = b"Subject: a\n\nbody\n"
-
-
-@pytest_twisted.async_yield_fixture
-async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
-    """A store of maildirs under tmp_path."""
-    it = maildir_store(tmp_path)
-    it.start()
-    yield it
-    await it.stop()
-
-
-@pytest.fixture
-def logged() -> Iterator[list[dict[str, Any]]]:
-    """What is logged meanwhile."""
-    events: list[dict[str, Any]] = []
-    globalLogPublisher.addObserver(events.append)
-    yield events
-    globalLogPublisher.removeObserver(events.append)
 
 
 # ---- reading ----------------------------------------------------------------

@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import formatEvent
 
 from mailsvc.errors import MailFailure, StorageFull, TemporaryFailure
 from mailsvc.store import STORES, StoreUnusable, open_store
@@ -25,25 +24,6 @@ from mailsvc.store.memory import MemoryStore
 from mailsvc.store.threads import Threads
 from tests.stores import ALICE, BOB, CAROL, descriptors, home, maildir_store, pause, put
 from tests.system_calls import Call, SystemCalls
-
-
-@pytest_twisted.async_yield_fixture
-async def store(tmp_path: Path) -> AsyncIterator[MaildirStore]:
-    """A store of maildirs under tmp_path."""
-    it = maildir_store(tmp_path)
-    it.start()
-    yield it
-    await it.stop()
-
-
-@pytest.fixture
-def logged() -> Iterator[list[dict[str, Any]]]:
-    """What is logged meanwhile."""
-    events: list[dict[str, Any]] = []
-    globalLogPublisher.addObserver(events.append)
-    yield events
-    globalLogPublisher.removeObserver(events.append)
-
 
 # ---- opening a store --------------------------------------------------------
 
