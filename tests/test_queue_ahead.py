@@ -232,6 +232,38 @@ def test_a_host_that_forgets_what_was_sent_ahead_costs_one_time_out(tmp_path: Pa
     assert len(relaying.sinks) == 2
 
 
+class Mute(Sink):
+    """Does not answer the first MAIL behind a message over its connection, which came alone."""
+
+    def answer(self) -> bool:
+        if self.messages == 1 and self.written[:1] and self.written[0].startswith(b"MAIL"):
+            return False
+        return super().answer()
+
+
+def test_a_time_out_of_what_was_not_sent_ahead_changes_nothing(tmp_path: Path) -> None:
+    mute = [Mute(), Sink()]
+    relaying = Relaying(tmp_path, lambda: mute.pop(0), connections_per_destination=1)
+    relaying.put(text(0))
+    relaying.runner.start()
+
+    def go(seconds: float, turns: int) -> None:
+        for _ in range(turns):
+            relaying.clock.advance(seconds)
+            relaying.threads.turn()
+            for sink in relaying.sinks:
+                sink.answer()
+
+    go(0, 20)
+    for number in range(1, MESSAGES):
+        relaying.put(text(number))
+    relaying.runner.take(relaying.spool.ids())
+    go(0, 20)
+    go(100, 4)  # the reply to MAIL is late
+    go(0, 60)
+    assert arrived(relaying) == ALL and ahead(relaying) == MESSAGES - 3
+
+
 @pytest.mark.parametrize("at", [1, 3, MESSAGES - 1])
 def test_one_whose_answer_is_lost_may_come_twice_and_no_other(tmp_path: Path, at: int) -> None:
     lost: list[int] = []

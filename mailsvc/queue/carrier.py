@@ -244,10 +244,11 @@ class Carrier:
         if connection is not None:
             if not connection.closed and not self._worn(connection) and (
                     connection.lacking(job) is None):
+                behind = connection.unanswered is not None
                 again = await (self._send_ahead(destination, connection, job)
                                if destination.ahead and destination.jobs and connection.is_quick
                                else self._send(connection, job))
-                if destination.ahead and connection.timed_out:
+                if behind and connection.timed_out:
                     # Some throw away what comes behind a message, whatever they offer.
                     destination.ahead = False
                     _log.info("{host} does not answer; to {hop} nothing is sent ahead of an answer "
