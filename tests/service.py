@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import select
 import signal
 import socket
 import subprocess
@@ -14,6 +13,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+
+from tests.readable import readable
 
 #: How long a service may take to bind its listeners, to stop, and to answer, seconds.  It needs
 #: about one.
@@ -121,12 +122,11 @@ class Service:
         printed = b""
         deadline = time.monotonic() + PATIENCE
         while not re.search(rb"^ready$", printed, re.MULTILINE):
-            remaining = max(0.0, deadline - time.monotonic())
-            readable, _, _ = select.select([self.process.stdout], [], [], remaining)
-            block = os.read(self.process.stdout.fileno(), 65536) if readable else b""
+            more = readable(self.process.stdout, deadline - time.monotonic())
+            block = os.read(self.process.stdout.fileno(), 65536) if more else b""
             if not block:
                 raise RuntimeError(
-                    f"mailsvc dev {'ended' if readable else 'did not get ready'}; it printed:\n"
+                    f"mailsvc dev {'ended' if more else 'did not get ready'}; it printed:\n"
                     + printed.decode() + self.log.read_text()[-4000:])
             printed += block
         return printed.decode()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import subprocess
 import time
 from pathlib import Path
+
+from tests.readable import readable
 
 
 class Terminal:
@@ -36,7 +37,7 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.shown
-            if select.select([self._master], [], [], 0.05)[0]:
+            if readable(self._master, 0.05):
                 try:
                     self.shown += os.read(self._master, 65536)
                 except OSError:  # the program has closed the terminal

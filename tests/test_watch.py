@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from mailsvc.smtp.mode import SUBMISSION
 from mailsvc.watching import CONNECTIONS, WATCHES, Watch, Watches
 from tests.pop3 import SECRET, USER, Client
 from tests.postoffice import Line
+from tests.readable import readable
 from tests.service import PATIENCE, Dialogue, Service
 from tests.test_smtp_server import HELO, RECIPIENT, SENDER
 
@@ -352,9 +352,7 @@ class Command:
         found: list[dict[str, Any]] = []
         deadline = time.monotonic() + PATIENCE
         while not found or word not in found[-1]["line"]:
-            ready, _, _ = select.select([self.process.stdout], [], [],
-                                        max(0.0, deadline - time.monotonic()))
-            assert ready, found
+            assert readable(self.process.stdout, deadline - time.monotonic()), found
             found.append(json.loads(self.process.stdout.readline()))
         return found
 

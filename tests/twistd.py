@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from mailsvc.directory import SqliteDirectory
 from mailsvc.names import parse_address
 from mailsvc.passwords import PasswordHasher, PasswordSettings
 from tests.hashing import CHEAP
+from tests.readable import readable
 from tests.service import PATIENCE
 
 ROOT = Path(__file__).parent.parent
@@ -113,8 +113,7 @@ class Twistd:
     def _read(self, deadline: float) -> bool:
         """Whether there was more to read before *deadline*."""
         assert self.process.stdout is not None
-        remaining = max(0.0, deadline - time.monotonic())
-        readable, _, _ = select.select([self.process.stdout], [], [], remaining)
-        block = os.read(self.process.stdout.fileno(), 65_536) if readable else b""
+        more = readable(self.process.stdout, deadline - time.monotonic())
+        block = os.read(self.process.stdout.fileno(), 65_536) if more else b""
         self.output += block.decode()
         return bool(block)
