@@ -13,6 +13,7 @@ import mmap
 import os
 import secrets
 import struct
+import weakref
 from collections import OrderedDict
 
 from twisted.internet.interfaces import IReactorTime
@@ -84,6 +85,7 @@ class Levels:
         self._sketch = Sketch(slots)
         # The lock is on this file; it is of a process, and gone with it (fcntl(2)).
         self._file = os.memfd_create("mailsvc-levels")
+        weakref.finalize(self, os.close, self._file)
         os.ftruncate(self._file, 8 * self._sketch.cells)
         #: Until when, in seconds, each runs down.
         self._until = memoryview(mmap.mmap(self._file, 0)).cast("d")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+
 import pytest
 from twisted.internet.task import Clock
 
@@ -65,3 +68,12 @@ def test_a_million_sources_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(pace._levels) == 100
     assert pace.exceeds("9999"), "the last to come are known"
     assert not pace.exceeds("0")
+
+
+def test_levels_leave_no_file_open() -> None:
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        Levels().exceeds("one", 1, 60, 0.0)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before

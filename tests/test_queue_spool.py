@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -311,8 +312,26 @@ def test_a_message_is_claimed_by_one_process_until_it_lets_go_or_ends(tmp_path: 
     assert claims.take("0A") and not claims.take("0A") and claims.take("0B")
     with another("0A") as could:
         assert not could
+    # With a descriptor that is closed, all locks of the process on its file would go.
+    other = Claims(path)
+    assert other.take("0A")
+    del other
+    gc.collect()
+    with another("0A") as could:
+        assert not could
     claims.give_back("0A")
     with another("0A") as could:
         assert could
         assert not claims.take("0A") and not claims.take("0B")
     assert claims.take("0A")
+
+
+def test_claims_leave_no_file_open(tmp_path: Path) -> None:
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    claims = Claims(os.fsencode(tmp_path / "claims"))
+    assert all(claims.take(f"{number:02X}") for number in range(40))
+    assert len(os.listdir("/proc/self/fd")) > before
+    del claims
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import threading
+import weakref
 from pathlib import Path
 
 _FILE_MODE = 0o600
@@ -55,8 +56,7 @@ class Claims:
 
     def __init__(self, path: bytes) -> None:
         self._path = path
-        self._files: dict[int, int] = {}
-        self._opening = threading.Lock()
+        self._files: dict[int, _File] = {}
         self._taken: set[str] = set()
 
     def take(self, id: str) -> bool:
@@ -84,10 +84,33 @@ class Claims:
         octet = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) >> 2
         number = octet % _FILES
         if number not in self._files:
-            with self._opening:
-                if number not in self._files:
-                    # Never closed: with any descriptor of a file all locks on it go.
-                    self._files[number] = os.open(
-                        b"%b.%d" % (self._path, number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW,
-                        _FILE_MODE)
-        return self._files[number], octet
+            self._files[number] = _file(b"%b.%d" % (self._path, number))
+        return self._files[number].fd, octet
+
+
+class _File:
+    """A file to lock octets of, which is open as long as somebody has this."""
+
+    def __init__(self, path: bytes) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
+        weakref.finalize(self, os.close, self.fd)
+
+
+#: Those that are open in this process, by device and inode: with any descriptor of a file that a
+#: process closes, all its locks on it go, so it may have but one.
+_files: weakref.WeakValueDictionary[tuple[int, int], _File] = weakref.WeakValueDictionary()
+_opening = threading.Lock()
+
+
+def _file(path: bytes) -> _File:
+    with _opening:
+        try:
+            status = os.lstat(path)
+            found = _files.get((status.st_dev, status.st_ino))
+        except FileNotFoundError:
+            found = None
+        if found is None:
+            found = _File(path)
+            status = os.fstat(found.fd)
+            _files[status.st_dev, status.st_ino] = found
+        return found
