@@ -76,7 +76,9 @@ class Database:
             if version != self._version:
                 raise OtherVersion(
                     f"{self.path} has schema version {version}, not {self._version}",
-                    "upgrade mailsvc" if version else "it is not a file of mailsvc: move it away")
+                    "upgrade mailsvc" if version > self._version else
+                    "it is of an older mailsvc: move it away to begin anew" if version else
+                    "it is not a file of mailsvc: move it away")
             db.execute("PRAGMA foreign_keys = ON")
         except BaseException:
             db.close()

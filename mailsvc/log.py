@@ -223,6 +223,12 @@ class Log(Logger):
                       log_source=self.source, log_format=format, log_time=time.time())
         self.observer(fields)
 
+    def debug(self, format: str | None = None, **fields: object) -> None:
+        """As ``Logger.debug``, at less than half the cost."""
+        fields.update(log_logger=self, log_level=LogLevel.debug, log_namespace=self.namespace,
+                      log_source=self.source, log_format=format, log_time=time.time())
+        self.observer(fields)
+
 
 def text_to_stdout() -> ILogObserver:
     """For ``twistd --logger``: text on standard output."""

@@ -91,7 +91,8 @@ def test_many_processes_make_it_at_once(tmp_path: Path) -> None:
     db.close()
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(8, "upgrade mailsvc"), (0, "move it away")])
+@pytest.mark.parametrize(("version", "remedy"), [
+    (8, "upgrade mailsvc"), (6, "older mailsvc: move it away to begin anew"), (0, "move it away")])
 def test_another_schema(tmp_path: Path, version: int, remedy: str) -> None:
     path = tmp_path / "t.sqlite"
     open_(path, version=version).close()
@@ -129,10 +130,10 @@ def test_older_files_are_brought_to_this_version(tmp_path: Path) -> None:
         assert db.rows("SELECT v, w FROM t ORDER BY w") == [("five", 1), ("six", 2)]
         db.close()
     # There is a way from those versions alone, and none back.
-    for version in (4, 8):
+    for version, remedy in (4, "it is of an older"), (8, "upgrade mailsvc"):
         other = tmp_path / f"{version}.sqlite"
         open_(other, version=version).close()
-        with pytest.raises(DirectoryError, match=f"schema version {version}, not 7; upgrade"):
+        with pytest.raises(DirectoryError, match=f"schema version {version}, not 7; {remedy}"):
             Database(other, "", 7, create=False, migrations=steps)
     (tmp_path / "0.sqlite").touch()
     with pytest.raises(DirectoryError, match="schema version 0, not 7; it is not a file of"):

@@ -38,13 +38,13 @@ from mailsvc.tracing.limits import TraceSettings
 
 _log = Logger("mailsvc.tracing")
 
-_VERSION = 1
+_VERSION = 2
 
 # Events that came together are one row, a block: a row for each, and in the index one for each of
 # its names, would take three times as long to write.  A block's events are JSON: of each the time,
 # the kind, and the values of the fields that the kind names.  Of names the index has numbers, a
-# tenth as long, those of ids at its end, for they rise.  Which events of a block are meant is found
-# out when it is read.
+# tenth as long; ids of nearly the same time, which are most of a busy block's names, share one.
+# Which events of a block are meant is found out when it is read.
 _SCHEMA = """
 CREATE TABLE kinds (kind INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE TABLE blocks (block INTEGER PRIMARY KEY, began INTEGER NOT NULL, ended INTEGER NOT NULL,
