@@ -122,15 +122,16 @@ def test_an_event_of_another_version_is_told_as_far_as_it_goes() -> None:
 
 
 def test_ids_of_one_time_have_few_numbers() -> None:
-    """Those of a second some thirty, and of another time none of these."""
-    ids = [f"1K1AYZV{digit}{micro}M0F3A" for digit in "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-           for micro in ("000", "8GR", "ZZZ")]
+    """Those of a second a thousand, and of another time none of these."""
+    digits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    ids = [f"1K1AYZV{some}{more}{micro}M0F3A" for some in digits for more in digits
+           for micro in ("00", "8G", "ZZ")]
     numbers = {events.number_of(id) for id in ids}
     connections = {events.number_of(events.alone(id)) for id in ids}
-    assert len(numbers) == len(connections) == 32
+    assert len(numbers) == len(connections) == 1024
     assert not numbers & connections
     assert events.number_of("1K1AYZW0000M0F3A") not in numbers
-    assert max(numbers) < 1 << 32
+    assert max(numbers) < 1 << 37
 
 
 # ---- written and found ----

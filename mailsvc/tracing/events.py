@@ -33,8 +33,8 @@ _ADDRESSES = frozenset({"sender", "recipient", "user"})
 _MANY_ADDRESSES = frozenset({"recipients", "accounts", "queued"})
 _UNIQUE_IDS = "messages"
 
-#: The digits of an id that tell its time in units of 33 milliseconds, up to a year.
-_INSTANT = slice(2, 8)
+#: The digits of an id that tell its time in milliseconds, up to a year.
+_INSTANT = slice(2, 9)
 
 _IS_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{16}")
 _IN_UNIQUE_ID = re.compile(r"[0-9]+\.([0-9A-HJKMNP-TV-Z]{16})(?:_[0-9])?\.")
@@ -161,15 +161,22 @@ def folded(address: str) -> str:
 
 
 def number_of(name: str) -> int:
-    """What stands for *name* in an index: 32 bits and a sign; two names may have the same.
+    """What stands for *name* in an index: 37 bits and a sign; two names may have the same.
 
     All ids of one :data:`_INSTANT` do, so that an index has few of them where there are many.
     """
-    if len(name) == 16 and name.isalnum() and name.isascii():
-        return _instant(name[_INSTANT])
-    if len(name) == 17 and name[0] == "@":  # alone() on its connection
+    if len(name) == 16:
+        try:
+            return _instant(name[_INSTANT])
+        except ValueError:
+            pass  # it is no id, but as long as one
+    elif len(name) == 17 and name[0] == "@":  # alone() on its connection
         return -1 - number_of(name[1:])
-    return zlib.crc32(name.encode("utf-8", "surrogatepass"))
+    try:
+        octets = name.encode()
+    except UnicodeEncodeError:
+        octets = name.encode("utf-8", "surrogatepass")
+    return zlib.crc32(octets)
 
 
 @functools.lru_cache(64)
@@ -205,20 +212,28 @@ def is_kept(event: LogEvent) -> bool:
 
 def entry_of(event: LogEvent) -> Entry:
     """*event* as it is kept."""
-    kind = _kind(event["log_namespace"], event["log_level"].name, event["log_format"],
-                 tuple(event))
+    namespace, level, form = event["log_namespace"], event["log_level"].name, event["log_format"]
     if "log_failure" in event:
         event = {**event, "reason": event["log_failure"].getErrorMessage()}
-    return Entry(event["log_time"], kind, kind.values(event))
+    like = namespace, level, form, len(event)
+    try:
+        kind = _KINDS[like]
+        values = kind.values(event)
+    except KeyError:  # the first of these, or it has other fields
+        kind = _KINDS[like] = _kind(namespace, level, form, tuple(event))
+        values = kind.values(event)
+    return Entry(event["log_time"], kind, values)
+
+
+#: The last kind of event that had this namespace, level, format and so many fields.
+_KINDS: dict[tuple[str, str, str, int], Kind] = {}
 
 
 @functools.lru_cache(512)
 def _kind(namespace: str, level: str, form: str, names: tuple[str, ...]) -> Kind:
-    fields = [name for name in names if not name.startswith("log_")
-              and name not in LEGACY and name not in CREDENTIALS]
-    if "log_failure" in names:
-        fields.append("reason")
-    return Kind(namespace, level, form, fields)
+    return Kind(namespace, level, form, [
+        name for name in names if not name.startswith("log_")
+        and name not in LEGACY and name not in CREDENTIALS])
 
 
 def is_id(text: str) -> bool:
