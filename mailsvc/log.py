@@ -31,7 +31,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, cast
@@ -214,20 +214,21 @@ def _in_pieces(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(piece)
 
 
+def _telling(level: NamedConstant) -> Callable[..., None]:
+    """What ``Logger`` has for *level*, at less than half the cost."""
+    def tell(self: Logger, format: str | None = None, **fields: object) -> None:
+        fields.update(log_logger=self, log_level=level, log_namespace=self.namespace,
+                      log_source=self.source, log_format=format, log_time=time.time())
+        self.observer(fields)
+
+    return tell
+
+
 class Log(Logger):
     """A Logger of what happens all the time: it looks for no fault in how it is called."""
 
-    def info(self, format: str | None = None, **fields: object) -> None:
-        """As ``Logger.info``, at less than half the cost."""
-        fields.update(log_logger=self, log_level=LogLevel.info, log_namespace=self.namespace,
-                      log_source=self.source, log_format=format, log_time=time.time())
-        self.observer(fields)
-
-    def debug(self, format: str | None = None, **fields: object) -> None:
-        """As ``Logger.debug``, at less than half the cost."""
-        fields.update(log_logger=self, log_level=LogLevel.debug, log_namespace=self.namespace,
-                      log_source=self.source, log_format=format, log_time=time.time())
-        self.observer(fields)
+    debug = _telling(LogLevel.debug)
+    info = _telling(LogLevel.info)
 
 
 def text_to_stdout() -> ILogObserver:
