@@ -63,10 +63,8 @@ class Claims:
         """Claim the message *id*; whether nobody has."""
         if id in self._taken:
             return False
-        fd, octet = self._place(id)
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, octet)
-        except (BlockingIOError, PermissionError):
+        file, octet = self._place(id)
+        if not file.lock(octet):
             return False
         self._taken.add(id)
         return True
@@ -74,26 +72,49 @@ class Claims:
     def give_back(self, id: str) -> None:
         """Let others have it.  May be called again."""
         if id in self._taken:
-            fd, octet = self._place(id)
-            fcntl.lockf(fd, fcntl.LOCK_UN, 1, octet)
+            file, octet = self._place(id)
+            file.unlock(octet)
             self._taken.discard(id)
 
-    def _place(self, id: str) -> tuple[int, int]:
-        """A descriptor of its file, and which octet there."""
+    def _place(self, id: str) -> tuple[_File, int]:
+        """Its file, and which octet there."""
         # Should two messages have the same, one waits for the other.
         octet = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) >> 2
         number = octet % _FILES
         if number not in self._files:
             self._files[number] = _file(b"%b.%d" % (self._path, number))
-        return self._files[number].fd, octet
+        return self._files[number], octet
 
 
 class _File:
     """A file to lock octets of, which is open as long as somebody has this."""
 
     def __init__(self, path: bytes) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
-        weakref.finalize(self, os.close, self.fd)
+        self._fd = -1
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
+
+    def __del__(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def identity(self) -> tuple[int, int]:
+        """Its device and inode."""
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
+
+    def lock(self, octet: int) -> bool:
+        """Lock *octet*, unless another process has; whether it is locked now."""
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, octet)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def unlock(self, octet: int) -> None:
+        """Let others lock *octet*."""
+        if self._fd >= 0:  # closed it may be where all that has it is collected as garbage
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, octet)
 
 
 #: Those that are open in this process, by device and inode: with any descriptor of a file that a
@@ -111,6 +132,5 @@ def _file(path: bytes) -> _File:
             found = None
         if found is None:
             found = _File(path)
-            status = os.fstat(found.fd)
-            _files[status.st_dev, status.st_ino] = found
+            _files[found.identity()] = found
         return found
