@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from mailsvc.client import Client
-from mailsvc.errors import EnhancedStatus
+from mailsvc.errors import EnhancedStatus, TemporaryFailure
 from mailsvc.mail import Address
 from mailsvc.queue import runner
 from mailsvc.queue.attempts import Attempts
@@ -25,7 +25,8 @@ from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.content import Content
 from mailsvc.queue.job import Job, Result
 from mailsvc.queue.limits import QueueSettings
-from mailsvc.queue.message import RELAYED, QueuedMessage, QueuedRecipient
+from mailsvc.queue.local import Local
+from mailsvc.queue.message import RELAYED, WAITING, QueuedMessage, QueuedRecipient
 from mailsvc.queue.routes import Hop, RelaySettings, Routes, parse_route
 from mailsvc.queue.runner import Runner
 from mailsvc.queue.schedule import Schedule
@@ -258,6 +259,16 @@ def test_at_whatever_moment_none_is_lost_and_none_comes_twice(
     assert relaying.spool.ids() == set() and relaying.told.reports == []
 
 
+def test_of_what_waits_for_its_time_nothing_is_left(tmp_path: Path) -> None:
+    world = World(tmp_path, bob=[(WAITING, "4.4.1")])
+    first, second = (world.put("bob@example.net") for _ in range(2))
+    answers: list[Acted] = []
+    Deferred.fromCoroutine(world.runner.act("drop", [first], "")).addCallback(answers.append)
+    assert answers == [([first], [])] and world.runner.standing(0)[:3] == (0, 1, 0)
+    world.turn(300)
+    assert world.spool.load(second).attempts == 2 and len(world.carrying.times) == 3
+
+
 # ---- several ways --------------------------------------------------------------------------------
 
 
@@ -375,6 +386,24 @@ def test_what_a_program_has_got_has_begun(tmp_path: Path) -> None:
     assert jobs[1].done.called and not jobs[0].done.called
     for job in jobs:
         job.content.close()
+
+
+def test_what_is_being_delivered_here_has_begun(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    routed: Deferred[Any] = Deferred()
+
+    class Slow:
+        def route(self, address: Address) -> Deferred[Any]:
+            return routed
+
+    to = Address("carol", "example.org")
+    message = QueuedMessage("1A", 0.0, to, [QueuedRecipient(to, to, local=True)])
+    job = Job(message, message.recipients, to, Content((tmp_path / "empty").open("rb")))
+    Deferred.fromCoroutine(Local(Slow(), None, None).deliver(job))  # type: ignore[arg-type]
+    assert job.begun and not job.done.called
+    routed.errback(TemporaryFailure("the directory cannot be read"))
+    assert job.done.called and [each.state for each in job.results] == [WAITING]
+    job.content.close()
 
 
 # ---- other processes that try --------------------------------------------------------------------
