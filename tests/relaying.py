@@ -171,7 +171,11 @@ class Turns:
             each()
         waiting, self._waiting = self._waiting, []
         for done, function, args in waiting:
-            done.callback(function(*args))
+            try:
+                result = function(*args)
+            except Exception:
+                result = Failure()
+            done.callback(result)
         return bool(waiting)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,28 @@ class Fetching:
                 if not each.local and fold_domain(each.address.domain) in self.domains]
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """One that is under way.
+
+    :ivar jobs: what there is, or was, to carry.
+    :ivar withdrawn: whether what has not begun is not to begin.
+    """
+
+    jobs: list[Job] = field(default_factory=list)
+    withdrawn: bool = False
+
+    def withdraw(self) -> bool:
+        """As :meth:`Attempts.withdraw`: whether it ends at once, or is about to."""
+        left = [job for job in self.jobs if not job.done.called]
+        if left and any(job.begun for job in self.jobs):
+            return False
+        self.withdrawn = True
+        for job in left:
+            job.withdraw()
+        return True
+
+
 class Attempts:
     """The attempts that this process makes.
 
@@ -136,7 +158,7 @@ class Attempts:
         # None waits for the disk: a kill between a message's end and its removal would have it sent
         # again.
         self._ending: Together[QueuedMessage, None] = Together(threads, self._end_all)
-        self._under_way = 0
+        self._under_way: dict[str, _Attempt] = {}
         self._stopped = False
         self._idle: list[Deferred[None]] = []
         share = share or Share()
@@ -146,7 +168,7 @@ class Attempts:
 
     def __len__(self) -> int:
         """How many are under way."""
-        return self._under_way
+        return len(self._under_way)
 
     def start(self, *, leading: bool) -> None:
         """Begin with what is done beside them; that of all processes together if *leading*."""
@@ -154,10 +176,20 @@ class Attempts:
 
     def begin(self, id: str, fetching: Fetching | None = None) -> Deferred[After]:
         """Try the message *id*, or only hand it to who fetches.  The Deferred does not fail."""
-        self._under_way += 1
+        self._under_way[id] = _Attempt()
         attempt = Deferred.fromCoroutine(self._claimed(id, fetching))
         attempt.addErrback(self._failed, id)
-        return attempt.addCallback(self._ended)
+        return attempt.addCallback(self._ended, id)
+
+    def withdraw(self, id: str, refused: Callable[[], object]) -> None:
+        """End the attempt with the message *id*, as if it had not been made.
+
+        Where some of it has been sent and the rest has not come to its end, *refused* is called
+        instead, and nothing is done.  Where nothing is sent any more it comes to its end as ever.
+        """
+        attempt = self._under_way.get(id)
+        if attempt is not None and not attempt.withdraw():
+            refused()
 
     def stop(self) -> Deferred[None]:
         """Begin nothing more; fires when what was under way has come to its end."""
@@ -189,9 +221,7 @@ class Attempts:
                        id=id, place=str(problem.place), problem=str(problem))
             return After(None)
         try:
-            after = await self._attempt(*opened, fetching)
-            self._spool.receipts.settled(id)
-            return after
+            return await self._attempt(*opened, fetching)
         finally:
             opened[1].close()
             self._spool.claims.give_back(id)
@@ -203,8 +233,8 @@ class Attempts:
             _log.error("{id} is put off: {reason}", id=id, reason=str(failure.value))
         return After(self._clock.seconds() + _LATER)
 
-    def _ended(self, after: After) -> After:
-        self._under_way -= 1
+    def _ended(self, after: After, id: str) -> After:
+        del self._under_way[id]
         if not self._under_way:
             idle, self._idle = self._idle, []
             for each in idle:
@@ -214,8 +244,11 @@ class Attempts:
 
     async def _attempt(self, message: QueuedMessage, content: Content, prefix: bytes,
                        fetching: Fetching | None) -> After:
+        attempt = self._under_way[message.id]
         if message.held:
             return After(None, held=True, priority=message.priority)
+        if attempt.withdrawn:
+            return After(message.due, priority=message.priority)
         if fetching is not None:
             return After(await self._hand(message, content, prefix, fetching),
                          priority=message.priority)
@@ -231,9 +264,9 @@ class Attempts:
                      for (hop, path), recipients in ways.items()]
             # Nearly all messages go one way.
             tried = [await going[0]] if saving is None else await _all(going)
-            if self._stopped and sum(tried) < sum(map(len, ways.values())):
+            if (self._stopped or attempt.withdrawn) and sum(tried) < sum(map(len, ways.values())):
                 await self._leave(message, any(tried))
-                return After(self._clock.seconds(), priority=message.priority)
+                return After(message.due, priority=message.priority)
         return After(await self._settle(message, content), priority=message.priority)
 
     async def _hand(self, message: QueuedMessage, content: Content, prefix: bytes,
@@ -325,7 +358,9 @@ class Attempts:
 
     def _job(self, message: QueuedMessage, recipients: list[QueuedRecipient], path: Address,
              content: Content, prefix: bytes) -> Job:
-        return Job(message, recipients, path, content, prefix, partial(self._heard, message))
+        job = Job(message, recipients, path, content, prefix, partial(self._heard, message))
+        self._under_way[message.id].jobs.append(job)
+        return job
 
     def _heard(self, message: QueuedMessage, results: Sequence[Result]) -> None:
         """Hosts have taken it: before anything else happens, nobody may send it there again."""
@@ -335,11 +370,10 @@ class Attempts:
         self._spool.receipts.note(message, [each.recipient for each in results])
 
     async def _leave(self, message: QueuedMessage, changed: bool) -> None:
-        """We stop amid an attempt: whoever sends next makes it again, at once."""
+        """An attempt does not come to its end: it is still due, and made again."""
         if changed:
             message.attempts -= 1
-            message.due = self._clock.seconds()
-            await self._saving.do(message)
+            await self._save(message)
 
     async def _go(self, hop: Hop | None, job: Job, saving: DeferredLock | None) -> int:
         """Carry *job*, or deliver it here; for how many of its recipients there is a result."""
@@ -350,10 +384,12 @@ class Attempts:
             results = [Result(each, WAITING, EnhancedStatus(4, 4, 0),
                               f"kept until {hop.host} fetches it (ATRN)", kept=True)
                        for each in job.recipients]
+            job.conclude(results)
+            job.finish()
         else:
             results = await self.carrier.carry(hop, job)
         self._note_all(job.message, results)
-        if saving is not None:
+        if saving is not None and results:
             # What one host took is on disk before another's time-out has come.
             await saving.run(self._saving.do, job.message)
         return len(results)
@@ -415,6 +451,7 @@ class Attempts:
                 if each.state == RELAYED and each.local is local and not each.reported])
         if following is None:
             await self._ending.do(message)
+            self._spool.receipts.settled(message.id)
             _log.info("{id} done attempts={attempts}", id=message.id,
                           attempts=message.attempts)
             return None
@@ -428,8 +465,13 @@ class Attempts:
                 late = [replace(each, status="4.4.7") for each in late]  # RFC 2852 §4.1
             await self._reports.send("delayed", message, late, content.head(HEADER_OCTETS),
                                      self._schedule.end(message))
-        await self._saving.do(message)
+        await self._save(message)
         return following
+
+    async def _save(self, message: QueuedMessage) -> None:
+        """Have on disk what became of it, so that it need not be noted beside that."""
+        await self._saving.do(message)
+        self._spool.receipts.settled(message.id)
 
     async def _report(self, message: QueuedMessage, content: Content, action: str,
                       recipients: list[QueuedRecipient]) -> None:

@@ -100,8 +100,8 @@ class Carrier:
     def carry(self, hop: Hop, job: Job) -> Deferred[list[Result]]:
         """Try to hand *job* to *hop*; never fails.
 
-        :returns: a result for each recipient that was tried: for all, unless :meth:`stop` or
-            :meth:`abort` came between.
+        :returns: a result for each recipient that was tried: for all, unless :meth:`stop`,
+            :meth:`abort` or :meth:`Job.withdraw` came between.
         """
         if self._stopped:
             return succeed([])
@@ -271,7 +271,8 @@ class Carrier:
         failed: SendingFailure | None = None
         reached = False
         left = list(places)
-        while left and not self._aborted:
+        # Should it be withdrawn meanwhile, the connection is for the next one.
+        while left and not self._aborted and (destination.jobs or not job.done.called):
             place = left[0]
             race = self._race(hop, [each.address for each in left if each.name == place.name])
             try:
@@ -286,7 +287,7 @@ class Carrier:
                 continue
             left = _without(left, place, race)
             reached = True
-            again = await self._send(connection, job)
+            again = not job.done.called and await self._send(connection, job)
             if job.in_flight:
                 # The next attempt begins with another, should there be one.
                 self._lossy[hop] = race.winner or place.address
@@ -399,6 +400,7 @@ class Carrier:
 
     async def _pipe(self, hop: Hop, job: Job) -> None:
         """Hand a job to a program, once for each recipient."""
+        job.begun = True
         sender, done = str(job.reverse_path), EnhancedStatus(2, 0, 0)
         for each in job.recipients:
             to = each.address

@@ -121,6 +121,7 @@ class Connection:
             job.results += [Result(each, WAITING, lacking.status, lacking.text, client.host)
                             for each in left]
             return True
+        job.begun = True
         reports = client.extension("DSN") is not None
         began = self._clock.seconds()
         outcomes: Sequence[Outcome] = await client.send(

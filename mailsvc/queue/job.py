@@ -36,7 +36,7 @@ class Result(NamedTuple):
     kept: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """One message for some recipients, all by one hop.
 
@@ -46,6 +46,8 @@ class Job:
     :ivar heard: told of what next hosts take, in the moment in which they say so.
     :ivar done: fires with a result for each recipient that was tried.
     :ivar in_flight: whether a host was sent it and has not said whether it took it.
+    :ivar begun: whether any of it was sent, to whomever, ever: from MAIL on.
+    :ivar line: where it stands, or stood, until there is a connection for it.
     """
 
     message: QueuedMessage
@@ -57,6 +59,8 @@ class Job:
     done: Deferred[list[Result]] = field(default_factory=Deferred)
     results: list[Result] = field(default_factory=list)
     in_flight: bool = False
+    begun: bool = False
+    line: deque[Job] | None = None
 
     @property
     def left(self) -> list[QueuedRecipient]:
@@ -104,6 +108,15 @@ class Job:
             self.forget_waiting()
             self.done.callback(self.results)
 
+    def withdraw(self) -> None:
+        """Do not send it, which has not begun.  What is being done to get a connection for it is
+        done for the next one in line.
+        """
+        assert not self.begun
+        if self.line is not None and self in self.line:
+            self.line.remove(self)
+        self.interrupt()
+
 
 def line_up(jobs: deque[Job], job: Job) -> None:
     """Put *job* behind all that are as urgent as it is, or more so (RFC 6710)."""
@@ -111,3 +124,4 @@ def line_up(jobs: deque[Job], job: Job) -> None:
     while place and jobs[place - 1].message.priority < job.message.priority:
         place -= 1
     jobs.insert(place, job)
+    job.line = jobs

@@ -34,8 +34,10 @@ class Local:
 
     async def deliver(self, job: Job) -> list[Result]:
         """Deliver *job*; a result for each recipient."""
+        job.begun = True
         for each in job.recipients:
             job.conclude([await self._deliver(each, job)])
+        job.finish()
         return job.results
 
     async def _deliver(self, recipient: QueuedRecipient, job: Job) -> Result:

@@ -8,11 +8,12 @@ as well, who tell what came of it (:mod:`mailsvc.queue.wake`).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -38,6 +39,10 @@ _READ = 1000
 #: How long a process that does not speak any more may take to end, in seconds.
 _DYING = 0.5
 
+#: How many messages are changed at once by what an operator asks for, and how long is waited for
+#: whoever tries them to let go, in seconds.
+_CHANGED, _PATIENCE = 100, 5.0
+
 #: How many this process has to be at work on before others help: what is little goes over the
 #: connections that are open already.
 _ALONE = 20
@@ -49,6 +54,8 @@ class Helper(Protocol):
     def __len__(self) -> int: ...
 
     def begin(self, id: str) -> Deferred[After]: ...
+
+    def withdraw(self, id: str, refused: Callable[[], object]) -> None: ...
 
     def stop(self) -> object: ...
 
@@ -114,7 +121,10 @@ class Runner:
         self._unread: set[str] = set()
         self._unread_ready: list[str] = []
         self._is_reading = False
-        self._active: set[str] = set()
+        #: Who works on what; and what is to be changed as soon as they have let go of it.
+        self._active: dict[str, Helper] = {}
+        self._wanted: dict[str, Deferred[After | None]] = {}
+        self._acting = DeferredLock()
         self._again: set[str] = set()
         self._held: set[str] = set()
         #: The first in time of those that are sent or wait, when it was last looked for.
@@ -246,8 +256,8 @@ class Runner:
         if id in self._active:
             return False
         self._due.pop(id, None)
-        self._active.add(id)
-        self._ended(await self.attempts.begin(id, fetching), id)
+        self._active[id] = self.attempts
+        self._tried(await self.attempts.begin(id, fetching), id)
         return True
 
     def is_active(self, id: str) -> bool:
@@ -258,7 +268,10 @@ class Runner:
                   ) -> tuple[list[str], list[str]]:
         """Do what ``mailsvc queue`` asks for (:mod:`mailsvc.queue.filter`).
 
-        :returns: the messages changed, and those that are being worked on.
+        What is being tried and has not begun to be sent is withdrawn: it waits for a connection,
+        perhaps to a host that is not there.
+
+        :returns: the messages changed, and those that are being sent.
         :raises FilterError: *words* mean nothing.
         """
         now, meant = self._clock.seconds(), filter.parse(words)
@@ -276,28 +289,63 @@ class Runner:
             return message.due  # a held one is found to be so then
 
         changed, busy = [], []
-        for id in await self._threads.run(matching):
-            if id in self._active:
-                busy.append(id)
-                continue
+        await self._acting.acquire()
+        try:
+            found = await self._threads.run(matching)
+            for start in range(0, len(found), _CHANGED):
+                group = found[start : start + _CHANGED]
+                results: Any = await DeferredList(
+                    [Deferred.fromCoroutine(self._change(id, change)) for id in group],
+                    consumeErrors=True)
+                for id, (succeeded, result) in zip(group, results, strict=True):
+                    if not succeeded:
+                        result.raiseException()
+                    elif result is None:
+                        busy.append(id)
+                    elif result:
+                        changed.append(id)
+                        _log.debug("{id} changed by mailsvc queue {action}", id=id, action=action)
+        finally:
+            self._acting.release()
+        return changed, busy
+
+    async def _change(self, id: str, change: Callable[[str], float | None]) -> bool | None:
+        """Do *change* with *id*, in a thread; None if others work on it, False if it is gone."""
+        after = await self._withdrawn(id)
+        if after is None:
+            return None
+        try:
             if not self._spool.claims.take(id):
                 # One who helped the process that sent before has not ended yet.
-                busy.append(id)
-                continue
-            # Nobody else works on it meanwhile.
-            self._due.pop(id, None)
-            self._active.add(id)
-            when: float | None = None
+                return None
             try:
-                when = await self._threads.run(change, id)
-                changed.append(id)
-                _log.debug("{id} changed by mailsvc queue {action}", id=id, action=action)
-            except (FileNotFoundError, Unreadable):
-                pass
+                after = After(await self._threads.run(change, id))
             finally:
                 self._spool.claims.give_back(id)
-                self._ended(After(when), id)
-        return changed, busy
+        except (FileNotFoundError, Unreadable):
+            after = After(None)
+            return False
+        finally:
+            self._ended(after, id)
+        return True
+
+    async def _withdrawn(self, id: str) -> After | None:
+        """Have nobody work on *id* until :meth:`_ended`, and what is known of it; None, and nothing
+        is done, if it is being sent.
+        """
+        if id not in self._active:
+            self._active[id] = self.attempts
+            return After(self._due.pop(id, None), id in self._held)
+        wanted = self._wanted[id] = Deferred()
+        self._active[id].withdraw(id, partial(self._not_withdrawn, id))
+        return await wanted.addTimeout(_PATIENCE, self._clock,
+                                       lambda *_: self._not_withdrawn(id))
+
+    def _not_withdrawn(self, id: str) -> None:
+        """It is being sent, or whoever tries it does not answer."""
+        wanted = self._wanted.pop(id, None)
+        if wanted is not None and not wanted.called:
+            wanted.callback(None)
 
     def stop(self) -> Deferred[None]:
         """Begin nothing more; fires when what was under way has come to its end."""
@@ -385,15 +433,24 @@ class Runner:
 
     def _begin(self, id: str) -> None:
         del self._due[id]
-        self._active.add(id)
         who: Helper = self.attempts
         if len(who) >= _ALONE:
             who = min(who, *self._helping(), key=len) if self._helping() else who
-        who.begin(id).addCallback(self._ended, id)
+        self._active[id] = who
+        who.begin(id).addCallback(self._tried, id)
+
+    def _tried(self, after: After, id: str) -> None:
+        """An attempt is over."""
+        wanted = self._wanted.pop(id, None)
+        if wanted is None:
+            self._ended(after, id)
+        else:
+            # It is not to be begun with before it has been changed.
+            wanted.callback(after)
 
     def _ended(self, after: After, id: str) -> None:
         """An attempt is over, or a change by an operator."""
-        self._active.discard(id)
+        del self._active[id]
         when = after.when
         if id in self._again:
             self._again.discard(id)

@@ -12,11 +12,13 @@ Lines go over it.  Those to the one that sends:
 * ``ready to try``: the other helps to send, if there is much to do;
 * ``no more``: it does not any more, but ends what it has begun;
 * ``tried ID WHEN HELD PRIORITY``: an attempt is over, with what
-  :class:`mailsvc.queue.attempts.After` says, ``-`` for None.
+  :class:`mailsvc.queue.attempts.After` says, ``-`` for None;
+* ``sending ID``: it cannot be withdrawn, for it is being sent.
 
 And from it to one that helps:
 
 * ``try ID``;
+* ``withdraw ID``: to end the attempt if nothing of it has been sent yet, which is then over;
 * ``stop``: to begin nothing more.
 
 Who helps stops at once when the connection is lost, for the next one that sends begins anew; what
@@ -26,6 +28,7 @@ cannot stop at once is still claimed (:class:`mailsvc.queue.claims.Claims`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -116,6 +119,9 @@ class Teller:
         verb, _, id = line.partition(b" ")
         if verb == b"try":
             self._try(id.decode("ascii"))
+        elif verb == b"withdraw" and self._attempts is not None:
+            # If that attempt is over already, so has been said.
+            self._attempts.withdraw(id.decode("ascii"), partial(self._say, b"sending " + id))
         elif line == _STOP and self._attempts is not None:
             self._attempts.stop()
 
@@ -210,6 +216,8 @@ class _Hearing(_Lines):
     def __init__(self, wake: WakeFactory) -> None:
         self._wake = wake
         self._trying: dict[str, Deferred[After]] = {}
+        #: Whom to tell that it cannot be withdrawn.
+        self._refused: dict[str, Callable[[], object]] = {}
 
     def connectionMade(self) -> None:
         self._wake.heard.add(self)
@@ -222,6 +230,8 @@ class _Hearing(_Lines):
             self._wake.runner.left_by(self)
         elif words[0] == "tried":
             self._tried(*words[1:])
+        elif words[0] == "sending":
+            self._refused.pop(words[1], lambda: None)()
         elif line.isalnum() and len(words) == 1:
             self._wake.runner.take(words)
 
@@ -240,6 +250,7 @@ class _Hearing(_Lines):
             done.callback(After(self._wake.clock.seconds()))
 
     def _tried(self, id: str, when: str, held: str, priority: str) -> None:
+        self._refused.pop(id, None)
         self._trying.pop(id).callback(
             After(None if when == "-" else float(when), held == "1", int(priority)))
 
@@ -252,6 +263,10 @@ class _Hearing(_Lines):
         done = self._trying[id] = Deferred()
         self.transport.write(b"try " + id.encode("ascii") + b"\n")
         return done
+
+    def withdraw(self, id: str, refused: Callable[[], object]) -> None:
+        self._refused[id] = refused
+        self.transport.write(b"withdraw " + id.encode("ascii") + b"\n")
 
     def stop(self) -> None:
         self.transport.write(_STOP + b"\n")
