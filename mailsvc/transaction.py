@@ -5,8 +5,9 @@ server offers PIPELINING, and does not say what has become senseless.  Where CHU
 small message goes out as one BDAT with its envelope, in one round trip for everything; a large one
 follows when a recipient has been accepted, chunk after chunk without waiting for replies.
 
-Recipients that the server has no room for in this transaction (452, RFC 5321 §4.5.3.1.10; LIMITS
-RCPTMAX, RFC 9422) get one of their own, where the message can be read again.
+Recipients that the server has no room for in this transaction (452, or 552 as RFC 821 had it, RFC
+5321 §4.5.3.1.10; LIMITS RCPTMAX, RFC 9422) get one of their own, where the message can be read
+again.
 """
 
 from __future__ import annotations
@@ -203,9 +204,13 @@ def _failed(recipient: Recipient, failure: SendingFailure) -> Outcome:
 
 def _no_room(outcome: Outcome) -> bool:
     failure = outcome.failure
-    return (failure is not None and failure.stage is Stage.RCPT and failure.reply is not None
-            and failure.reply.code == 452
-            and failure.status[1:] in ((5, 3), (3, 1)))
+    if failure is None or failure.stage is not Stage.RCPT or failure.reply is None:
+        return False
+    reply = failure.reply
+    if reply.code == 552:
+        # What RFC 821 had for too many recipients; else it is about the mailbox.
+        return reply.status is None or reply.status[1:] == (5, 3)
+    return reply.code == 452 and failure.status[1:] in ((5, 3), (3, 1))
 
 
 def _most_recipients(limits: str | None) -> int:
