@@ -54,8 +54,9 @@ from mailsvc.wire import DotStuffer, dot_stuffed
 
 #: The longest command line, CRLF counted, whose AUTH may carry an initial response (RFC 4954 §4).
 COMMAND_OCTETS = 512
-#: Codes with which a server that does not know EHLO answers it (RFC 5321 §3.2, §4.2.4).
-_NO_EHLO = (500, 502, 504)
+#: Codes with which a server that does not know EHLO answers it (RFC 5321 §3.2, §4.2.4); RFC 1869
+#: §4.5 has HELO follow on 501, too.
+_NO_EHLO = (500, 501, 502, 504)
 #: LMTP answers LAST once, not for each recipient, when the command itself was wrong.
 _NO_COMMAND = (500, 501, 502, 503)
 #: MAIL without parameters.
