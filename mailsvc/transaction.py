@@ -23,6 +23,7 @@ from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import Address
 from mailsvc.smtp import writing
 from mailsvc.smtp.failures import BadArgument, BadMessage, SendingFailure, Stage
+from mailsvc.smtp.offers import most
 from mailsvc.smtp.outcome import Outcome, Recipient
 from mailsvc.smtp.outgoing import Outgoing
 from mailsvc.smtp.requests import Parameters
@@ -82,8 +83,8 @@ async def send(
         return tuple(_failed(each, failure) for each in wanted)
     left = list(range(len(wanted)))
     while left:
-        most = _most_recipients(out.session.extensions.get("LIMITS")) or len(left)
-        batch = left[:most] if source.repeatable else left
+        at_once = most(out.session.extensions, "RCPTMAX") or len(left)
+        batch = left[:at_once] if source.repeatable else left
         found = await _transaction(out, sender, [wanted[n] for n in batch], source, form,
                                    parameters, chunk, sent if len(batch) == len(wanted) else None)
         outcomes.update(zip(batch, found, strict=True))
@@ -91,12 +92,13 @@ async def send(
         full = [n for n in batch if _no_room(outcomes[n])]
         again = full if source.repeatable and any(each.accepted for each in found) else []
         left = [*again, *left[len(batch):]]
-        if out.closed is not None:
+        if out.closed is not None or out.session.exhausted:
             break
     for n, each in enumerate(wanted):
         if n not in outcomes:
-            assert out.closed is not None
-            outcomes[n] = _failed(each, out.closed)
+            outcomes[n] = _failed(each, out.closed or SendingFailure(
+                "the server takes no more messages over this connection", Stage.MAIL,
+                EnhancedStatus(4, 5, 3)))
     return tuple(outcomes[n] for n in range(len(wanted)))
 
 
@@ -211,13 +213,4 @@ def _no_room(outcome: Outcome) -> bool:
         # What RFC 821 had for too many recipients; else it is about the mailbox.
         return reply.status is None or reply.status[1:] == (5, 3)
     return reply.code == 452 and failure.status[1:] in ((5, 3), (3, 1))
-
-
-def _most_recipients(limits: str | None) -> int:
-    """RCPTMAX of RFC 9422, or 0."""
-    for word in (limits or "").split():
-        name, _, value = word.partition("=")
-        if name.upper() == "RCPTMAX" and value.isdecimal():
-            return int(value[:9])
-    return 0
 

@@ -124,6 +124,17 @@ async def test_whom_there_was_no_room_for_gets_another_transaction(
         client.close()
 
 
+@pytest_twisted.ensureDeferred
+async def test_no_more_transactions_than_the_server_announced() -> None:
+    async with Listening(polite("PIPELINING", "LIMITS MAILMAX=2 RCPTMAX=2")) as server:
+        client = await server.dial()
+        outcomes = await client.send("a@example.com", [f"r{n}@x.org" for n in range(5)], MESSAGE)
+        assert kinds(outcomes) == ["accepted"] * 4 + ["SendingFailure"]
+        assert outcomes[4].temporary and str(outcomes[4].status) == "4.5.3"
+        assert client.exhausted
+        client.close()
+
+
 @pytest.mark.parametrize("full", ["552 5.2.2 full", "552 full"])
 @pytest_twisted.ensureDeferred
 async def test_a_mailbox_that_is_full_is_no_lack_of_room_for_recipients(full: str) -> None:

@@ -115,6 +115,15 @@ def test_a_connection_has_no_more_messages_than_it_may(tmp_path: Path, most: int
     assert max(len(sink.taken) for sink in relaying.sinks) == most
 
 
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_a_host_says_beforehand_how_many_it_takes(tmp_path: Path, most: int) -> None:
+    """RFC 9422, MAILMAX."""
+    relaying = relay(tmp_path, hello=HELLO.replace(
+        b"250 SIZE", b"250-LIMITS RCPTMAX=100 MAILMAX=%d\r\n250 SIZE" % most))
+    assert arrived(relaying) == ALL
+    assert max(len(sink.taken) for sink in relaying.sinks) == most
+
+
 @pytest.mark.parametrize("answer", [
     b"451 4.3.0 later\r\n", b"452 4.2.2 full\r\n", b"421 4.3.2 closing\r\n",
     b"421 4.7.0 too many\r\n"])

@@ -66,6 +66,11 @@ class Connection:
         return self._client.transactions + (self.unanswered is not None)
 
     @property
+    def exhausted(self) -> bool:
+        """Whether its host takes no more messages over it, as it announced."""
+        return self._client.exhausted
+
+    @property
     def is_quick(self) -> bool:
         """Whether its host answers at once.  Behind a message that is answered late the next would
         wait for nothing, while other connections are free.
