@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.python.failure import Failure
 
 from mailsvc.errors import EnhancedStatus
-from mailsvc.mail import Address
+from mailsvc.mail import NULL_PATH, Address
 from mailsvc.smtp import writing
 from mailsvc.smtp.failures import BadArgument, BadMessage, SendingFailure, Stage
 from mailsvc.smtp.offers import most
@@ -44,7 +44,7 @@ def resolved(recipients: Sequence[Address | str | Recipient]) -> list[Recipient]
     for each in recipients:
         given = each if isinstance(each, Recipient) else Recipient(each)
         path = writing.address(given.forward_path)
-        if not path.local_part:
+        if path == NULL_PATH:
             raise BadArgument("a recipient cannot be empty")
         if given.notify or given.orcpt:
             # What is wrong with the parameters must not come up when half of it is sent.

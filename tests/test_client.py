@@ -125,6 +125,16 @@ async def test_whom_there_was_no_room_for_gets_another_transaction(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_local_part_may_be_empty_in_quotes() -> None:
+    async with Listening(polite()) as server:
+        client = await server.dial()
+        outcomes = await client.send("a@example.com", ['""@x.org'], MESSAGE)
+        assert kinds(outcomes) == ["accepted"]
+        assert b'RCPT TO:<""@x.org>' in server.peers[0].lines
+        client.close()
+
+
+@pytest_twisted.ensureDeferred
 async def test_no_more_transactions_than_the_server_announced() -> None:
     async with Listening(polite("PIPELINING", "LIMITS MAILMAX=2 RCPTMAX=2")) as server:
         client = await server.dial()

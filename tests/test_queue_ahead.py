@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from mailsvc.mail import Address, new_id
+from mailsvc.queue.message import QueuedMessage, QueuedRecipient
+from mailsvc.queue.spool import Draft
 from tests.relaying import ACCEPTED, HELLO, TAKEN, Relaying, Sink
 
 #: Messages, all to one host over one connection.
@@ -147,6 +150,26 @@ def test_one_that_is_refused_is_told_of(tmp_path: Path, at: int) -> None:
     relaying = relay(tmp_path, lambda message: (
         b"554 5.7.1 spam\r\n" if number_of(message) == at else TAKEN))
     assert arrived(relaying) == ALL - Counter([at])
+    reports: Any = relaying.told.reports
+    assert [kind for _, kind, _ in reports] == ["failed"]
+
+
+def test_one_that_cannot_be_said_is_told_of_and_keeps_up_nobody(tmp_path: Path) -> None:
+    relaying = Relaying(tmp_path, partial(Sink, hello=HELLO.replace(
+        b"PIPELINING", b"PIPELINING\r\n250-DSN")), connections_per_destination=1)
+    now, bob = relaying.clock.rightNow, Address("bob", "far.example")
+    for number in range(MESSAGES):
+        draft = Draft(QueuedMessage(
+            new_id(), now, Address("alice", "a.example"),
+            [QueuedRecipient(bob, bob, orcpt="no type" if number == 4 else "")], due=now))
+        draft.add(text(number))
+        relaying.spool.commit(draft)
+    relaying.runner.start()
+    relaying.clock.advance(0)
+    while any([relaying.threads.turn(), *[sink.answer() for sink in relaying.sinks]]):
+        relaying.clock.advance(0)
+    # At once, without a further attempt.
+    assert arrived(relaying) == ALL - Counter([4])
     reports: Any = relaying.told.reports
     assert [kind for _, kind, _ in reports] == ["failed"]
 
