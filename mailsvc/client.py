@@ -186,6 +186,11 @@ class Client:
         return self._out.transactions
 
     @property
+    def exhausted(self) -> bool:
+        """Whether the server takes no more messages over it, as it announced (RFC 9422)."""
+        return self._session.exhausted
+
+    @property
     def host(self) -> str:
         """What the server calls itself; "" before EHLO."""
         return self._session.host

@@ -9,7 +9,8 @@ it is removed, so that what it signed can be verified.  Neither needs a restart.
 when the message leaves, from the file that is sent.  ``relaxed/relaxed``.  The fields of
 :data:`SIGNED` are named once more than they are there (oversigned), so that none can be added.  The
 domain is that of the first mailbox in From, which DMARC (RFC 7489 §3.1) asks for; without a key for
-it, a parent domain's, else the reverse-path's.  Mail of others that we only forward is not signed.
+it, a parent domain's, else the reverse-path's.  Mail of others that we only forward is not signed,
+nor is what has no header that could be read.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import dkim as dkimpy
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from twisted.logger import Logger
 
 from mailsvc.names import DirectoryError, check_domain, fold_domain
 from mailsvc.ownership import give_to_owner_of, make_folders
@@ -35,6 +37,11 @@ from mailsvc.submission.mailboxes import mailboxes
 SIGNED = (b"from", b"sender", b"reply-to", b"to", b"cc", b"subject", b"date", b"message-id",
           b"in-reply-to", b"references", b"mime-version", b"content-type",
           b"content-transfer-encoding", b"list-unsubscribe", b"list-unsubscribe-post")
+
+#: RFC 5322 §4.5: obsolete, and nothing to the relaxed form (RFC 6376 §3.4.2); dkimpy takes none.
+_BEFORE_COLON = re.compile(rb"^([!-9;-~]+)[ \t]+:", re.MULTILINE)
+
+_log = Logger("mailsvc.queue")
 
 _SELECTOR = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -244,8 +251,20 @@ class Signer:
         Parameters as of :meth:`keys_for`.
         """
         fields = []
-        for key in self.keys_for(message, reverse_domain, of):
-            signing = dkimpy.DKIM(message, signature_algorithm=f"{key.algorithm}-sha256".encode())
+        keys = self.keys_for(message, reverse_domain, of)
+        end = message.find(b"\r\n\r\n")
+        end = end if end >= 0 else len(message)
+        if keys and _BEFORE_COLON.search(message, 0, end):
+            message = _BEFORE_COLON.sub(rb"\1:", message[:end]) + message[end:]
+        for key in keys:
+            try:
+                signing = dkimpy.DKIM(
+                    message, signature_algorithm=f"{key.algorithm}-sha256".encode())
+            except dkimpy.MessageFormatError:
+                # It would not be readable tomorrow either; without a signature it may arrive.
+                _log.warn("a message of {domain} is not signed: its header cannot be read",
+                          domain=key.domain)
+                return b""
             there = [name.lower() for name, _ in signing.headers]
             included = [name for name in SIGNED for _ in range(there.count(name) + 1)]
             fields.append(signing.sign(

@@ -5,8 +5,9 @@ server offers PIPELINING, and does not say what has become senseless.  Where CHU
 small message goes out as one BDAT with its envelope, in one round trip for everything; a large one
 follows when a recipient has been accepted, chunk after chunk without waiting for replies.
 
-Recipients that the server has no room for in this transaction (452, RFC 5321 §4.5.3.1.10; LIMITS
-RCPTMAX, RFC 9422) get one of their own, where the message can be read again.
+Recipients that the server has no room for in this transaction (452, or 552 as RFC 821 had it, RFC
+5321 §4.5.3.1.10; LIMITS RCPTMAX, RFC 9422) get one of their own, where the message can be read
+again.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.python.failure import Failure
 
 from mailsvc.errors import EnhancedStatus
-from mailsvc.mail import Address
+from mailsvc.mail import NULL_PATH, Address
 from mailsvc.smtp import writing
 from mailsvc.smtp.failures import BadArgument, BadMessage, SendingFailure, Stage
+from mailsvc.smtp.offers import most
 from mailsvc.smtp.outcome import Outcome, Recipient
 from mailsvc.smtp.outgoing import Outgoing
 from mailsvc.smtp.requests import Parameters
@@ -42,7 +44,7 @@ def resolved(recipients: Sequence[Address | str | Recipient]) -> list[Recipient]
     for each in recipients:
         given = each if isinstance(each, Recipient) else Recipient(each)
         path = writing.address(given.forward_path)
-        if not path.local_part:
+        if path == NULL_PATH:
             raise BadArgument("a recipient cannot be empty")
         if given.notify or given.orcpt:
             # What is wrong with the parameters must not come up when half of it is sent.
@@ -81,8 +83,8 @@ async def send(
         return tuple(_failed(each, failure) for each in wanted)
     left = list(range(len(wanted)))
     while left:
-        most = _most_recipients(out.session.extensions.get("LIMITS")) or len(left)
-        batch = left[:most] if source.repeatable else left
+        at_once = most(out.session.extensions, "RCPTMAX") or len(left)
+        batch = left[:at_once] if source.repeatable else left
         found = await _transaction(out, sender, [wanted[n] for n in batch], source, form,
                                    parameters, chunk, sent if len(batch) == len(wanted) else None)
         outcomes.update(zip(batch, found, strict=True))
@@ -90,12 +92,13 @@ async def send(
         full = [n for n in batch if _no_room(outcomes[n])]
         again = full if source.repeatable and any(each.accepted for each in found) else []
         left = [*again, *left[len(batch):]]
-        if out.closed is not None:
+        if out.closed is not None or out.session.exhausted:
             break
     for n, each in enumerate(wanted):
         if n not in outcomes:
-            assert out.closed is not None
-            outcomes[n] = _failed(each, out.closed)
+            outcomes[n] = _failed(each, out.closed or SendingFailure(
+                "the server takes no more messages over this connection", Stage.MAIL,
+                EnhancedStatus(4, 5, 3)))
     return tuple(outcomes[n] for n in range(len(wanted)))
 
 
@@ -203,16 +206,11 @@ def _failed(recipient: Recipient, failure: SendingFailure) -> Outcome:
 
 def _no_room(outcome: Outcome) -> bool:
     failure = outcome.failure
-    return (failure is not None and failure.stage is Stage.RCPT and failure.reply is not None
-            and failure.reply.code == 452
-            and failure.status[1:] in ((5, 3), (3, 1)))
-
-
-def _most_recipients(limits: str | None) -> int:
-    """RCPTMAX of RFC 9422, or 0."""
-    for word in (limits or "").split():
-        name, _, value = word.partition("=")
-        if name.upper() == "RCPTMAX" and value.isdecimal():
-            return int(value[:9])
-    return 0
+    if failure is None or failure.stage is not Stage.RCPT or failure.reply is None:
+        return False
+    reply = failure.reply
+    if reply.code == 552:
+        # What RFC 821 had for too many recipients; else it is about the mailbox.
+        return reply.status is None or reply.status[1:] == (5, 3)
+    return reply.code == 452 and failure.status[1:] in ((5, 3), (3, 1))
 

@@ -103,16 +103,17 @@ async def test_lmtp_has_a_reply_for_each() -> None:
         client.close()
 
 
+@pytest.mark.parametrize("full", ["452 4.5.3 too many", "552 too many", "552 5.5.3 too many"])
 @pytest.mark.parametrize("limits", [(), ("LIMITS RCPTMAX=2",)])
 @pytest_twisted.ensureDeferred
 async def test_whom_there_was_no_room_for_gets_another_transaction(
-        limits: tuple[str, ...]) -> None:
+        limits: tuple[str, ...], full: str) -> None:
     def answer(peer: Peer, line: bytes) -> bytes | None:
         since = 0
         for each in peer.lines:
             since = 0 if each.startswith(b"MAIL") else since + each.startswith(b"RCPT")
         if line.startswith(b"RCPT") and since > 2:
-            return b"452 4.5.3 too many\r\n"
+            return full.encode() + b"\r\n"
         return polite("PIPELINING", *limits)(peer, line)
 
     async with Listening(answer) as server:
@@ -120,6 +121,46 @@ async def test_whom_there_was_no_room_for_gets_another_transaction(
         outcomes = await client.send("a@example.com", [f"r{n}@x.org" for n in range(5)], MESSAGE)
         assert kinds(outcomes) == ["accepted"] * 5
         assert client.transactions == 3
+        client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_local_part_may_be_empty_in_quotes() -> None:
+    async with Listening(polite()) as server:
+        client = await server.dial()
+        outcomes = await client.send("a@example.com", ['""@x.org'], MESSAGE)
+        assert kinds(outcomes) == ["accepted"]
+        assert b'RCPT TO:<""@x.org>' in server.peers[0].lines
+        client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_more_transactions_than_the_server_announced() -> None:
+    async with Listening(polite("PIPELINING", "LIMITS MAILMAX=2 RCPTMAX=2")) as server:
+        client = await server.dial()
+        outcomes = await client.send("a@example.com", [f"r{n}@x.org" for n in range(5)], MESSAGE)
+        assert kinds(outcomes) == ["accepted"] * 4 + ["SendingFailure"]
+        assert outcomes[4].temporary and str(outcomes[4].status) == "4.5.3"
+        assert client.exhausted
+        client.close()
+
+
+@pytest.mark.parametrize("full", ["552 5.2.2 full", "552 full"])
+@pytest_twisted.ensureDeferred
+async def test_a_mailbox_that_is_full_is_no_lack_of_room_for_recipients(full: str) -> None:
+    def answer(peer: Peer, line: bytes) -> bytes | None:
+        if line.startswith(b"RCPT TO:<full"):
+            return full.encode() + b"\r\n"
+        return polite("PIPELINING")(peer, line)
+
+    async with Listening(answer) as server:
+        client = await server.dial()
+        outcomes = await client.send("a@example.com", ["b@x.org", "full@x.org"], MESSAGE)
+        assert kinds(outcomes) == ["accepted", "Refused"]
+        assert outcomes[1].permanent
+        # Without a status it is asked about once more, alone.
+        asked = server.peers[0].lines.count(b"RCPT TO:<full@x.org>")
+        assert asked == (1 if "5.2.2" in full else 2)
         client.close()
 
 

@@ -73,6 +73,21 @@ def test_what_relaxed_allows(keys: Keys) -> None:
     assert verified(keys, b"Received: once more\r\n" + prefix + altered) == [True, True]
 
 
+def test_white_space_before_a_colon_is_nothing_to_a_signature(keys: Keys) -> None:
+    """RFC 5322 §4.5, RFC 6376 §3.4.2.  dkimpy itself cannot read it."""
+    obsolete = MESSAGE.replace(b"From:", b"From :").replace(b"Subject:", b"SUBJECT\t :").replace(
+        b"body  ", b"body : x")
+    prefix = Signer(keys).sign(obsolete, "example.org")
+    usual = obsolete.replace(b"From :", b"From:").replace(b"SUBJECT\t :", b"Subject:")
+    assert verified(keys, prefix + usual) == [True, True]
+
+
+@pytest.mark.parametrize("line", [b"no field", b"X-\xc3\xa9: y", b": x"])
+def test_what_cannot_be_read_is_not_signed(keys: Keys, line: bytes) -> None:
+    unreadable = MESSAGE.replace(b"\r\n\r\n", b"\r\n" + line + b"\r\n\r\n", 1)
+    assert Signer(keys).sign(unreadable, "example.org") == b""
+
+
 def test_whose_key_signs(keys: Keys) -> None:
     signer = Signer(keys)
 

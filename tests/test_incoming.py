@@ -166,3 +166,17 @@ def test_a_message_id_that_a_filter_adds_is_noted_too() -> None:
     arriving.write(b"Subject: x\r\n\r\n")
     Deferred.fromCoroutine(arriving.finish())
     assert arriving.envelope.message_id == "<added@x>"
+
+
+@pytest.mark.parametrize(("text", "below"), [
+    (b" ; Thu, 1 Jan 1970 00:00:00 +0000\r\n", b"\r\n ; Thu, 1 Jan 1970 00:00:00 +0000\r\n"),
+    (b"\tx\r\n", b"\r\n\tx\r\n"), (b"\r\n x\r\n", b"\r\n x\r\n"),
+    (b"A: b\r\n c\r\n", b"A: b\r\n c\r\n"),
+])
+@pytest.mark.parametrize("octets", [1, 100])
+def test_no_text_continues_the_field_above_it(text: bytes, below: bytes, octets: int) -> None:
+    message, delivery = incoming()
+    message.put(b"Received: x\r\n")
+    for at in range(0, len(text), octets):
+        message.write(text[at:at + octets])
+    assert b"".join(delivery.blocks) == b"Received: x\r\n" + below

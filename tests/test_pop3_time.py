@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+from typing import Any
+
 import pytest
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import CertificateOptions
+from twisted.internet.testing import StringTransport
+from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from mailsvc.errors import MaildropInUse
 from mailsvc.pop3 import server
@@ -177,6 +184,19 @@ def test_a_reader_slower_than_the_buffer(monkeypatch: pytest.MonkeyPatch) -> Non
     client.clock.advance(1)
     assert valve.disconnected
     client.hang_up()
+
+
+def test_the_kernel_is_asked_within_implicit_tls_too() -> None:
+    wire: Any = StringTransport()
+    wire.socket, peer = socket.socketpair()
+    within: Any = TLSMemoryBIOFactory(
+        CertificateOptions(), False, Factory.forProtocol(Protocol)).buildProtocol(None)
+    within.makeConnection(wire)
+    with wire.socket, peer:
+        wire.socket.sendall(b"not taken yet")
+        assert server._unacknowledged(within) > 0
+        assert peer.recv(100) == b"not taken yet"
+        assert server._unacknowledged(within) == 0
 
 
 def test_the_last_octet_is_taken_too(monkeypatch: pytest.MonkeyPatch) -> None:

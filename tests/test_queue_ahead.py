@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from mailsvc.mail import Address, new_id
+from mailsvc.queue.message import QueuedMessage, QueuedRecipient
+from mailsvc.queue.spool import Draft
 from tests.relaying import ACCEPTED, HELLO, TAKEN, Relaying, Sink
 
 #: Messages, all to one host over one connection.
@@ -115,6 +118,15 @@ def test_a_connection_has_no_more_messages_than_it_may(tmp_path: Path, most: int
     assert max(len(sink.taken) for sink in relaying.sinks) == most
 
 
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_a_host_says_beforehand_how_many_it_takes(tmp_path: Path, most: int) -> None:
+    """RFC 9422, MAILMAX."""
+    relaying = relay(tmp_path, hello=HELLO.replace(
+        b"250 SIZE", b"250-LIMITS RCPTMAX=100 MAILMAX=%d\r\n250 SIZE" % most))
+    assert arrived(relaying) == ALL
+    assert max(len(sink.taken) for sink in relaying.sinks) == most
+
+
 @pytest.mark.parametrize("answer", [
     b"451 4.3.0 later\r\n", b"452 4.2.2 full\r\n", b"421 4.3.2 closing\r\n",
     b"421 4.7.0 too many\r\n"])
@@ -138,6 +150,26 @@ def test_one_that_is_refused_is_told_of(tmp_path: Path, at: int) -> None:
     relaying = relay(tmp_path, lambda message: (
         b"554 5.7.1 spam\r\n" if number_of(message) == at else TAKEN))
     assert arrived(relaying) == ALL - Counter([at])
+    reports: Any = relaying.told.reports
+    assert [kind for _, kind, _ in reports] == ["failed"]
+
+
+def test_one_that_cannot_be_said_is_told_of_and_keeps_up_nobody(tmp_path: Path) -> None:
+    relaying = Relaying(tmp_path, partial(Sink, hello=HELLO.replace(
+        b"PIPELINING", b"PIPELINING\r\n250-DSN")), connections_per_destination=1)
+    now, bob = relaying.clock.rightNow, Address("bob", "far.example")
+    for number in range(MESSAGES):
+        draft = Draft(QueuedMessage(
+            new_id(), now, Address("alice", "a.example"),
+            [QueuedRecipient(bob, bob, orcpt="no type" if number == 4 else "")], due=now))
+        draft.add(text(number))
+        relaying.spool.commit(draft)
+    relaying.runner.start()
+    relaying.clock.advance(0)
+    while any([relaying.threads.turn(), *[sink.answer() for sink in relaying.sinks]]):
+        relaying.clock.advance(0)
+    # At once, without a further attempt.
+    assert arrived(relaying) == ALL - Counter([4])
     reports: Any = relaying.told.reports
     assert [kind for _, kind, _ in reports] == ["failed"]
 

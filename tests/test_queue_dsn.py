@@ -173,6 +173,16 @@ def test_an_original_recipient_beyond_ascii_is_told_in_ascii() -> None:
     assert read(written)[2][1]["Original-Recipient"] == r"utf-8; j\x{F6}rg@example.com"
 
 
+def test_no_line_is_longer_than_a_line_may_be() -> None:
+    word = "x" * 4000
+    text = report("failed", failed(BOB, host="h" * 2000, reply=f"550 5.1.1 {word} end")).write(
+        "R1", b"Subject: hi\r\n\r\n")
+    assert max(map(len, text.split(b"\r\n"))) <= 998
+    parsed = email.message_from_bytes(text, policy=email.policy.default)
+    group = list(list(parsed.iter_parts())[1].iter_parts())[1]
+    assert "".join(group["Diagnostic-Code"].split()) == f"smtp;5505.1.1{word}end"
+
+
 def test_a_long_name_leaves_the_boundary_short() -> None:
     """RFC 2046 §5.1.1."""
     name = ".".join(["x" * 60] * 4)

@@ -416,6 +416,7 @@ class Host:
     """A client of a host that offers nothing, and answers when the test says so."""
 
     closed, host, lmtp, tls_active, transactions = None, "mx", False, False, 0
+    exhausted = False
     extensions: ClassVar[dict[str, str]] = {}
 
     def __init__(self, sent: list[tuple[str, Deferred[Any]]]) -> None:
@@ -499,6 +500,16 @@ def test_whom_requiretls_keeps_from_a_host_that_lacks_it(
     connection = Connection(Host([]), Clock())  # type: ignore[arg-type]
     connection.inward = inward
     assert (connection.lacking(job) is not None) == lacks
+
+
+def test_no_time_is_longer_over_than_can_be_said() -> None:
+    """RFC 2852 §4: nine digits, also when it has waited here since."""
+    message = QueuedMessage("1A", START, BOB, [QueuedRecipient(BOB, BOB)],
+                            by=DeliverBy(-999_999_999, "N"))
+    clock = Clock()
+    clock.advance(START + HOUR)
+    by = Connection(Host([]), clock)._by(message)  # type: ignore[arg-type]
+    assert by == DeliverBy(-999_999_999, "N")
 
 
 # ---- on disk, in reports -------------------------------------------------------------------------

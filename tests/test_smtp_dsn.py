@@ -59,6 +59,8 @@ def test_what_is_none(read: object, value: str | None) -> None:
     # As it came in from another host.
     (r"utf-8;j\x{F6}rg\x{2B}x@example.org", False, rb"utf-8;j\x{F6}rg\x{2B}x@example.org"),
     (r"utf-8;jörg\x{2B}x@example.org", True, r"utf-8;jörg\x{2B}x@example.org".encode()),
+    # RFC 3461 §4.2: the type is any atom.
+    ("x_a!'y;bob", False, b"x_a!'y;bob"),
     (r"utf-8;a\b\x{ö@example.org", False, rb"utf-8;a\x{5C}b\x{5C}x{\x{F6}@example.org"),
 ])
 def test_an_original_recipient_is_written(orcpt: str, smtputf8: bool, written: bytes) -> None:

@@ -393,8 +393,9 @@ POP3Protocol.handlers = {
 def _unacknowledged(transport: Any) -> int:
     """How many octets the kernel holds that the peer has not acknowledged; 0 if it cannot tell."""
     try:
-        handle = transport.getHandle().fileno()
-        return int.from_bytes(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        # Not by getHandle(), which within implicit TLS knows of TLS alone.
+        held = fcntl.ioctl(transport.socket, termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(held, sys.byteorder)
     except (AttributeError, OSError):
         return 0
 

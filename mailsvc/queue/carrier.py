@@ -227,7 +227,8 @@ class Carrier:
         self._reactor.callLater(self._queue.idle_seconds, end)
 
     def _worn(self, connection: Connection) -> bool:
-        return connection.transactions >= self._queue.messages_per_connection
+        return (connection.exhausted
+                or connection.transactions >= self._queue.messages_per_connection)
 
     def _quit(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -255,7 +256,7 @@ class Carrier:
                               "for now", host=connection.host, hop=str(hop))
                 if connection.unanswered is job:
                     return connection
-                if not again or not connection.closed:
+                if not again or not (connection.closed or connection.exhausted):
                     # What this host put off it would put off again over a new connection.
                     self._finish(job)
                     return connection

@@ -10,12 +10,18 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from mailsvc.client import Client, Outcome, Recipient
+from mailsvc.errors import EnhancedStatus
 from mailsvc.mail import NULL_PATH, DeliverBy
 from mailsvc.queue.job import Job, Result
 from mailsvc.queue.message import FAILED, RELAYED, WAITING, QueuedMessage, QueuedRecipient
-from mailsvc.smtp.failures import NotOffered, TimedOut
+from mailsvc.smtp.failures import BadArgument, NotOffered, TimedOut
 from mailsvc.smtp.offers import understood
 from mailsvc.smtp.requests import Parameters
+
+#: An envelope with something in it for which SMTP has no words (RFC 3463 §3.6: X.5.4).
+_CANNOT_BE_SAID = EnhancedStatus(5, 5, 4)
+#: The least that BY can say (RFC 2852 §4).
+_LONG_AGO = -999_999_999
 
 #: How long a message may take, in seconds, for the next to be sent before it is answered.
 _QUICK = 1.0
@@ -64,6 +70,11 @@ class Connection:
     def transactions(self) -> int:
         """How many messages were accepted over it, or may be yet."""
         return self._client.transactions + (self.unanswered is not None)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether its host takes no more messages over it, as it announced."""
+        return self._client.exhausted
 
     @property
     def is_quick(self) -> bool:
@@ -124,18 +135,24 @@ class Connection:
         job.begun = True
         reports = client.extension("DSN") is not None
         began = self._clock.seconds()
-        outcomes: Sequence[Outcome] = await client.send(
-            job.reverse_path,
-            [Recipient(each.address, self._notify(each, message) if reports else (),
-                       _orcpt(each) if reports else "") for each in left],
-            job.content.message(job.prefix), size=job.content.size + len(job.prefix),
-            # Of 7BIT nobody can be sure: it is said by saying nothing, also by those who err.
-            body="" if message.body == "7BIT" else message.body,
-            smtputf8=message.smtputf8, ret=message.ret if reports else "",
-            envid=message.envid if reports else "", requiretls=message.requiretls and self.sealed,
-            by=self._by(message),
-            # RFC 6710 §4.2: whatever it is.
-            priority=message.priority, sent=sent)
+        try:
+            outcomes: Sequence[Outcome] = await client.send(
+                job.reverse_path,
+                [Recipient(each.address, self._notify(each, message) if reports else (),
+                           _orcpt(each) if reports else "") for each in left],
+                job.content.message(job.prefix), size=job.content.size + len(job.prefix),
+                # Of 7BIT nobody can be sure: it is said by saying nothing, also by those who err.
+                body="" if message.body == "7BIT" else message.body,
+                smtputf8=message.smtputf8, ret=message.ret if reports else "",
+                envid=message.envid if reports else "",
+                requiretls=message.requiretls and self.sealed, by=self._by(message),
+                # RFC 6710 §4.2: whatever it is.
+                priority=message.priority, sent=sent)
+        except BadArgument as fault:
+            # Nothing was said, nor can it be tomorrow, to whatever host.
+            job.forget_waiting()
+            job.conclude([Result(each, FAILED, _CANNOT_BE_SAID, str(fault)) for each in left])
+            return False
         self._took = self._clock.seconds() - began
         again = False
         # One that was refused over a connection that had ended unnoticed is not put off by anybody.
@@ -175,7 +192,7 @@ class Connection:
         if message.by is None or message.deadline is None or self._client.lmtp:
             return None
         left = math.floor(message.deadline - self._clock.seconds())
-        return replace(message.by, seconds=max(left, 1) if message.by.mode == "R" else left)
+        return replace(message.by, seconds=max(left, 1 if message.by.mode == "R" else _LONG_AGO))
 
 
 def _orcpt(recipient: QueuedRecipient) -> str:

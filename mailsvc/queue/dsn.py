@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.header import Header
 
@@ -23,6 +23,9 @@ _REPLY = re.compile(r"[2-5][0-9]{2} ")
 
 #: Most octets of a header that are returned.
 HEADER_OCTETS = 65_536
+
+#: Most characters of a word, so that a line has 998 octets at most (RFC 5322 §2.1.1).
+_WORD = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,17 +247,25 @@ def _folded(line: str) -> str:
 
 
 def _wrapped(text: str, width: int = 72) -> list[str]:
-    """*text* cut at spaces into lines of *width* columns; what has no space stays whole.
+    """*text* cut at spaces into lines of *width* columns; what has no space stays whole while a
+    line may be as long.
 
     Where a line was cut its space is gone: between words, folding puts it back.
     """
     lines = [""]
-    for word in text.split(" "):
+    for word in _words_of(text):
         if lines[-1] and _columns(lines[-1]) + 1 + _columns(word) > width:
             lines.append(word)
         else:
             lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
     return lines
+
+
+def _words_of(text: str) -> Iterator[str]:
+    for word in text.split(" "):
+        yield word[:_WORD]
+        for at in range(_WORD, len(word), _WORD):
+            yield word[at:at + _WORD]
 
 
 def _columns(text: str) -> int:

@@ -43,12 +43,18 @@ class Incoming:
         self._delivery = delivery
         self._filters = filters
         self._reports = any(each.reports_here for each in envelope.recipients)
+        self._begun = False
         self._in_header = True
         self._looked_at = 0
         self.header = b""
         self.since = time.monotonic_ns()
 
     def _give(self, block: bytes) -> Deferred[None] | None:
+        if not self._begun:
+            self._begun = True
+            if block.startswith((b" ", b"\t")):
+                # Or a client could go on with the field that we have written above.
+                block = b"\r\n" + block
         if self._in_header:
             self._look_for_message_id(block)
         if self._reports and len(self.header) < _HEADER_OCTETS:
@@ -75,7 +81,10 @@ class Incoming:
         return self._give(block) if block else None
 
     def put(self, block: bytes) -> Deferred[None] | None:
-        """Take a block that no filter is to see, such as the trace header."""
+        """Take a block that no filter is to see, such as the trace header.
+
+        What is written below does not continue its last field, whatever it begins with.
+        """
         return self._delivery.write(block)
 
     async def finish(self) -> None:

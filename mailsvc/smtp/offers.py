@@ -35,6 +35,18 @@ def extensions_of(reply: Reply) -> dict[str, str]:
     return found
 
 
+def most(offered: Mapping[str, str], what: str) -> int:
+    """What the server limits *what* to, such as RCPTMAX (LIMITS, RFC 9422); 0 if it does not say.
+
+    :param offered: as for :func:`understood`.
+    """
+    for word in offered.get("LIMITS", "").split():
+        name, _, value = word.partition("=")
+        if name.upper() == what and value.isdecimal():
+            return int(value[:9])
+    return 0
+
+
 def understood(path: Address, wanted: Parameters, offered: Mapping[str, str],
                tls_active: bool) -> Parameters:
     """What to say of *wanted*: all but what is not offered and may be left out.

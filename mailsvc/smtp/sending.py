@@ -37,7 +37,7 @@ from mailsvc.smtp.failures import (
     refusal,
     said,
 )
-from mailsvc.smtp.offers import extensions_of, understood
+from mailsvc.smtp.offers import extensions_of, most, understood
 from mailsvc.smtp.pipeline import Pipeline
 from mailsvc.smtp.reading import Malformed, ReplyReader
 from mailsvc.smtp.replies import Reply
@@ -54,8 +54,9 @@ from mailsvc.wire import DotStuffer, dot_stuffed
 
 #: The longest command line, CRLF counted, whose AUTH may carry an initial response (RFC 4954 §4).
 COMMAND_OCTETS = 512
-#: Codes with which a server that does not know EHLO answers it (RFC 5321 §3.2, §4.2.4).
-_NO_EHLO = (500, 502, 504)
+#: Codes with which a server that does not know EHLO answers it (RFC 5321 §3.2, §4.2.4); RFC 1869
+#: §4.5 has HELO follow on 501, too.
+_NO_EHLO = (500, 501, 502, 504)
 #: LMTP answers LAST once, not for each recipient, when the command itself was wrong.
 _NO_COMMAND = (500, 501, 502, 503)
 #: MAIL without parameters.
@@ -87,6 +88,8 @@ class SendingSession:
         self.commands = Pipeline(self.opening, transcript or (lambda sent, line: None))
         self._reader = ReplyReader(None if transcript is None else partial(transcript, False))
         self._transaction: Transaction | None = None
+        #: How often MAIL was said.
+        self._transactions = 0
         #: The dots of the message that is being sent, and how much of it was.
         self._stuffer = DotStuffer()
         self._octets = 0
@@ -123,6 +126,11 @@ class SendingSession:
     @property
     def protocol(self) -> str:
         return "LMTP" if self.lmtp else "SMTP"
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it takes no further MAIL, as it has said beforehand (MAILMAX, RFC 9422)."""
+        return 0 < most(self.extensions, "MAILMAX") <= self._transactions
 
     def lost(self, why: str = "the server closed the connection") -> None:
         """The connection is gone."""
@@ -166,6 +174,7 @@ class SendingSession:
         path = writing.address(reverse_path)
         parameters = understood(path, said, self.extensions, self.tls_active)
         line = writing.mail(path, parameters)
+        self._transactions += 1
         self._transaction = Transaction(
             eight_bit=parameters.body.upper() == "8BITMIME", smtputf8=bool(parameters.smtputf8))
         return self.commands.put(

@@ -22,7 +22,8 @@ from mailsvc.smtp.requests import Parameters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOTIFY = ("SUCCESS", "FAILURE", "DELAY")
 _PRINTABLE = re.compile(r"[ -~]+")
-_ORCPT = re.compile(r"[A-Za-z0-9-]+;.+", re.DOTALL)
+#: RFC 3461 §4.2: the type is an atom; without "=", which no value has (RFC 5321 §4.1.2).
+_ORCPT = re.compile(r"[A-Za-z0-9!#$%&'*+/?^_`{|}~-]+;.+", re.DOTALL)
 #: What utf-8-addr-unitext and utf-8-addr-xtext write as \x{HEX}; what is written so already stays.
 _CODED = r"\\(?!x\{[0-9A-F]{2,6}\})"
 _UNITEXT = re.compile(rf"{_CODED}|[^!-*,-<>-~\u0080-\U0010ffff]")
