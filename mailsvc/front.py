@@ -149,7 +149,7 @@ class Front(MultiService):
             self.predecessor.meet(self.reactor, self._tell_status, self._end)
         if self.holding is not None:
             hold_data(self.settings, self.holding,
-                      -1 if self.predecessor is None else self.predecessor.holding)
+                      () if self.predecessor is None else self.predecessor.holding)
             if self.predecessor is None:
                 self.holding.sign()
         _raise_descriptor_limit()
@@ -341,7 +341,7 @@ class Front(MultiService):
             successor = self.successor = Successor(
                 self.origin, [(each.kind.name, each.description, each.socket.fileno())
                               for each in self.listeners if each.socket is not None],
-                self.holding.fileno(), self.reactor, self._asked)
+                self.holding.filenos(), self.reactor, self._asked)
             try:
                 version = await successor.start()
                 if self.stopping:

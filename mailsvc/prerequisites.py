@@ -6,7 +6,7 @@ Each function refuses with a :class:`CannotStart`, whose text says what to do.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 
 from twisted.cred.checkers import ICredentialsChecker
@@ -76,7 +76,7 @@ def make_mail_directory(settings: Settings) -> None:
             raise _unusable(data, error) from None
 
 
-def hold_data(settings: Settings, holding: Holding, inherited: int = -1) -> None:
+def hold_data(settings: Settings, holding: Holding, inherited: Collection[int] = ()) -> None:
     """Do not serve what another service serves: each would take the other's sockets and work.
 
     :param inherited: as :meth:`Holding.take` has it.
@@ -85,7 +85,7 @@ def hold_data(settings: Settings, holding: Holding, inherited: int = -1) -> None
     try:
         holding.take(inherited)
     except InUse as problem:
-        stop = f"kill {problem.pid}" if problem.pid else f"`fuser {data}/lock` names it"
+        stop = f"kill {problem.pid}" if problem.pid else f"`fuser -v {data}` names it"
         raise CannotStart(
             f"mailsvc cannot start: {problem} serves the data in {data} already; stop that first "
             f"(systemctl stop mailsvc, or {stop}), or give this one a data directory of its own "

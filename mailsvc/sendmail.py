@@ -460,5 +460,5 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    """The console script ``mailsvc-sendmail``."""
+    """``mailsvc-sendmail``, but for Ctrl-C (:mod:`mailsvc.__main__`)."""
     sys.exit(run(sys.argv[1:]))

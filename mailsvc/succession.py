@@ -1,7 +1,7 @@
 """One program taking over from another, so that there is no moment in which nobody serves.
 
 The program that serves, the *former* one, starts what is on disk now by the command that it was
-started by itself.  This *successor* inherits the listening sockets, the lock on the data directory
+started by itself.  This *successor* inherits the listening sockets, the locks on the data directory
 (:mod:`mailsvc.holding`) and a socket to the former one, the *link*; where they are says
 :data:`VARIABLE` in its environment.
 
@@ -186,15 +186,16 @@ class Successor:
     """The program that shall take over from this one.
 
     :param sockets: the listening sockets: kind, endpoint and descriptor of each.
-    :param holding: the descriptor by which this program holds the data directory.
+    :param holding: the descriptors by which this program holds the data directory.
     :param asked: called with "stop" or "hurry" when it wants this program to end, later.
     """
 
-    def __init__(self, origin: Origin, sockets: Iterable[tuple[str, str, int]], holding: int,
-                 reactor: Any, asked: Callable[[str], object], patience: float = PATIENCE) -> None:
+    def __init__(self, origin: Origin, sockets: Iterable[tuple[str, str, int]],
+                 holding: Iterable[int], reactor: Any, asked: Callable[[str], object],
+                 patience: float = PATIENCE) -> None:
         self._origin = origin
         self._sockets = list(sockets)
-        self._holding = holding
+        self._holding = list(holding)
         self._reactor = reactor
         self._asked = asked
         self._patience = patience
@@ -249,7 +250,7 @@ class Successor:
             self._origin.step_aside()
             self._process = subprocess.Popen(
                 self._origin.command, cwd=self._origin.directory, stderr=self._words,
-                pass_fds=[theirs.fileno(), stderr, self._holding,
+                pass_fds=[theirs.fileno(), stderr, *self._holding,
                           *(fd for _, _, fd in self._sockets)],
                 env={**{name: value for name, value in os.environ.items() if name not in _OWN},
                      VARIABLE: json.dumps({"link": theirs.fileno(), "stderr": stderr,
@@ -362,14 +363,14 @@ class Predecessor:
     """The program from which this one takes over; see the module.
 
     :ivar left: how many sessions it has left, or None when that is not known yet.
-    :ivar holding: the descriptor by which it holds the data directory, or -1.
+    :ivar holding: the descriptors by which it holds the data directory.
     """
 
     def __init__(self, link: socket.socket, stderr: int,
-                 sockets: Iterable[tuple[str, str, int]], holding: int = -1) -> None:
+                 sockets: Iterable[tuple[str, str, int]], holding: Iterable[int] = ()) -> None:
         self._end = link
         self.stderr = stderr
-        self.holding = holding
+        self.holding = list(holding)
         self._sockets: dict[tuple[str, str], list[int]] = {}
         for kind, description, fd in sockets:
             self._sockets.setdefault((kind, description), []).append(fd)
@@ -388,11 +389,12 @@ class Predecessor:
         if told is None:
             return None
         inherited = json.loads(told)
-        # A version of old holds nothing.
-        holding = inherited.get("holding", -1)
-        for fd in inherited["link"], inherited["stderr"], holding:
-            if fd >= 0:
-                os.set_inheritable(fd, False)
+        # Versions of old hold nothing, or the file alone.
+        holding = inherited.get("holding", [])
+        if isinstance(holding, int):
+            holding = [holding]
+        for fd in inherited["link"], inherited["stderr"], *holding:
+            os.set_inheritable(fd, False)
         return cls(socket.socket(fileno=inherited["link"]), inherited["stderr"],
                    [tuple(each) for each in inherited["sockets"]], holding)
 

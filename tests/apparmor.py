@@ -27,7 +27,7 @@ class Profile:
                        for path in _expanded(found["path"].strip('"'), variables)]
 
     def allows(self, path: str, mode: str) -> bool:
-        """Whether a rule lets *path* be used by *mode*: r, w, l or x."""
+        """Whether a rule lets *path* be used by *mode*: r, w, l, k or x."""
         return any(mode in modes and pattern.fullmatch(path) for pattern, modes in self._rules)
 
 
@@ -42,9 +42,11 @@ def _expanded(path: str, variables: dict[str, list[str]]) -> Iterator[str]:
 
 def _pattern(glob: str) -> str:
     """The regular expression for AppArmor's *glob*."""
+    # Stars that are all of a name stand for a character at least: /a/** is not /a/ itself.
+    glob = re.sub(r"(?<=/)\*\*?(?=/|$)", r"?\g<0>", re.sub(r"//+", "/", glob))
     pieces: list[str] = []
     depth = 0
-    for token in re.findall(r"\*\*|\[[^\]]*\]|\\.|.", re.sub(r"//+", "/", glob)):
+    for token in re.findall(r"\*\*|\[[^\]]*\]|\\.|.", glob):
         match token:
             case "**":
                 pieces.append(".*")
@@ -68,7 +70,7 @@ def _pattern(glob: str) -> str:
 class Seen:
     """What a program, and all that it started, did with files.
 
-    :param trace: of ``strace --follow-forks --decode-fds=path --trace=file,process``.
+    :param trace: of ``strace --follow-forks --decode-fds=path --trace=file,process,flock``.
     :param program: whose start in it counts.
     :param root: the root directory that it had.
     """
@@ -101,6 +103,10 @@ class Seen:
                 yield path, "w"
             if "O_WRONLY" not in rest:
                 yield path, "r"
+        elif name == "flock":
+            path = self._inside(rest.partition("<")[2].partition(">")[0])
+            for mode in "k" + "w" * ("LOCK_EX" in rest):
+                yield path + "/" * Path(self._root + path).is_dir(), mode
         elif name == "execve":
             yield self._named(rest)[0], "x"
         elif re.match("unlink|rename|mkdir|rmdir", name):

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests import daemons
+from tests.apart import found
 from tests.bench import exim, opensmtpd
 from tests.bench import peers as bench
 from tests.bench.fetch import UNPACKED
-from tests.conftest import SEARCHED
 from tests.net import held
 from tests.service import Service
 
@@ -32,14 +31,6 @@ PEERS = Path(os.environ.get("BENCH_PEERS", UNPACKED)).expanduser()
 PASSWORD = daemons.Dovecot.password
 #: Without trust-ad the C library keeps from programs what the resolver has validated.
 RESOLVER = "nameserver 127.0.0.1\noptions trust-ad\n"
-
-
-def found(name: str) -> str:
-    """A program; ends this one when it is not installed."""
-    path = shutil.which(name, path=SEARCHED)
-    if path is None:
-        sys.exit(f"{name} is not installed")
-    return path
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,8 @@ fetches it.  Their logs go to standard error.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +20,7 @@ from email import message_from_bytes
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.apart import apart, found
 from tests.authority import Authority, Issued, pem, rsa_key
 from tests.daemons import Dovecot
 from tests.federated import (
@@ -34,7 +33,6 @@ from tests.federated import (
     OpenSmtpd,
     Postfix,
     Site,
-    found,
 )
 from tests.policyhost import PolicyHost
 from tests.test_relay_dane import STRANGER, tlsa
@@ -63,15 +61,9 @@ class Arrived(NamedTuple):
 
 
 def main() -> None:
-    if sys.argv[1:] != ["inside"]:
-        # A network and mounts of its own, which end with it.
-        os.execvp("unshare", ["unshare", "--net", "--mount", sys.executable, "-m",
-                              "tests.federation", "inside"])
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mailsvc-test-")))
-        folder.chmod(0o755)
-        addresses = {name: f"192.0.2.{10 + number}" for number, name in enumerate(SITES)}
-        _make_host(folder, [*addresses.values(), POLICIES, PROGRAMS])
+    addresses = {name: f"192.0.2.{10 + number}" for number, name in enumerate(SITES)}
+    with (apart("tests.federation", [*addresses.values(), POLICIES, PROGRAMS], RESOLVER) as folder,
+          ExitStack() as stack):
         authority = Authority()
         (folder / "ca.pem").write_bytes(pem(authority.root))
         # What mends OpenSMTPD (opensmtpd_keys.c) mends RSA alone.
@@ -92,15 +84,6 @@ def main() -> None:
             print(json.dumps(row))
         for name, site in sites.items():
             print(f"---- {name}\n{site.log()}", file=sys.stderr)
-
-
-def _make_host(folder: Path, addresses: list[str]) -> None:
-    resolver = folder / "resolv.conf"
-    resolver.write_text(RESOLVER)
-    for words in (["ip", "link", "set", "lo", "up"],
-                  *(["ip", "address", "add", f"{each}/32", "dev", "lo"] for each in addresses),
-                  ["mount", "--bind", str(resolver), "/etc/resolv.conf"]):
-        subprocess.run(words, check=True)
 
 
 def _zones(addresses: Mapping[str, str], issued: Mapping[str, Issued]) -> dict[str, list[str]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.apart import apart, found
 from tests.daemons import Postfix
 from tests.nameserver import NameServer
 from tests.pebble import Pebble
@@ -28,22 +28,17 @@ from tests.pebble import Pebble
 ADDRESS, HOST, DOMAIN = "192.0.2.7", "mail.example.org", "example.org"
 YOU = f"you@{DOMAIN}"
 CONFIGURATION = "/srv/mail/mailsvc.toml"
+RESOLVER = "nameserver 127.0.0.1\noptions timeout:1 attempts:2\n"
 #: How long one thing may take, seconds.
 PATIENCE = 60.0
 
 
 def main() -> None:
-    if sys.argv[1:] != ["inside"]:
-        # A network and mounts of its own, which end with it.
-        os.execvp("unshare", ["unshare", "--net", "--mount", sys.executable, "-m",
-                              "tests.first_hour", "inside"])
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mailsvc-test-")))
-        folder.chmod(0o755)
-        _make_host(folder)
+    with apart("tests.first_hour", [ADDRESS], RESOLVER) as folder, ExitStack() as stack:
+        subprocess.run(["mount", "-t", "tmpfs", "none", "/srv"], check=True)
         zone = {HOST: [f"A {ADDRESS}"], "7.2.0.192.in-addr.arpa": [f"PTR {HOST}"]}
         stack.enter_context(NameServer(zone, 53))
-        authority = stack.enter_context(Pebble(_program, folder, 80, "127.0.0.1:53"))
+        authority = stack.enter_context(Pebble(found, folder, 80, "127.0.0.1:53"))
         # What everybody trusts.
         trusted = folder / "trusted.pem"
         trusted.write_bytes(authority.root.read_bytes() + authority.issuer())
@@ -51,16 +46,6 @@ def main() -> None:
         os.environ["PATH"] = f"{sys.prefix}/bin:{os.environ['PATH']}"
         os.environ["COLUMNS"] = "100"
         print(_played(zone, authority), end="")
-
-
-def _make_host(folder: Path) -> None:
-    resolver = folder / "resolv.conf"
-    resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:2\n")
-    for words in (["ip", "link", "set", "lo", "up"],
-                  ["ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"],
-                  ["mount", "-t", "tmpfs", "none", "/srv"],
-                  ["mount", "--bind", str(resolver), "/etc/resolv.conf"]):
-        subprocess.run(words, check=True)
 
 
 def _played(zone: dict[str, list[str]], authority: Pebble) -> str:
@@ -77,7 +62,7 @@ def _played(zone: dict[str, list[str]], authority: Pebble) -> str:
                    until=lambda shown: "\n  until " in shown)
         # Warnings are left: nobody keeps the clock right, and who would serve the policy?
         shell.type(f"mailsvc --config {CONFIGURATION} doctor {DOMAIN}", statuses=(0, 1))
-        with Postfix(_program, smtp_host_lookup="dns", myhostname="mx.example.net",
+        with Postfix(found, smtp_host_lookup="dns", myhostname="mx.example.net",
                      smtp_tls_security_level="may") as postfix:
             postfix.sendmail(f"From: bob@example.net\nTo: {YOU}\nSubject: hello\n\n"
                              "Does it work?\n".encode(), [YOU], "bob@example.net")
@@ -157,13 +142,6 @@ class Shell:
 
 def _so_far(file: int) -> str:
     return os.pread(file, 1 << 20, 0).decode()
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        sys.exit(f"{name} is not installed")
-    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""mailsvc.cli.streams, mailsvc.interrupt: what goes wrong with a command beside its work."""
+"""mailsvc.cli.streams: what goes wrong with a command beside its work."""
 
 from __future__ import annotations
 
@@ -192,57 +192,3 @@ def test_what_may_not_be_looked_at_is_not_damaged() -> None:
     assert status == 1
     assert "cannot be looked at: permission denied on " in stdout
     assert "damaged" not in stdout
-
-
-# ---- Ctrl-C -------------------------------------------------------------------------------------
-
-#: Interrupts itself as it imports *module*, and so at a moment that is always the same.
-_INTERRUPTED = """
-import os, signal, sys
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
-
-sys.meta_path.insert(0, Finder())
-sys.argv = ["mailsvc", *sys.argv[1:]]
-from mailsvc.__main__ import main
-main()
-"""
-
-
-@pytest.mark.parametrize(("module", "command"), [
-    ("click", ["account", "list"]),
-    ("mailsvc.config", ["account", "list"]),
-    ("mailsvc.cli.accounts", ["account", "list"]),
-    ("mailsvc.cli.dev", ["dev", "--smtp", "0", "--pop3", "0"]),
-    ("twisted.internet.reactor", ["dev", "--smtp", "0", "--pop3", "0"]),
-])
-def test_an_interrupt_amid_imports(module: str, command: list[str], data: Path,
-                                   tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _INTERRUPTED.format(module=module), "--dir",
-         str(tmp_path / "data" if command[0] == "dev" else data), *command],
-        capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT), done.stderr
-    assert done.stderr == ""
-
-
-def test_an_interrupt_of_what_waits(data: Path) -> None:
-    with subprocess.Popen([*MAILSVC, "--dir", str(data), "account", "add", "c@example.org",
-                           "--password-stdin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as process:
-        # It waits for the password once it reads standard input.
-        for _ in range(10 * int(PATIENCE)):
-            waits = Path(f"/proc/{process.pid}/wchan").read_text()
-            if "pipe" in waits:
-                break
-            try:
-                process.wait(0.1)
-            except subprocess.TimeoutExpired:
-                continue
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
-    assert said == ""

@@ -179,7 +179,7 @@ logrotate --force /etc/logrotate.d/mailsvc
 python3 -c 'import smtplib; smtplib.SMTP("127.0.0.1").quit()'
 """ + STOP,
         program("strace"), "--follow-forks", "--seccomp-bpf", "--decode-fds=path",
-        "--trace=file,process", "--output", trace)
+        "--trace=file,process,flock", "--output", trace)
     assert "2 [b'One.', b'Two.']" in said and "2 workers serve" in said
     old, new = sorted((debian.place / "var/log/mailsvc").iterdir(), reverse=True)
     assert (new.name, old.name[:4]) == ("log", "log-")

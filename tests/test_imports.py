@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "settings": [],
     "wire": [],
     "interrupt": [],
-    "__main__": ["interrupt", "cli"],
+    "__main__": ["cli", "sendmail"],
     "plugin": ["interrupt", "tap"],
     "toml": [],
     "mistakes": ["toml"],

@@ -61,7 +61,7 @@ def test_distributions_metadata(distributions: Path) -> None:
                  for name in wheel.namelist() if ".dist-info/" in name}
     assert "The mailsvc developers" in texts["licenses/LICENSE"]
     assert "mailsvc = mailsvc.__main__:main" in texts["entry_points.txt"]
-    assert "mailsvc-sendmail = mailsvc.sendmail:main" in texts["entry_points.txt"]
+    assert "mailsvc-sendmail = mailsvc.__main__:sendmail" in texts["entry_points.txt"]
     assert "Requires-Python: >=3.11" in texts["METADATA"]
 
 

@@ -259,7 +259,7 @@ async def test_what_is_not_ready_is_ended(
     monkeypatch.setattr(succession, "_BY_ITSELF", 0.1)
     monkeypatch.setattr(succession, "_TO_END", 0.2)
     with open(os.devnull) as lock:
-        successor = Successor(Origin(words, "/"), [], lock.fileno(), reactor, lambda _: None, 0.2)
+        successor = Successor(Origin(words, "/"), [], [lock.fileno()], reactor, lambda _: None, 0.2)
         with pytest.raises(NotReady, match=reason):
             await successor.start()
     assert not (successor.pid and alive(successor.pid))

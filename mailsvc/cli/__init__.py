@@ -18,7 +18,7 @@ import click
 from mailsvc import __version__
 from mailsvc.cli import streams
 from mailsvc.cli.place import explained, place_options
-from mailsvc.interrupt import ends_quietly
+from mailsvc.interrupt import ends_quietly, is_raised
 
 #: command -> the module that defines it, under its own name.
 COMMANDS = {
@@ -83,7 +83,6 @@ class CommandTable(click.Group):
                                        error.ctx) from None
             raise
 
-
     def main(self, *arguments: Any, **options: Any) -> Any:
         streams.guard()
         return super().main(*arguments, **options)
@@ -91,7 +90,7 @@ class CommandTable(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             # What no command expects of a disk, it says no worse than those that do.
-            with explained():
+            with is_raised(), explained():
                 return super().invoke(ctx)
         except (KeyboardInterrupt, click.Abort) as error:
             if isinstance(error, KeyboardInterrupt) or isinstance(
