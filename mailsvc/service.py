@@ -23,7 +23,6 @@ import functools
 import os
 import resource
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +59,6 @@ from mailsvc.figures import (
 )
 from mailsvc.front import Front, explained, listeners_of
 from mailsvc.gathering import Gathering, Process
-from mailsvc.headcount import Crew
 from mailsvc.holding import Holding
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.live import Live
@@ -68,6 +66,7 @@ from mailsvc.logindelay import LoginDelay
 from mailsvc.names import DirectoryError
 from mailsvc.observer import Observer
 from mailsvc.passwords import PasswordHasher
+from mailsvc.places import Place
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.prerequisites import (
     make_mail_directory,
@@ -103,24 +102,6 @@ _log = Logger("mailsvc")
 
 #: How many open files are kept for other things than connections: mail, databases, log, libraries.
 _SPARE_DESCRIPTORS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a process stands among the workers.
-
-    :ivar crew: what it shares with them.
-    :ivar figures: where they count.
-    :ivar row: which of them it is.
-    :ivar first: whether it is the one that does what is to be done once.
-    :ivar workers: how many of them serve at once.
-    """
-
-    crew: Crew
-    figures: Figures
-    row: int
-    first: bool
-    workers: int
 
 
 def build(

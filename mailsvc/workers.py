@@ -34,7 +34,6 @@ upgrade counts connections anew.
 
 from __future__ import annotations
 
-import bisect
 import gc
 import os
 import signal
@@ -56,14 +55,14 @@ from mailsvc.backoff import ATTEMPTS, LONGEST_PAUSE, Backoff
 from mailsvc.child import Child
 from mailsvc.config import SECTIONS, ConfigurationError, Settings
 from mailsvc.control import ReloadRefused
-from mailsvc.figures import RELOADS, RESTARTS, Figures, Share
+from mailsvc.figures import RELOADS, RESTARTS, Share
 from mailsvc.front import Configuration, Front, explained, listeners_of
 from mailsvc.gathering import Gathering, Process
-from mailsvc.headcount import Crew
 from mailsvc.holding import Holding
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.log import SharedLogFile
-from mailsvc.service import MailService, Place, build, certificate_names
+from mailsvc.places import Places
+from mailsvc.service import MailService, build, certificate_names
 from mailsvc.succession import Predecessor
 from mailsvc.systemd import NotifyService
 from mailsvc.worker import DRAIN, Task
@@ -171,12 +170,10 @@ class Supervisor(Front):
         self._serving = predecessor is None
         self._leaving = False
         rows = _GENERATIONS * count(settings)
-        #: Those that are free, the first of which is taken.
-        self._rows = list(range(rows))
-        self._crew = Crew(rows)
-        # The last row is our own.
-        self._figures = Figures(rows + 1)
+        self._places = Places(rows)
+        self._crew, self._figures = self._places.crew, self._places.figures
         self._gathering = Gathering(self._figures, self)
+        # The last row is our own.
         share = Share(self._figures, rows)
         self._restarts = share.count(RESTARTS)
         self._reloads, self._failed_reloads = (
@@ -265,9 +262,7 @@ class Supervisor(Front):
     def _fork(self, configuration: Configuration, *, first: bool = False,
               waits: bool = False) -> Child:
         settings, checkers = configuration
-        row = self._rows.pop(0)
-        self._crew.beat(row)
-        place = Place(self._crew, self._figures, row, first, count(settings))
+        place = self._places.take(first, count(settings))
         task = Task(settings, checkers, self._for_mail(), place, self.for_good, self._log_file,
                     waits or not self._serving,
                     self.predecessor.stderr if self.predecessor is not None else -1)
@@ -278,8 +273,7 @@ class Supervisor(Front):
                 [self.holding, *(worker.control for worker in (*self._workers, *self._successors)),
                  *self._sockets()])
         except OSError:
-            self._crew.clear(row)
-            bisect.insort(self._rows, row)
+            self._places.free(place)
             raise
 
     def _for_mail(self) -> list[Listener]:
@@ -311,10 +305,8 @@ class Supervisor(Front):
         self._switch()
 
     def _died(self, worker: Child) -> None:
-        self._crew.clear(worker.place.row)
-        self._figures.clear(worker.place.row)
+        self._places.free(worker.place)
         self._gathering.ended(_name(worker), worker.spent)
-        bisect.insort(self._rows, worker.place.row)
         if worker in self._successors:
             self._successors.remove(worker)
             self._give_up_successors(worker.cause)
@@ -424,7 +416,7 @@ class Supervisor(Front):
         if self.successor is not None:
             raise CannotStart("a new program is starting, which reads the configuration by itself; "
                               "wait for it")
-        if count(new) > len(self._rows):
+        if count(new) > len(self._places):
             leaving = [worker for worker in self._workers if worker.leaving]
             self._tell(signal.SIGTERM, leaving)
             raise CannotStart(

@@ -22,7 +22,7 @@ PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout
          "certificates", "tls", "acme", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace",
          "webhooks"]
 SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "endpoints", "config",
-           "contradictions", "log", "systemd", "succession", "holding", "headcount",
+           "contradictions", "log", "systemd", "succession", "holding", "headcount", "places",
            "connections", "listeners", "figures", "gathering", "history", "localsocket", "monitor",
            "control", "observer", "front", "console", "live", "api"]
 
@@ -65,6 +65,7 @@ MAY_IMPORT = {
     "web": [],
     "observer": ["figures", "gathering"],
     "headcount": ["pace"],
+    "places": ["figures", "headcount"],
     "connections": [*VALUES, "pace", "headcount"],
     "deadline": [],
     "conversation": [*VALUES, *LOGINS, "authentication", "connections", "deadline", "handshake"],
@@ -218,7 +219,7 @@ MAY_IMPORT = {
                  "store"],
     "rehearsal": SERVICE,
     "consequences": ["config", "networks", "rehearsal", "tracing"],
-    "worker": ["config", "holding", "listeners", "log", "service"],
+    "worker": ["config", "holding", "listeners", "log", "places", "service"],
     "backoff": [],
     "child": ["holding", "listeners", "worker"],
     "workers": [*SERVICE, "service", "worker", "child", "backoff"],
