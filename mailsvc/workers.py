@@ -39,7 +39,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -56,13 +56,13 @@ from mailsvc.child import Child
 from mailsvc.config import SECTIONS, ConfigurationError, Settings
 from mailsvc.control import ReloadRefused
 from mailsvc.figures import RELOADS, RESTARTS, Share
-from mailsvc.front import Configuration, Front, explained, listeners_of
+from mailsvc.front import Configuration, Front, explained
 from mailsvc.gathering import Gathering, Process
 from mailsvc.holding import Holding
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.log import SharedLogFile
 from mailsvc.places import Places
-from mailsvc.service import MailService, build, certificate_names
+from mailsvc.service import certificate_names
 from mailsvc.succession import Predecessor
 from mailsvc.systemd import NotifyService
 from mailsvc.worker import DRAIN, Task
@@ -98,34 +98,7 @@ def _cores() -> int:
     return cores
 
 
-def serve(
-    settings: Settings, reactor: Any, *, checkers: Iterable[ICredentialsChecker] = (),
-    optional: Sequence[str] = (), read_again: Callable[[], Configuration] | None = None,
-    log_file: SharedLogFile | None = None, predecessor: Predecessor | None = None,
-) -> MailService | Supervisor:
-    """The service that *settings* describe, in as many processes as they say.
-
-    :param read_again: what SIGHUP asks for the configuration; without, SIGHUP is left alone.
-    :param log_file: what all processes log to, if it is to be rotated.
-    :param predecessor: the program that serves until this one is ready.
-    :raises CannotStart: as :func:`mailsvc.service.build`.
-    """
-    service: MailService | Supervisor
-    if count(settings) == 1:
-        if settings.service.workers > 1:
-            _log.warn("one worker serves: a store in memory is of one process")
-        service = build(settings, reactor, checkers=checkers, optional=optional,
-                        predecessor=predecessor)
-        service.ready.addCallback(_frozen)
-    else:
-        service = Supervisor(settings, reactor,
-                             listeners_of(settings, reactor, optional, predecessor),
-                             tuple(checkers), log_file, predecessor)
-    service.read_again = read_again
-    return service
-
-
-def _freeze() -> None:
+def freeze() -> None:
     """What there is by now stays, and the collector of cycles need not look at it again.
 
     Nor often at what comes, of which few are cycles: it would take a twentieth of the time.
@@ -135,14 +108,8 @@ def _freeze() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
-def _frozen(listeners: list[Listener]) -> list[Listener]:
-    """A callback that does it once the service is ready."""
-    _freeze()
-    return listeners
-
-
 class Supervisor(Front):
-    """See the module.  The parameters are those of :func:`serve`."""
+    """See the module.  The parameters are those of :func:`mailsvc.serving.serve`."""
 
     def __init__(
         self, settings: Settings, reactor: Any, listeners: list[Listener],
@@ -216,7 +183,7 @@ class Supervisor(Front):
         for listener in self._for_mail():
             listener.pause()
         # To collect it would write to pages that are shared.
-        _freeze()
+        freeze()
         settings, _ = self._configuration
         try:
             # The first makes what is missing; no other shall make it as well.

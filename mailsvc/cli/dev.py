@@ -51,10 +51,10 @@ from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, parse_address
 from mailsvc.passwords import PasswordHasher, check_password, scram_salt
 from mailsvc.prerequisites import hold_data
+from mailsvc.serving import serve
 from mailsvc.stopping import StopSignals
 from mailsvc.store.tree import sync_directory
 from mailsvc.toml import literal
-from mailsvc.workers import serve
 
 #: The least that Argon2id and SCRAM take; --set passwords.memory_kib=… makes it real.
 CHEAP_PASSWORDS = ("passwords.memory_kib=64", "passwords.passes=1",
