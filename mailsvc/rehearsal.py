@@ -39,7 +39,7 @@ from mailsvc.authentication import Authenticator
 from mailsvc.brakes import Brakes
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
-from mailsvc.directory import Alias, SqliteDirectory
+from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import (
     MailboxFull,
     MailboxMoved,
@@ -50,7 +50,7 @@ from mailsvc.errors import (
     UnknownMailbox,
 )
 from mailsvc.figures import Share
-from mailsvc.mail import Account, Address, Remote
+from mailsvc.mail import Account, Address, Alias, Remote
 from mailsvc.passwords import PasswordHasher
 from mailsvc.queue.message import QueuedMessage
 from mailsvc.queue.routes import Hop, Routes

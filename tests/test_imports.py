@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 VALUES = ["errors", "mail", "networks", "settings", "wire"]
 LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
-PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins", "directory"]
-PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
-         "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
+PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins"]
+PARTS = [*PEOPLE, "directory", "state", "bans", "ledger", "brakes", "srs", "routing", "fanout",
+         "queue", "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "acme", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace",
          "webhooks"]
 SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "endpoints", "config",
@@ -119,7 +119,7 @@ MAY_IMPORT = {
     "logins": ["mail", "names", "networks", "database"],
     "directory": [*CONTRACTS, "names", "database", "schema", "logins"],
     "srs": ["mail"],
-    "routing": [*PEOPLE, "srs"],
+    "routing": [*CONTRACTS, "names", "srs"],
     "fanout": CONTRACTS,
     "dkim": ["names", "ownership", "submission.mailboxes"],
     "queue.limits": ["settings"],
@@ -189,7 +189,7 @@ MAY_IMPORT = {
     "jsonschema": ["config", "settings"],
     "reach": ["config"],
     "records": ["names", "ownership", "certificates", "config", "dkim", "queue", "reach", "zone"],
-    "installation": [*PEOPLE, "passwords", "certificates", "config", "dkim"],
+    "installation": [*PEOPLE, "directory", "passwords", "certificates", "config", "dkim"],
     "zone": ["dkim", "reach"],
     "console.limits": ["settings"],
     "console.forms": [],
@@ -200,8 +200,8 @@ MAY_IMPORT = {
     "console.sessions": ["state", "console.limits"],
     "paths": [],
     "mailbox": [*CONTRACTS, "store.threads", "store.undeletion"],
-    "plain": [*PEOPLE, "bans", "config", "queue.filter", "queue.message", "store.undeletion",
-              "tracing.story", "webhooks.spool", "zone"],
+    "plain": [*PEOPLE, "directory", "bans", "config", "queue.filter", "queue.message",
+              "store.undeletion", "tracing.story", "webhooks.spool", "zone"],
     "console.channel": ["connections", "errors"],
     "console": [*PARTS, "credentials", "client", "composing", "config", "connections", "doctor",
                 "history", "listeners", "live", "localsocket", "mailbox", "monitor", "paths",
