@@ -54,7 +54,6 @@ from mailsvc.mail import Account, Address, Alias, Remote
 from mailsvc.passwords import PasswordHasher
 from mailsvc.queue.message import QueuedMessage
 from mailsvc.queue.routes import Hop, Routes
-from mailsvc.rates import Ledger, TooMuchSent
 from mailsvc.routing import MAILBOX_DISABLED, NOT_SET_UP, Router
 from mailsvc.sasl.steps import Kind
 from mailsvc.smtp.mode import SUBMISSION, TRANSPORT
@@ -65,6 +64,7 @@ from mailsvc.state import State
 from mailsvc.store import maildirsize
 from mailsvc.store.quota import quota_of, refusal
 from mailsvc.submission.agent import SubmissionAgent
+from mailsvc.submission.rates import Ledger, TooMuchSent
 from mailsvc.submission.senders import SenderRefused
 
 

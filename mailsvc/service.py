@@ -77,13 +77,13 @@ from mailsvc.prerequisites import (
 )
 from mailsvc.proxy import ProxiedFactory
 from mailsvc.queue.service import Queue
-from mailsvc.rates import Rates
 from mailsvc.relaying import open_queue
 from mailsvc.routing import Router
 from mailsvc.smtp.mode import LMTP, ODMR, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
 from mailsvc.store import MaildirStore, Store, StoreUnusable, open_store
 from mailsvc.submission.agent import SubmissionAgent
+from mailsvc.submission.rates import Rates
 from mailsvc.succession import Predecessor
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable, certificate_places

@@ -18,7 +18,7 @@ LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
 PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins"]
 PARTS = [*PEOPLE, "directory", "state", "bans", "ledger", "brakes", "srs", "routing", "fanout",
-         "queue", "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
+         "queue", "submission", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "acme", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace",
          "webhooks"]
 SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "endpoints", "config",
@@ -99,9 +99,8 @@ MAY_IMPORT = {
     "submission.limits": ["settings", "names"],
     "submission.mailboxes": ["mail"],
     "submission.repair": [],
-    "submission.agent": [*PEOPLE, "routing", "rates", "submission"],
+    "submission.rates": [*VALUES, "names", "state", "submission.limits"],
     "submission": [*PEOPLE, "trace", "routing", "submission"],
-    "rates": [*VALUES, "names", "state", "submission.limits"],
     "authentication": [*PEOPLE, *LOGINS, "figures", "brakes", "accounts"],
     "certificates": ["ownership"],
     "acme.limits": ["settings"],
@@ -247,7 +246,8 @@ SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "databas
            "paths", "plain",
            "api.problems", "api.shapes"]
 ADAPTORS = ["smtp.server", "smtp.passage", "smtp.outgoing", "smtp.incoming", "smtp.severally",
-            "smtp.reception", "submission.agent", "pop3.server", "pop3.retrieval"]
+            "smtp.reception", "submission.agent", "submission.rates", "pop3.server",
+            "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 
