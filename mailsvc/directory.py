@@ -44,7 +44,6 @@ from mailsvc.names import (
     fold_local_part,
 )
 
-
 # --- Rows --------------------------------------------------------------------------------------
 
 _DOMAIN = "SELECT name, catch_all_local_part, catch_all_domain, separators FROM domain"
