@@ -23,7 +23,6 @@ import hmac
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +32,7 @@ from mailsvc import schema
 from mailsvc.database import Database
 from mailsvc.interfaces import IDirectory
 from mailsvc.logins import COLUMNS, Credentials, PasswordTable, StoredPassword, stored
-from mailsvc.mail import ROLES, Account, Address
+from mailsvc.mail import ROLES, Account, Address, Alias, Domain
 from mailsvc.names import (
     RESERVED,
     SEPARATORS,
@@ -44,41 +43,6 @@ from mailsvc.names import (
     fold_domain,
     fold_local_part,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """A domain whose mail is ours.
-
-    :ivar name: A-label form, lower case.
-    :ivar catch_all: who gets the mail for unknown local-parts; None to refuse it.
-    :ivar separators: the characters that each part a subaddress's tag from its mailbox; empty for
-        no subaddresses, None for the service's own.
-    """
-
-    name: str
-    catch_all: Address | None = None
-    separators: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """A name whose mail goes elsewhere.
-
-    :ivar targets: where to, at least one; one of the alias's own name means the account.
-    :ivar moved: nothing is delivered; the sender is told the one target instead.
-    """
-
-    local_part: str
-    domain: str
-    targets: tuple[Address, ...]
-    moved: bool = False
-
-    @property
-    def name(self) -> str:
-        """``local-part@domain``, as :attr:`mailsvc.mail.Account.name`."""
-        return f"{self.local_part}@{self.domain}"
-
 
 # --- Rows --------------------------------------------------------------------------------------
 

@@ -201,13 +201,13 @@ class IDirectory(Interface):
         """A value that is another one after any change: until then each look-up finds the same."""
 
     def domain(name):
-        """The :class:`mailsvc.directory.Domain` of that name, or None when it is not ours."""
+        """The :class:`mailsvc.mail.Domain` of that name, or None when it is not ours."""
 
     def account(local_part, domain):
         """The :class:`mailsvc.mail.Account`, or None."""
 
     def alias(local_part, domain):
-        """The :class:`mailsvc.directory.Alias`, or None."""
+        """The :class:`mailsvc.mail.Alias`, or None."""
 
     def credentials(name):
         """What a login as *name* (``local-part@domain``) is checked against.
@@ -220,7 +220,7 @@ class IDirectory(Interface):
         keeps to itself and never changes."""
 
     def domains(most=-1):
-        """The :class:`mailsvc.directory.Domain` there are, the oldest first; an iterator.
+        """The :class:`mailsvc.mail.Domain` there are, the oldest first; an iterator.
 
         :param most: of at most so many; -1 for all.
         """

@@ -1,4 +1,4 @@
-"""The values that mail is made of: addresses, accounts, envelopes, ids.
+"""The values that mail is made of: addresses, domains, accounts, aliases, envelopes, ids.
 
 All are immutable except :class:`Envelope`, which one SMTP transaction fills.  Nothing here does I/O
 or knows a protocol's wire form beyond the address syntax of RFC 5321 §4.1.2.
@@ -81,6 +81,40 @@ class Account:
     @property
     def name(self) -> str:
         """The login and display name, ``local-part@domain``."""
+        return f"{self.local_part}@{self.domain}"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain whose mail is ours.
+
+    :ivar name: A-label form, lower case.
+    :ivar catch_all: who gets the mail for unknown local-parts; None to refuse it.
+    :ivar separators: the characters that each part a subaddress's tag from its mailbox; empty for
+        no subaddresses, None for the service's own.
+    """
+
+    name: str
+    catch_all: Address | None = None
+    separators: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name whose mail goes elsewhere.
+
+    :ivar targets: where to, at least one; one of the alias's own name means the account.
+    :ivar moved: nothing is delivered; the sender is told the one target instead.
+    """
+
+    local_part: str
+    domain: str
+    targets: tuple[Address, ...]
+    moved: bool = False
+
+    @property
+    def name(self) -> str:
+        """``local-part@domain``, as :attr:`Account.name`."""
         return f"{self.local_part}@{self.domain}"
 
 

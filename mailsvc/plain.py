@@ -13,9 +13,9 @@ from email.parser import BytesHeaderParser
 from typing import Any
 
 from mailsvc.bans import Ban
-from mailsvc.directory import Alias, Domain, SqliteDirectory
+from mailsvc.directory import SqliteDirectory
 from mailsvc.logins import StoredPassword
-from mailsvc.mail import Account
+from mailsvc.mail import Account, Alias, Domain
 from mailsvc.queue.filter import status
 from mailsvc.queue.message import QueuedMessage
 from mailsvc.settings import Key

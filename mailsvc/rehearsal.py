@@ -39,7 +39,7 @@ from mailsvc.authentication import Authenticator
 from mailsvc.brakes import Brakes
 from mailsvc.config import Settings
 from mailsvc.connections import Connections
-from mailsvc.directory import Alias, SqliteDirectory
+from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import (
     MailboxFull,
     MailboxMoved,
@@ -50,11 +50,10 @@ from mailsvc.errors import (
     UnknownMailbox,
 )
 from mailsvc.figures import Share
-from mailsvc.mail import Account, Address, Remote
+from mailsvc.mail import Account, Address, Alias, Remote
 from mailsvc.passwords import PasswordHasher
 from mailsvc.queue.message import QueuedMessage
 from mailsvc.queue.routes import Hop, Routes
-from mailsvc.rates import Ledger, TooMuchSent
 from mailsvc.routing import MAILBOX_DISABLED, NOT_SET_UP, Router
 from mailsvc.sasl.steps import Kind
 from mailsvc.smtp.mode import SUBMISSION, TRANSPORT
@@ -65,6 +64,7 @@ from mailsvc.state import State
 from mailsvc.store import maildirsize
 from mailsvc.store.quota import quota_of, refusal
 from mailsvc.submission.agent import SubmissionAgent
+from mailsvc.submission.rates import Ledger, TooMuchSent
 from mailsvc.submission.senders import SenderRefused
 
 

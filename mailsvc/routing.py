@@ -38,7 +38,6 @@ from dataclasses import dataclass
 
 from zope.interface import implementer
 
-from mailsvc.directory import Alias, Domain
 from mailsvc.errors import (
     EnhancedStatus,
     MailboxMoved,
@@ -49,7 +48,7 @@ from mailsvc.errors import (
     UnknownMailbox,
 )
 from mailsvc.interfaces import IDirectory, IRouter
-from mailsvc.mail import Account, Address, Remote
+from mailsvc.mail import Account, Address, Alias, Domain, Remote
 from mailsvc.names import (
     RESERVED,
     SEPARATORS,

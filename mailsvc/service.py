@@ -1,7 +1,8 @@
 """The service: everything wired together, started in order, and stopped without losing anything.
 
-:func:`build` is the only place that knows all the parts.  What it returns goes through these steps,
-so that ``twistd`` may turn into a daemon and change user in between:
+:func:`build` is the only place that knows all the parts; those that send to other hosts are in
+:mod:`mailsvc.relaying`.  What it returns goes through these steps, so that ``twistd`` may turn into
+a daemon and change user in between:
 
 1. ``build`` reads the endpoints; it opens nothing.
 2. ``privilegedStartService`` raises the limit of open files and binds every listener, as root where
@@ -22,7 +23,6 @@ import functools
 import os
 import resource
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,6 @@ from mailsvc.checkers.inturn import in_turn
 from mailsvc.config import SECTIONS, ConfigurationError, Settings
 from mailsvc.connections import Connections
 from mailsvc.directory import SqliteDirectory
-from mailsvc.dkim import Keys, Signer
 from mailsvc.errors import EnhancedStatus, MailFailure, TemporaryFailure
 from mailsvc.figures import (
     BANS,
@@ -60,15 +59,14 @@ from mailsvc.figures import (
 )
 from mailsvc.front import Front, explained, listeners_of
 from mailsvc.gathering import Gathering, Process
-from mailsvc.headcount import Crew
 from mailsvc.holding import Holding
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.live import Live
 from mailsvc.logindelay import LoginDelay
 from mailsvc.names import DirectoryError
 from mailsvc.observer import Observer
-from mailsvc.ownership import name_of
 from mailsvc.passwords import PasswordHasher
+from mailsvc.places import Place
 from mailsvc.pop3.server import POP3Factory
 from mailsvc.prerequisites import (
     make_mail_directory,
@@ -78,32 +76,14 @@ from mailsvc.prerequisites import (
     refuse_unusable,
 )
 from mailsvc.proxy import ProxiedFactory
-from mailsvc.queue.attempts import Attempts
-from mailsvc.queue.carrier import Carrier
-from mailsvc.queue.exchangers import Exchangers
-from mailsvc.queue.local import Local
-from mailsvc.queue.reports import Reports
-from mailsvc.queue.routes import Routes
-from mailsvc.queue.runner import Runner
-from mailsvc.queue.schedule import Schedule
-from mailsvc.queue.security.https import HTTPS
-from mailsvc.queue.security.levels import Levels
-from mailsvc.queue.security.lookup import Lookup
-from mailsvc.queue.security.policies import Policies, Shelf
-from mailsvc.queue.security.reporter import Post, Reporter
-from mailsvc.queue.security.results import Results
-from mailsvc.queue.security.terms import Security
-from mailsvc.queue.security.tlsa import Bindings
 from mailsvc.queue.service import Queue
-from mailsvc.queue.spool import Spool
-from mailsvc.rates import Rates
+from mailsvc.relaying import open_queue
 from mailsvc.routing import Router
 from mailsvc.smtp.mode import LMTP, ODMR, SUBMISSION, TRANSPORT
 from mailsvc.smtp.server import SMTPFactory
-from mailsvc.state import State
 from mailsvc.store import MaildirStore, Store, StoreUnusable, open_store
-from mailsvc.store.threads import Threads
 from mailsvc.submission.agent import SubmissionAgent
+from mailsvc.submission.rates import Rates
 from mailsvc.succession import Predecessor
 from mailsvc.systemd import NotifyService
 from mailsvc.tls import ServerTLS, TLSUnusable, certificate_places
@@ -124,24 +104,6 @@ _log = Logger("mailsvc")
 _SPARE_DESCRIPTORS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a process stands among the workers.
-
-    :ivar crew: what it shares with them.
-    :ivar figures: where they count.
-    :ivar row: which of them it is.
-    :ivar first: whether it is the one that does what is to be done once.
-    :ivar workers: how many of them serve at once.
-    """
-
-    crew: Crew
-    figures: Figures
-    row: int
-    first: bool
-    workers: int
-
-
 def build(
     settings: Settings, reactor: Any, *, checkers: Iterable[ICredentialsChecker] = (),
     optional: Sequence[str] = (), predecessor: Predecessor | None = None,
@@ -156,27 +118,6 @@ def build(
     """
     return MailService(settings, reactor, listeners_of(settings, reactor, optional, predecessor),
                        tuple(checkers), predecessor=predecessor)
-
-
-def open_security(settings: Settings, exchangers: Exchangers, threads: Threads, post: Post,
-                  reactor: Any) -> Security:
-    """What the hosts that mail goes to have to prove.
-
-    :param post: sends TLS reports by mail.
-    :raises DirectoryError: what is known of them cannot be used.
-    """
-    relay = settings.relay
-    state = State(Path(settings.service.data) / "state.sqlite")
-    lookup = Lookup(relay.dns, {"auto": None, "on": True, "off": False}[relay.dane], reactor)
-    web = HTTPS(exchangers.addresses, relay.authorities, relay.loopback, reactor)
-    policies = Policies(Shelf(state), lookup, web, threads, reactor, relay.policy_port)
-    results = Results(state, threads, reactor) if relay.tls_reports else None
-    reporter = Reporter(results, lookup, web, post, relay.tls_reports, threads,
-                        reactor) if results is not None else None
-    return Security(lookup, policies if relay.mta_sts else None,
-                    Levels(state) if relay.remember_tls else None,
-                    Bindings(lookup) if relay.dane != "off" else None,
-                    results, reporter, relay.authorities, relay.port, threads, reactor)
 
 
 class MailService(Front):
@@ -428,35 +369,11 @@ class MailService(Front):
         return self._brakes.admit(client)
 
     def _open_queue(self, router: Router, store: Store) -> Queue:
-        """The queue, and in it what sends when this process is the one that may."""
-        settings, reactor = self._settings, self.reactor
-        hostname = settings.service.hostname
-        threads = Threads(reactor, 16, "queue")
-        signer = Signer(Keys(Path(settings.service.data) / "dkim"))
-        _try_keys(signer)
-        queue = Queue(Spool(Path(settings.service.data) / "queue"), threads, reactor,
-                      min(5, settings.service.grace_seconds), self._share,
-                      settings.queue.old_seconds)
         listening = {place for listener in self.listeners
                      if listener.kind.name == "smtp" and (place := listener.host_and_port)}
-
-        senders = settings.queue.senders(1 if self._place is None else self._place.workers)
-
-        def attempts() -> Attempts:
-            exchangers = Exchangers(settings.relay, hostname, listening, reactor)
-            carrier = Carrier(settings.relay, settings.queue.share(senders), exchangers,
-                              open_security(settings, exchangers, threads, reports.post, reactor),
-                              hostname, reactor)
-            return Attempts(queue.spool, threads, carrier, Routes(settings.relay, router.kept),
-                            Schedule(settings.queue), reports, router.srs, reactor,
-                            signer.at_once, Local(router, store, queue), self._share)
-
-        queue.reports = reports = Reports(
-            router, store, queue, hostname, settings.queue.language, reactor.seconds,
-            functools.partial(threads.run, signer.sign))
-        queue.make_runner = lambda: Runner(queue.spool, threads, attempts(), reactor, senders)
-        queue.make_attempts = attempts if senders > 1 else None
-        queue.joined = False
+        queue = open_queue(self._settings, router, store, listening,
+                           1 if self._place is None else self._place.workers, self._share,
+                           self.reactor)
         queue.setServiceParent(self)
         return queue
 
@@ -546,15 +463,6 @@ class MailService(Front):
             await self._recorder.stop()
         self.let_go()
         _log.info("stopped")
-
-
-def _try_keys(signer: Signer) -> None:
-    """Tell at once of keys that cannot be used, and not when the first message waits for them."""
-    try:
-        signer.has_keys()
-    except (OSError, DirectoryError) as error:
-        _log.error("what users send waits, since it cannot be signed: {error}; the keys have to be "
-                   "readable for {user}", error=error, user=name_of(os.geteuid()))
 
 
 def certificate_names(settings: Settings) -> list[str]:

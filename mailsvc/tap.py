@@ -25,10 +25,11 @@ from mailsvc.front import Configuration
 from mailsvc.listeners import KINDS, CannotStart
 from mailsvc.log import SharedLogFile, no_new_log
 from mailsvc.service import MailService
+from mailsvc.serving import serve
 from mailsvc.stopping import StopSignals
 from mailsvc.succession import Origin, Predecessor, command
 from mailsvc.toml import literal
-from mailsvc.workers import Supervisor, serve
+from mailsvc.workers import Supervisor
 
 _log = Logger("mailsvc")
 

@@ -36,7 +36,8 @@ from mailsvc import log
 from mailsvc.config import Settings
 from mailsvc.holding import Holding
 from mailsvc.listeners import CannotStart, Listener
-from mailsvc.service import MailService, Place
+from mailsvc.places import Place
+from mailsvc.service import MailService
 
 _log = Logger("mailsvc.workers")
 

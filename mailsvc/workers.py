@@ -34,13 +34,12 @@ upgrade counts connections anew.
 
 from __future__ import annotations
 
-import bisect
 import gc
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -56,14 +55,14 @@ from mailsvc.backoff import ATTEMPTS, LONGEST_PAUSE, Backoff
 from mailsvc.child import Child
 from mailsvc.config import SECTIONS, ConfigurationError, Settings
 from mailsvc.control import ReloadRefused
-from mailsvc.figures import RELOADS, RESTARTS, Figures, Share
-from mailsvc.front import Configuration, Front, explained, listeners_of
+from mailsvc.figures import RELOADS, RESTARTS, Share
+from mailsvc.front import Configuration, Front, explained
 from mailsvc.gathering import Gathering, Process
-from mailsvc.headcount import Crew
 from mailsvc.holding import Holding
 from mailsvc.listeners import CannotStart, Listener
 from mailsvc.log import SharedLogFile
-from mailsvc.service import MailService, Place, build, certificate_names
+from mailsvc.places import Places
+from mailsvc.service import certificate_names
 from mailsvc.succession import Predecessor
 from mailsvc.systemd import NotifyService
 from mailsvc.worker import DRAIN, Task
@@ -99,34 +98,7 @@ def _cores() -> int:
     return cores
 
 
-def serve(
-    settings: Settings, reactor: Any, *, checkers: Iterable[ICredentialsChecker] = (),
-    optional: Sequence[str] = (), read_again: Callable[[], Configuration] | None = None,
-    log_file: SharedLogFile | None = None, predecessor: Predecessor | None = None,
-) -> MailService | Supervisor:
-    """The service that *settings* describe, in as many processes as they say.
-
-    :param read_again: what SIGHUP asks for the configuration; without, SIGHUP is left alone.
-    :param log_file: what all processes log to, if it is to be rotated.
-    :param predecessor: the program that serves until this one is ready.
-    :raises CannotStart: as :func:`mailsvc.service.build`.
-    """
-    service: MailService | Supervisor
-    if count(settings) == 1:
-        if settings.service.workers > 1:
-            _log.warn("one worker serves: a store in memory is of one process")
-        service = build(settings, reactor, checkers=checkers, optional=optional,
-                        predecessor=predecessor)
-        service.ready.addCallback(_frozen)
-    else:
-        service = Supervisor(settings, reactor,
-                             listeners_of(settings, reactor, optional, predecessor),
-                             tuple(checkers), log_file, predecessor)
-    service.read_again = read_again
-    return service
-
-
-def _freeze() -> None:
+def freeze() -> None:
     """What there is by now stays, and the collector of cycles need not look at it again.
 
     Nor often at what comes, of which few are cycles: it would take a twentieth of the time.
@@ -136,14 +108,8 @@ def _freeze() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
-def _frozen(listeners: list[Listener]) -> list[Listener]:
-    """A callback that does it once the service is ready."""
-    _freeze()
-    return listeners
-
-
 class Supervisor(Front):
-    """See the module.  The parameters are those of :func:`serve`."""
+    """See the module.  The parameters are those of :func:`mailsvc.serving.serve`."""
 
     def __init__(
         self, settings: Settings, reactor: Any, listeners: list[Listener],
@@ -171,12 +137,10 @@ class Supervisor(Front):
         self._serving = predecessor is None
         self._leaving = False
         rows = _GENERATIONS * count(settings)
-        #: Those that are free, the first of which is taken.
-        self._rows = list(range(rows))
-        self._crew = Crew(rows)
-        # The last row is our own.
-        self._figures = Figures(rows + 1)
+        self._places = Places(rows)
+        self._crew, self._figures = self._places.crew, self._places.figures
         self._gathering = Gathering(self._figures, self)
+        # The last row is our own.
         share = Share(self._figures, rows)
         self._restarts = share.count(RESTARTS)
         self._reloads, self._failed_reloads = (
@@ -219,7 +183,7 @@ class Supervisor(Front):
         for listener in self._for_mail():
             listener.pause()
         # To collect it would write to pages that are shared.
-        _freeze()
+        freeze()
         settings, _ = self._configuration
         try:
             # The first makes what is missing; no other shall make it as well.
@@ -265,9 +229,7 @@ class Supervisor(Front):
     def _fork(self, configuration: Configuration, *, first: bool = False,
               waits: bool = False) -> Child:
         settings, checkers = configuration
-        row = self._rows.pop(0)
-        self._crew.beat(row)
-        place = Place(self._crew, self._figures, row, first, count(settings))
+        place = self._places.take(first, count(settings))
         task = Task(settings, checkers, self._for_mail(), place, self.for_good, self._log_file,
                     waits or not self._serving,
                     self.predecessor.stderr if self.predecessor is not None else -1)
@@ -278,8 +240,7 @@ class Supervisor(Front):
                 [self.holding, *(worker.control for worker in (*self._workers, *self._successors)),
                  *self._sockets()])
         except OSError:
-            self._crew.clear(row)
-            bisect.insort(self._rows, row)
+            self._places.free(place)
             raise
 
     def _for_mail(self) -> list[Listener]:
@@ -311,10 +272,8 @@ class Supervisor(Front):
         self._switch()
 
     def _died(self, worker: Child) -> None:
-        self._crew.clear(worker.place.row)
-        self._figures.clear(worker.place.row)
+        self._places.free(worker.place)
         self._gathering.ended(_name(worker), worker.spent)
-        bisect.insort(self._rows, worker.place.row)
         if worker in self._successors:
             self._successors.remove(worker)
             self._give_up_successors(worker.cause)
@@ -424,7 +383,7 @@ class Supervisor(Front):
         if self.successor is not None:
             raise CannotStart("a new program is starting, which reads the configuration by itself; "
                               "wait for it")
-        if count(new) > len(self._rows):
+        if count(new) > len(self._places):
             leaving = [worker for worker in self._workers if worker.leaving]
             self._tell(signal.SIGTERM, leaving)
             raise CannotStart(

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mailsvc.directory import Alias, SqliteDirectory
+from mailsvc.directory import SqliteDirectory
 from mailsvc.logins import Credentials, StoredPassword
-from mailsvc.mail import Account
+from mailsvc.mail import Account, Alias
 from mailsvc.names import DirectoryError, parse_address
 
 at = parse_address

@@ -6,7 +6,7 @@ from typing import Any
 
 from mailsvc.mail import Account, Recipient
 from mailsvc.smtp import replies
-from mailsvc.smtp.commands import CHUNKS, MAIL, RCPT, READY, START
+from mailsvc.smtp.dialogue import CHUNKS, MAIL, RCPT, READY, START
 from mailsvc.smtp.events import (
     Connected,
     DataBegins,

@@ -15,9 +15,9 @@ from mailsvc.cli.sent import sent
 from mailsvc.directory import SqliteDirectory
 from mailsvc.mail import Account
 from mailsvc.names import parse_address
-from mailsvc.rates import Ledger
 from mailsvc.state import State
 from mailsvc.submission.limits import SubmissionSettings
+from mailsvc.submission.rates import Ledger
 
 BOB, ALICE = Account("Bob", "example.org"), Account("alice", "example.org")
 

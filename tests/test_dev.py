@@ -20,18 +20,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailsvc.cli.dev import (
-    ACCOUNT,
-    ALIAS,
-    CHEAP_PASSWORDS,
-    PLACE,
-    PORTS,
-    NewAccount,
-    Place,
-    UnixPlace,
-    _hints,
-    dev,
-)
+from mailsvc.cli.dev import ACCOUNT, ALIAS, CHEAP_PASSWORDS, NewAccount, _hints, dev
+from mailsvc.cli.listeners import PLACE, PORTS, Place, UnixPlace
 from mailsvc.directory import SqliteDirectory
 from mailsvc.mail import Address
 from tests.service import PATIENCE, Service, fetch, login, submit

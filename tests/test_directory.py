@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from zope.interface.verify import verifyObject
 
-from mailsvc.directory import Domain, SqliteDirectory
+from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import TemporaryFailure
 from mailsvc.interfaces import IDirectory
 from mailsvc.logins import Credentials, StoredPassword
-from mailsvc.mail import Account, Address
+from mailsvc.mail import Account, Address, Domain
 from mailsvc.names import DirectoryError
 from tests.directories import (
     ALICE,

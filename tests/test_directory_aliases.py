@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mailsvc.directory import Alias, SqliteDirectory
+from mailsvc.directory import SqliteDirectory
+from mailsvc.mail import Alias
 from mailsvc.names import DirectoryError
 from tests.directories import (
     NOW,

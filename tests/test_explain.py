@@ -11,9 +11,9 @@ import pytest
 
 from mailsvc.cli import main
 from mailsvc.mail import Account
-from mailsvc.rates import Ledger
 from mailsvc.state import State
 from mailsvc.submission.limits import SubmissionSettings
+from mailsvc.submission.rates import Ledger
 from tests.command_line import CommandLine, fresh_command_line
 from tests.service import Dialogue, Service
 

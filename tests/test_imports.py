@@ -16,13 +16,13 @@ ROOT = Path(__file__).parent.parent
 VALUES = ["errors", "mail", "networks", "settings", "wire"]
 LOGINS = ["credentials", "sasl"]
 CONTRACTS = [*VALUES, "interfaces"]
-PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins", "directory"]
-PARTS = [*PEOPLE, "state", "bans", "ledger", "brakes", "srs", "routing", "fanout", "queue",
-         "submission", "rates", "dkim", "passwords", "logindelay", "accounts", "authentication",
+PEOPLE = [*CONTRACTS, "names", "ownership", "database", "logins"]
+PARTS = [*PEOPLE, "directory", "state", "bans", "ledger", "brakes", "srs", "routing", "fanout",
+         "queue", "submission", "dkim", "passwords", "logindelay", "accounts", "authentication",
          "certificates", "tls", "acme", "journal", "store", "sasl", "smtp", "pop3", "proxy", "pace",
          "webhooks"]
 SERVICE = [*PARTS, "tracing", "trust", "checkers.inturn", "toml", "mistakes", "endpoints", "config",
-           "contradictions", "log", "systemd", "succession", "holding", "headcount",
+           "contradictions", "log", "systemd", "succession", "holding", "headcount", "places",
            "connections", "listeners", "figures", "gathering", "history", "localsocket", "monitor",
            "control", "observer", "front", "console", "live", "api"]
 
@@ -65,6 +65,7 @@ MAY_IMPORT = {
     "web": [],
     "observer": ["figures", "gathering"],
     "headcount": ["pace"],
+    "places": ["figures", "headcount"],
     "connections": [*VALUES, "pace", "headcount"],
     "deadline": [],
     "conversation": [*VALUES, *LOGINS, "authentication", "connections", "deadline", "handshake"],
@@ -98,9 +99,8 @@ MAY_IMPORT = {
     "submission.limits": ["settings", "names"],
     "submission.mailboxes": ["mail"],
     "submission.repair": [],
-    "submission.agent": [*PEOPLE, "routing", "rates", "submission"],
+    "submission.rates": [*VALUES, "names", "state", "submission.limits"],
     "submission": [*PEOPLE, "trace", "routing", "submission"],
-    "rates": [*VALUES, "names", "state", "submission.limits"],
     "authentication": [*PEOPLE, *LOGINS, "figures", "brakes", "accounts"],
     "certificates": ["ownership"],
     "acme.limits": ["settings"],
@@ -118,7 +118,7 @@ MAY_IMPORT = {
     "logins": ["mail", "names", "networks", "database"],
     "directory": [*CONTRACTS, "names", "database", "schema", "logins"],
     "srs": ["mail"],
-    "routing": [*PEOPLE, "srs"],
+    "routing": [*CONTRACTS, "names", "srs"],
     "fanout": CONTRACTS,
     "dkim": ["names", "ownership", "submission.mailboxes"],
     "queue.limits": ["settings"],
@@ -188,7 +188,7 @@ MAY_IMPORT = {
     "jsonschema": ["config", "settings"],
     "reach": ["config"],
     "records": ["names", "ownership", "certificates", "config", "dkim", "queue", "reach", "zone"],
-    "installation": [*PEOPLE, "passwords", "certificates", "config", "dkim"],
+    "installation": [*PEOPLE, "directory", "passwords", "certificates", "config", "dkim"],
     "zone": ["dkim", "reach"],
     "console.limits": ["settings"],
     "console.forms": [],
@@ -199,8 +199,8 @@ MAY_IMPORT = {
     "console.sessions": ["state", "console.limits"],
     "paths": [],
     "mailbox": [*CONTRACTS, "store.threads", "store.undeletion"],
-    "plain": [*PEOPLE, "bans", "config", "queue.filter", "queue.message", "store.undeletion",
-              "tracing.story", "webhooks.spool", "zone"],
+    "plain": [*PEOPLE, "directory", "bans", "config", "queue.filter", "queue.message",
+              "store.undeletion", "tracing.story", "webhooks.spool", "zone"],
     "console.channel": ["connections", "errors"],
     "console": [*PARTS, "credentials", "client", "composing", "config", "connections", "doctor",
                 "history", "listeners", "live", "localsocket", "mailbox", "monitor", "paths",
@@ -213,21 +213,24 @@ MAY_IMPORT = {
     "stopping": [],
     "prerequisites": ["config", "contradictions", "holding", "listeners", "ownership",
                       "store.tree", "trust"],
-    "service": [*SERVICE, "prerequisites"],
+    "service": [*SERVICE, "prerequisites", "relaying"],
+    "relaying": ["config", "dkim", "figures", "names", "ownership", "queue", "routing", "state",
+                 "store"],
     "rehearsal": SERVICE,
     "consequences": ["config", "networks", "rehearsal", "tracing"],
-    "worker": ["config", "holding", "listeners", "log", "service"],
+    "worker": ["config", "holding", "listeners", "log", "places", "service"],
     "backoff": [],
     "child": ["holding", "listeners", "worker"],
     "workers": [*SERVICE, "service", "worker", "child", "backoff"],
+    "serving": ["config", "front", "listeners", "log", "service", "succession", "workers"],
     "blocking": ["client"],
     "composing": [],
     "fetching": ["sasl", "pop3", "trust", "dialing"],
     "mailfile": ["mail"],
     "sendmail": ["mail", "wire", "submission.mailboxes"],
-    "tap": [*SERVICE, "credentials", "service", "stopping", "workers"],
-    "cli": [*SERVICE, "prerequisites", "rehearsal", "consequences", "service", "stopping",
-            "workers", "tap", "sendmail", "interrupt", "client", "jsonschema", "plain",
+    "tap": [*SERVICE, "credentials", "service", "serving", "stopping", "workers"],
+    "cli": [*SERVICE, "prerequisites", "rehearsal", "consequences", "relaying", "service",
+            "serving", "stopping", "tap", "sendmail", "interrupt", "client", "jsonschema", "plain",
             "blocking", "composing", "trust", "fetching", "mailfile", "reach", "records", "zone",
             "installation", "doctor", "backup", "importing", "export", "fsck", "cli"],
 }
@@ -243,7 +246,8 @@ SANS_IO = [*VALUES, "interfaces", "trace", "toml", "mistakes", "names", "databas
            "paths", "plain",
            "api.problems", "api.shapes"]
 ADAPTORS = ["smtp.server", "smtp.passage", "smtp.outgoing", "smtp.incoming", "smtp.severally",
-            "smtp.reception", "submission.agent", "pop3.server", "pop3.retrieval"]
+            "smtp.reception", "submission.agent", "submission.rates", "pop3.server",
+            "pop3.retrieval"]
 
 MODULES = sorted((ROOT / "mailsvc").rglob("*.py"))
 

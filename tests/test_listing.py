@@ -17,7 +17,7 @@ import pytest
 import pytest_twisted
 
 from mailsvc.errors import MessageVanished, TemporaryFailure
-from mailsvc.store import filenames, listing
+from mailsvc.store import filenames, listing, marked
 from mailsvc.store.listing import Listing, SizeCache
 from mailsvc.store.maildir import MaildirStore
 from tests.stores import ALICE, Sink, age, deliver, files, home, put, read
@@ -524,7 +524,7 @@ async def test_a_file_removed_before_it_is_counted(
 def test_a_large_maildir(tmp_path: Path) -> None:
     """More names than are sorted at a time, in order; so many octets for each in memory."""
     directory = home(tmp_path)
-    count = 3 * listing._RUN + 5
+    count = 3 * marked.RUN + 5
     names = [b"%d.%016dAB.mail.example.org,S=%d,W=%d" % (1_763_683_200 + n // 7, n, n, n)
              for n in range(count)]
     source = put(directory, "tmp/source", b"")
@@ -538,4 +538,4 @@ def test_a_large_maildir(tmp_path: Path) -> None:
     assert [found.uidl(n + 1) for n in range(count)] == [name.partition(b",")[0] for name in names]
     used = sum(map(sys.getsizeof, [found._names, found.sizes, *found._names]))
     assert used / count < 15 * 2**20 / 100_000
-    assert max(len(run) for run in listing._runs(os.fsencode(directory) + b"/new")) <= listing._RUN
+    assert max(len(run) for run in marked.runs_of(os.fsencode(directory) + b"/new")) <= marked.RUN

@@ -1,20 +1,17 @@
-"""Listings that are kept for the next login, and names that are taken many at a time."""
+"""Listings that are kept for the next login, and what is read many names at a time."""
 
 from __future__ import annotations
 
 import errno
 import os
-from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_twisted
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mailsvc.errors import MaildropInUse, TemporaryFailure
-from mailsvc.store import filenames, listing
+from mailsvc.store import listing, marked
 from mailsvc.store.listing import Listing, ListingCache, SizeCache
 from mailsvc.store.maildir import MaildirStore
 from mailsvc.store.namesakes import Namesakes
@@ -166,51 +163,11 @@ def test_the_cache_holds_so_many_messages_and_the_last_maildirs(tmp_path: Path) 
 
 # ---- names taken many at a time ----------------------------------------------
 
-usual = st.builds(
-    lambda head, stored, more, info: b"%b,S=%d,W=%d%b" % (head, stored, stored + more, info),
-    st.from_regex(rb"\A[0-9]{1,3}\.[a-c_+-]{1,3}\Z"), st.integers(1, 40), st.integers(0, 41),
-    st.sampled_from([b"", b":2,", b":2,S", b":1,x,S=3"]))
-odd = st.one_of(
-    st.binary(min_size=1, max_size=12).filter(
-        lambda name: not (b"/" in name or b"\0" in name or name.startswith(b"."))),
-    st.sampled_from([b"1.a,W=3,S=3", b"1.a,S=3", b"1.a:2,,S=3,W=3", b"1.a,S=9,W=3", b"1.a",
-                     b"1.a,U=4,S=3,W=3", b"x" * 71 + b",S=3,W=3", b"a b,S=3,W=3", b"1.a,S=3,W=9"]))
-
-
-@given(st.lists(st.one_of(usual, usual, usual, odd), unique=True, max_size=12))
-def test_the_quick_way_leads_where_the_long_one_does(names: list[bytes]) -> None:
-    marked = sorted(map(listing._mark, names))
-    sizes = listing._usual_sizes(marked)
-    if sizes is not None:
-        plain = [name.replace(b"\0", b"") for name in marked]
-        assert sizes == array("Q", [filenames.sent_octets(name) or 0 for name in plain])
-        assert [listing._head(each) for each in marked] == [
-            filenames.unique_id(name) for name in plain]
-        assert len({filenames.plain_id(name) for name in plain}) == len(plain)
-
-
-@given(st.lists(usual, unique_by=lambda name: name.partition(b",")[0], max_size=12))
-def test_what_deliveries_make_goes_the_quick_way(names: list[bytes]) -> None:
-    wrong = [name for name in names if filenames.sent_octets(name) is None]
-    found = listing._usual_sizes(sorted(map(listing._mark, names)))
-    assert (found is None) == bool(wrong)
-
-
-@given(st.lists(st.one_of(usual, odd), unique=True, max_size=12))
-def test_marks_are_the_same_one_by_one_and_together(names: list[bytes]) -> None:
-    assert listing._marks(names) == list(map(listing._mark, names))
-    assert listing._marks([b"." + name for name in names]) == []
-
-
-@given(st.lists(st.lists(st.binary(max_size=3), max_size=6).map(sorted), max_size=9))
-def test_runs_are_merged(runs: list[list[bytes]]) -> None:
-    assert listing._merged(runs) == sorted(name for run in runs for name in run)
-
 
 @pytest.mark.parametrize("run", [2, 3, 4096])
 def test_seams_between_runs_hide_nothing(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int) -> None:
-    monkeypatch.setattr(listing, "_RUN", run)
+    monkeypatch.setattr(marked, "RUN", run)
     for part in "new", "cur":
         (tmp_path / part).mkdir()
     for number in range(7):

@@ -1,4 +1,4 @@
-"""mailsvc.rates: limits hold in every window, over processes and restarts, in bounded space."""
+"""Rates of submission: a limit holds in every window, over processes and restarts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from twisted.internet.defer import gatherResults
 from mailsvc import database
 from mailsvc.errors import TemporaryFailure
 from mailsvc.mail import Account
-from mailsvc.rates import PERIODS, Ledger, Rates, Sent, TooMuchSent
 from mailsvc.state import State
 from mailsvc.submission.limits import SubmissionSettings
+from mailsvc.submission.rates import PERIODS, Ledger, Rates, Sent, TooMuchSent
 
 BOB, ALICE = Account("Bob", "example.org"), Account("alice", "example.org")
 
@@ -219,7 +219,7 @@ COUNTING = """
 import sys
 from pathlib import Path
 from mailsvc.mail import Account
-from mailsvc.rates import Ledger, TooMuchSent
+from mailsvc.submission.rates import Ledger, TooMuchSent
 from mailsvc.state import State
 from mailsvc.submission.limits import SubmissionSettings
 ledger = Ledger(State(Path(sys.argv[1])), SubmissionSettings(

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from mailsvc.directory import Alias, Domain
 from mailsvc.errors import PermanentFailure, RoutingLoop, TemporaryFailure, UnknownMailbox
 from mailsvc.interfaces import IDirectory
 from mailsvc.logins import Credentials, StoredPassword
-from mailsvc.mail import Account, Address, Remote
+from mailsvc.mail import Account, Address, Alias, Domain, Remote
 from mailsvc.names import fold_domain, fold_local_part, parse_address
 from mailsvc.routing import Router, RoutingSettings
 

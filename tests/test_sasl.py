@@ -13,7 +13,7 @@ import pytest
 
 from mailsvc.credentials import Digest, Password, ProvenName, Token
 from mailsvc.sasl import mechanisms
-from mailsvc.sasl.context import AuthSettings
+from mailsvc.sasl.context import NAMES, AuthSettings
 from mailsvc.sasl.mechanisms import MECHANISMS
 from mailsvc.sasl.steps import Challenge, Failed, Kind, LogIn, Succeeded
 from tests.sasl import Play, attempt, b64, context
@@ -360,3 +360,7 @@ def test_every_mechanism_has_an_example() -> None:
     # CRAM-MD5's stands above, SCRAM's in test_sasl_scram.py, GSSAPI's in test_sasl_gssapi.py.
     assert asked | {"CRAM-MD5", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "GSSAPI"} == set(
         MECHANISMS)
+
+
+def test_the_section_knows_each_mechanism() -> None:
+    assert tuple(MECHANISMS) == NAMES

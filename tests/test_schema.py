@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from mailsvc import schema
-from mailsvc.directory import Alias, Domain, SqliteDirectory
+from mailsvc.directory import SqliteDirectory
 from mailsvc.logins import Credentials, StoredPassword
-from mailsvc.mail import Account
+from mailsvc.mail import Account, Alias, Domain
 from mailsvc.names import DirectoryError, parse_address
 
 at = parse_address

@@ -8,17 +8,8 @@ import pytest
 
 from mailsvc.mail import NULL_PATH, Address
 from mailsvc.smtp import replies
-from mailsvc.smtp.commands import (
-    CHUNKS,
-    CLOSED,
-    COMMANDS,
-    GREETING,
-    MAIL,
-    PHASES,
-    RCPT,
-    READY,
-    START,
-)
+from mailsvc.smtp.commands import COMMANDS
+from mailsvc.smtp.dialogue import CHUNKS, CLOSED, GREETING, MAIL, PHASES, RCPT, READY, START
 from mailsvc.smtp.events import (
     Aborted,
     Closed,

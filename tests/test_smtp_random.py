@@ -13,7 +13,8 @@ from twisted.logger import capturedLogs, formatEvent
 
 from mailsvc.errors import StorageFull
 from mailsvc.smtp import replies
-from mailsvc.smtp.commands import CLOSED, COMMANDS, RCPT
+from mailsvc.smtp.commands import COMMANDS
+from mailsvc.smtp.dialogue import CLOSED, RCPT
 from mailsvc.smtp.events import Aborted, DataBegins, Event, MessageBlock, MessageEnds, RcptTo
 from mailsvc.smtp.replies import Reply
 from tests.postoffice import Line

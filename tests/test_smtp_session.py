@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mailsvc.smtp import replies
-from mailsvc.smtp.commands import CHUNKS, CLOSED, GREETING, MAIL, RCPT, READY, START
+from mailsvc.smtp.dialogue import CHUNKS, CLOSED, GREETING, MAIL, RCPT, READY, START
 from mailsvc.smtp.events import (
     Aborted,
     Closed,

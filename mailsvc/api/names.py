@@ -10,8 +10,8 @@ from mailsvc import plain
 from mailsvc.api.call import NOTHING, ROOT, Answer, Call, part, segment
 from mailsvc.api.problems import Problem
 from mailsvc.console.domains import zone_here
-from mailsvc.directory import Alias, Domain, SqliteDirectory
-from mailsvc.mail import Address
+from mailsvc.directory import SqliteDirectory
+from mailsvc.mail import Address, Alias, Domain
 from mailsvc.names import parse_address
 
 _log = Logger("mailsvc.api")

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import ipaddress
 import itertools
 import os
 import re
@@ -42,6 +41,7 @@ from mailsvc import contradictions, log
 from mailsvc.certificates import CertificateProblem, certificate_at
 from mailsvc.cli import place
 from mailsvc.cli.arguments import DOMAIN
+from mailsvc.cli.listeners import Place, UnixPlace, listener_options
 from mailsvc.config import KEYS, ConfigurationError, Settings
 from mailsvc.directory import SqliteDirectory
 from mailsvc.errors import MailFailure
@@ -51,10 +51,10 @@ from mailsvc.mail import Address
 from mailsvc.names import DirectoryError, parse_address
 from mailsvc.passwords import PasswordHasher, check_password, scram_salt
 from mailsvc.prerequisites import hold_data
+from mailsvc.serving import serve
 from mailsvc.stopping import StopSignals
 from mailsvc.store.tree import sync_directory
 from mailsvc.toml import literal
-from mailsvc.workers import serve
 
 #: The least that Argon2id and SCRAM take; --set passwords.memory_kib=… makes it real.
 CHEAP_PASSWORDS = ("passwords.memory_kib=64", "passwords.passes=1",
@@ -72,57 +72,6 @@ FOR_TESTS = (
       for what in ("messages", "recipients") for period in ("minute", "hour", "day")),
 )
 DEMO_DOMAIN = "localhost"
-
-
-class Place(NamedTuple):
-    """Where a listener listens: an IP address and a port."""
-
-    address: str
-    port: int
-
-    @property
-    def endpoint(self) -> str:
-        """As a Twisted endpoint string."""
-        kind = "tcp6" if ":" in self.address else "tcp"
-        escaped = self.address.replace(":", "\\:")
-        return f"{kind}:{self.port}:interface={escaped}:backlog=1024"
-
-
-class UnixPlace(NamedTuple):
-    """Where a listener listens: a Unix socket that every user of this machine may connect to."""
-
-    path: str
-
-    @property
-    def endpoint(self) -> str:
-        """As a Twisted endpoint string."""
-        escaped = self.path.replace("\\", "\\\\").replace(":", "\\:").replace("=", "\\=")
-        return f"unix:{escaped}:mode=666"
-
-
-class _PlaceType(click.ParamType):
-    """ADDRESS:PORT, PORT, unix:PATH or off."""
-
-    name = "place"
-
-    def convert(self, value: Any, param: click.Parameter | None,
-                ctx: click.Context | None) -> Place | UnixPlace | None:
-        if value is None or isinstance(value, Place | UnixPlace) or value == "off":
-            return value if isinstance(value, Place | UnixPlace) else None
-        if value.startswith("unix:/") and value.isprintable():
-            return UnixPlace(value.removeprefix("unix:"))
-        address, _, port = value.rpartition(":")
-        if address.startswith("[") and address.endswith("]"):
-            address = address[1:-1]
-        if address in {"", "localhost"}:
-            address = "127.0.0.1"
-        try:
-            if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
-                raise ValueError("no port")
-            return Place(str(ipaddress.ip_address(address)), int(port))
-        except ValueError:
-            self.fail(f"{value!r} is not a place to listen; expected PORT, ADDRESS:PORT such as "
-                      "127.0.0.1:2525 or [::1]:2525, unix:/PATH, or off", param, ctx)
 
 
 class NewAccount(NamedTuple):
@@ -177,35 +126,7 @@ def _check_hostname(ctx: click.Context, option: click.Parameter, name: str | Non
     return name
 
 
-#: Where each kind of listener listens without its flag; None for nowhere.
-PORTS = {"smtp": 2525, "submission": 2587, "submissions": 2465, "lmtp": 2024, "odmr": None,
-         "pop3": 2110, "pop3s": 2995, "http": 2080, "console": 8025, "api": None}
-
-
-def _places(command: Callable[..., None]) -> Callable[..., None]:
-    """Give *command* an option for each kind of listener."""
-    for kind, port in reversed(PORTS.items()):
-        command = click.option(
-            f"--{kind}", type=PLACE, default=f"127.0.0.1:{port}" if port else "off",
-            show_default=True,
-            metavar="[ADDRESS:]PORT|unix:/PATH|off", help=_PLACE_HELP[kind])(command)
-    return command
-
-
-_PLACE_HELP = {
-    "smtp": "Where SMTP listens; port 0 for any.",
-    "submission": "Where users log in and send, with STARTTLS.",
-    "submissions": "The same with TLS from the first octet.",
-    "lmtp": "Where LMTP listens.",
-    "odmr": "Where the mail of routing.atrn_domains is fetched (ODMR).",
-    "pop3": "Where POP3 listens; port 0 for any.",
-    "pop3s": "The same with TLS from the first octet.",
-    "http": "Where figures for Prometheus are shown, liveness and readiness.",
-    "console": "Where the pages for users and administrators are, and the API.",
-    "api": "Where the API is alone; on a Unix socket root and this user need not log in.",
-}
-
-PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
+ACCOUNT, ALIAS = _AccountType(), _AliasType()
 
 
 @click.command()
@@ -221,7 +142,7 @@ PLACE, ACCOUNT, ALIAS = _PlaceType(), _AccountType(), _AliasType()
               help="Accounts, one NAME@DOMAIN:PASSWORD a line; empty lines and # are left out.")
 @click.option("--alias", "aliases", type=ALIAS, multiple=True,
               help="Lead mail for one address to others, which exist or stand before it.")
-@_places
+@listener_options
 @click.option("--tls-cert", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Certificate and its chain, PEM: offers STARTTLS and STLS everywhere.  Without "
               "it there is a self-signed one, for the ports of submission and for POP3S.")

@@ -24,8 +24,8 @@ from mailsvc.acme.limits import CHALLENGES
 from mailsvc.cli import place
 from mailsvc.cli.accounts import ask_password
 from mailsvc.cli.arguments import DOMAIN, MAILBOX, password_options
-from mailsvc.cli.dev import PORTS
 from mailsvc.cli.doctor import Screen, diagnose, summary
+from mailsvc.cli.listeners import PORTS
 from mailsvc.cli.records import IP_ADDRESS, text_of
 from mailsvc.config import DEFAULT_PATH, ConfigurationError, ServiceSettings, Settings, load
 from mailsvc.doctor.facts import Fact

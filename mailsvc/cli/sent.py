@@ -10,8 +10,8 @@ from mailsvc.cli.arguments import MAILBOX
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import open_directory, open_state, place_options
 from mailsvc.mail import Account, Address
-from mailsvc.rates import PERIODS, Ledger, Sent
 from mailsvc.submission.limits import SubmissionSettings
+from mailsvc.submission.rates import PERIODS, Ledger, Sent
 
 
 @click.command()

@@ -130,7 +130,7 @@ async def _looked_up(settings: Settings, domain: str) -> tuple[list[dict[str, An
     # Not at the top: all other commands do without the service, and start the faster.
     from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
 
-    from mailsvc.service import open_security  # noqa: PLC0415
+    from mailsvc.relaying import open_security  # noqa: PLC0415
 
     # Looking is no session, and nothing is to be reported of it.
     settings = replace(settings, relay=replace(settings.relay, tls_reports=""))

@@ -9,8 +9,8 @@ from twisted.logger import Logger
 
 from mailsvc.console.accounts import PAGE, number
 from mailsvc.console.call import Answer, Call, Page, Redirect
-from mailsvc.directory import Alias, SqliteDirectory
-from mailsvc.mail import Address
+from mailsvc.directory import SqliteDirectory
+from mailsvc.mail import Address, Alias
 from mailsvc.names import DirectoryError, parse_address
 
 _log = Logger("mailsvc.console")

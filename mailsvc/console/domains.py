@@ -18,9 +18,10 @@ from twisted.logger import Logger
 
 from mailsvc.console.call import Answer, Backend, Call, Page, Problem, Redirect, Stream
 from mailsvc.console.pages import segment
-from mailsvc.directory import Domain, SqliteDirectory
+from mailsvc.directory import SqliteDirectory
 from mailsvc.doctor.facts import Fact, Verdict, examine
 from mailsvc.doctor.world import World, shown_by
+from mailsvc.mail import Domain
 from mailsvc.names import DirectoryError, parse_address
 from mailsvc.reach import bound
 from mailsvc.records import zone_of

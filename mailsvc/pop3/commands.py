@@ -13,17 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mailsvc import __version__
 from mailsvc.pop3 import grammar
-from mailsvc.pop3.events import ApopLogin, Listing, Login, Retrieve, StartTLS, Update
-from mailsvc.pop3.marks import BLOCK_LINES
+from mailsvc.pop3.events import ApopLogin, Event, Listing, Login, Retrieve, StartTLS, Update
+from mailsvc.pop3.limits import POP3Settings
+from mailsvc.pop3.marks import BLOCK_LINES, MarkedMaildrop
 from mailsvc.pop3.replies import plural, positive
+from mailsvc.sasl.context import Context
 from mailsvc.sasl.mechanisms import offered
-
-if TYPE_CHECKING:
-    from mailsvc.pop3.session import Session
 
 
 class State(Enum):
@@ -54,6 +53,55 @@ OUT_OF_ORDER = {
 LANGUAGES = {"i-default": "Default language", "en": "English"}
 #: What LANG * means.
 _PREFERRED_LANGUAGE = "en"
+
+
+class Session(Protocol):
+    """A session as its commands see it; :mod:`mailsvc.pop3.session` says what each attribute is."""
+
+    hostname: str
+    settings: POP3Settings
+    timestamp: str
+    sasl: Callable[[], Context] | None
+    tls_available: bool
+    tls_active: bool
+    state: State
+    user: str | None
+    utf8: bool
+    maildrop: MarkedMaildrop
+
+    @property
+    def private(self) -> bool:
+        """Whether this client may log in: nobody listens, or the operator does not mind."""
+
+    def ok(self, text: str) -> None:
+        """Answer a command."""
+
+    def no(self, text: str) -> None:
+        """Refuse a command that is well-formed."""
+
+    def refuse(self, text: str) -> None:
+        """Refuse a command that is malformed or out of order; too many end the session."""
+
+    def lines(self, first: str, *lines: str) -> None:
+        """Answer a command with a few *lines*, none of which begins with a dot."""
+
+    def message(self, number: int, text: bytes) -> None:
+        """Answer RETR by the *text* of message *number*: CRLF lines, not dot-stuffed."""
+
+    def send(self, data: bytes) -> None:
+        """Owe *data* to the peer."""
+
+    def ask(self, question: Event) -> None:
+        """Put *question* to the owner of the session."""
+
+    def authenticate(self, mechanism: bytes, initial: bytes | None) -> None:
+        """Begin an AUTH exchange."""
+
+    def forget_input(self) -> None:
+        """Drop what was received and not looked at."""
+
+    def end(self, answer: bytes, reason: str, *, asked: bool = False) -> None:
+        """Send *answer* and close."""
 
 
 def _not_announced(session: Session) -> str:

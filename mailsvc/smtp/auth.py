@@ -6,15 +6,11 @@ questions and ends that makes is told here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mailsvc.credentials import ScramKeys
 from mailsvc.sasl.exchange import Exchange
 from mailsvc.sasl.steps import Challenge, Guessed, Kind, LogIn, Lookup, Step, Succeeded
 from mailsvc.smtp import replies
-
-if TYPE_CHECKING:
-    from mailsvc.smtp.session import Session
+from mailsvc.smtp.dialogue import Dialogue
 
 
 class Auth:
@@ -22,7 +18,7 @@ class Auth:
 
     __slots__ = ("_exchange", "_failures", "_session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Dialogue) -> None:
         self._session = session
         self._exchange: Exchange | None = None
         self._failures = 0

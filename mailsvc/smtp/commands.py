@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mailsvc.mail import NULL_PATH, Address, Envelope, new_id
 from mailsvc.sasl.mechanisms import offered
 from mailsvc.smtp import dsn, grammar, handling, replies, xclient, xtext
+from mailsvc.smtp.dialogue import CHUNKS, MAIL, RCPT, READY, START, Dialogue
 from mailsvc.smtp.events import (
     DataBegins,
     Expand,
@@ -31,23 +32,23 @@ from mailsvc.smtp.events import (
 from mailsvc.smtp.grammar import SyntaxFault
 from mailsvc.smtp.mode import TRANSPORT
 from mailsvc.smtp.replies import Reply, printable, reply
+from mailsvc.smtp.transactions import Transactions
 
-if TYPE_CHECKING:
-    from mailsvc.smtp.session import Session
-
-# Where a session is, by what it has been told (RFC 5321 §4.1.4).  A phase says which commands are
-# legal and nothing else: whether a message is arriving, or an answer awaited, is kept apart.  RSET,
-# HELO and EHLO lead from READY and all behind it to READY; QUIT leads to CLOSED from anywhere.
-GREETING = "greeting"  # the 220 is not out yet
-START = "start"  # no HELO or EHLO yet
-READY = "ready"  # no transaction
-MAIL = "mail"  # a sender, no recipient
-RCPT = "rcpt"  # a sender and one recipient or more
-CHUNKS = "chunks"  # one BDAT or more, none of them LAST
-CLOSED = "closed"
-
-PHASES = (GREETING, START, READY, MAIL, RCPT, CHUNKS, CLOSED)
 _ANY = frozenset((START, READY, MAIL, RCPT, CHUNKS))
+
+
+class Session(Dialogue, Protocol):
+    """A session as its commands see it; :mod:`mailsvc.smtp.session` says what each attribute is."""
+
+    known: bool
+    trusted: bool
+    tls_available: bool
+    turns: bool
+    clock: Callable[[], float] | None
+    transactions: Transactions
+
+    def authenticate(self, mechanism: bytes, initial: bytes | None) -> None:
+        """Begin an AUTH exchange."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,22 +79,6 @@ class Command:
         mode = session.mode
         return (self.usage != "" and self.lmtp in (None, mode.lmtp)
                 and (self.odmr or not mode.odmr) and self.offered(session))
-
-
-def out_of_order(verb: str, session: Session) -> Reply:
-    """Why *verb* is not legal in the session's phase (RFC 5321 §4.1.4)."""
-    if session.phase is CHUNKS:
-        return replies.MID_CHUNKS
-    if session.phase is START:
-        return replies.LHLO_FIRST if session.mode.lmtp else replies.HELLO_FIRST
-    if verb == "MAIL":
-        return replies.NESTED_MAIL
-    if verb in ("DATA", "BDAT") and session.phase is MAIL:
-        # RFC 5321 §3.3: 554 when recipients were named and none of them would do.
-        # RFC 2033 §4.2 wants 503 all the same.
-        none_valid = session.transactions.refused_recipient and not session.mode.lmtp
-        return replies.NO_VALID_RECIPIENTS if none_valid else replies.RECIPIENT_FIRST
-    return replies.MAIL_FIRST
 
 
 def _no_argument(argument: bytes) -> None:
@@ -303,7 +288,7 @@ def _auth(session: Session, argument: bytes) -> None:
         session.refuse(replies.NOT_IMPLEMENTED)
     elif session.phase is not READY:
         # RFC 4954 §4: not during a mail transaction.
-        session.refuse(out_of_order("MAIL", session))
+        session.refuse(session.transactions.out_of_order("MAIL"))
     elif session.authenticated:
         session.refuse(replies.LOGGED_IN_ALREADY)
     elif not mechanism:
@@ -321,7 +306,7 @@ def _xclient(session: Session, argument: bytes) -> None:
     if not session.trusted:
         session.refuse(replies.NOT_TRUSTED)
     elif session.phase not in (START, READY):
-        session.refuse(out_of_order("MAIL", session))
+        session.refuse(session.transactions.out_of_order("MAIL"))
     else:
         session.ask(Proxied(xclient.parse(argument)))
 
@@ -331,7 +316,7 @@ def _etrn(session: Session, argument: bytes) -> None:
         session.refuse(replies.NOT_IMPLEMENTED)
     elif session.phase is not READY:
         # RFC 1985 §5.1: not during a mail transaction.
-        session.refuse(out_of_order("MAIL", session))
+        session.refuse(session.transactions.out_of_order("MAIL"))
     else:
         # §5.3: "@" asks for the hosts below a domain too, "#" for a queue by its name.
         node = argument.removeprefix(b"@")
@@ -351,7 +336,7 @@ def _atrn(session: Session, argument: bytes) -> None:
         # RFC 2645 §5.2.1: it is for the login alone to say whose mail this is.
         session.refuse(_login_wanted(session, replies.LOG_IN_TO_TURN))
     elif session.phase is not READY:
-        session.refuse(out_of_order("MAIL", session))
+        session.refuse(session.transactions.out_of_order("MAIL"))
     else:
         session.ask(Turn(grammar.domains(argument)))
 

@@ -35,7 +35,7 @@ from mailsvc.mail import Address, Envelope
 from mailsvc.networks import address_of, network_of
 from mailsvc.sasl.steps import Guessed, LogIn, Lookup
 from mailsvc.smtp import events, replies
-from mailsvc.smtp.commands import READY, START
+from mailsvc.smtp.dialogue import READY, START
 from mailsvc.smtp.incoming import Incoming
 from mailsvc.smtp.limits import SMTPSettings
 from mailsvc.smtp.mode import TRANSPORT, Mode

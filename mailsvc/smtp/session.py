@@ -29,15 +29,8 @@ from mailsvc.sasl.exchange import LINE_OCTETS
 from mailsvc.sasl.steps import Guessed, Kind, LogIn, Lookup
 from mailsvc.smtp import replies
 from mailsvc.smtp.auth import Auth
-from mailsvc.smtp.commands import (
-    CLOSED,
-    COMMANDS,
-    EXTENSIONS,
-    GREETING,
-    READY,
-    START,
-    out_of_order,
-)
+from mailsvc.smtp.commands import COMMANDS, EXTENSIONS
+from mailsvc.smtp.dialogue import CLOSED, GREETING, READY, START
 from mailsvc.smtp.events import Closed, Connected, Event, Hello, Proxied, Turn, Turned
 from mailsvc.smtp.grammar import AddressFault, SyntaxFault
 from mailsvc.smtp.limits import SMTPSettings
@@ -360,7 +353,7 @@ class Session:
             self.refuse(replies.NOT_IMPLEMENTED)
             return True
         if self.phase not in command.legal:
-            self.refuse(out_of_order(command.verb, self))
+            self.refuse(self.transactions.out_of_order(command.verb))
             return True
         try:
             command.act(self, words[1] if len(words) > 1 else b"")

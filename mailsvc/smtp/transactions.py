@@ -7,10 +7,11 @@ its message, from its first octet to the reply that tells what became of it; in 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mailsvc.mail import Envelope
-from mailsvc.smtp.commands import CHUNKS, MAIL, RCPT, READY, out_of_order
+from mailsvc.smtp import replies
+from mailsvc.smtp.dialogue import CHUNKS, MAIL, RCPT, READY, START, Dialogue
 from mailsvc.smtp.events import (
     Aborted,
     DataBegins,
@@ -21,9 +22,6 @@ from mailsvc.smtp.events import (
 )
 from mailsvc.smtp.intake import Intake
 from mailsvc.smtp.replies import Reply, printable, reply
-
-if TYPE_CHECKING:
-    from mailsvc.smtp.session import Session
 
 
 class Transactions:
@@ -37,7 +35,7 @@ class Transactions:
 
     __slots__ = ("_session", "envelope", "intake", "messages", "refused_recipient")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Dialogue) -> None:
         self._session = session
         self.envelope: Envelope | None = None
         self.refused_recipient = False
@@ -67,6 +65,22 @@ class Transactions:
             name = "UTF8SMTP" if utf8 else "ESMTP"
         return name + ("S" if session.tls_active else "") + ("A" if session.authenticated else "")
 
+    def out_of_order(self, verb: str) -> Reply:
+        """Why *verb* is not legal in the session's phase (RFC 5321 §4.1.4)."""
+        session = self._session
+        if session.phase is CHUNKS:
+            return replies.MID_CHUNKS
+        if session.phase is START:
+            return replies.LHLO_FIRST if session.mode.lmtp else replies.HELLO_FIRST
+        if verb == "MAIL":
+            return replies.NESTED_MAIL
+        if verb in ("DATA", "BDAT") and session.phase is MAIL:
+            # RFC 5321 §3.3: 554 when recipients were named and none of them would do.
+            # RFC 2033 §4.2 wants 503 all the same.
+            none_valid = self.refused_recipient and not session.mode.lmtp
+            return replies.NO_VALID_RECIPIENTS if none_valid else replies.RECIPIENT_FIRST
+        return replies.MAIL_FIRST
+
     def end(self, reason: str) -> None:
         """Forget the open one; the owner of a message that has begun is told *reason*."""
         session = self._session
@@ -88,7 +102,7 @@ class Transactions:
             intake = self.intake = Intake(session.limits, chunked=True)
             if not admission:
                 # RFC 3030 §2: the octets follow in any case, and must not be taken for commands.
-                intake.refusal = out_of_order("BDAT", session)
+                intake.refusal = self.out_of_order("BDAT")
         intake.expect(octets, last)
         if admission:
             # From its answer it goes on.

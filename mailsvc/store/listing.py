@@ -21,16 +21,13 @@ to change flags.  So:
   it was read or shortly before, it is read once more, and what was seen either time counts;
 * a file that is not where it was is looked for by its base name, in one pass for all of them.
 
-Names are kept *marked*: with a NUL, which no file name has, behind their unique part.  Sorted like
-this, all names with one unique part stand together, whatever fields and flags follow.
+Names are kept marked (:mod:`mailsvc.store.marked`).
 """
 
 from __future__ import annotations
 
 import errno
-import operator
 import os
-import re
 import threading
 import time
 from array import array
@@ -38,18 +35,26 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import groupby, islice
+from itertools import groupby
 
 from twisted.logger import Logger
 
 from mailsvc.store import filenames, namesakes
 from mailsvc.store.deleted import keep
+from mailsvc.store.marked import (
+    comes_with_id,
+    head_of,
+    holds,
+    mark,
+    merged,
+    of_one_id,
+    runs_of,
+    unmark,
+    usual_sizes,
+)
 from mailsvc.store.text import CanonicalText
 
 _log = Logger()
-
-#: How many names are sorted at a time.
-_RUN = 4096
 
 #: A directory changed less than this before being read may have changed again in the same tick of
 #: the file system's clock: 2 s on the coarsest.
@@ -62,18 +67,6 @@ _Stamp = tuple[int | None, int | None]
 
 #: ``Namesakes.part``, for the maildir that is named first.
 Part = Callable[[bytes, Collection[Sequence[namesakes.Message]]], bool]
-
-#: Names joined by "/", each with a ",S=", no "," or ":" before it and no "." in the beginning.
-_SIZE_FIRST = re.compile(rb"(?!\.)[^/,:]*,S=[^/]*(?:/(?!\.)[^/,:]*,S=[^/]*)*+")
-#: A marked name and a "/", when it is as most are: stored octets, sent octets.  As
-#: ``filenames.unique_id`` and its neighbours have it.
-_USUAL = re.compile(
-    rb"(?<![^/])[\x21-\x2e\x30-\x7e]{1,70}\0,S=([0-9]{1,18}),W=([0-9]{1,18})"
-    rb"(?:,UIDL=[\w-]*)?(?::[^/]*)?/")
-#: The same of a message that is sent as it is stored, which takes half the time.
-_UNCHANGED = re.compile(
-    rb"(?<![^/])[\x21-\x2e\x30-\x7e]{1,70}\0,S=([0-9]{1,18}),W=\1"
-    rb"(?:,UIDL=[\w-]*)?(?::[^/]*)?/")
 
 # Whatever has been put in the place of a file since it was listed: no link is followed, no FIFO
 # waited for.
@@ -202,12 +195,12 @@ class Listing:
         names = self._scan()
         #: The further files of messages that have several: base name -> those.
         self._further: dict[bytes, list[namesakes.File]] = {}
-        sizes = _usual_sizes(names)
-        given = any(map(_comes_with_id, names))
+        sizes = usual_sizes(names)
+        given = any(map(comes_with_id, names))
         #: Whether the unique-id of each message is the unique part of its name.
         self._usual = sizes is not None and not given
         complete = True
-        if not self._usual and (shared := _of_one_id(names, given)):
+        if not self._usual and (shared := of_one_id(names, given)):
             names, complete = self._apart(names, shared)
             sizes = None
         if sizes is not None:
@@ -218,7 +211,7 @@ class Listing:
         for marked in names:
             size = filenames.sent_octets(marked)
             if size is None:
-                size = self._count(_unmark(marked))
+                size = self._count(unmark(marked))
             if size is None:
                 complete = False
             else:
@@ -234,18 +227,18 @@ class Listing:
         some, eldest, several = set[bytes](), [], []
         for same in shared:
             some.update(same)
-            those = namesakes.messages((self._new, self._cur), list(map(_unmark, same)))
+            those = namesakes.messages((self._new, self._cur), list(map(unmark, same)))
             if not those:
                 eldest.append(same[-1])  # it is looked for when it is wanted
                 continue
             name = those[0][0].name
-            eldest.append(_mark(name))
+            eldest.append(mark(name))
             if len(those[0]) > 1:
                 self._further[filenames.base(name)] = those[0][1:]
             if len(those) > 1:
                 several.append(those)
         rest = [marked for marked in names if marked not in some]
-        listed = _merged([rest, sorted(eldest)])
+        listed = merged([rest, sorted(eldest)])
         if not several:
             return listed, True
         self._stamp = (None, None)  # some are left out, until they can be renamed
@@ -255,8 +248,8 @@ class Listing:
         """The unique-id of message *number*."""
         marked = self._marked(number)
         if self._usual:
-            return _head(marked)
-        return filenames.unique_id(_unmark(marked))
+            return head_of(marked)
+        return filenames.unique_id(unmark(marked))
 
     def uidls(self, first: int, end: int) -> list[bytes]:
         """The unique-ids of messages from *first* up to before *end*."""
@@ -266,7 +259,7 @@ class Listing:
 
     def path(self, number: int) -> bytes:
         """Where the file of message *number* was seen last."""
-        name = _unmark(self._marked(number))
+        name = unmark(self._marked(number))
         return b"/".join((self._directories(name)[0], name))
 
     def open(self, number: int) -> int:
@@ -278,11 +271,11 @@ class Listing:
         try:
             return os.open(self.path(number), _OPEN_MESSAGE)
         except FileNotFoundError:
-            return _open(self._places(_unmark(self._marked(number))))
+            return _open(self._places(unmark(self._marked(number))))
 
     def stored(self, number: int) -> int | None:
         """The size of the file of message *number* as its name tells it, if it does."""
-        return filenames.stored_octets(_unmark(self._marked(number)))
+        return filenames.stored_octets(unmark(self._marked(number)))
 
     def relocate(self, number: int) -> int:
         """As :meth:`open`, but looks for a renamed file first (and for all the others with it).
@@ -299,7 +292,7 @@ class Listing:
         :raises FileNotFoundError: when it has gone already.
         """
         if self._further:
-            for file in self._further.get(filenames.base(_unmark(self._marked(number))), ()):
+            for file in self._further.get(filenames.base(unmark(self._marked(number))), ()):
                 file.remove()
         try:
             return self._unlink(number)
@@ -315,7 +308,7 @@ class Listing:
         """
         fd = self._opened(number)
         try:
-            name = _unmark(self._marked(number))
+            name = unmark(self._marked(number))
             for path in self._places(name):
                 with suppress(FileNotFoundError):
                     keep(path, directory + b"/" + name)
@@ -334,7 +327,7 @@ class Listing:
             return self.relocate(number)
 
     def _unlink(self, number: int) -> tuple[bytes, bytes, int]:
-        name = _unmark(self._marked(number))
+        name = unmark(self._marked(number))
         size = filenames.stored_octets(name)
         for directory in self._directories(name):
             path = b"/".join((directory, name))
@@ -363,11 +356,11 @@ class Listing:
     def _scan(self) -> list[bytes]:
         """The marked names in new/ and cur/, sorted; a renamed file may come more than once."""
         self._stamp = self._changes()
-        seen = _merged([*_runs(self._new), *_runs(self._cur)])
+        seen = merged([*runs_of(self._new), *runs_of(self._cur)])
         cur = self._stamp[1]
         if cur is None or cur != self._changes()[1]:
-            seen = _merged([seen, *([name for name in run if not _holds(seen, name)]
-                                    for run in _runs(self._cur))])
+            seen = merged([seen, *([name for name in run if not holds(seen, name)]
+                                   for run in runs_of(self._cur))])
         return seen
 
     def _changes(self) -> _Stamp:
@@ -380,7 +373,7 @@ class Listing:
         """Bring the names of all messages up to date."""
         if self.current:
             return
-        for head, group in groupby(self._scan(), _head):
+        for head, group in groupby(self._scan(), head_of):
             same = list(group)
             # Of a file seen under two names take the later: the one with flags is in cur/.
             present = {filenames.base(marked): marked for marked in same}
@@ -433,112 +426,3 @@ def _open(paths: Iterable[bytes]) -> int:
 
 def _gone(path: bytes) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-
-
-def _mark(name: bytes) -> bytes:
-    cut = len(filenames.unique_part(name))
-    return name[:cut] + b"\0" + name[cut:]
-
-
-def _marks(names: list[bytes]) -> list[bytes]:
-    """The marked names of those that are messages', which begin with no "."."""
-    joined = b"/".join(names)
-    # Where the first "," or ":" of each begins its one ",S=", the mark belongs before that.
-    if _SIZE_FIRST.fullmatch(joined) and joined.count(b",S=") == len(names):
-        return joined.replace(b",S=", b"\0,S=").split(b"/")
-    return [_mark(name) for name in names if not name.startswith(b".")]
-
-
-def _unmark(marked: bytes) -> bytes:
-    return marked.replace(b"\0", b"")
-
-
-def _comes_with_id(marked: bytes) -> bool:
-    return b",UIDL=" in marked
-
-
-def _head(marked: bytes) -> bytes:
-    return marked.partition(b"\0")[0]
-
-
-def _runs(directory: bytes) -> Iterator[list[bytes]]:
-    """The marked names of the messages in *directory*, in sorted lists of bounded length."""
-    with os.scandir(directory) as entries:
-        while some := list(islice(entries, _RUN)):
-            run = [entry.name for entry in some if entry.is_file(follow_symlinks=False)]
-            marked = _marks(run)
-            marked.sort()
-            yield marked
-
-
-def _merged(runs: list[list[bytes]]) -> list[bytes]:
-    """All names of sorted lists, sorted: two lists at a time, so that no step takes long."""
-    while len(runs) > 1:
-        # sort() finds that there are two runs, and merges them.
-        if len(runs) % 2:
-            runs.append([])
-        runs = [sorted(one + other) for one, other in zip(runs[::2], runs[1::2], strict=True)]
-    return runs[0] if runs else []
-
-
-def _usual_sizes(names: list[bytes]) -> array[int] | None:
-    """The sizes of sorted, marked *names* that are all as most are; None if one is not.
-
-    As most are: with ``,S=`` and ``,W=`` and no further field behind a unique part that no other
-    name has and that will do for a unique-id.
-    """
-    sizes = array("Q")
-    last = b""
-    for start in range(0, len(names), _RUN):
-        run = names[start : start + _RUN]
-        # No head stands twice, since each is less than the next.
-        heads = [name.partition(b"\0")[0] for name in run]
-        if last == heads[0] or any(map(operator.eq, heads, heads[1:])):
-            return None
-        last = heads[-1]
-        octets = _usual_octets(b"/".join(run) + b"/", len(run))
-        if octets is None:
-            return None
-        sizes += octets
-    return sizes
-
-
-def _usual_octets(joined: bytes, number: int) -> array[int] | None:
-    """The sizes in so many marked names, a "/" behind each; None if one is not as most are."""
-    unchanged = _UNCHANGED.findall(joined)
-    if len(unchanged) == number:
-        return array("Q", map(int, unchanged))
-    found = [(int(stored), int(sent)) for stored, sent in _USUAL.findall(joined)]
-    if len(found) != number or not all(
-            stored <= sent <= 2 * stored + 2 for stored, sent in found):
-        return None
-    return array("Q", (sent for _, sent in found))
-
-
-def _holds(run: list[bytes], name: bytes) -> bool:
-    place = bisect_left(run, name)
-    return place < len(run) and run[place] == name
-
-
-def _of_one_id(names: list[bytes], given: bool) -> list[list[bytes]]:
-    """Of sorted, marked *names* those that make one unique-id, together.
-
-    :param given: whether a message came with its unique-id, so that any two can have the same.
-    """
-    shared = []
-    for same in [names] if given else _of_one_head(names):
-        ids = [filenames.unique_id(_unmark(marked)) for marked in same]
-        if len(set(ids)) < len(ids):
-            by_id: dict[bytes, list[bytes]] = {}
-            for id, marked in zip(ids, same, strict=True):
-                by_id.setdefault(id, []).append(marked)
-            shared += [each for each in by_id.values() if len(each) > 1]
-    return shared
-
-
-def _of_one_head(names: list[bytes]) -> Iterator[list[bytes]]:
-    """Of sorted, marked *names* those that have one unique part, where several have it."""
-    for _, group in groupby(names, _head):
-        same = list(group)
-        if len(same) > 1:
-            yield same

@@ -1,8 +1,8 @@
 """The message submission agent (RFC 6409): what a submission listener asks beyond any other.
 
-Who may send as whom (:mod:`~mailsvc.submission.senders`), how much (:mod:`mailsvc.rates`), and what
-becomes of the message on its way in (:mod:`~mailsvc.submission.completion`,
-:mod:`~mailsvc.submission.repair`).
+Who may send as whom (:mod:`~mailsvc.submission.senders`), how much
+(:mod:`~mailsvc.submission.rates`), and what becomes of the message on its way in
+(:mod:`~mailsvc.submission.completion`, :mod:`~mailsvc.submission.repair`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from twisted.internet.threads import deferToThread
 from mailsvc.mail import Account, Envelope
 from mailsvc.names import fold_domain, fold_local_part
 from mailsvc.networks import address_of, network_of
-from mailsvc.rates import Rates
 from mailsvc.routing import Router
 from mailsvc.submission.completion import Completion
 from mailsvc.submission.limits import SubmissionSettings
+from mailsvc.submission.rates import Rates
 from mailsvc.submission.repair import Repair
 from mailsvc.submission.senders import Submitter, client, login, system_user
 

@@ -4,7 +4,7 @@ An account owns its own address and every address whose mail comes to it: subadd
 whatever way, the unknown names of a domain whose catch-all it is.  So an address may have several
 owners, and what may be used follows from :mod:`mailsvc.routing` alone.  It does not own
 
-- an address that has moved (:attr:`mailsvc.directory.Alias.moved`), its own name included;
+- an address that has moved (:attr:`mailsvc.mail.Alias.moved`), its own name included;
 - an address of a domain that is not served here;
 - a subaddress of its own when an alias takes its mail: that goes where the alias leads.
 
