@@ -283,7 +283,8 @@ def end(load: Load, service: Service) -> None:
         assert time.monotonic() < deadline
         for pid in workers_of(service):
             kill(pid)
-        time.sleep(0.1)
+        # Workers that never get as far as to serve would end the service.
+        time.sleep(0.4)
     load.join()
 
 
