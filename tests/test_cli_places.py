@@ -118,3 +118,16 @@ def test_a_service_that_this_user_cannot_see(
     assert fresh.fails(*command) == (
         f"whether a service runs with the data in {fresh.dir} cannot be seen: Permission denied; "
         "run this as root or as the user that runs mailsvc")
+
+
+@pytest.mark.parametrize("command", [
+    ("dev", "--dir", ""), ("quickstart", BOB, "--dir", ""), ("quickstart", BOB, "--config", ""),
+    ("account", "list", "--dir", ""), ("account", "list", "--config", ""), ("backup", "make", "")],
+    ids=" ".join)
+def test_an_empty_name_is_no_place(
+    command: tuple[str, ...], fresh: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As "$DATA" is in a script that has not set it."""
+    monkeypatch.chdir(tmp_path)
+    assert "it is empty; name a place" in fresh.misused(*command)
+    assert not list(tmp_path.iterdir())
