@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,16 @@ def test_words_that_mean_nothing(words: str) -> None:
         parse([words])
 
 
+@pytest.mark.parametrize("command", ["list", "drop", "the documentation"])
+def test_what_a_shell_would_take_for_a_file_is_quoted(command: str, tmp_path: Path) -> None:
+    """Without quotes, drop to:@example.org age>4h would drop the young ones too."""
+    text = ((Path(__file__).parent.parent / "docs" / "relaying.rst").read_text()
+            if command == "the documentation" else
+            CommandLine(tmp_path)("queue", command, "--help"))
+    shown = re.findall(r"\S*(?:age|size|attempts)[<>]\S*", text)
+    assert shown and all(re.match("'.*'", each) for each in shown), shown
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> CommandLine:
     return CommandLine(tmp_path)
@@ -130,7 +141,7 @@ def test_words_turned_round_are_no_options(run: CommandLine, spool: Spool) -> No
     assert run("queue", "drop", "-to:@example.com") == "Dropped 1 message\n"
     assert spool.ids() == {"0B"}
     assert "'shoe:x' means nothing" in run.misused("queue", "drop", "-shoe:x")
-    assert "FILTER" in run("queue", "list", "-h")
+    assert "FILTER" in run("queue", "list", "--help")
 
 
 def test_acting_without_a_service(run: CommandLine, spool: Spool) -> None:

@@ -25,8 +25,8 @@ from mailsvc.queue.spool import Spool
 
 _FILTER = """
     FILTER is words that all have to hold, such as to:@example.org from:alice@example.com
-    status:deferred age>4h size>1M attempts>=3 reason:timeout, or a message's id; a "-" before a
-    word turns it round.
+    status:deferred 'age>4h' 'size>1M' 'attempts>=3' reason:timeout, or a message's id; a "-" before
+    a word turns it round.  Without the quotes a shell takes > for the name of a file.
 """
 
 
