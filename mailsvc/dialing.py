@@ -268,6 +268,8 @@ async def dial(reactor: Any, host: str, port: int, *, seconds: float, bind: str 
                            timed_out=True) from None
     except (error.ConnectError, error.DNSLookupError, OSError) as problem:
         raise NoConnection(f"{where}: {_words(problem)}") from None
+    except ValueError as problem:  # such as an A-label that is none
+        raise NoConnection(f"{host!r} is not a host: {problem}") from None
     assert isinstance(line, Line)
     return line
 
@@ -295,6 +297,9 @@ def _endpoint(reactor: Any, host: str, port: int, seconds: float,
     if not name.isascii():
         # IDNAError is a ValueError.
         name = idna.encode(name, uts46=True).decode()
+    if not all(0 < len(label) < 64 for label in name.removesuffix(".").split(".")):
+        # Python's look-up would fail of them, and log how.
+        raise ValueError("expected labels of 1 to 63 characters between the dots")
     return HostnameEndpoint(reactor, name.encode(), port, timeout=seconds,
                             bindAddress=bind or None)
 

@@ -51,7 +51,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mailsvc.connections import Connections
-from mailsvc.localsocket import LocalSocket, NoService, ask
+from mailsvc.localsocket import LocalSocket, NoService, ask, out_of_reach
 from mailsvc.watching import Watch, Watches
 
 _log = Logger("mailsvc")
@@ -316,9 +316,7 @@ def _sockets(data: Path | int) -> list[str]:
     try:
         return sorted(name for name in os.listdir(data) if _NAME.fullmatch(name))
     except OSError as error:
-        raise NoService(f"no service runs with the data in {data}: {error.strerror}; name the "
-                        "right place with --dir or --config, as root or the user that runs "
-                        "mailsvc") from error
+        raise out_of_reach(data, error) from error
 
 
 class Follower:

@@ -113,6 +113,15 @@ class NoService(Exception):
     """No service answers; the text says why, and what to do."""
 
 
+def out_of_reach(data: Path | int, error: OSError) -> NoService:
+    """What to say when *error* is why the data directory cannot be looked into."""
+    if isinstance(error, PermissionError):
+        return NoService(f"whether a service runs with the data in {data} cannot be seen: "
+                         f"{error.strerror}; run this as root or as the user that runs mailsvc")
+    return NoService(f"no service runs with the data in {data}: {error.strerror}; name the right "
+                     "place with --dir or --config")
+
+
 def ask(data: Path, name: str, request: dict[str, Any] | None = None,
         patience: float | None = None) -> dict[str, Any]:
     """What the service that runs with the directory *data* answers at its socket *name*.
@@ -125,8 +134,7 @@ def ask(data: Path, name: str, request: dict[str, Any] | None = None,
     try:
         directory = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise NoService(f"no service runs with the data in {data}: {error.strerror}; name the "
-                        "right place with --dir or --config") from error
+        raise out_of_reach(data, error) from error
     blocks = []
     try:
         with socket.socket(socket.AF_UNIX) as connection:

@@ -438,6 +438,20 @@ def test_a_terminal_gets_a_table(run: CommandLine, monkeypatch: pytest.MonkeyPat
     assert json.loads(run("account", "list", "--json"))  # no table when it is for programs
 
 
+@pytest.mark.usefixtures("terminal")
+def test_a_window_too_narrow_for_a_table_gets_lines(
+    run: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns without width would show nothing, and those of a letter cannot be read."""
+    monkeypatch.setenv("COLUMNS", "39")
+    assert "\n".join(run("account", "list").splitlines()[:7]) == (
+        "name:     Bob@example.org\nrole:     both\nquota:    -\nmessages: -\n"
+        "login:    password, APOP\n\nname:     alice@example.org")
+    assert run("alias", "list").count("┏") == 1
+    monkeypatch.setenv("COLUMNS", "15")
+    assert run("alias", "list") == "name, targets, moved: none\n"
+
+
 def test_wide_characters_are_aligned(run: CommandLine) -> None:
     with run.directory() as directory:
         directory.add_account(at("漢字@example.org"))

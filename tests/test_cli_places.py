@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,3 +97,37 @@ def test_nothing_was_deleted(before_the_first_start: CommandLine) -> None:
     assert before_the_first_start("undelete", BOB) == "0 messages are back\n"
     assert before_the_first_start.json("undelete", BOB, "--list") == []
     assert not (before_the_first_start.dir / "mail").exists()
+
+
+@pytest.mark.parametrize("command", [
+    ("stats",), ("reload",), ("sessions",), ("watch", "--address", "192.0.2.7")], ids=" ".join)
+def test_a_service_that_this_user_cannot_see(
+    command: tuple[str, ...], fresh: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root can see all, so this has to be played."""
+    def hidden(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+            if path == fresh.dir:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *arguments, **options)
+
+        return refuse
+
+    for name in ("open", "listdir"):
+        monkeypatch.setattr(os, name, hidden(getattr(os, name)))
+    assert fresh.fails(*command) == (
+        f"whether a service runs with the data in {fresh.dir} cannot be seen: Permission denied; "
+        "run this as root or as the user that runs mailsvc")
+
+
+@pytest.mark.parametrize("command", [
+    ("dev", "--dir", ""), ("quickstart", BOB, "--dir", ""), ("quickstart", BOB, "--config", ""),
+    ("account", "list", "--dir", ""), ("account", "list", "--config", ""), ("backup", "make", "")],
+    ids=" ".join)
+def test_an_empty_name_is_no_place(
+    command: tuple[str, ...], fresh: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As "$DATA" is in a script that has not set it."""
+    monkeypatch.chdir(tmp_path)
+    assert "it is empty; name a place" in fresh.misused(*command)
+    assert not list(tmp_path.iterdir())

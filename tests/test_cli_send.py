@@ -59,6 +59,15 @@ def newest(service: Service, account: str = BOB) -> Any:
     return email.message_from_bytes(files[-1].read_bytes(), policy=default)
 
 
+@pytest.mark.parametrize("host", ["old..example", f"{'x' * 64}.example", "xn--zz", "."],
+                         ids=["empty", "long", "A-label", "dot"])
+def test_a_name_that_no_host_has(host: str) -> None:
+    for done in (run("send", "--server", host, "--to", BOB, "-q", status=68),
+                 run("fetch", "--server", host, "--user", BOB, "--password-stdin", stdin=SECRET,
+                     status=75)):
+        assert "is not a host" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_the_dialogue_is_shown(service: Service) -> None:
     shown = send(service, "--to", BOB, "--subject", "Grüße", "--body", "Hallo, Jörg").stdout
     assert " -> EHLO " in shown and "<-  220 mx.example.org" in shown

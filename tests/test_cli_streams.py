@@ -54,6 +54,12 @@ def test_what_cannot_be_written(name: str, script: str, reason: str, data: Path)
         1, f"Error: cannot write to standard output: {reason}\n")
 
 
+def test_no_app_password_is_left_that_nobody_was_shown(data: Path) -> None:
+    command = ("account", "app-password", "add", KOREAN, "phone")
+    assert shell('"$@" > /dev/full', data, *command).returncode == 1
+    assert CommandLine(data).json("account", "app-password", "list", KOREAN) == []
+
+
 @pytest.mark.parametrize("name", PRINTING)
 def test_nobody_reads(name: str, data: Path) -> None:
     """As programs end by SIGPIPE, without a word."""

@@ -8,7 +8,9 @@ import mailbox
 import os
 import shutil
 import signal
+import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,6 +31,7 @@ from mailsvc.mail import Account
 from mailsvc.store.deposit import Deposit
 from mailsvc.store.listing import Listing, SizeCache
 from tests.command_line import CommandLine, fresh_command_line
+from tests.service import PATIENCE
 from tests.stores import files
 
 ALICE = Account("alice", "example.org")
@@ -446,3 +449,34 @@ def test_a_server_that_is_not_there(mailsvc: CommandLine) -> None:
         assert result.exit_code == 1
         assert json.loads(result.stdout)["error"]
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("host", ["old..example", f"{'x' * 64}.example"], ids=["empty", "long"])
+def test_a_name_that_no_host_has(mailsvc: CommandLine, host: str) -> None:
+    result = mailsvc.runner.invoke(
+        main, ["--dir", str(mailsvc.dir), "import", NAME, f"imaps://bob@{host}",
+               "--password-stdin"], input="secret\n")
+    assert result.exit_code == 1 and "host" in result.stderr, result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_a_password_that_login_cannot_take(mailsvc: CommandLine) -> None:
+    def serve(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        connection.settimeout(PATIENCE)
+        with connection, connection.makefile("rwb", buffering=0) as stream:
+            stream.write(b"* OK here\r\n")
+            tag = stream.readline().split()[0]
+            stream.write(b"* CAPABILITY IMAP4rev1\r\n" + tag + b" OK done\r\n")
+            stream.readline()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(PATIENCE)
+        server = threading.Thread(target=serve, args=(listening,))
+        server.start()
+        port = listening.getsockname()[1]
+        result = mailsvc.runner.invoke(
+            main, ["--dir", str(mailsvc.dir), "import", NAME, f"imap://bob@127.0.0.1:{port}",
+                   "--tls", "no", "--password-stdin"], input="gehe\u00efm\n")
+        server.join(PATIENCE)
+    assert result.exit_code == 1 and "ASCII alone" in result.stderr, result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def message(id: str, *to: str, sender: str = "alice@example.org", age: float = 6
     ("to:eve@example.com", "B"), ("from:<>", "B"), ("from:@example.org", "A C"),
     ("-from:<>", "A C"), ("status:new", "A"), ("status:deferred", "B"), ("status:held", "C"),
     ("age>1h", "B"), ("age<=60s", "A C"), ("size>1K", "C"), ("size<=1k", "A B"),
-    ("attempts>=2", "B"), ("attempts<1", "A C"), ("reason:GREY", "B"), ("id:b", "B"), ("a", "A"),
+    ("attempts>=2", "B"), ("attempts<1", "A C"), ("reason:GREY", "B"), ("id:b", "B"),
     ("account:alice@example.org", "C"), ("to:@example.net status:held", "C"),
     ("to:@example.net -status:held age<2m", "A"), ("to:gone@example.net", "")])
 def test_filters(words: str, ids: str) -> None:
@@ -77,10 +78,20 @@ def test_what_waits_for_its_release_is_scheduled_until_an_operator_lets_it_go() 
 
 
 @pytest.mark.parametrize("words", ["to:", "to:bob", "x:y", "age>", "age>4", "age>4y", "size>1h",
-                                   "status:x", "a-b", "age=4h", "-"])
+                                   "status:x", "a-b", "age=4h", "-", "held", "-held", "all"])
 def test_words_that_mean_nothing(words: str) -> None:
     with pytest.raises(FilterError):
         parse([words])
+
+
+@pytest.mark.parametrize("command", ["list", "drop", "the documentation"])
+def test_what_a_shell_would_take_for_a_file_is_quoted(command: str, tmp_path: Path) -> None:
+    """Without quotes, drop to:@example.org age>4h would drop the young ones too."""
+    text = ((Path(__file__).parent.parent / "docs" / "relaying.rst").read_text()
+            if command == "the documentation" else
+            CommandLine(tmp_path)("queue", command, "--help"))
+    shown = re.findall(r"\S*(?:age|size|attempts)[<>]\S*", text)
+    assert shown and all(re.match("'.*'", each) for each in shown), shown
 
 
 @pytest.fixture
@@ -116,6 +127,21 @@ def test_listing(run: CommandLine, spool: Spool) -> None:
     assert "no message 9Z in the queue" in run.fails("queue", "show", "9Z")
     assert json.loads(run("queue", "stats", "--json"))["domains"] == {
         "example.net": 1, "example.com": 1}
+
+
+def test_words_turned_round_are_no_options(run: CommandLine, spool: Spool) -> None:
+    def ids(*words: str) -> list[str]:
+        return [each["id"] for each in json.loads(run("queue", "list", "--json", *words))]
+
+    assert ids("-to:bob@example.net") == ids("--", "-to:@example.net") == ["0B"]
+    assert ids("-0b", "--", "-age>1h") == ["0A"]
+    assert json.loads(run("queue", "stats", "-status:held", "--json"))["messages"] == 2
+    assert run("queue", "reroute", "-to:@example.net", "127.0.0.1:25") == "Rerouted 1 message\n"
+    assert spool.load("0B").route == "127.0.0.1:25" and not spool.load("0A").route
+    assert run("queue", "drop", "-to:@example.com") == "Dropped 1 message\n"
+    assert spool.ids() == {"0B"}
+    assert "'shoe:x' means nothing" in run.misused("queue", "drop", "-shoe:x")
+    assert "FILTER" in run("queue", "list", "--help")
 
 
 def test_acting_without_a_service(run: CommandLine, spool: Spool) -> None:

@@ -278,7 +278,7 @@ def role(name: Address, role: str) -> None:
 
 @account.command()
 @click.argument("name", type=MAILBOX, metavar="NAME@DOMAIN")
-@click.argument("administers", type=click.Choice(["yes", "no"]), metavar="[yes|no]")
+@click.argument("administers", type=click.Choice(["yes", "no"]), metavar="{yes|no}")
 @place_options
 def admin(name: Address, administers: str) -> None:
     """Say whether an account administers the service.

@@ -62,6 +62,16 @@ class _Duration(click.ParamType):
         return seconds
 
 
+class Named(click.Path):
+    """A path.  An empty one, as of a variable of the shell that is not set, is a mistake: it would
+    be the present directory, or none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; name a place", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 MAILBOX = _Mailbox()
 DOMAIN = _Domain()
 OCTETS = _Octets()

@@ -14,6 +14,7 @@ from mailsvc.backup.manifest import Damaged
 from mailsvc.backup.snapshot import Origin, Refused
 from mailsvc.certificates import CertificateProblem, files_at
 from mailsvc.cli import place
+from mailsvc.cli.arguments import Named
 from mailsvc.cli.listing import json_option, print_json, print_rows
 from mailsvc.cli.place import explained, place_options
 from mailsvc.cli.progress import progress
@@ -37,7 +38,7 @@ def backup() -> None:
 
 
 @backup.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Named(path_type=Path))
 @click.option("--keep", type=click.IntRange(min=1), metavar="NUMBER",
               help="Afterwards remove all snapshots in DIRECTORY but the newest so many.")
 @json_option

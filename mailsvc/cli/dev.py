@@ -40,7 +40,7 @@ from twisted.python.failure import Failure
 from mailsvc import contradictions, log
 from mailsvc.certificates import CertificateProblem, certificate_at
 from mailsvc.cli import place
-from mailsvc.cli.arguments import DOMAIN
+from mailsvc.cli.arguments import DOMAIN, Named
 from mailsvc.cli.listeners import Place, UnixPlace, listener_options
 from mailsvc.config import KEYS, ConfigurationError, Settings
 from mailsvc.directory import SqliteDirectory
@@ -130,7 +130,7 @@ ACCOUNT, ALIAS = _AccountType(), _AliasType()
 
 
 @click.command()
-@click.option("--dir", "directory", type=click.Path(file_okay=False, path_type=Path),
+@click.option("--dir", "directory", type=Named(file_okay=False, path_type=Path),
               metavar="DIR", help="Data directory; accounts are in DIR/accounts.sqlite, mail in "
               "DIR/mail/DOMAIN/LOCAL-PART.  Without it, a temporary one, removed at the end.")
 @click.option("--domain", "domains", type=DOMAIN, multiple=True, help="Serve this domain.")

@@ -216,7 +216,11 @@ def _imap(server: _Server) -> IMAP:
         except ssl.SSLError as error:
             raise SourceFailure(f"TLS failed: {error}; --ca FILE trusts an authority, --no-verify "
                                 "takes any certificate") from None
-        client.login(server.user, secret)
+        try:
+            client.login(server.user, secret)
+        except UnicodeEncodeError:
+            raise SourceFailure("LOGIN of IMAP takes names and passwords in ASCII alone; give the "
+                                "account there such a password for as long") from None
         return client
 
     return IMAP(server.name, connect, server.options["folders"] or ("INBOX",))

@@ -89,10 +89,12 @@ def add(name: Address, label: str, protocols: tuple[str, ...], networks: tuple[s
         prepared = password.encode()
         scram = PasswordHasher(settings().passwords, None).derive_scram(
             prepared, scram_salt(directory, account.name))
-        made = directory.passwords.add(account, StoredPassword(
-            label, app_verifier(directory, prepared), scram, password if apop else None,
-            frozenset(protocols), networks, expires))
-        click.echo(password)
+        # None is left of which nobody was shown the password.
+        with directory.transaction():
+            made = directory.passwords.add(account, StoredPassword(
+                label, app_verifier(directory, prepared), scram, password if apop else None,
+                frozenset(protocols), networks, expires))
+            click.echo(password)
         click.echo(f"Made app password {made.label!r} of {account.name}; it is not shown again. "
                    "Log in with the account's name and it.", err=True)
 

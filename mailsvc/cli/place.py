@@ -33,6 +33,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def _remember(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
     if value is None:
         return
+    if not value:
+        raise click.BadParameter("it is empty; name a place, or leave it out", ctx, option)
     if not value.isprintable():
         raise click.BadParameter(f"{value!r} holds control characters; leave them out", ctx, option)
     # ctx.meta is one for the whole command line.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,8 +25,8 @@ from mailsvc.queue.spool import Spool
 
 _FILTER = """
     FILTER is words that all have to hold, such as to:@example.org from:alice@example.com
-    status:deferred age>4h size>1M attempts>=3 reason:timeout, or a message's id; a "-" before a
-    word turns it round.
+    status:deferred 'age>4h' 'size>1M' 'attempts>=3' reason:timeout, or a message's id; a "-" before
+    a word turns it round.  Without the quotes a shell takes > for the name of a file.
 """
 
 
@@ -36,6 +37,18 @@ def queue() -> None:
 
 
 queue.add_command(tls)
+
+
+class _Filtered(click.Command):
+    """A command with a FILTER, of which a word may begin with a "-", as options do."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        before, behind = args[:end], args[end + 1 :]
+        turned = [each for each in before if re.match("-[^-].", each, re.DOTALL)]
+        rest = [each for each in before if each not in turned]
+        # Behind the others, for a route stands before the words, whose order means nothing.
+        return super().parse_args(ctx, [*rest, "--", *behind, *turned])
 
 
 def _meant(words: tuple[str, ...]) -> Test:
@@ -78,7 +91,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds}s"
 
 
-@queue.command(name="list", help="""List the messages in the queue, the oldest first.
+@queue.command(name="list", cls=_Filtered, help="""List the messages in the queue, the oldest first.
 """ + _FILTER + """
     The keys in JSON are id, status (new, deferred, held, scheduled: until its sender wants it to be
     sent, or kept: until the next host fetches it by ATRN), arrived, size, from, account, attempts,
@@ -149,7 +162,7 @@ def show(id: str, text: bool, as_json: bool) -> None:
         click.echo(content.decode("utf-8", "replace").replace("\r\n", "\n"), nl=False)
 
 
-@queue.command(help="""Count the messages in the queue, and to which domains they go.
+@queue.command(cls=_Filtered, help="""Count the messages in the queue, and to which domains they go.
 """ + _FILTER + """
     The keys in JSON are messages, new, deferred, held, scheduled, kept, octets, oldest (seconds)
     and domains, the number of waiting recipients for each.
@@ -204,7 +217,7 @@ def _action(name: str, done: str, sentence: str, example: str, more: str = "") -
     command = click.argument("filter", nargs=-1)(command)
     if name == "reroute":
         command = click.argument("route")(command)
-    queue.command(name=name, help=f"{sentence}\n\n    {more}\n" + _FILTER + f"""
+    queue.command(name=name, cls=_Filtered, help=f"{sentence}\n\n    {more}\n" + _FILTER + f"""
     The keys in JSON are ids, of the messages changed, and busy, of those that are being sent.
 
     \b

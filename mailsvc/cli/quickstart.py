@@ -23,7 +23,7 @@ from mailsvc import installation
 from mailsvc.acme.limits import CHALLENGES
 from mailsvc.cli import place
 from mailsvc.cli.accounts import ask_password
-from mailsvc.cli.arguments import DOMAIN, MAILBOX, password_options
+from mailsvc.cli.arguments import DOMAIN, MAILBOX, Named, password_options
 from mailsvc.cli.doctor import Screen, diagnose, summary
 from mailsvc.cli.listeners import PORTS
 from mailsvc.cli.records import IP_ADDRESS, text_of
@@ -125,9 +125,9 @@ class Plan:
               help="An address of this host, as others see it; may be repeated [told from here].")
 @password_options("The account's password is what this file holds [asked for, twice; made up where "
                   "there is no terminal].")
-@click.option("--config", metavar="FILE", type=click.Path(dir_okay=False),
+@click.option("--config", metavar="FILE", type=Named(dir_okay=False),
               help=f"The configuration to write [{DEFAULT_PATH}, or with --dir DIR/mailsvc.toml].")
-@click.option("--dir", "directory", metavar="DIR", type=click.Path(file_okay=False),
+@click.option("--dir", "directory", metavar="DIR", type=Named(file_okay=False),
               help=f"The data directory [{ServiceSettings().data}]; a trial needs no root.")
 @click.option("--user", metavar="NAME",
               help="The user that runs the service, made if need be [mailsvc; with --dir, whoever "

@@ -353,7 +353,8 @@ def _code(failure: SendingFailure) -> int:
     if isinstance(failure, _TLSFailed | LoginRefused | CannotLogIn) and not (
             failure.reply is not None and failure.temporary):
         return os.EX_NOPERM
-    if isinstance(failure, CannotConnect) and "lookup" in failure.text.lower():
+    if isinstance(failure, CannotConnect) and any(
+            each in failure.text for each in ("DNS lookup", "is not a host")):
         return os.EX_NOHOST
     if isinstance(failure, BadReply):
         return os.EX_PROTOCOL

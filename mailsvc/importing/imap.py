@@ -131,6 +131,9 @@ def _guarded(act: Callable[[], Result]) -> Result:
         raise SourceFailure(str(error)) from None
     except OSError as error:
         raise SourceFailure(f"the connection failed: {error}") from None
+    except UnicodeError as error:
+        # Python's look-up, of a name with labels that are empty or too long.
+        raise SourceFailure(f"that is no name of a host: {error}") from None
 
 
 def _quoted(folder: str) -> str:

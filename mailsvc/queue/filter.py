@@ -73,12 +73,14 @@ def _word(word: str) -> Test:
     if compared:
         return _comparison(*compared.groups())
     name, colon, value = word.partition(":")
-    if not colon and word.isascii() and word.isalnum():
+    # Ids begin with a digit until the year 2327; "held" is meant for something else.
+    if not colon and word.isascii() and word.isalnum() and word[0].isdigit():
         return lambda message, now: message.id == word.upper()
     if name in _FIELDS and value:
         return _FIELDS[name](value)
     raise FilterError(f"{word!r} means nothing; expected to:, from:, account:, status:, reason:, "
-                      "id:, or age, size or attempts with > or <, such as to:@example.org age>4h")
+                      "id:, a message's id, or age, size or attempts with > or <, such as "
+                      "to:@example.org age>4h")
 
 
 def _comparison(name: str, sign: str, number: str, unit: str) -> Test:
