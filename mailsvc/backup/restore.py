@@ -184,11 +184,11 @@ def _refuse_missing(snapshot: Path, jobs: list[tuple[Account, list[Kept]]],
     if wanted and not any(messages for _, messages in jobs):
         raise Refused(f"{snapshot} has no message {', '.join(wanted)} of "
                       + ", ".join(account.name for account in by_name.values())
-                      + "; look in another: mailsvc backup list")
+                      + f"; look in another: mailsvc backup list {snapshot.parent}")
     if not jobs:
         raise Refused(f"{snapshot} has no mail of "
                       + ", ".join(account.name for account in by_name.values())
-                      + "; look in another: mailsvc backup list")
+                      + f"; look in another: mailsvc backup list {snapshot.parent}")
 
 
 def _missing(deposit: Deposit, root: Path, account: Account,

@@ -38,7 +38,7 @@ def backup() -> None:
 
 
 @backup.command()
-@click.argument("directory", type=Named(path_type=Path))
+@click.argument("directory", type=Named(file_okay=False, path_type=Path))
 @click.option("--keep", type=click.IntRange(min=1), metavar="NUMBER",
               help="Afterwards remove all snapshots in DIRECTORY but the newest so many.")
 @json_option

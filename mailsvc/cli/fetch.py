@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from mailsvc.blocking import run
 from mailsvc.cli.arguments import password_options
 from mailsvc.cli.listing import json_option, print_json
-from mailsvc.cli.remote import host_and_port, read_secret, with_remedy, without_greeting
+from mailsvc.cli.remote import host_and_port, is_no_host, read_secret, with_remedy, without_greeting
 from mailsvc.fetching import Fetcher, FetchFailure
 from mailsvc.mailfile import Place, Seen, Stream, place
 from mailsvc.trust import UNVERIFIED, Trust
@@ -25,9 +25,9 @@ _AHEAD = 16
 
 
 @click.command(epilog="""\b
-Status: 0 done; 2 the command line is wrong; 69 refused; 73 a message could
-not be written; 75 try again later; 76 the server does not speak the protocol;
-77 login or TLS failed.  What had been stored by then stays.
+Status: 0 done; 2 the command line is wrong; 68 no such server; 69 refused; 73
+a message could not be written; 75 try again later; 76 the server does not
+speak the protocol; 77 login or TLS failed.  What had been stored stays.
 
 \b
 Example:
@@ -205,6 +205,8 @@ class _Job:
             # A maildrop in use is no wrong password.
             return os.EX_TEMPFAIL if failure.kind == "login" and failure.temporary else (
                 os.EX_NOPERM)
+        if is_no_host(failure.text):
+            return os.EX_NOHOST
         return {"protocol": os.EX_PROTOCOL, "refused": os.EX_UNAVAILABLE}.get(
             failure.kind, os.EX_TEMPFAIL)
 

@@ -41,6 +41,11 @@ _REMEDIES = {
 }
 
 
+def is_no_host(text: str) -> bool:
+    """Whether a connection failed, as *text* says, for there is no such host."""
+    return "DNS lookup" in text or "is not a host" in text
+
+
 def with_remedy(text: str, reason: str) -> str:
     """*text*, which says what is wrong, and what can be done if *reason* is about a certificate."""
     return "; ".join(filter(None, [text, _REMEDIES.get(reason)]))

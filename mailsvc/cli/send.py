@@ -12,7 +12,7 @@ import click
 from mailsvc.blocking import run
 from mailsvc.cli.arguments import password_options
 from mailsvc.cli.listing import json_option, print_json
-from mailsvc.cli.remote import host_and_port, read_secret, with_remedy, without_greeting
+from mailsvc.cli.remote import host_and_port, is_no_host, read_secret, with_remedy, without_greeting
 from mailsvc.client import (
     BadArgument,
     Client,
@@ -353,8 +353,7 @@ def _code(failure: SendingFailure) -> int:
     if isinstance(failure, _TLSFailed | LoginRefused | CannotLogIn) and not (
             failure.reply is not None and failure.temporary):
         return os.EX_NOPERM
-    if isinstance(failure, CannotConnect) and any(
-            each in failure.text for each in ("DNS lookup", "is not a host")):
+    if isinstance(failure, CannotConnect) and is_no_host(failure.text):
         return os.EX_NOHOST
     if isinstance(failure, BadReply):
         return os.EX_PROTOCOL
