@@ -263,7 +263,8 @@ def test_of_what_waits_for_its_time_nothing_is_left(tmp_path: Path) -> None:
     world = World(tmp_path, bob=[(WAITING, "4.4.1")])
     first, second = (world.put("bob@example.net") for _ in range(2))
     answers: list[Acted] = []
-    Deferred.fromCoroutine(world.runner.act("drop", [first], "")).addCallback(answers.append)
+    dropping = world.runner.act("drop", [f"id:{first}"], "")
+    Deferred.fromCoroutine(dropping).addCallback(answers.append)
     assert answers == [([first], [])] and world.runner.standing(0)[:3] == (0, 1, 0)
     world.turn(300)
     assert world.spool.load(second).attempts == 2 and len(world.carrying.times) == 3
