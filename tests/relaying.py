@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
@@ -237,3 +238,14 @@ class Relaying:
             for sink in self.sinks:
                 sink.answer()
         return sum(sink.messages for sink in self.sinks)
+
+    def go_ahead(self) -> None:
+        """Send until a message is begun behind another that is not answered."""
+        for _ in range(200):
+            self.clock.advance(0)
+            self.threads.turn()
+            if self.sinks and any(b"\r\n.\r\nMAIL" in each for each in self.sinks[0].written):
+                return
+            for sink in self.sinks:
+                sink.answer()
+        pytest.fail("nothing was sent ahead")

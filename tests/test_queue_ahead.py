@@ -340,15 +340,7 @@ def test_at_a_stop_what_is_unanswered_is_waited_for(tmp_path: Path, abruptly: bo
     for number in range(MESSAGES):
         relaying.put(text(number))
     relaying.runner.start()
-    for _ in range(200):
-        relaying.clock.advance(0)
-        relaying.threads.turn()
-        if relaying.sinks and any(b"\r\n.\r\nMAIL" in each for each in relaying.sinks[0].written):
-            break
-        for sink in relaying.sinks:
-            sink.answer()
-    else:
-        pytest.fail("nothing was sent ahead")
+    relaying.go_ahead()
     [sink] = relaying.sinks
     before = len(sink.taken)
     stopped: list[object] = []

@@ -12,34 +12,26 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 
 from mailsvc.client import Client
-from mailsvc.errors import EnhancedStatus, TemporaryFailure
+from mailsvc.errors import TemporaryFailure
 from mailsvc.mail import Address
-from mailsvc.queue import runner
-from mailsvc.queue.attempts import Attempts
 from mailsvc.queue.carrier import Carrier
 from mailsvc.queue.content import Content
-from mailsvc.queue.job import Job, Result
+from mailsvc.queue.job import Job
 from mailsvc.queue.limits import QueueSettings
 from mailsvc.queue.local import Local
-from mailsvc.queue.message import RELAYED, WAITING, QueuedMessage, QueuedRecipient
-from mailsvc.queue.routes import Hop, RelaySettings, Routes, parse_route
-from mailsvc.queue.runner import Runner
-from mailsvc.queue.schedule import Schedule
-from mailsvc.queue.spool import Spool
-from mailsvc.queue.wake import Teller, WakeFactory
+from mailsvc.queue.message import WAITING, QueuedMessage, QueuedRecipient
+from mailsvc.queue.routes import RelaySettings, parse_route
 from mailsvc.smtp.failures import CannotConnect
-from mailsvc.srs import SRS
 from tests.command_line import CommandLine
 from tests.exchanger import Exchanger
-from tests.queue_clock import Carrying, Here, World
+from tests.queue_clock import World
 from tests.relay import MESSAGE, queued, relaying, submit, until, unverified
 from tests.relaying import Relaying
 from tests.service import PATIENCE, Service
+from tests.undecided import begun, nothing, taken, unclaimed, undecided, unreachable
 
 #: Messages, all to one host.
 MESSAGES = 60
@@ -112,14 +104,6 @@ class Silent(Relaying):
     def arrived(self) -> Counter[int]:
         """How often each message was taken."""
         return Counter(number_of(message) for sink in self.sinks for message in sink.taken)
-
-
-def unclaimed(spool: Spool, ids: Any) -> bool:
-    """Whether nobody works on *ids*."""
-    free = [id for id in ids if spool.claims.take(id)]
-    for id in free:
-        spool.claims.give_back(id)
-    return sorted(free) == sorted(ids)
 
 
 @pytest.mark.parametrize("action", ["hold", "release", "retry", "reroute", "drop"])
@@ -214,15 +198,7 @@ def test_what_is_being_sent_is_busy_and_so_is_what_was_sent_ahead(tmp_path: Path
     relaying = Silent(tmp_path, 12, connections_per_destination=1)
     relaying.go(3)
     relaying.connect()
-    for _ in range(200):
-        relaying.clock.advance(0)
-        relaying.threads.turn()
-        if relaying.sinks and any(b"\r\n.\r\nMAIL" in each for each in relaying.sinks[0].written):
-            break
-        for sink in relaying.sinks:
-            sink.answer()
-    else:
-        pytest.fail("nothing was sent ahead")
+    relaying.go_ahead()
     before = relaying.arrived
     changed, busy = relaying.act("drop")
     assert len(busy) == 2 and set(busy) == relaying.spool.ids() and len(changed) >= 8
@@ -273,53 +249,13 @@ def test_of_what_waits_for_its_time_nothing_is_left(tmp_path: Path) -> None:
 # ---- several ways --------------------------------------------------------------------------------
 
 
-class Pending(Carrying):
-    """Has a test say what becomes of each job."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
-        self.pending: list[Job] = []
-
-    def carry(self, hop: Hop, job: Job) -> Deferred[list[Result]]:
-        self.pending.append(job)
-        return job.done
-
-    def abort(self) -> None:
-        for job in self.pending:
-            job.interrupt()
-
-
-def taken(job: Job) -> None:
-    """The next host takes it."""
-    job.begun = True
-    job.conclude([Result(each, RELAYED, EnhancedStatus(2, 0, 0), "ok", "mx")
-                  for each in job.recipients])
-    job.finish()
-
-
-def begun(job: Job) -> None:
-    job.begun = True
-
-
-def unreachable(job: Job) -> None:
-    job.finish("no way to that host")
-
-
-def nothing(job: Job) -> None:
-    pass
-
-
 @pytest.mark.parametrize(("one", "is_withdrawn"), [
     (nothing, True), (unreachable, True), (begun, False), (taken, False)])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_with_several_ways_none_may_have_begun(
     tmp_path: Path, one: Callable[[Job], None], is_withdrawn: bool, which: int
 ) -> None:
-    world = World(tmp_path)
-    world.runner.stop()
-    pending = Pending(world.clock)
-    world.carrying = pending
-    world.begin()
+    world, pending = undecided(tmp_path)
     id = world.put("a@a.example", "b@b.example", "c@c.example")
     due = world.spool.load(id).due
     world.clock.advance(10)
@@ -344,11 +280,7 @@ def test_with_several_ways_none_may_have_begun(
 def test_what_a_host_took_and_the_disk_did_not_is_known_after_a_withdrawal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path)
-    world.runner.stop()
-    pending = Pending(world.clock)
-    world.carrying = pending
-    world.begin()
+    world, pending = undecided(tmp_path)
     world.put("a@a.example", "b@b.example")
 
     def full(*messages: QueuedMessage) -> None:
@@ -405,166 +337,6 @@ def test_what_is_being_delivered_here_has_begun(tmp_path: Path) -> None:
     routed.errback(TemporaryFailure("the directory cannot be read"))
     assert job.done.called and [each.state for each in job.results] == [WAITING]
     job.content.close()
-
-
-# ---- other processes that try --------------------------------------------------------------------
-
-
-class Wire:
-    """One end of a connection between processes: what was written waits until it is taken."""
-
-    disconnecting = False
-
-    def __init__(self) -> None:
-        self.written = b""
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def take(self) -> bytes:
-        data, self.written = self.written, b""
-        return data
-
-    def loseConnection(self) -> None:
-        pass
-
-    abortConnection = loseConnection
-
-
-class Pair:
-    """A process that sends, with *messages* under way, every second of them in one that helps.
-
-    :ivar here: what the one carries, *there*: the other.
-    """
-
-    def __init__(self, directory: Path, messages: int = 4) -> None:
-        self.world = World(directory)
-        self.world.runner.stop()
-        clock = self.world.clock
-        self.here, self.there = Pending(clock), Pending(clock)
-        self.runner = Runner(self.world.spool, Here(),  # type: ignore[arg-type]
-                             self._attempts(self.world.spool, self.here), clock, senders=2)
-        self.world.runner = self.runner
-        self.runner.start()
-        wake = WakeFactory(self.runner, lambda: None, clock)
-        self._hearing: Any = wake.buildProtocol(None)
-        self._to_helper, self._from_helper = Wire(), Wire()
-        self._hearing.makeConnection(self._to_helper)
-        self._teller = Teller(clock, lambda: None)
-        other = Spool(directory / "queue")
-        self._teller.make_attempts = lambda: self._attempts(other, self.there)
-        self._teller.made(self._from_helper)
-        self.flow()
-        self.ids = [self.world.put(f"{name}@{name}.example") for name in "abcdef"[:messages]]
-        self.flow()
-        assert len(self.here.pending) == len(self.there.pending) == messages / 2
-
-    def _attempts(self, spool: Spool, carrying: Pending) -> Attempts:
-        return Attempts(spool, Here(), carrying, Routes(RelaySettings()),  # type: ignore[arg-type]
-                        Schedule(self.world.settings), self.world.told,  # type: ignore[arg-type]
-                        SRS(lambda value: value.ljust(8, b".")), self.world.clock)
-
-    def flow(self, *, back: bool = True) -> None:
-        """What was written arrives; of what the helper says only if *back*."""
-        for _ in range(10):
-            for line in self._to_helper.take().splitlines():
-                self._teller.heard(self._from_helper, line)
-            if back:
-                self._hearing.dataReceived(self._from_helper.take())
-
-    def lose(self) -> None:
-        """The helper is gone."""
-        self._teller.ended(self._from_helper)
-        self._hearing.connectionLost(Failure(ConnectionDone()))
-
-    def ask(self, action: str) -> list[Acted]:
-        """Ask for *action* with all; the answer, when it is there."""
-        answer: list[Acted] = []
-        Deferred.fromCoroutine(self.runner.act(action, [], "")).addCallback(answer.append)
-        return answer
-
-
-@pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
-    monkeypatch.setattr(runner, "_ALONE", 0)
-    return Pair(tmp_path)
-
-
-@pytest.mark.parametrize("action", ["hold", "drop"])
-def test_another_process_lets_go_of_what_it_has_not_begun(pair: Pair, action: str) -> None:
-    answer = pair.ask(action)
-    assert answer == []  # not before it has said so
-    pair.flow()
-    assert answer == [(pair.ids, [])] and unclaimed(pair.world.spool, pair.ids)
-    assert pair.runner.standing(0)[:3] == (0, 0, 4 if action == "hold" else 0)
-    assert all(not each.attempts for each in pair.world.spool.messages())
-
-
-def test_what_another_process_is_sending_is_busy(pair: Pair) -> None:
-    pair.there.pending[1].begun = True
-    busy = pair.there.pending[1].message.id
-    answer = pair.ask("drop")
-    pair.flow()
-    assert answer == [([id for id in pair.ids if id != busy], [busy])]
-    answer = pair.ask("drop")
-    pair.flow()
-    assert answer == [([], [busy])]
-    taken(pair.there.pending[1])
-    pair.flow()
-    assert pair.world.spool.ids() == set() and pair.runner.standing(0)[:3] == (0, 0, 0)
-
-
-def test_what_another_process_has_sent_meanwhile_is_gone(pair: Pair) -> None:
-    answer = pair.ask("hold")
-    gone = pair.there.pending[0].message.id
-    taken(pair.there.pending[0])
-    pair.flow()
-    held = [id for id in pair.ids if id != gone]
-    assert answer == [(held, [])] and pair.world.spool.ids() == set(held)
-    # It is told that it may have the rest; nothing of the former question is left.
-    pair.ask("release")
-    pair.flow()
-    for job in (*pair.here.pending, *pair.there.pending):
-        if not job.done.called:
-            taken(job)
-    pair.flow()
-    assert pair.world.spool.ids() == set() and pair.runner.standing(0)[:3] == (0, 0, 0)
-
-
-def test_a_process_that_ends_when_asked_has_let_go(pair: Pair) -> None:
-    answer = pair.ask("drop")
-    pair.lose()
-    assert answer == [(pair.ids, [])] and pair.world.spool.ids() == set()
-    assert pair.runner.standing(0)[:3] == (0, 0, 0)
-
-
-def test_a_process_that_does_not_answer_keeps_what_it_has(pair: Pair) -> None:
-    answer = pair.ask("drop")
-    pair.flow(back=False)
-    pair.world.clock.advance(5)
-    theirs = [job.message.id for job in pair.there.pending]
-    assert answer == [([id for id in pair.ids if id not in theirs], theirs)]
-    # They are tried again as soon as it does.
-    pair.flow()
-    again = [job for job in (*pair.here.pending, *pair.there.pending) if not job.done.called]
-    assert sorted(job.message.id for job in again) == sorted(theirs)
-    for job in again:
-        taken(job)
-    pair.flow()
-    assert pair.world.spool.ids() == set() and pair.runner.standing(0)[:3] == (0, 0, 0)
-
-
-@pytest.mark.parametrize("second", ["retry", "drop"])
-def test_two_that_ask_at_once(pair: Pair, second: str) -> None:
-    first, then = pair.ask("retry"), pair.ask(second)
-    for _ in range(4):
-        pair.flow()
-    assert first == [(pair.ids, [])] and then == [(pair.ids, [])]
-    for job in (*pair.here.pending, *pair.there.pending):
-        if not job.done.called:
-            taken(job)
-    pair.flow()
-    assert pair.world.spool.ids() == set() and pair.runner.standing(0)[:3] == (0, 0, 0)
 
 
 # ---- the whole service ---------------------------------------------------------------------------
